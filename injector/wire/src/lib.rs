@@ -1,0 +1,107 @@
+//! The control socket between the Headstart agent and one function instance.
+//!
+//! A `SOCK_SEQPACKET` unix socket carries one message per packet, with
+//! descriptors beside it (`SCM_RIGHTS`, unix(7)). One exchange per cold start:
+//!
+//! ```text
+//! function                         agent
+//!    | ------- Hello ------------->  |   (with an inherited socket the lease is queued already)
+//!    | <------ Lease + descriptors - |   listener first, then one per granted backend
+//!    | ------- Ack ----------------> |   the agent closes its copies
+//!    | ------- Ready --------------> |   the function accepts from now on
+//!    | ------- Served -------------> |   once, after the first response
+//!    | ------- Request ------------> |   any time: one more connection of a configured backend
+//!    | <------ Grant + descriptor -- |
+//! ```
+//!
+//! A packet is `b"HS"`, the version byte, a zero byte, and a JSON body: small,
+//! readable in a trace, and easy to speak from any language.
+
+mod channel;
+mod message;
+
+pub use channel::{Channel, Received};
+pub use message::{
+    Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, Session, ToAgent, ToFunction, VERSION,
+};
+
+/// Environment variable that names the inherited control descriptor, in decimal.
+pub const CONTROL_FD_ENV: &str = "HEADSTART_CONTROL_FD";
+
+/// Descriptor number of an inherited control socket: the first after standard error.
+pub const CONTROL_FD: i32 = 3;
+
+/// Where a container that cannot inherit descriptors finds its control socket.
+pub const CONTROL_PATH: &str = "/run/headstart/control.sock";
+
+/// Why a packet was refused, or could not be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The peer closed its end: an instance that exited, or an agent that stopped.
+    #[error("the control socket was closed by the other side")]
+    Closed,
+    /// The packet is larger than its direction allows.
+    #[error("a control message is larger than {limit} bytes")]
+    Oversized {
+        /// The limit of this direction, in bytes.
+        limit: usize,
+    },
+    /// The packet is shorter than a header, or does not begin with `HS`.
+    #[error("a control message has no Headstart header")]
+    Header,
+    /// The peer speaks another version of this protocol.
+    #[error(
+        "a control message has version {got}, this side speaks {VERSION}: rebuild the function or the agent"
+    )]
+    Version {
+        /// The version byte that was received.
+        got: u8,
+    },
+    /// The body is not the JSON of a known message.
+    #[error("a control message cannot be read: {0}")]
+    Body(#[from] serde_json::Error),
+    /// The number of descriptors is not what the message announces.
+    #[error("a control message came with {got} descriptors instead of {expected}")]
+    Descriptors {
+        /// How many the message calls for.
+        expected: usize,
+        /// How many came. All were closed.
+        got: usize,
+    },
+    /// The socket call failed. `WouldBlock` on a non-blocking socket is not a fault.
+    #[error("the control socket failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl WireError {
+    /// A short constant name, for logs and metric labels.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Oversized { .. } => "oversized",
+            Self::Header => "header",
+            Self::Version { .. } => "version",
+            Self::Body(_) => "body",
+            Self::Descriptors { .. } => "descriptors",
+            Self::Io(_) => "io",
+        }
+    }
+
+    /// True when a non-blocking socket simply has nothing to read, or no room to write.
+    #[must_use]
+    pub fn would_block(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock that BPF, agent and functions share.
+///
+/// # Errors
+/// Fails only where the kernel has no such clock.
+pub fn monotonic_ns() -> std::io::Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec()).unwrap_or(0);
+    Ok(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}

@@ -1,0 +1,257 @@
+//! What is said on the control socket, and how it is laid out in a packet.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::WireError;
+
+/// Version of the protocol; both sides close a socket that speaks another one.
+pub const VERSION: u8 = 1;
+
+/// Bytes before the JSON body: `H`, `S`, version, zero.
+pub const HEADER_BYTES: usize = 4;
+
+/// Most backends one function may be configured with. Far below the 253
+/// descriptors that unix(7) allows in one message.
+pub const MAX_BACKENDS: usize = 16;
+
+/// One direction of the control socket: its messages and their limit.
+pub trait Direction: Serialize + DeserializeOwned {
+    /// Largest packet of this direction, header included, in bytes.
+    const MAX_BYTES: usize;
+
+    /// How many descriptors must accompany this message.
+    fn descriptors(&self) -> usize;
+
+    /// The packet that carries this message.
+    ///
+    /// # Errors
+    /// [`WireError::Oversized`] when it does not fit its direction.
+    fn encode(&self) -> Result<Vec<u8>, WireError> {
+        let mut packet = vec![b'H', b'S', VERSION, 0];
+        serde_json::to_writer(&mut packet, self)?;
+        if packet.len() > Self::MAX_BYTES {
+            return Err(WireError::Oversized { limit: Self::MAX_BYTES });
+        }
+        Ok(packet)
+    }
+
+    /// Reads a packet.
+    ///
+    /// # Errors
+    /// Every way in which a packet can be wrong, see [`WireError`].
+    fn decode(packet: &[u8]) -> Result<Self, WireError> {
+        match packet {
+            [b'H', b'S', VERSION, 0, body @ ..] => Ok(serde_json::from_slice(body)?),
+            [b'H', b'S', got, _, ..] if *got != VERSION => Err(WireError::Version { got: *got }),
+            _ => Err(WireError::Header),
+        }
+    }
+}
+
+/// What a function says. Times are nanoseconds of `CLOCK_MONOTONIC`, and only
+/// ever used for measurement: the agent clamps them to what it saw itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToAgent {
+    /// The shim runs.
+    Hello {
+        /// Name and version of the shim, for logs.
+        shim: String,
+        /// When the shim was entered.
+        hello_ns: u64,
+    },
+    /// The descriptors of a lease or grant arrived; the agent closes its copies.
+    Ack {
+        /// When they arrived.
+        injected_ns: u64,
+    },
+    /// Initialisation is over; the function accepts connections.
+    Ready {
+        /// When it was over.
+        ready_ns: u64,
+    },
+    /// The first response left. Sent once in an instance's life.
+    Served {
+        /// When its connection was accepted.
+        accept_ns: u64,
+        /// When its first bytes were written.
+        first_response_ns: u64,
+    },
+    /// One more connection of a backend that the function is configured for.
+    Request {
+        /// The backend's name.
+        backend: String,
+    },
+}
+
+impl Direction for ToAgent {
+    const MAX_BYTES: usize = 4 * 1024;
+
+    fn descriptors(&self) -> usize {
+        0
+    }
+}
+
+/// What the agent says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToFunction {
+    /// Everything an instance is born with. Descriptors: the listening socket,
+    /// then one per [`GrantStatus::Ready`] in order.
+    Lease(Lease),
+    /// One backend connection, later: the end of a [`GrantStatus::Pending`], or
+    /// the answer to a [`ToAgent::Request`]. One descriptor when it is ready.
+    Grant(Grant),
+}
+
+impl Direction for ToFunction {
+    const MAX_BYTES: usize = 64 * 1024;
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Lease(lease) => 1 + lease.backends.iter().filter(|grant| grant.is_ready()).count(),
+            Self::Grant(grant) => usize::from(grant.is_ready()),
+        }
+    }
+}
+
+/// What an instance is born with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The function's configured name.
+    pub function: String,
+    /// The instance's identifier, unique on the node while the agent runs.
+    pub instance: String,
+    /// One grant per configured backend, in the order of the configuration.
+    pub backends: Vec<Grant>,
+}
+
+/// One backend connection, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The backend's configured name.
+    pub backend: String,
+    /// Whether a descriptor comes with it.
+    #[serde(flatten)]
+    pub status: GrantStatus,
+}
+
+impl Grant {
+    /// True when a descriptor accompanies this grant.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self.status, GrantStatus::Ready { .. })
+    }
+}
+
+/// Whether a grant brings a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum GrantStatus {
+    /// A descriptor comes with the message. It is non-blocking, close-on-exec,
+    /// and nothing of the previous conversation is left unread.
+    Ready {
+        /// What the function must know to act as if it had logged in.
+        session: Session,
+    },
+    /// The pool was empty; a connection is being made and follows as a [`ToFunction::Grant`].
+    Pending,
+    /// There will be none.
+    Failed {
+        /// What went wrong, without secrets.
+        reason: String,
+    },
+}
+
+/// What a driver would have learned during the login that the agent did for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Session {
+    /// A plain TCP stream: nothing was said on it yet.
+    Tcp,
+    /// A PostgreSQL session after its first `ReadyForQuery` (protocol 3.0).
+    Postgres {
+        /// Server process of this session. The cancel key stays in the agent.
+        process_id: i32,
+        /// Role that is logged in.
+        user: String,
+        /// Database it is connected to.
+        database: String,
+        /// `ParameterStatus` values that this very server connection reported.
+        parameters: Vec<(String, String)>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lease() -> ToFunction {
+        let session = Session::Postgres {
+            process_id: 7,
+            user: "app".into(),
+            database: "orders".into(),
+            parameters: vec![("server_version".into(), "15.1".into())],
+        };
+        let ready = Grant { backend: "db".into(), status: GrantStatus::Ready { session } };
+        let failed =
+            Grant { backend: "cache".into(), status: GrantStatus::Failed { reason: "refused".into() } };
+        ToFunction::Lease(Lease {
+            function: "orders".into(),
+            instance: "orders-1".into(),
+            backends: vec![ready, failed],
+        })
+    }
+
+    #[test]
+    fn a_lease_survives_the_wire_and_announces_its_descriptors() {
+        let message = lease();
+        assert_eq!(message.descriptors(), 2, "the listener and one ready backend");
+        let packet = message.encode().unwrap();
+        assert_eq!(ToFunction::decode(&packet).unwrap(), message);
+    }
+
+    #[test]
+    fn every_wrong_header_has_its_own_reason() {
+        let good = ToAgent::Ready { ready_ns: 1 }.encode().unwrap();
+        let mut version = good.clone();
+        version[2] = 9;
+        let mut magic = good.clone();
+        magic[0] = b'X';
+        let mut reserved = good.clone();
+        reserved[3] = 1;
+        for (packet, reason) in [
+            (&good[..3], "header"),
+            (&good[..4], "body"),
+            (&magic[..], "header"),
+            (&reserved[..], "header"),
+            (&version[..], "version"),
+            (b"HS\x01\0{\"made_up\":{}}", "body"),
+        ] {
+            assert_eq!(ToAgent::decode(packet).unwrap_err().reason(), reason);
+        }
+    }
+
+    #[test]
+    fn a_message_beyond_its_limit_is_not_sent() {
+        let message = ToAgent::Request { backend: "x".repeat(ToAgent::MAX_BYTES) };
+        assert_eq!(message.encode().unwrap_err().reason(), "oversized");
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_panics(packet in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = ToAgent::decode(&packet);
+            let _ = ToFunction::decode(&packet);
+        }
+
+        #[test]
+        fn no_body_panics(body in "\\{\"(hello|ack|ready|lease|grant|request)\":.{0,64}") {
+            let mut packet = vec![b'H', b'S', VERSION, 0];
+            packet.extend_from_slice(body.as_bytes());
+            let _ = ToAgent::decode(&packet);
+            let _ = ToFunction::decode(&packet);
+        }
+    }
+}
