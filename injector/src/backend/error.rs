@@ -1,0 +1,118 @@
+//! Why a connection could not be made, and whether trying again helps.
+
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::ProtocolError;
+use crate::{Address, BackendSpec, FailureReason};
+
+/// A failed attempt to connect and log in. Names the backend and the cause, never the password.
+#[derive(Debug, Error)]
+#[error("backend {backend} at {address}: {cause}; {}", advice(.cause.retry_helps()))]
+pub struct ConnectError {
+    /// The configured name.
+    pub backend: String,
+    /// The configured address.
+    pub address: Address,
+    /// What went wrong. Not a `source()`, since the text above has it already.
+    pub cause: ConnectCause,
+}
+
+impl ConnectError {
+    pub(crate) fn new(spec: &BackendSpec, cause: ConnectCause) -> Self {
+        Self { backend: spec.name.clone(), address: spec.address.clone(), cause }
+    }
+}
+
+fn advice(retry_helps: bool) -> &'static str {
+    if retry_helps { "a retry may help" } else { "a retry will not help before something is changed" }
+}
+
+/// What went wrong while connecting.
+#[derive(Debug, Error)]
+pub enum ConnectCause {
+    /// The network or the configuration: no such host.
+    #[error("the host does not resolve: {0}")]
+    Resolve(io::Error),
+    /// The network or the server: no transport connection.
+    #[error("cannot connect: {0}")]
+    Dial(io::Error),
+    /// The network or the server: too slow, or stopped in the middle.
+    #[error("not logged in after {} ms", limit.as_millis())]
+    Timeout {
+        /// The configured connect timeout.
+        limit: Duration,
+    },
+    /// The network or the server: reset during the login.
+    #[error("the connection was lost during the login: {0}")]
+    Lost(io::Error),
+    /// The server: closed without an answer.
+    #[error("the server closed the connection during the login")]
+    Closed,
+    /// The server refused, in its own words.
+    #[error("the server refused: {message} (SQLSTATE {sqlstate})")]
+    Server {
+        /// Five characters, see PostgreSQL documentation, appendix A.
+        sqlstate: String,
+        /// Shortened, without control characters.
+        message: String,
+    },
+    /// The configuration: there is nothing to answer with.
+    #[error("the server asks for a password, and none is configured")]
+    PasswordMissing,
+    /// The server's configuration: the password would cross a network in the clear.
+    #[error("the server asks for a clear-text password, which is sent only over a unix socket")]
+    CleartextRefused,
+    /// The server's configuration: a method that this crate does not speak.
+    #[error("the server asks for {method} authentication, which is not supported")]
+    AuthUnsupported {
+        /// Its name.
+        method: &'static str,
+    },
+    /// The server does not know the password, or somebody is in between.
+    #[error("the server failed to authenticate itself: {0}")]
+    ServerUnproven(io::Error),
+    /// The server, or not a server of this kind at all.
+    #[error("protocol error: {0}")]
+    Protocol(#[from] ProtocolError),
+    /// Our defect: the task that connects died.
+    #[error("the connecting task died")]
+    TaskDied,
+}
+
+impl ConnectCause {
+    /// The label.
+    pub fn reason(&self) -> FailureReason {
+        match self {
+            Self::Resolve(_) => FailureReason::Resolve,
+            Self::Dial(_) => FailureReason::Dial,
+            Self::Timeout { .. } => FailureReason::Timeout,
+            Self::Lost(_) | Self::Closed => FailureReason::Lost,
+            Self::Server { .. } => FailureReason::Server,
+            Self::PasswordMissing
+            | Self::CleartextRefused
+            | Self::AuthUnsupported { .. }
+            | Self::ServerUnproven(_) => FailureReason::Auth,
+            Self::Protocol(_) => FailureReason::Protocol,
+            Self::TaskDied => FailureReason::Internal,
+        }
+    }
+
+    /// Whether the same attempt may succeed later without anybody changing the configuration.
+    pub fn retry_helps(&self) -> bool {
+        match self {
+            Self::Server { sqlstate, .. } => is_transient(sqlstate),
+            Self::Protocol(ProtocolError::NotQuiet) => true,
+            _ => !matches!(self.reason(), FailureReason::Auth | FailureReason::Protocol),
+        }
+    }
+}
+
+/// SQLSTATE classes that pass: 08 connection, 40 rollback, 53 resources (such as 53300 too many
+/// connections), 55 object state, 57 operator intervention (such as 57P03 starting up), 58 system,
+/// XX internal. The others (28 authorisation, 3D no such database, 42 access rule ...) stay.
+fn is_transient(sqlstate: &str) -> bool {
+    ["08", "40", "53", "55", "57", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))
+}

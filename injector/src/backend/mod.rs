@@ -1,0 +1,110 @@
+//! Backends: how to reach a server, log in, and recognise that the connection is still good.
+//!
+//! Every protocol is one sibling module with one `Protocol` implementation. A new one is a file, a
+//! [`BackendKind`] with its line in `protocol()`, and what its [`Session`] tells the function.
+
+mod error;
+mod liveness;
+pub(crate) mod postgres;
+mod stream;
+mod tcp;
+
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
+use zeroize::Zeroizing;
+
+pub use error::{ConnectCause, ConnectError};
+pub use headstart_wire::Session;
+pub(crate) use liveness::{farewell, is_quiet};
+pub use postgres::ProtocolError;
+pub(crate) use stream::Stream;
+
+use crate::{BackendKind, BackendSpec};
+
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A connection that is logged in and quiet.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: Stream,
+    pub(crate) session: Session,
+    pub(crate) cancel: Option<CancelRequest>,
+    pub(crate) connect_time: std::time::Duration,
+}
+
+/// The whole packet that cancels the connection's query when sent on a connection of its own. It is
+/// as good as the cancel key in it.
+pub(crate) struct CancelRequest(pub(crate) Zeroizing<Vec<u8>>);
+
+impl fmt::Debug for CancelRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CancelRequest(***)")
+    }
+}
+
+/// What a protocol knows after its login.
+#[derive(Debug)]
+pub(crate) struct LoggedIn {
+    pub(crate) session: Session,
+    pub(crate) cancel: Option<CancelRequest>,
+}
+
+/// A protocol: the part in which backends differ.
+pub(crate) trait Protocol: Send + Sync {
+    /// Logs in on a fresh stream, and leaves it quiet.
+    fn log_in<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>>;
+
+    /// The socket file that a configured path means.
+    fn socket_path(&self, path: &Path) -> PathBuf {
+        path.to_owned()
+    }
+
+    /// What a polite client says before it closes.
+    fn farewell(&self) -> &'static [u8] {
+        &[]
+    }
+}
+
+impl BackendKind {
+    pub(crate) fn protocol(&self) -> &dyn Protocol {
+        match self {
+            Self::Tcp => &tcp::Bare,
+            Self::Postgres(login) => login,
+        }
+    }
+}
+
+/// Connects and logs in, within the connect timeout.
+pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectError> {
+    let protocol = spec.kind.protocol();
+    let begun = Instant::now();
+    let attempt = async {
+        let mut stream = Stream::dial(&spec.address, protocol).await?;
+        let LoggedIn { session, cancel } = protocol.log_in(&mut stream).await?;
+        Ok(Connection { stream, session, cancel, connect_time: begun.elapsed() })
+    };
+    let limit = spec.pool.connect_timeout;
+    let outcome = timeout(limit, attempt).await.unwrap_or(Err(ConnectCause::Timeout { limit }));
+    outcome.map_err(|cause| ConnectError::new(spec, cause))
+}
+
+/// Asks the server to cancel what a connection is doing.
+///
+/// The server answers by closing, whether it found something to cancel or not (PostgreSQL
+/// documentation, "Canceling Requests in Progress").
+pub(crate) async fn cancel(spec: &BackendSpec, request: &CancelRequest) -> Result<(), ConnectError> {
+    let attempt = async {
+        let mut stream = Stream::dial(&spec.address, spec.kind.protocol()).await?;
+        stream.write_all(&request.0).await.map_err(ConnectCause::Lost)?;
+        stream.read(&mut [0]).await.map_err(ConnectCause::Lost)?;
+        Ok(())
+    };
+    let limit = spec.pool.connect_timeout;
+    let outcome = timeout(limit, attempt).await.unwrap_or(Err(ConnectCause::Timeout { limit }));
+    outcome.map_err(|cause| ConnectError::new(spec, cause))
+}

@@ -1,0 +1,99 @@
+//! Proving who we are: trust, clear text (unix sockets only), MD5, SCRAM-SHA-256.
+
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::frames::{Frames, ProtocolError, encode};
+use crate::backend::ConnectCause;
+use crate::{PostgresLogin, Secret};
+
+/// Answers what the server asks, up to and including `AuthenticationOk`.
+pub(super) async fn authenticate<S>(
+    login: &PostgresLogin,
+    frames: &mut Frames<'_, S>,
+    cleartext_ok: bool,
+) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let password = || login.password.as_ref().ok_or(ConnectCause::PasswordMissing);
+    match frames.next().await? {
+        Message::AuthenticationOk => return Ok(()),
+        Message::AuthenticationCleartextPassword => {
+            if !cleartext_ok {
+                return Err(ConnectCause::CleartextRefused);
+            }
+            send_password(frames, password()?.expose()).await?;
+        }
+        Message::AuthenticationMd5Password(body) => {
+            let hash = md5_hash(login.user.as_bytes(), password()?.expose().as_bytes(), body.salt());
+            send_password(frames, &hash).await?;
+        }
+        Message::AuthenticationSasl(body) => scram(frames, &body, password()?).await?,
+        other => return Err(unsupported(&other).unwrap_or_else(|| frames.unexpected().into())),
+    }
+    match frames.next().await? {
+        Message::AuthenticationOk => Ok(()),
+        _ => Err(frames.unexpected().into()),
+    }
+}
+
+async fn send_password<S>(frames: &mut Frames<'_, S>, password: &str) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    frames.send(&encode(|buf| frontend::password_message(password.as_bytes(), buf))?).await
+}
+
+/// SCRAM-SHA-256 (RFC 5802, RFC 7677) without channel binding, since there is no TLS to bind to.
+///
+/// The server must prove that it knows the password, too: without `SASLFinal` and a right signature in
+/// it there is no `AuthenticationOk`. The iteration count is limited by postgres-protocol to 100 000.
+async fn scram<S>(
+    frames: &mut Frames<'_, S>,
+    offer: &AuthenticationSaslBody,
+    password: &Secret,
+) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut mechanisms = offer.mechanisms();
+    if !mechanisms.any(|name| Ok(name == SCRAM_SHA_256)).map_err(ProtocolError::Malformed)? {
+        return Err(ConnectCause::AuthUnsupported { method: "SASL (other than SCRAM-SHA-256)" });
+    }
+    let mut scram = ScramSha256::new(password.expose().as_bytes(), ChannelBinding::unsupported());
+    let first = encode(|buf| frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), buf))?;
+    frames.send(&first).await?;
+
+    let Message::AuthenticationSaslContinue(challenge) = frames.next().await? else {
+        return Err(frames.unexpected().into());
+    };
+    // Thousands of hash rounds: milliseconds of pure computing, which must not hold up the reactor.
+    let hashed = tokio::task::spawn_blocking(move || {
+        let outcome = scram.update(challenge.data());
+        (scram, outcome)
+    });
+    let (mut scram, outcome) = hashed.await.map_err(|_| ConnectCause::TaskDied)?;
+    outcome.map_err(ConnectCause::ServerUnproven)?;
+    frames.send(&encode(|buf| frontend::sasl_response(scram.message(), buf))?).await?;
+
+    let Message::AuthenticationSaslFinal(proof) = frames.next().await? else {
+        return Err(frames.unexpected().into());
+    };
+    scram.finish(proof.data()).map_err(ConnectCause::ServerUnproven)
+}
+
+fn unsupported(message: &Message) -> Option<ConnectCause> {
+    let method = match message {
+        Message::AuthenticationGss => "GSSAPI",
+        Message::AuthenticationKerberosV5 => "Kerberos V5",
+        Message::AuthenticationScmCredential => "SCM credential",
+        Message::AuthenticationSspi => "SSPI",
+        _ => return None,
+    };
+    Some(ConnectCause::AuthUnsupported { method })
+}

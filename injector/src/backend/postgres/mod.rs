@@ -1,0 +1,121 @@
+//! PostgreSQL, protocol 3.0 (PostgreSQL documentation, "Frontend/Backend Protocol").
+//!
+//! No `SSLRequest` is sent: a server that insists on TLS refuses, and the error carries its words.
+
+mod auth;
+mod frames;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use bytes::BytesMut;
+use postgres_protocol::message::{backend::Message, frontend};
+use tokio::io::{AsyncRead, AsyncWrite};
+use zeroize::Zeroizing;
+
+use super::{BoxFuture, CancelRequest, ConnectCause, LoggedIn, Protocol, Session, Stream};
+use crate::PostgresLogin;
+pub use frames::ProtocolError;
+use frames::{Frames, encode};
+
+/// The socket that libpq looks for in a directory when no port is given.
+const SOCKET_NAME: &str = ".s.PGSQL.5432";
+
+/// Start-up parameters that the operator's options replace.
+const DEFAULTS: [(&str, &str); 2] = [("application_name", "headstart"), ("client_encoding", "UTF8")];
+
+/// `Terminate`.
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+impl Protocol for PostgresLogin {
+    fn log_in<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
+        let cleartext_ok = stream.is_local();
+        Box::pin(log_in(self, stream, cleartext_ok))
+    }
+
+    fn socket_path(&self, path: &Path) -> PathBuf {
+        if path.is_dir() { path.join(SOCKET_NAME) } else { path.to_owned() }
+    }
+
+    fn farewell(&self) -> &'static [u8] {
+        TERMINATE
+    }
+}
+
+/// From the first byte to a quiet connection. The caller sets the time limit.
+async fn log_in<S>(
+    login: &PostgresLogin,
+    stream: &mut S,
+    cleartext_ok: bool,
+) -> Result<LoggedIn, ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut frames = Frames::new(stream, login.password.as_ref());
+    frames.send(&startup(login)?).await?;
+    auth::authenticate(login, &mut frames, cleartext_ok).await?;
+    let logged_in = settle(login, &mut frames).await?;
+    if let Some(query) = &login.warm_query {
+        frames.send(&encode(|buf| frontend::query(query, buf))?).await?;
+        run_out(&mut frames).await?;
+    }
+    if !frames.is_quiet() {
+        return Err(ProtocolError::NotQuiet.into());
+    }
+    Ok(logged_in)
+}
+
+fn startup(login: &PostgresLogin) -> Result<BytesMut, ConnectCause> {
+    let fixed = [("user", login.user.as_str()), ("database", login.database.as_str())];
+    let defaults = DEFAULTS.into_iter().filter(|(name, _)| !login.options.contains_key(*name));
+    let options = login.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let options = options.filter(|(name, _)| !matches!(*name, "user" | "database"));
+    encode(|buf| frontend::startup_message(fixed.into_iter().chain(defaults).chain(options), buf))
+}
+
+/// After `AuthenticationOk`: takes what the server tells about itself, up to `ReadyForQuery`.
+async fn settle<S>(login: &PostgresLogin, frames: &mut Frames<'_, S>) -> Result<LoggedIn, ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut process_id = 0;
+    let mut cancel = None;
+    let mut parameters = Vec::new();
+    loop {
+        match frames.next().await? {
+            Message::ParameterStatus(body) => {
+                let name = body.name().map_err(ProtocolError::Malformed)?;
+                let value = body.value().map_err(ProtocolError::Malformed)?;
+                parameters.push((name.to_owned(), value.to_owned()));
+            }
+            Message::BackendKeyData(body) => {
+                let mut packet = BytesMut::with_capacity(16);
+                frontend::cancel_request(body.process_id(), body.secret_key(), &mut packet);
+                process_id = body.process_id();
+                cancel = Some(CancelRequest(Zeroizing::new(packet.to_vec())));
+            }
+            Message::ReadyForQuery(body) if body.status() == b'I' => break,
+            _ => return Err(frames.unexpected().into()),
+        }
+    }
+    let (user, database) = (login.user.clone(), login.database.clone());
+    Ok(LoggedIn { session: Session::Postgres { process_id, parameters, user, database }, cancel })
+}
+
+/// Throws away the result of the warm-up query, up to `ReadyForQuery`.
+async fn run_out<S>(frames: &mut Frames<'_, S>) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    loop {
+        match frames.next().await? {
+            Message::ReadyForQuery(body) if body.status() == b'I' => return Ok(()),
+            Message::RowDescription(_)
+            | Message::DataRow(_)
+            | Message::CommandComplete(_)
+            | Message::EmptyQueryResponse => {}
+            _ => return Err(frames.unexpected().into()),
+        }
+    }
+}

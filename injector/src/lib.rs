@@ -1,0 +1,34 @@
+//! Pools of backend connections that are already logged in, ready to be handed over as descriptors.
+//!
+//! A function that starts cold spends most of its first request on connecting and logging in. This
+//! crate does that work before: per backend one [`Pool`] keeps a few idle connections, checks each
+//! for life when it is leased, replaces it in the background, and never takes one back.
+//!
+//! ```text
+//! BackendSpec ─> Pool ─ lease() / try_lease() ─> Lease { fd, session, slot }
+//!                                                  fd, session ─> the function
+//!                                                  slot        ─> stays here until the instance died
+//! ```
+//!
+//! # A connection on its way
+//! * It is handed over only when quiet: the server said `ReadyForQuery` (idle), and nothing waits
+//!   unread in our buffer or in the kernel's.
+//! * It has `TCP_NODELAY`, keep-alive after 30 s, `O_CLOEXEC`, and is **non-blocking**. That mode is
+//!   shared by all duplicates of a descriptor: a receiver that wants a blocking one switches it.
+//! * It is discarded after use. Dropping the [`LeaseSlot`] makes room for a new one, nothing else.
+//!
+//! # What stays here
+//! Passwords ([`Secret`]) and cancel keys. A [`Session`] tells a function what it needs to act as if
+//! it had logged in, and nothing with which it could log in again or cancel somebody else's query.
+
+pub mod backend;
+pub mod pool;
+mod reason;
+mod secret;
+mod spec;
+
+pub use backend::{ConnectCause, ConnectError, ProtocolError, Session};
+pub use pool::{Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally};
+pub use reason::{DiscardReason, FailureReason, FallbackReason};
+pub use secret::Secret;
+pub use spec::{Address, BackendKind, BackendSpec, PoolSettings, PostgresLogin};

@@ -1,0 +1,206 @@
+//! One pool per backend: a few idle connections, leased once, replaced in the background.
+//!
+//! ```text
+//!              keeper                     lease                    LeaseSlot dropped
+//!  (nothing) ─────────> connecting ─┬──> idle ──────────> leased ──────────────────> (nothing)
+//!      ^                    │       └────────────────────>    (somebody waits for it)
+//!      │   failed: back-off │            │ expired, closed by the server, unread message
+//!      └────────────────────┴────────────┘
+//! ```
+//!
+//! `idle + connecting + leased <= max` at any moment: room is taken under one lock before a connect
+//! begins. The state behind the lock is in `state`; the keeper task does the connecting and notices
+//! idle connections that die; leases only take.
+//!
+//! # When the backend is down
+//! After a failed connect one attempt at a time is made, at random pauses between `backoff_min` and a
+//! ceiling that doubles up to `backoff_max`. A lease does not wait for the pause to end: it starts (or
+//! joins) that one attempt, and gets its result. So an error is never older than the lease's own wait,
+//! recovery is noticed by the first lease, and a storm on a dead backend is one attempt at a time.
+
+mod backoff;
+mod keeper;
+mod lease;
+mod state;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout};
+
+use crate::{BackendSpec, DiscardReason, backend};
+pub use lease::{Lease, LeaseError, LeaseSlot};
+use state::{Idle, State, Waiter};
+pub use status::{PoolStatus, Tally};
+
+/// Leases that may wait at the same time. Further ones fail at once.
+pub const MAX_WAITING: usize = 4096;
+
+/// The handle of a pool; clones are cheap. When the last one is dropped the pool closes.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<Owner>);
+
+/// What all handles share; its end is the end of the pool.
+#[derive(Debug)]
+struct Owner(Arc<Shared>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What handles, leases and the keeper share.
+#[derive(Debug)]
+struct Shared {
+    spec: BackendSpec,
+    state: Mutex<State>,
+    /// Rung when the keeper has something to do.
+    bell: Notify,
+}
+
+impl Pool {
+    /// Starts the pool; it begins to connect at once.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub fn spawn(spec: BackendSpec) -> Self {
+        let state = Mutex::new(State::new(&spec.pool));
+        let shared = Arc::new(Shared { spec, state, bell: Notify::new() });
+        tokio::spawn(keeper::keep(Arc::clone(&shared)));
+        Self(Arc::new(Owner(shared)))
+    }
+
+    /// The backend's name.
+    pub fn name(&self) -> &str {
+        &self.0.0.spec.name
+    }
+
+    /// An idle connection that is alive, if there is one. Never blocks, and asks nobody.
+    pub fn try_lease(&self) -> Option<Lease> {
+        let shared = &self.0.0;
+        let taken = shared.lock().take_idle(Instant::now());
+        shared.discard(taken.dead);
+        shared.bell.notify_one();
+        taken.alive.and_then(|idle| Lease::new(shared, idle, None).ok())
+    }
+
+    /// A connection: an idle one, else the next that gets ready, for which room is taken and a connect
+    /// begun **now**, not when the future is first polled.
+    ///
+    /// With all `max` in use it waits up to `wait` for room. All in all it resolves within `wait` plus
+    /// two connect timeouts (a foreign attempt that it joined, and its own). Dropping the future
+    /// withdraws the request; a connection that was begun for it becomes idle, unless it was ready by
+    /// then: that one ends like any lease.
+    pub fn lease(&self) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
+        let shared = Arc::clone(&self.0.0);
+        let begun = shared.begin_lease();
+        async move {
+            let outcome = match begun {
+                Ok(Begun::Ready(lease)) => Ok(lease),
+                Ok(Begun::Waiting { id, answer }) => shared.await_lease(id, answer).await,
+                Err(error) => Err(error),
+            };
+            outcome.inspect_err(|error| shared.lock().tally.fallback(error.reason()))
+        }
+    }
+
+    /// A snapshot for metrics and the admin API.
+    pub fn status(&self) -> PoolStatus {
+        let shared = &self.0.0;
+        shared.lock().status(&shared.spec, Instant::now())
+    }
+
+    /// Closes idle connections, stops connecting, fails waiting leases. Leased connections stay with
+    /// their holders. Closing twice is harmless.
+    pub fn close(&self) {
+        self.0.0.close();
+    }
+}
+
+/// How a lease began.
+enum Begun {
+    Ready(Lease),
+    Waiting { id: u64, answer: oneshot::Receiver<Result<Lease, LeaseError>> },
+}
+
+impl Shared {
+    /// The state stays consistent at every unlock, so a panic elsewhere does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_lease(self: &Arc<Self>) -> Result<Begun, LeaseError> {
+        let (taken, queued) = {
+            let (now, mut state) = (Instant::now(), self.lock());
+            if state.is_closed() {
+                return Err(self.closed());
+            }
+            let taken = state.take_idle(now);
+            let queued = (taken.alive.is_none() && state.waiting() < MAX_WAITING).then(|| {
+                let (sender, answer) = oneshot::channel();
+                Begun::Waiting { id: state.enqueue(sender, now), answer }
+            });
+            (taken, queued)
+        };
+        self.discard(taken.dead);
+        self.bell.notify_one();
+        match taken.alive {
+            Some(idle) => Lease::new(self, idle, None).map(Begun::Ready),
+            None => queued.ok_or_else(|| self.exhausted()),
+        }
+    }
+
+    async fn await_lease(
+        &self,
+        id: u64,
+        mut answer: oneshot::Receiver<Result<Lease, LeaseError>>,
+    ) -> Result<Lease, LeaseError> {
+        let settings = &self.spec.pool;
+        let closed = |_| Err(self.closed());
+        if let Ok(answer) = timeout(settings.wait, &mut answer).await {
+            return answer.unwrap_or_else(closed);
+        }
+        // Waited long enough for room. But when a connect is under way for this lease, see it through.
+        if self.lock().give_up_without_room(id) {
+            return Err(self.exhausted());
+        }
+        if let Ok(answer) = timeout(2 * settings.connect_timeout, &mut answer).await {
+            return answer.unwrap_or_else(closed);
+        }
+        if self.lock().give_up(id) {
+            return Err(self.exhausted());
+        }
+        answer.await.unwrap_or_else(closed) // it is being answered at this moment
+    }
+
+    /// Closes what is no longer good; never under the lock.
+    fn discard(&self, connections: Vec<(Idle, DiscardReason)>) {
+        for (idle, reason) in connections {
+            tracing::debug!(backend = self.spec.name, reason = reason.as_str(), "idle connection discarded");
+            backend::farewell(&idle.connection.stream, self.spec.kind.protocol().farewell());
+        }
+    }
+
+    fn close(&self) {
+        let (idle, waiters) = self.lock().close();
+        self.discard(idle);
+        for Waiter { answer, .. } in waiters {
+            drop(answer.send(Err(self.closed())));
+        }
+        self.bell.notify_one();
+    }
+
+    fn closed(&self) -> LeaseError {
+        LeaseError::Closed { backend: self.spec.name.clone() }
+    }
+
+    fn exhausted(&self) -> LeaseError {
+        let (backend, max) = (self.spec.name.clone(), self.spec.pool.max);
+        LeaseError::Exhausted { backend, max, wait: self.spec.pool.wait }
+    }
+}

@@ -1,0 +1,284 @@
+//! The books of a pool: what exists, who waits, what may be begun. No I/O beyond a look at a socket.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rand::RngExt;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use super::status::{PoolStatus, Tally};
+use super::{Lease, LeaseError};
+use crate::backend::{Connection, is_quiet};
+use crate::{BackendSpec, ConnectError, DiscardReason, FallbackReason, PoolSettings};
+
+/// A connection that waits to be leased.
+#[derive(Debug)]
+pub(super) struct Idle {
+    pub(super) connection: Connection,
+    pub(super) since: Instant,
+}
+
+/// A lease that waits for a connection.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    id: u64,
+    pub(super) answer: oneshot::Sender<Result<Lease, LeaseError>>,
+}
+
+/// What `take_idle` found.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub(super) alive: Option<Idle>,
+    pub(super) dead: Vec<(Idle, DiscardReason)>,
+}
+
+/// What the keeper has to do next.
+#[derive(Debug)]
+pub(super) struct Round {
+    pub(super) closed: bool,
+    /// Connects to begin now; their room is taken.
+    pub(super) start: usize,
+    /// When to look again.
+    pub(super) next: Option<Instant>,
+    pub(super) expired: Vec<(Idle, DiscardReason)>,
+}
+
+/// The books.
+#[derive(Debug)]
+pub(super) struct State {
+    settings: PoolSettings,
+    /// Oldest first, each with its end.
+    idle: VecDeque<(Idle, Option<Instant>)>,
+    waiters: VecDeque<Waiter>,
+    connecting: usize,
+    /// The part of `connecting` that the keeper has not begun yet.
+    unbegun: usize,
+    leased: usize,
+    backoff: Backoff,
+    last_error: Option<Arc<ConnectError>>,
+    closed: bool,
+    next_id: u64,
+    pub(super) tally: Tally,
+}
+
+impl State {
+    pub(super) fn new(settings: &PoolSettings) -> Self {
+        let max = settings.max.max(1);
+        let settings = PoolSettings { max, min_idle: settings.min_idle.min(max), ..settings.clone() };
+        Self {
+            backoff: Backoff::new(settings.backoff_min, settings.backoff_max),
+            settings,
+            idle: VecDeque::new(),
+            waiters: VecDeque::new(),
+            connecting: 0,
+            unbegun: 0,
+            leased: 0,
+            last_error: None,
+            closed: false,
+            next_id: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+
+    fn room(&self) -> usize {
+        self.settings.max.saturating_sub(self.idle.len() + self.connecting + self.leased)
+    }
+
+    /// Takes the oldest idle connection that is alive, and counts it as leased.
+    pub(super) fn take_idle(&mut self, now: Instant) -> Taken {
+        let mut taken = Taken::default();
+        while let Some((idle, end)) = self.idle.pop_front() {
+            let expired = end.is_some_and(|end| end <= now);
+            match if expired { Err(DiscardReason::Expired) } else { is_quiet(&idle.connection.stream) } {
+                Ok(()) => {
+                    self.leased += 1;
+                    self.backoff.proved_good();
+                    self.tally.leased_idle += 1;
+                    taken.alive = Some(idle);
+                    break;
+                }
+                Err(reason) => {
+                    self.tally.discard(reason);
+                    taken.dead.push((idle, reason));
+                }
+            }
+        }
+        taken
+    }
+
+    /// Puts a lease in the queue, and takes room for its connection if there is any.
+    pub(super) fn enqueue(
+        &mut self,
+        answer: oneshot::Sender<Result<Lease, LeaseError>>,
+        now: Instant,
+    ) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.waiters.push_back(Waiter { id, answer });
+        self.reserve(now);
+        id
+    }
+
+    /// Takes room for the connects that should be under way now.
+    fn reserve(&mut self, now: Instant) {
+        self.waiters.retain(|waiter| !waiter.answer.is_closed());
+        let missing = self.settings.min_idle.saturating_sub(self.idle.len());
+        let wanted = match self.backoff.retry_at() {
+            None => self.waiters.len() + missing,
+            Some(at) => usize::from(!self.waiters.is_empty() || (missing > 0 && at <= now)),
+        };
+        let begin = wanted.saturating_sub(self.connecting).min(self.room());
+        self.connecting += begin;
+        self.unbegun += begin;
+    }
+
+    /// What there is to do, and when to look again.
+    pub(super) fn round(&mut self, now: Instant) -> Round {
+        if self.closed {
+            self.connecting = 0; // the keeper ends, and its connects with it
+            return Round { closed: true, start: 0, next: None, expired: Vec::new() };
+        }
+        let expired = self.remove_idle(|_, end| {
+            let expired = end.is_some_and(|end| end <= now);
+            expired.then_some(DiscardReason::Expired)
+        });
+        self.reserve(now);
+        let ends = self.idle.iter().filter_map(|(_, end)| *end);
+        let next = ends.chain(self.backoff.retry_at().filter(|at| *at > now)).min();
+        Round { closed: false, start: std::mem::take(&mut self.unbegun), next, expired }
+    }
+
+    /// A connect succeeded. The oldest waiter for it, else it becomes idle.
+    ///
+    /// With a waiter the connection is counted as leased, and handed back for the waiter. The flag says
+    /// whether the connect before this one had failed.
+    pub(super) fn connected(&mut self, idle: Idle, now: Instant) -> (bool, Option<(Waiter, Idle)>) {
+        self.connecting -= 1;
+        self.tally.connects += 1;
+        let recovered = self.last_error.take().is_some();
+        self.backoff.succeeded();
+        if self.closed {
+            self.tally.discard(DiscardReason::PoolClosed);
+            return (recovered, None);
+        }
+        while let Some(waiter) = self.waiters.pop_front() {
+            if !waiter.answer.is_closed() {
+                self.leased += 1;
+                self.tally.leased_connected += 1;
+                self.tally.fallback(FallbackReason::PoolEmpty);
+                return (recovered, Some((waiter, idle)));
+            }
+        }
+        let ttl = self.settings.ttl;
+        let end = (!ttl.is_zero()).then(|| now + ttl.mul_f64(rand::rng().random_range(0.8..=1.0)));
+        self.idle.push_back((idle, end));
+        (recovered, None)
+    }
+
+    /// A connect failed: the waiters that get this error. With other connects under way that is the
+    /// oldest one, otherwise everybody. The flag says whether the connect before had succeeded.
+    pub(super) fn failed(&mut self, error: &Arc<ConnectError>, now: Instant) -> (bool, Vec<Waiter>) {
+        self.connecting -= 1;
+        self.tally.failure(error.cause.reason());
+        self.backoff.failed(now, error.cause.retry_helps());
+        let first = self.last_error.replace(Arc::clone(error)).is_none();
+        self.waiters.retain(|waiter| !waiter.answer.is_closed());
+        let told = if self.connecting == 0 { self.waiters.len() } else { self.waiters.len().min(1) };
+        (first, self.waiters.drain(..told).collect())
+    }
+
+    /// A lease ended.
+    pub(super) fn release(&mut self, now: Instant) {
+        self.leased -= 1;
+        self.tally.discard(DiscardReason::Used);
+        if !self.closed {
+            self.reserve(now);
+        }
+    }
+
+    /// Withdraws a waiter for which nothing is under way because there is no room.
+    pub(super) fn give_up_without_room(&mut self, id: u64) -> bool {
+        let position = self.waiters.iter().position(|waiter| waiter.id == id);
+        self.room() == 0 && position.is_some_and(|at| at >= self.connecting) && self.give_up(id)
+    }
+
+    /// Withdraws a waiter. `false`: it is being answered.
+    pub(super) fn give_up(&mut self, id: u64) -> bool {
+        let before = self.waiters.len();
+        self.waiters.retain(|waiter| waiter.id != id);
+        self.waiters.len() < before
+    }
+
+    /// Removes idle connections that the reactor says are no longer silent; wakes `cx` for the next.
+    pub(super) fn poll_idle(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> Poll<Vec<(Idle, DiscardReason)>> {
+        let dead = self.remove_idle(|idle, _| match idle.connection.stream.poll_end(cx) {
+            Poll::Ready(reason) => Some(reason),
+            Poll::Pending => None,
+        });
+        if dead.is_empty() {
+            return Poll::Pending;
+        }
+        // A server that accepts and closes at once must not be hammered.
+        if dead.iter().any(|(idle, _)| now - idle.since < self.settings.backoff_max) {
+            self.backoff.failed(now, true);
+        }
+        Poll::Ready(dead)
+    }
+
+    fn remove_idle(
+        &mut self,
+        mut verdict: impl FnMut(&Idle, Option<Instant>) -> Option<DiscardReason>,
+    ) -> Vec<(Idle, DiscardReason)> {
+        let mut removed = Vec::new();
+        for _ in 0..self.idle.len() {
+            let Some((idle, end)) = self.idle.pop_front() else { break };
+            match verdict(&idle, end) {
+                Some(reason) => {
+                    self.tally.discard(reason);
+                    removed.push((idle, reason));
+                }
+                None => self.idle.push_back((idle, end)),
+            }
+        }
+        removed
+    }
+
+    /// Ends everything that is not leased.
+    pub(super) fn close(&mut self) -> (Vec<(Idle, DiscardReason)>, VecDeque<Waiter>) {
+        self.closed = true;
+        self.unbegun = 0;
+        (self.remove_idle(|_, _| Some(DiscardReason::PoolClosed)), std::mem::take(&mut self.waiters))
+    }
+
+    pub(super) fn status(&self, spec: &BackendSpec, now: Instant) -> PoolStatus {
+        let next_attempt = self.backoff.retry_at().filter(|_| !self.closed);
+        PoolStatus {
+            backend: spec.name.clone(),
+            min_idle: self.settings.min_idle,
+            max: self.settings.max,
+            idle: self.idle.len(),
+            connecting: self.connecting,
+            leased: self.leased,
+            waiting: self.waiters.len(),
+            last_error: self.last_error.as_ref().map(ToString::to_string),
+            next_attempt_in: next_attempt.map(|at| at.saturating_duration_since(now)),
+            closed: self.closed,
+            tally: self.tally.clone(),
+        }
+    }
+}

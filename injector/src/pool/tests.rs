@@ -1,0 +1,162 @@
+//! Random schedules against the books: no limit is passed, and no waiter is forgotten.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::state::{Idle, State};
+use super::{Lease, LeaseError};
+use crate::backend::{Connection, Session, Stream};
+use crate::{Address, BackendKind, BackendSpec, ConnectCause, ConnectError, PoolSettings, PoolStatus};
+
+fn spec(min_idle: usize, max: usize) -> BackendSpec {
+    let pool = PoolSettings { min_idle, max, ttl: Duration::from_secs(60), ..PoolSettings::default() };
+    BackendSpec { name: "db".into(), kind: BackendKind::Tcp, address: Address::Tcp("db:1".into()), pool }
+}
+
+/// A connection, and the server's end of it.
+fn connection(now: Instant) -> (Idle, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (stream, session, connect_time) = (Stream::Unix(ours), Session::Tcp, Duration::ZERO);
+    let idle = Idle { connection: Connection { stream, session, cancel: None, connect_time }, since: now };
+    (idle, theirs)
+}
+
+fn refused(spec: &BackendSpec) -> Arc<ConnectError> {
+    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    Arc::new(ConnectError::new(spec, ConnectCause::Dial(refused)))
+}
+
+type Answer = oneshot::Receiver<Result<Lease, LeaseError>>;
+
+/// The world around the books: connects that the keeper began, server ends, leases that wait.
+struct World {
+    spec: BackendSpec,
+    state: State,
+    begun: usize,
+    now: Instant,
+    servers: Vec<UnixStream>,
+    answers: Vec<Answer>,
+}
+
+impl World {
+    fn status(&self) -> PoolStatus {
+        self.state.status(&self.spec, self.now)
+    }
+
+    fn turn(&mut self) {
+        let round = self.state.round(self.now);
+        self.begun += round.start;
+    }
+
+    fn step(&mut self, rng: &mut StdRng) {
+        match rng.random_range(0..8) {
+            0 | 1 if self.state.take_idle(self.now).alive.is_none() => {
+                let (sender, answer) = oneshot::channel();
+                self.state.enqueue(sender, self.now);
+                self.answers.push(answer);
+            }
+            2 | 3 if self.begun > 0 => {
+                self.begun -= 1;
+                let (idle, server) = connection(self.now);
+                self.servers.push(server);
+                drop(self.state.connected(idle, self.now));
+            }
+            4 if self.begun > 0 => {
+                self.begun -= 1;
+                drop(self.state.failed(&refused(&self.spec), self.now));
+            }
+            5 if self.status().leased > 0 => self.state.release(self.now),
+            6 if !self.answers.is_empty() => {
+                self.answers.swap_remove(rng.random_range(0..self.answers.len()));
+            }
+            7 => {
+                self.now += Duration::from_millis(rng.random_range(0..20_000));
+                if rng.random_bool(0.3) {
+                    self.servers.clear(); // the server restarts
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_schedule_passes_the_limit_or_forgets_a_waiter() {
+    for seed in 0..300 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (min_idle, max) = (rng.random_range(0..5), rng.random_range(1..8));
+        let spec = spec(min_idle, max);
+        let state = State::new(&spec.pool);
+        let now = Instant::now();
+        let mut world = World { spec, state, begun: 0, now, servers: vec![], answers: vec![] };
+        for step in 0..300 {
+            world.step(&mut rng);
+            let status = world.status();
+            let total = status.idle + status.connecting + status.leased;
+            assert!(total <= max, "seed {seed} step {step}: {status:?}");
+            world.turn();
+            let status = world.status();
+            assert_eq!(status.connecting, world.begun, "seed {seed} step {step}");
+            let full = status.leased == max;
+            assert!(
+                status.waiting == 0 || status.connecting > 0 || full,
+                "seed {seed} step {step}: {status:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn connects_begun_follow_need_room_and_health() {
+    // (min_idle, max, waiting, after a failure) -> connects under way
+    let table = [
+        (0, 4, 0, false, 0),
+        (2, 4, 0, false, 2),
+        (2, 4, 1, false, 3),
+        (2, 4, 9, false, 4),
+        (9, 4, 0, false, 4),
+        (2, 0, 1, false, 1),
+        (2, 4, 0, true, 0),
+        (2, 4, 3, true, 1),
+    ];
+    for (min_idle, max, waiting, failing, expected) in table {
+        let spec = spec(min_idle, max);
+        let mut state = State::new(&spec.pool);
+        let now = Instant::now();
+        if failing {
+            let begun = state.round(now).start;
+            (0..begun).for_each(|_| drop(state.failed(&refused(&spec), now)));
+        }
+        let answers: Vec<Answer> = (0..waiting)
+            .map(|_| {
+                let (sender, answer) = oneshot::channel();
+                state.enqueue(sender, now);
+                answer
+            })
+            .collect();
+        let begun = state.round(now).start;
+        assert_eq!(begun, expected, "min_idle {min_idle}, max {max}, waiting {waiting}, failing {failing}");
+        drop(answers);
+    }
+}
+
+#[tokio::test]
+async fn expired_connections_are_replaced() {
+    let spec = spec(1, 2);
+    let mut state = State::new(&spec.pool);
+    let now = Instant::now();
+    assert_eq!(state.round(now).start, 1);
+    let (idle, _server) = connection(now);
+    drop(state.connected(idle, now));
+    let end = state.round(now).next.unwrap() - now;
+    assert!((Duration::from_secs(48)..=Duration::from_secs(60)).contains(&end), "{end:?}");
+    let round = state.round(now + end);
+    assert_eq!((round.expired.len(), round.start), (1, 1));
+}

@@ -1,0 +1,309 @@
+//! The pool against servers that only the test knows, most of them with the clock in the test's hands.
+
+mod common;
+
+use std::io::Read;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as Blocking;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use common::{PASSWORD, postgres, spec, until};
+use headstart_injector::{
+    Address, BackendKind, BackendSpec, DiscardReason, FailureReason, FallbackReason, LeaseError, Pool,
+    Session,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// A listening socket in a directory of its own.
+struct Server {
+    directory: tempfile::TempDir,
+    listener: Option<UnixListener>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(directory.path().join("socket")).expect("a listener");
+        Self { directory, listener: Some(listener) }
+    }
+
+    fn spec(&self, min_idle: usize, max: usize) -> BackendSpec {
+        let mut spec = spec(BackendKind::Tcp, Address::Unix(self.directory.path().join("socket")));
+        (spec.pool.min_idle, spec.pool.max) = (min_idle, max);
+        spec
+    }
+
+    /// Accepts for ever, and passes the connections on.
+    fn accept(&mut self) -> mpsc::UnboundedReceiver<UnixStream> {
+        let listener = self.listener.take().expect("not yet accepting");
+        let (sender, accepted) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                if sender.send(stream).is_err() {
+                    return;
+                }
+            }
+        });
+        accepted
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_expire_and_are_replaced() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let pool = Pool::spawn(server.spec(2, 4));
+    let mut first = [accepted.recv().await.expect("one"), accepted.recv().await.expect("two")];
+    let begun = Instant::now();
+    for stream in &mut first {
+        assert_eq!(stream.read(&mut [0]).await.expect("readable"), 0, "closed by the pool");
+    }
+    let age = begun.elapsed();
+    assert!((Duration::from_secs(480)..Duration::from_secs(601)).contains(&age), "{age:?}");
+    let status = until(&pool, "full again", |s| s.idle == 2).await;
+    assert_eq!(status.tally.discards[&DiscardReason::Expired], 2);
+    assert_eq!(status.tally.connects, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_waits_for_room_and_no_longer_than_allowed() {
+    let mut server = Server::start();
+    let _accepted = server.accept();
+    let pool = Pool::spawn(server.spec(0, 1));
+    let held = pool.lease().await.expect("the only one");
+    assert_eq!(held.fallback, Some(FallbackReason::PoolEmpty));
+    assert!(pool.try_lease().is_none());
+
+    let begun = Instant::now();
+    let error = pool.lease().await.expect_err("exhausted");
+    assert!(matches!(error, LeaseError::Exhausted { max: 1, .. }), "{error}");
+    assert_eq!(begun.elapsed().as_secs(), 10);
+    assert_eq!(pool.status().tally.fallbacks[&FallbackReason::PoolExhausted], 1);
+
+    let waiting = tokio::spawn(pool.lease());
+    until(&pool, "waiting", |s| s.waiting == 1).await;
+    drop(held);
+    let next = waiting.await.expect("no panic").expect("room again");
+    assert_eq!(next.session, Session::Tcp);
+    assert_eq!((pool.status().leased, pool.status().tally.discards[&DiscardReason::Used]), (1, 1));
+}
+
+#[tokio::test]
+async fn lease_begins_before_it_is_awaited_and_is_not_broken_off() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let pool = Pool::spawn(server.spec(0, 4));
+    let lease = pool.lease();
+    let _stream = accepted.recv().await.expect("begun without a poll");
+    assert!(lease.await.is_ok());
+    drop(pool.lease());
+    let _stream = accepted.recv().await.expect("begun, and not broken off");
+    let status = until(&pool, "idle", |s| s.idle == 1).await;
+    assert_eq!((status.leased, status.connecting, status.waiting), (0, 0, 0));
+    assert!(pool.try_lease().is_some());
+}
+
+#[tokio::test]
+async fn connection_with_an_unread_message_is_not_handed_over() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let pool = Pool::spawn(server.spec(3, 4));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(accepted.recv().await.expect("a connection"));
+    }
+    until(&pool, "full", |s| s.idle == 3).await;
+    // No await from here on: the pool itself cannot notice before the lease does.
+    assert_eq!(streams[0].try_write(b"notice").expect("written"), 6);
+    drop(streams.remove(1));
+    let lease = pool.try_lease().expect("the third");
+    let (message, closed) = (DiscardReason::UnreadMessage, DiscardReason::ClosedByServer);
+    let discards = pool.status().tally.discards;
+    assert_eq!((discards[&message], discards[&closed]), (1, 1));
+    drop(lease);
+    until(&pool, "full again", |s| s.idle == 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_that_accepts_and_closes_is_not_hammered() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let mut spec = server.spec(4, 8);
+    (spec.pool.backoff_min, spec.pool.backoff_max) = (Duration::from_millis(100), Duration::from_secs(10));
+    let _pool = Pool::spawn(spec);
+    let end = Instant::now() + Duration::from_secs(600);
+    let mut connections = 0;
+    while let Ok(Some(stream)) = tokio::time::timeout_at(end, accepted.recv()).await {
+        drop(stream);
+        connections += 1;
+    }
+    // About one per 5 s (the mean of 0.1 to 10 s), each perhaps followed by its siblings.
+    assert!((50..1000).contains(&connections), "{connections}");
+}
+
+#[tokio::test]
+async fn dead_backend_fails_a_storm_quickly_one_attempt_at_a_time() {
+    let server = Server::start();
+    let mut spec = server.spec(0, 64);
+    spec.address = Address::Unix(server.directory.path().join("nobody"));
+    (spec.pool.backoff_min, spec.pool.backoff_max) = (Duration::from_secs(60), Duration::from_secs(60));
+    let pool = Pool::spawn(spec);
+    pool.lease().await.expect_err("nobody listens");
+    let leases: Vec<_> = (0..500).map(|_| pool.lease()).collect();
+    for lease in leases {
+        assert!(matches!(lease.await, Err(LeaseError::Connect(_))));
+    }
+    let status = pool.status();
+    assert_eq!(status.tally.failures[&FailureReason::Dial], 2);
+    assert_eq!(status.tally.fallbacks[&FallbackReason::ConnectFailed], 501);
+    assert!(status.next_attempt_in.is_some_and(|pause| pause > Duration::from_secs(50)));
+}
+
+/// Counts what is open at the server. It closes when the client has closed, and has counted then.
+async fn count(
+    mut accepted: mpsc::UnboundedReceiver<UnixStream>,
+    open: Arc<AtomicUsize>,
+    peak: Arc<AtomicUsize>,
+) {
+    while let Some(mut stream) = accepted.recv().await {
+        peak.fetch_max(open.fetch_add(1, SeqCst) + 1, SeqCst);
+        let open = Arc::clone(&open);
+        tokio::spawn(async move {
+            let _end = stream.read(&mut [0]).await;
+            open.fetch_sub(1, SeqCst);
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_never_sees_more_than_the_limit() {
+    let mut server = Server::start();
+    let (open, peak) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+    tokio::spawn(count(server.accept(), Arc::clone(&open), Arc::clone(&peak)));
+    let mut spec = server.spec(5, 64);
+    spec.pool.wait = Duration::from_secs(60);
+    let pool = Pool::spawn(spec);
+    let leases: Vec<_> = (0..500).map(|_| tokio::spawn(pool.lease())).collect();
+    for lease in leases {
+        let lease = lease.await.expect("no panic").expect("a lease");
+        tokio::task::spawn_blocking(move || {
+            let mut stream = Blocking::from(lease.fd);
+            stream.set_nonblocking(false).expect("blocking mode");
+            stream.shutdown(Shutdown::Write).expect("shut down");
+            assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
+            drop((stream, lease.slot));
+        });
+    }
+    until(&pool, "calm", |s| s.tally.discards[&DiscardReason::Used] == 500 && s.idle >= 5).await;
+    println!("peak at the server: {}", peak.load(SeqCst));
+    assert!((1..=64).contains(&peak.load(SeqCst)));
+}
+
+#[tokio::test]
+async fn closed_pool_lets_go_of_everything_but_leases() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let pool = Pool::spawn(server.spec(1, 2));
+    let mut first = accepted.recv().await.expect("one");
+    until(&pool, "full", |s| s.idle == 1).await;
+    let lease = pool.lease().await.expect("the idle one");
+    let mut second = accepted.recv().await.expect("two");
+    until(&pool, "full", |s| s.idle == 1).await;
+    let other = pool.try_lease().expect("the second");
+    let waiting = pool.lease();
+    pool.close();
+    pool.close();
+    assert!(matches!(waiting.await, Err(LeaseError::Closed { .. })));
+    assert!(matches!(pool.lease().await, Err(LeaseError::Closed { .. })));
+    assert!(pool.try_lease().is_none() && pool.status().closed);
+    drop(other);
+    assert_eq!(second.read(&mut [0]).await.expect("readable"), 0);
+    first.write_all(b"x").await.expect("still open");
+    let mut stream = Blocking::from(lease.fd);
+    stream.set_nonblocking(false).expect("blocking mode");
+    stream.read_exact(&mut [0]).expect("leased connections stay");
+}
+
+#[tokio::test]
+async fn last_handle_closes_the_pool() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let pool = Pool::spawn(server.spec(1, 2));
+    let mut stream = accepted.recv().await.expect("one");
+    drop(pool.clone());
+    until(&pool, "full", |s| s.idle == 1).await;
+    drop(pool);
+    assert_eq!(stream.read(&mut [0]).await.expect("readable"), 0);
+}
+
+#[tokio::test]
+async fn descriptor_is_prepared_as_documented() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let address = Address::Tcp(listener.local_addr().expect("an address").to_string());
+    let pool = Pool::spawn(spec(BackendKind::Tcp, address));
+    let lease = pool.lease().await.expect("a lease");
+    let socket = socket2::SockRef::from(&lease.fd);
+    assert!(socket.tcp_nodelay().expect("known") && socket.keepalive().expect("known"));
+    assert_eq!(socket.tcp_keepalive_time().expect("known"), Duration::from_secs(30));
+    assert!(socket.nonblocking().expect("known"));
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let flags = fcntl(lease.fd.as_fd(), FcntlArg::F_GETFD).expect("known");
+    assert!(FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC));
+    let _: OwnedFd = lease.fd;
+}
+
+#[tokio::test(start_paused = true)]
+async fn login_that_stops_in_the_middle_times_out() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let mut spec = server.spec(0, 4);
+    spec.kind = BackendKind::Postgres(postgres("app"));
+    let pool = Pool::spawn(spec);
+    let begun = Instant::now();
+    let lease = tokio::spawn(pool.lease());
+    let mut stream = accepted.recv().await.expect("a connection");
+    stream.write_all(b"R\0\0\0\x08\0\0\0\0S\0\0").await.expect("written");
+    let error = lease.await.expect("no panic").expect_err("timed out");
+    assert_eq!(begun.elapsed().as_secs(), 10);
+    assert!(error.to_string().contains("not logged in after 10000 ms") && error.retry_helps(), "{error}");
+    assert_eq!(pool.status().tally.failures[&FailureReason::Timeout], 1);
+}
+
+#[tokio::test]
+async fn nothing_shows_the_password() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let mut spec = server.spec(0, 4);
+    spec.kind = BackendKind::Postgres(postgres("app"));
+    let mut shown = vec![format!("{spec:?}")];
+    let pool = Pool::spawn(spec);
+    let lease = tokio::spawn(pool.lease());
+    let mut stream = accepted.recv().await.expect("a connection");
+    let words = format!("SFATAL\0C28000\0Mwrong: {PASSWORD}\0\0");
+    let length = u32::try_from(words.len() + 4).expect("short");
+    stream
+        .write_all(&[b"E".as_slice(), &length.to_be_bytes(), words.as_bytes()].concat())
+        .await
+        .expect("written");
+    let error = lease.await.expect("no panic").expect_err("refused");
+    shown.extend([format!("{error}"), format!("{error:?}"), format!("{pool:?}")]);
+    shown.push(serde_json::to_string(&pool.status()).expect("JSON"));
+
+    let lease = tokio::spawn(pool.lease());
+    let mut stream = accepted.recv().await.expect("a connection");
+    let welcome = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x2a\x11\x22\x33\x44Z\0\0\0\x05I";
+    stream.write_all(welcome).await.expect("written");
+    let lease = lease.await.expect("no panic").expect("a lease");
+    shown.extend([format!("{lease:?}"), format!("{pool:?}"), format!("{:?}", pool.status())]);
+    shown.push(serde_json::to_string(&lease.session).expect("JSON"));
+    for text in shown {
+        assert!(!text.contains(PASSWORD), "{text}");
+        assert!(!text.contains("287454020") && !text.contains("17, 34, 51, 68"), "the cancel key: {text}");
+    }
+}
