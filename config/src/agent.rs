@@ -1,0 +1,97 @@
+//! `[agent]`: the daemon itself.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::problem::Origin;
+use crate::table::{Table, Value};
+
+/// The daemon's own settings. All have defaults, so the section may be left out.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// Where the eBPF programs are attached. Default `[]`: nowhere, starts are then triggered by the accept
+    /// queue alone.
+    pub interfaces: Interfaces,
+    /// Where `/metrics` and the API are served. Default `127.0.0.1:9464`. Port 0 takes a free port.
+    pub admin: SocketAddr,
+    /// Directory of the agent's own files (control sockets, parked containers); an absolute path. Default
+    /// `/run/headstart`.
+    pub state_dir: PathBuf,
+    /// Socket of the Docker API; an absolute path. Default `/var/run/docker.sock`.
+    pub docker_socket: PathBuf,
+    /// The OCI runtime: an absolute path, or a name that is looked up in `PATH`. Default `runc`.
+    pub runc: PathBuf,
+    /// Form of the log. Default `text`.
+    pub log: LogFormat,
+    /// Where this section is in the file.
+    pub origin: Origin,
+}
+
+/// The network interfaces on which SYNs are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interfaces {
+    /// `["auto"]`: the uplinks, which are the interfaces that carry a default route.
+    Auto,
+    /// These interfaces, without repetition. An empty list means no eBPF.
+    Named(Vec<String>),
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `text`: for people.
+    Text,
+    /// `json`: one JSON object a line.
+    Json,
+}
+
+impl Agent {
+    pub(crate) fn read(mut table: Table<'_>) -> Self {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 9464));
+        Self {
+            interfaces: table.or("interfaces", Interfaces::Named(Vec::new()), |v| interfaces(&v)),
+            admin: table.or("admin", admin, |v| v.socket_address()),
+            state_dir: table.or("state_dir", "/run/headstart".into(), |v| v.absolute_path()),
+            docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
+            runc: table.or("runc", "runc".into(), |v| program(&v)),
+            log: table.or("log", LogFormat::Text, |v| {
+                v.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
+            }),
+            origin: table.finish(),
+        }
+    }
+}
+
+fn interfaces(value: &Value<'_>) -> Option<Interfaces> {
+    let items = value.list()?;
+    let alone = items.len() == 1;
+    let mut names: Vec<String> = Vec::new();
+    let mut auto = false;
+    for item in &items {
+        let Some(name) = item.matching("the name of a network interface, 1 to 15 characters", is_interface)
+        else {
+            continue;
+        };
+        if name == "auto" && !alone {
+            item.fail::<()>("\"auto\" must stand alone, as in [\"auto\"]");
+        } else if names.contains(&name) {
+            item.fail::<()>(format!("{name:?} is listed twice"));
+        }
+        auto |= name == "auto";
+        names.push(name);
+    }
+    Some(if auto { Interfaces::Auto } else { Interfaces::Named(names) })
+}
+
+/// As the kernel's `dev_valid_name`; names are at most `IFNAMSIZ` - 1 bytes (linux/if.h).
+fn is_interface(name: &str) -> bool {
+    let odd =
+        |byte: u8| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte.is_ascii_control();
+    (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.bytes().any(odd)
+}
+
+fn program(value: &Value<'_>) -> Option<PathBuf> {
+    let rule = "an absolute path, or a name without \"/\" that is looked up in PATH";
+    let valid = |text: &str| text.starts_with('/') || (!text.is_empty() && !text.contains('/'));
+    value.matching(rule, valid).map(PathBuf::from)
+}

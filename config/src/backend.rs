@@ -1,0 +1,224 @@
+//! `[[backend]]`: what functions get connections to.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::Known;
+use crate::problem::Origin;
+use crate::table::{Table, Value};
+
+/// A server to which the agent keeps connections for functions.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Unique; 1 to 63 of a-z, 0-9 and "-". Functions and metrics use it.
+    pub name: String,
+    /// `kind`: how a connection is made ready before a function gets it.
+    pub protocol: Protocol,
+    /// Where the server is.
+    pub address: Address,
+    /// How many connections are kept, and for how long.
+    pub pool: Pool,
+    /// Where this section is in the file.
+    pub origin: Origin,
+}
+
+/// What is spoken to a backend before its connections are handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// `tcp`: nothing, the connection is handed over as soon as it is established.
+    Tcp,
+    /// `postgres`: the start-up and the login; functions get a session that is ready for queries.
+    Postgres(Postgres),
+}
+
+/// The keys of `kind = "postgres"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Postgres {
+    /// Role to log in as. Required.
+    pub user: String,
+    /// Database to connect to. Default: the same as `user`, as with libpq.
+    pub database: String,
+    /// File with the password, which only its owner may read. One newline at its end is not part of the
+    /// password; everything else is, spaces too. Default: no password.
+    pub password_file: Option<PathBuf>,
+    /// What the server shows in `pg_stat_activity`; 1 to 63 printable ASCII characters. Default: not sent.
+    pub application_name: Option<String>,
+}
+
+/// Where a backend is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `"host:port"`, as in `"db.internal:5432"` or `"[::1]:5432"`.
+    Tcp {
+        /// A DNS name, or an IP address without brackets.
+        host: String,
+        /// Not 0.
+        port: u16,
+    },
+    /// `"unix:/path"`: the socket itself, an absolute path of at most 107 bytes.
+    Unix(PathBuf),
+}
+
+/// The limits of one backend's pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Ready connections to keep at all times, 0 to `max`. Default 4, or `max` where that is less.
+    pub min_idle: usize,
+    /// The most connections, ready, leased and begun together; 1 to 10000. Default 64.
+    pub max: usize,
+    /// Age at which an unused connection is replaced, 1 s to 24 h. Default 10 m.
+    pub ttl: Duration,
+    /// Deadline of connecting and logging in together, 10 ms to 5 m. Default 5 s.
+    pub connect_timeout: Duration,
+    /// How long a lease waits for a connection when all `max` are taken, 0 to 5 m. Default 1 s.
+    pub wait: Duration,
+    /// Ceiling of the back-off between failed attempts to connect, 100 ms to 1 h. Default 30 s.
+    pub backoff_max: Duration,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            min_idle: 4,
+            max: 64,
+            ttl: Duration::from_mins(10),
+            connect_timeout: Duration::from_secs(5),
+            wait: Duration::from_secs(1),
+            backoff_max: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Backend {
+    pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
+        let line = table.line();
+        let name = table.require("name", "", |v| {
+            let name = v.name()?;
+            match known.backends.get(&name) {
+                Some(line) => v.fail(format!("{name:?} is already the backend on line {line}")),
+                None => Some(name),
+            }
+        });
+        if let Some(name) = &name {
+            known.backends.insert(name.clone(), line);
+            table.rename(format!("backend.{name}"));
+        }
+        let protocol = Protocol::read(&mut table);
+        let address = table.require("address", "", |v| Address::read(&v));
+        let pool = table.or("pool", Pool::default(), |v| v.table("pool = { max = 64 }").map(Pool::read));
+        let origin = table.finish();
+        Some(Self { name: name?, protocol: protocol?, address: address?, pool, origin })
+    }
+}
+
+/// The keys which only `kind = "postgres"` has.
+const POSTGRES_KEYS: [&str; 4] = ["user", "database", "password_file", "application_name"];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Tcp,
+    Postgres,
+}
+
+impl Protocol {
+    fn read(table: &mut Table<'_>) -> Option<Self> {
+        let kinds = [("tcp", Kind::Tcp), ("postgres", Kind::Postgres)];
+        match table.require("kind", ": \"tcp\" or \"postgres\"", |v| v.choice(&kinds)) {
+            Some(Kind::Tcp) => {
+                for key in POSTGRES_KEYS {
+                    table.refuse(key, "belongs to kind = \"postgres\", and this backend is \"tcp\"");
+                }
+                Some(Self::Tcp)
+            }
+            Some(Kind::Postgres) => Postgres::read(table).map(Self::Postgres),
+            None => {
+                for key in POSTGRES_KEYS {
+                    table.get(key);
+                }
+                None
+            }
+        }
+    }
+}
+
+impl Postgres {
+    fn read(table: &mut Table<'_>) -> Option<Self> {
+        let user = table.require("user", " by kind = \"postgres\"", |v| v.text().map(str::to_owned));
+        let database = table.or("database", None, |v| v.text().map(|text| Some(text.to_owned())));
+        let password_file = table.get("password_file").and_then(|v| v.absolute_path());
+        let application_name = table.get("application_name").and_then(|v| {
+            // A longer name is cut by the server (NAMEDATALEN), other characters become "?".
+            let printable = |text: &str| text.bytes().all(|b| (b' '..=b'~').contains(&b));
+            v.matching("1 to 63 printable ASCII characters", |t| (1..=63).contains(&t.len()) && printable(t))
+        });
+        let user = user?;
+        Some(Self {
+            database: database.unwrap_or_else(|| user.clone()),
+            user,
+            password_file,
+            application_name,
+        })
+    }
+}
+
+impl Address {
+    fn read(value: &Value<'_>) -> Option<Self> {
+        let text = value.string()?;
+        match Self::parse(text) {
+            Some(address) => Some(address),
+            // The text is not shown: who writes a URL here may have written the password into it.
+            None => value.fail("must be \"host:port\", \"[ipv6]:port\" or \"unix:/path\""),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            // `sun_path` holds 108 bytes with the NUL (unix(7)).
+            return (path.starts_with('/') && path.len() <= 107).then(|| Self::Unix(path.into()));
+        }
+        let (host, port) = text.rsplit_once(':')?;
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        if let Some(v6) = host.strip_prefix('[') {
+            let v6: std::net::Ipv6Addr = v6.strip_suffix(']')?.parse().ok()?;
+            return Some(Self::Tcp { host: v6.to_string(), port });
+        }
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        let is_host = (1..=253).contains(&host.len()) && host.bytes().all(plain);
+        is_host.then(|| Self::Tcp { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Pool {
+    fn read(mut table: Table<'_>) -> Self {
+        let (ms, secs, mins, hours) =
+            (Duration::from_millis, Duration::from_secs, Duration::from_mins, Duration::from_hours);
+        let default = Self::default();
+        let max = table.or("max", default.max, |v| v.integer(1..=10_000));
+        let pool = Self {
+            min_idle: table.or("min_idle", default.min_idle.min(max), |v| {
+                let min_idle = v.integer(0..=10_000)?;
+                let message = || format!("must be at most max, which is {max}");
+                if min_idle <= max { Some(min_idle) } else { v.fail(message()) }
+            }),
+            max,
+            ttl: table.or("ttl", default.ttl, |v| v.duration(secs(1)..=hours(24))),
+            connect_timeout: table
+                .or("connect_timeout", default.connect_timeout, |v| v.duration(ms(10)..=mins(5))),
+            wait: table.or("wait", default.wait, |v| v.duration(ms(0)..=mins(5))),
+            backoff_max: table.or("backoff_max", default.backoff_max, |v| v.duration(ms(100)..=hours(1))),
+        };
+        table.finish();
+        pool
+    }
+}

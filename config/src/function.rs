@@ -1,0 +1,127 @@
+//! `[[function]]`: what is started and served.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::problem::Origin;
+
+mod read;
+
+/// The most backends of one function.
+pub const MAX_FUNCTION_BACKENDS: usize = 16;
+
+/// A program that is started when a client comes.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// Unique; 1 to 63 of a-z, 0-9 and "-". Metrics and container names use it.
+    pub name: String,
+    /// The address the agent binds for the function; the port is not 0, and no other function (nor `admin`)
+    /// overlaps with it.
+    pub listen: SocketAddr,
+    /// How an instance is run.
+    pub runtime: Runtime,
+    /// Program and arguments. Never empty, and an absolute path first, except with Docker: there it may be
+    /// empty, which means the image's own command.
+    pub command: Vec<String>,
+    /// Environment of the instance, beside what the agent adds. Default empty.
+    pub env: Env,
+    /// Names of the backends of which the function gets connections, at most [`MAX_FUNCTION_BACKENDS`]. Each
+    /// exists, none twice. Default none.
+    pub backends: Vec<String>,
+    /// Containers to prepare ahead, 0 to 64. Default 1; 0 turns preparing off.
+    pub prepared: usize,
+    /// Memory limit of an instance in bytes, 6 MiB (less Docker refuses) to 1024 GiB. Default 128 MiB.
+    pub memory_bytes: u64,
+    /// The most processes and threads of an instance, 1 to 4194304 (the kernel's own limit). Default 64.
+    pub pids: u32,
+    /// Deadline from the start of an instance to its being ready, 100 ms to 1 h. Default 30 s.
+    pub init_timeout: Duration,
+    /// Time between SIGTERM and SIGKILL, 0 to 10 m. Default 10 s.
+    pub stop_grace: Duration,
+    /// Connections the kernel keeps for the function while it starts (the backlog of `listen`), 1 to 65535.
+    /// Default 1024. The kernel cuts it to `net.core.somaxconn`.
+    pub backlog: u16,
+    /// Ceiling of the back-off after failed starts, 100 ms to 1 h. Default 30 s.
+    pub retry_max: Duration,
+    /// Where this section is in the file.
+    pub origin: Origin,
+}
+
+/// How instances of a function are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// `oci`: a container of the OCI runtime, which can be prepared ahead.
+    Oci {
+        /// Directory of the container's root file system; an absolute path. Required.
+        rootfs: PathBuf,
+    },
+    /// `docker`: a container of the Docker daemon.
+    Docker {
+        /// The image, as in `orders:1`. Required; it is not pulled.
+        image: String,
+        /// Default `none`.
+        network: Network,
+    },
+    /// `process`: a child of the agent, without isolation.
+    Process,
+}
+
+impl Runtime {
+    /// The word in the file, which is the `runtime` label of metrics too.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Oci { .. } => "oci",
+            Self::Docker { .. } => "docker",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// The network of a Docker container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// `none`: the quickest to start. The function has only the sockets it is given.
+    None,
+    /// `bridge`: Docker's default network.
+    Bridge,
+    /// A network of this name.
+    Named(String),
+}
+
+impl Network {
+    /// The network's name, as the Docker API takes it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::None => "none",
+            Self::Bridge => "bridge",
+            Self::Named(name) => name,
+        }
+    }
+}
+
+/// Environment variables. `Debug` shows their names only: values may be secrets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Env(BTreeMap<String, String>);
+
+impl Env {
+    /// The variables as (name, value), by name. Names are letters, digits and "_", and do not begin with a
+    /// digit or with `HEADSTART_`, which is the agent's own.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+impl FromIterator<(String, String)> for Env {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(variables: I) -> Self {
+        Self(variables.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}

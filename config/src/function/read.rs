@@ -1,0 +1,205 @@
+//! Reads a `[[function]]` section.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Env, Function, MAX_FUNCTION_BACKENDS, Network, Runtime};
+use crate::config::Known;
+use crate::table::{Table, Value, closest};
+
+impl Function {
+    pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
+        let (ms, secs, mins, hours) =
+            (Duration::from_millis, Duration::from_secs, Duration::from_mins, Duration::from_hours);
+        let name = name(&mut table, known);
+        let listen = table.require("listen", "", |v| listen(&v, name.as_deref(), known));
+        let kind =
+            table.require("runtime", ": \"oci\", \"docker\" or \"process\"", |v| v.choice(&Kind::WORDS));
+        let runtime = runtime(&mut table, kind);
+        let command = command(&mut table, kind);
+        let env = table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t)));
+        let backends = table.or("backends", Vec::new(), |v| backends(&v, known));
+        let prepared = table.or("prepared", 1, |v| v.integer(0..=64));
+        // `docker run` refuses less than 6 MiB.
+        let memory_bytes = table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30));
+        // PID_MAX_LIMIT of 64-bit kernels (proc(5), /proc/sys/kernel/pid_max).
+        let pids = table.or("pids", 64, |v| v.integer(1..=4_194_304));
+        let init_timeout = table.or("init_timeout", secs(30), |v| v.duration(ms(100)..=hours(1)));
+        let stop_grace = table.or("stop_grace", secs(10), |v| v.duration(ms(0)..=mins(10)));
+        let backlog = table.or("backlog", 1024, |v| v.integer(1..=65_535));
+        let retry_max = table.or("retry_max", secs(30), |v| v.duration(ms(100)..=hours(1)));
+        let origin = table.finish();
+        Some(Self {
+            name: name?,
+            listen: listen?,
+            runtime: runtime?,
+            command: command?,
+            env,
+            backends,
+            prepared,
+            memory_bytes,
+            pids,
+            init_timeout,
+            stop_grace,
+            backlog,
+            retry_max,
+            origin,
+        })
+    }
+}
+
+fn name(table: &mut Table<'_>, known: &mut Known) -> Option<String> {
+    let line = table.line();
+    let name = table.require("name", "", |v| {
+        let name = v.name()?;
+        match known.functions.get(&name) {
+            Some(line) => v.fail(format!("{name:?} is already the function on line {line}")),
+            None => Some(name),
+        }
+    })?;
+    known.functions.insert(name.clone(), line);
+    table.rename(format!("function.{name}"));
+    Some(name)
+}
+
+fn listen(value: &Value<'_>, name: Option<&str>, known: &mut Known) -> Option<SocketAddr> {
+    let address = value.socket_address()?;
+    if address.port() == 0 {
+        return value.fail("must have a port other than 0: clients need to know it");
+    }
+    let owner = || match name {
+        Some(name) => format!("{address} of function \"{name}\" on line {}", value.line()),
+        None => format!("{address} on line {}", value.line()),
+    };
+    match known.listen(address, owner) {
+        Some(owner) => value.fail(format!("overlaps with {owner}")),
+        None => Some(address),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Oci,
+    Docker,
+    Process,
+}
+
+impl Kind {
+    const WORDS: [(&'static str, Self); 3] =
+        [("oci", Self::Oci), ("docker", Self::Docker), ("process", Self::Process)];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Oci => "oci",
+            Self::Docker => "docker",
+            Self::Process => "process",
+        }
+    }
+}
+
+fn runtime(table: &mut Table<'_>, kind: Option<Kind>) -> Option<Runtime> {
+    for (key, owner) in [("rootfs", Kind::Oci), ("image", Kind::Docker), ("network", Kind::Docker)] {
+        match kind {
+            Some(kind) if kind != owner => {
+                let (owner, kind) = (owner.as_str(), kind.as_str());
+                table.refuse(
+                    key,
+                    &format!("belongs to runtime = \"{owner}\", and this function is \"{kind}\""),
+                );
+            }
+            Some(_) => {}
+            // Which keys belong here is not known: none of them is wrong.
+            None => drop(table.get(key)),
+        }
+    }
+    match kind? {
+        Kind::Oci => {
+            let rootfs = table.require("rootfs", " by runtime = \"oci\"", |v| v.absolute_path())?;
+            Some(Runtime::Oci { rootfs })
+        }
+        Kind::Docker => {
+            let image = table.require("image", " by runtime = \"docker\"", |v| {
+                let plain = |text: &str| text.bytes().all(|b| b.is_ascii_graphic()) && !text.starts_with('-');
+                v.matching("the name of an image, as in \"orders:1\"", |text| !text.is_empty() && plain(text))
+            });
+            let network = table.or("network", Network::None, |v| network(&v));
+            Some(Runtime::Docker { image: image?, network })
+        }
+        Kind::Process => Some(Runtime::Process),
+    }
+}
+
+fn network(value: &Value<'_>) -> Option<Network> {
+    let name = value.matching("\"none\", \"bridge\" or the name of a Docker network", |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.bytes().all(plain)
+    })?;
+    Some(match name.as_str() {
+        "none" => Network::None,
+        "bridge" => Network::Bridge,
+        _ => Network::Named(name),
+    })
+}
+
+fn command(table: &mut Table<'_>, kind: Option<Kind>) -> Option<Vec<String>> {
+    let why = match kind {
+        Some(Kind::Oci) => " by runtime = \"oci\"",
+        Some(Kind::Process) => " by runtime = \"process\"",
+        Some(Kind::Docker) | None => {
+            let read = |v: Value<'_>| words(&v).map(|(words, _)| words);
+            return Some(table.or("command", Vec::new(), read));
+        }
+    };
+    table.require("command", why, |v| {
+        let (words, complete) = words(&v)?;
+        match words.first() {
+            None if complete => v.fail("must not be empty"),
+            Some(program) if complete && !program.starts_with('/') => {
+                v.fail("must begin with the absolute path of a program")
+            }
+            _ => Some(words),
+        }
+    })
+}
+
+/// The strings of a list, and whether all its items are good ones.
+fn words(value: &Value<'_>) -> Option<(Vec<String>, bool)> {
+    let items = value.list()?;
+    let words: Vec<_> = items.iter().filter_map(|item| item.string().map(str::to_owned)).collect();
+    let complete = words.len() == items.len();
+    Some((words, complete))
+}
+
+fn env(table: &Table<'_>) -> Env {
+    let read = |(name, value): (&str, Value<'_>)| {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if name.is_empty() || !plain || name.starts_with(|first: char| first.is_ascii_digit()) {
+            return value.fail("the name must be letters, digits and \"_\", and not begin with a digit");
+        }
+        if name.starts_with("HEADSTART_") {
+            return value.fail("names that begin with HEADSTART_ are set by the agent");
+        }
+        Some((name.to_owned(), value.string()?.to_owned()))
+    };
+    table.entries().filter_map(read).collect()
+}
+
+fn backends(value: &Value<'_>, known: &Known) -> Option<Vec<String>> {
+    let items = value.list()?;
+    if items.len() > MAX_FUNCTION_BACKENDS {
+        return value.fail(format!("must be at most {MAX_FUNCTION_BACKENDS} names, not {}", items.len()));
+    }
+    let mut names: Vec<String> = Vec::new();
+    for item in items {
+        let Some(name) = item.string() else { continue };
+        if names.iter().any(|other| other == name) {
+            item.fail::<()>(format!("{name:?} is listed twice"));
+        } else if !known.backends.contains_key(name) {
+            let meant = closest(name, known.backends.keys().map(String::as_str));
+            let hint = meant.map_or(String::new(), |meant| format!(", did you mean \"{meant}\"?"));
+            item.fail::<()>(format!("there is no backend {name:?}{hint}"));
+        }
+        names.push(name.to_owned());
+    }
+    Some(names)
+}

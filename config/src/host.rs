@@ -1,0 +1,155 @@
+//! What only the host can tell: files, their modes, and interfaces.
+//!
+//! These problems do not make the configuration unusable: the agent logs them and serves the functions that
+//! have none.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Protocol, Runtime};
+
+/// As the kernel's limit of symbolic links in a path (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+
+impl Config {
+    /// Compares the configuration with the host. Each problem says what to do.
+    pub fn check_host(&self) -> Vec<Problem> {
+        let agent = self.agent.check_host();
+        let backends = self.backends.iter().flat_map(Backend::check_host);
+        let functions = self.functions.iter().flat_map(Function::check_host);
+        agent.into_iter().chain(backends).chain(functions).collect()
+    }
+}
+
+impl Agent {
+    /// Interfaces that do not exist.
+    pub fn check_host(&self) -> Vec<Problem> {
+        let Interfaces::Named(names) = &self.interfaces else { return Vec::new() };
+        let missing = names.iter().filter(|name| !Path::new("/sys/class/net").join(name).exists());
+        let problem = |name: &String| {
+            let message = format!("this host has no interface {name:?}: `ip link` lists those it has");
+            self.origin.problem("interfaces", message)
+        };
+        missing.map(problem).collect()
+    }
+}
+
+impl Backend {
+    /// A password file that cannot be used, or that others can read.
+    pub fn check_host(&self) -> Vec<Problem> {
+        let Protocol::Postgres(postgres) = &self.protocol else { return Vec::new() };
+        let Some(path) = &postgres.password_file else { return Vec::new() };
+        let message = check_password_file(path).err();
+        message.into_iter().map(|message| self.origin.problem("password_file", message)).collect()
+    }
+}
+
+impl Function {
+    /// A root file system or a program that is missing.
+    pub fn check_host(&self) -> Vec<Problem> {
+        let program = self.command.first().map(Path::new);
+        let problem = match (&self.runtime, program) {
+            (Runtime::Oci { rootfs }, _) if !rootfs.is_dir() => {
+                let message =
+                    format!("{} is not a directory: unpack the function's root there", rootfs.display());
+                Some(self.origin.problem("rootfs", message))
+            }
+            (Runtime::Oci { rootfs }, Some(program)) => {
+                check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
+                    .err()
+                    .map(|message| self.origin.problem("command", message))
+            }
+            (Runtime::Process, Some(program)) => check_program(Ok(program.to_owned()), program, "")
+                .err()
+                .map(|message| self.origin.problem("command", message)),
+            (Runtime::Docker { .. }, _) | (_, None) => None,
+        };
+        problem.into_iter().collect()
+    }
+}
+
+fn check_password_file(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    let metadata = fs::metadata(path)
+        .map_err(|error| format!("{shown}: {error}: create it with the password, and `chmod 600 {shown}`"))?;
+    if !metadata.is_file() {
+        return Err(format!("{shown} is not a regular file: name the file that holds the password"));
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(format!(
+            "{shown} is open to others than its owner (mode {mode:03o}): `chmod 600 {shown}`"
+        ));
+    }
+    let mut start = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(2).read_to_end(&mut start))
+        .map_err(|error| format!("{shown}: {error}: `chown` it to the user that runs the agent"))?;
+    if start.is_empty() || start == b"\n" {
+        return Err(format!("{shown} is empty: write the password into it"));
+    }
+    Ok(())
+}
+
+/// `file` is where `program` was found; `place` completes "there is no program ..".
+fn check_program(file: io::Result<PathBuf>, program: &Path, place: &str) -> Result<(), String> {
+    let shown = program.display();
+    let metadata = file.and_then(fs::metadata).map_err(|error| {
+        format!("there is no program {shown}{place} ({error}): build it, or correct the path")
+    })?;
+    if !metadata.is_file() {
+        return Err(format!("{shown}{place} is not a file: name the program itself"));
+    }
+    if metadata.permissions().mode() & 0o111 == 0 {
+        return Err(format!("{shown}{place} is not executable: `chmod +x` it"));
+    }
+    Ok(())
+}
+
+/// Where `path` leads once `root` is the root directory: absolute links start again at `root`, and `..` does
+/// not leave it. Good enough to give advice; the container runtime resolves the path again by itself.
+fn resolve_in(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    let mut inside = PathBuf::new();
+    let mut links = 0;
+    let mut pending = components(path);
+    while let Some(part) = pending.pop() {
+        match part.to_str() {
+            Some("..") => {
+                inside.pop();
+                continue;
+            }
+            _ => inside.push(&part),
+        }
+        let here = root.join(&inside);
+        if !fs::symlink_metadata(&here)?.is_symlink() {
+            continue;
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(io::Error::other("too many symbolic links"));
+        }
+        let target = fs::read_link(&here)?;
+        inside.pop();
+        if target.is_absolute() {
+            inside.clear();
+        }
+        pending.extend(components(&target));
+    }
+    Ok(root.join(inside))
+}
+
+/// The parts of `path` below the root, last first.
+fn components(path: &Path) -> Vec<std::ffi::OsString> {
+    let mut parts: Vec<_> = path
+        .components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+        })
+        .collect();
+    parts.reverse();
+    parts
+}

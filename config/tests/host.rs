@@ -1,0 +1,112 @@
+//! What is found wrong with the host, and where it is reported.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use headstart_config::Config;
+use tempfile::TempDir;
+
+/// The problems of `text`, in which `D` stands for `dir`.
+fn problems(dir: &TempDir, text: &str) -> Vec<String> {
+    let path = dir.path().display().to_string();
+    let config = Config::parse("h.toml", &text.replace("D/", &format!("{path}/"))).unwrap();
+    config.check_host().iter().map(|problem| problem.to_string().replace(&path, "D")).collect()
+}
+
+fn write(path: &Path, content: &str, mode: u32) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn interfaces_must_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(
+        problems(&dir, "\n[agent]\ninterfaces = [\"lo\", \"nope0\"]"),
+        ["h.toml:3: agent.interfaces: this host has no interface \"nope0\": `ip link` lists those it has"]
+    );
+}
+
+#[test]
+fn password_files_are_their_owners_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pw");
+    let found = || {
+        let text = "[[backend]]\nname = \"db\"\nkind = \"postgres\"\naddress = \"h:1\"\nuser = \"u\"\npassword_file = \"D/pw\"";
+        let problems = problems(&dir, text);
+        assert!(problems.len() <= 1, "{problems:?}");
+        let prefix = "h.toml:6: backend.db.password_file: ";
+        problems.first().map(|problem| problem.strip_prefix(prefix).unwrap().to_owned()).unwrap_or_default()
+    };
+    assert_eq!(
+        found(),
+        "D/pw: No such file or directory (os error 2): create it with the password, and `chmod 600 D/pw`"
+    );
+    write(&file, "secret\n", 0o640);
+    assert_eq!(found(), "D/pw is open to others than its owner (mode 640): `chmod 600 D/pw`");
+    write(&file, "\n", 0o600);
+    assert_eq!(found(), "D/pw is empty: write the password into it");
+    write(&file, "secret\n", 0o600);
+    assert_eq!(found(), "");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert_eq!(found(), "D/pw is not a regular file: name the file that holds the password");
+}
+
+#[test]
+fn root_file_systems_hold_their_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let found = |program: &str| {
+        let text = format!(
+            "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"oci\"\nrootfs = \"D/root\"\ncommand = [{program:?}]"
+        );
+        problems(&dir, &text).join("\n")
+    };
+    assert_eq!(
+        found("/f"),
+        "h.toml:5: function.f.rootfs: D/root is not a directory: unpack the function's root there"
+    );
+    write(&root.join("usr/bin/f"), "", 0o755);
+    write(&root.join("data"), "", 0o644);
+    symlink("usr/bin", root.join("bin")).unwrap();
+    symlink("/bin/f", root.join("absolute")).unwrap();
+    symlink("../../../bin/f", root.join("upwards")).unwrap();
+    symlink("loop", root.join("loop")).unwrap();
+    for program in ["/usr/bin/f", "/bin/f", "/absolute", "/upwards", "/bin/../bin/./f"] {
+        assert_eq!(found(program), "", "{program}");
+    }
+    let command = "h.toml:6: function.f.command";
+    assert_eq!(
+        found("/g"),
+        format!(
+            "{command}: there is no program /g in D/root (No such file or directory (os error 2)): build it, or correct the path"
+        )
+    );
+    assert_eq!(
+        found("/loop"),
+        format!(
+            "{command}: there is no program /loop in D/root (too many symbolic links): build it, or correct the path"
+        )
+    );
+    assert_eq!(found("/data"), format!("{command}: /data in D/root is not executable: `chmod +x` it"));
+    assert_eq!(found("/bin"), format!("{command}: /bin in D/root is not a file: name the program itself"));
+}
+
+#[test]
+fn programs_of_processes_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"process\"\ncommand = [\"D/f\"]";
+    assert_eq!(
+        problems(&dir, text),
+        [
+            "h.toml:5: function.f.command: there is no program D/f (No such file or directory (os error 2)): build it, or correct the path"
+        ]
+    );
+    write(&dir.path().join("f"), "", 0o755);
+    assert_eq!(problems(&dir, text), [""; 0]);
+}

@@ -1,0 +1,378 @@
+//! Wrong files, and the exact list of problems of each: `line: key: message`.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS};
+use proptest::prelude::*;
+
+/// A function that has no problem, for files whose mistakes are elsewhere.
+const GOOD: &str = "name = \"f\"\nlisten = \"[::]:81\"\nruntime = \"process\"\ncommand = [\"/f\"]\n";
+
+fn problems(text: &str) -> Vec<String> {
+    match Config::parse("h.toml", text) {
+        Ok(_) => Vec::new(),
+        Err(errors) => {
+            errors.to_string().lines().map(|line| line.strip_prefix("h.toml:").unwrap().to_owned()).collect()
+        }
+    }
+}
+
+#[track_caller]
+fn check(text: &str, expected: &[&str]) {
+    assert_eq!(problems(text), expected, "{text}");
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_reported_at_once() {
+    let text = r#"
+[agent]
+admim = "127.0.0.1:9464"
+
+[[backend]]
+name = "db"
+kind = "postgres"
+address = "10.0.0.5"
+pool = { max = 8, ttl = 10 }
+
+[[function]]
+name = "orders"
+listen = "0.0.0.0:0"
+runtime = "oci"
+image = "orders:1"
+command = ["/orders"]
+backends = [
+    "db",
+    "bd",
+]
+"#;
+    check(
+        text,
+        &[
+            "3: agent.admim: unknown key, did you mean \"admin\"?",
+            "5: backend.db.user: is required by kind = \"postgres\"",
+            "8: backend.db.address: must be \"host:port\", \"[ipv6]:port\" or \"unix:/path\"",
+            "9: backend.db.pool.ttl: has no unit: must be a whole number with a unit (ms, s, m, h), as in \"10s\"",
+            "11: function.orders.rootfs: is required by runtime = \"oci\"",
+            "13: function.orders.listen: must have a port other than 0: clients need to know it",
+            "15: function.orders.image: belongs to runtime = \"docker\", and this function is \"oci\"",
+            "19: function.orders.backends[1]: there is no backend \"bd\"",
+        ],
+    );
+}
+
+#[test]
+fn syntax() {
+    check("[agent]\nlog = json\n", &["2: column 7: string values must be quoted, expected literal string"]);
+    check("[agent]\n[agent]\n", &["2: column 2: duplicate key"]);
+    check("a = \"", &["1: column 6: invalid basic string, expected `\"`"]);
+}
+
+#[test]
+fn sections() {
+    check("agent = 1", &["1: agent: must be a table, as [agent], not an integer"]);
+    check("[[agent]]", &["1: agent: must be written once, as [agent]"]);
+    check("[backend]", &["1: backend: must be written as [[backend]], with two brackets"]);
+    check("function = [1]", &["1: function[0]: must be a table, as [[function]], not an integer"]);
+    check("[[functions]]", &["1: functions: unknown key, did you mean \"function\"?"]);
+    check("x = 1", &["1: x: unknown key; the keys here are agent, backend, function"]);
+    check("\"a b\\n\" = 1", &["1: \"a b\\n\": unknown key; the keys here are agent, backend, function"]);
+    let many = "[[backend]]\n".repeat(MAX_BACKENDS + 1);
+    check(&many, &["1: backend: must be at most 256 sections, not 257"]);
+}
+
+#[test]
+fn agent() {
+    let cases = [
+        ("interfaces = \"eth0\"", "interfaces: must be a list, not a string"),
+        ("interfaces = [\"auto\", \"eth0\"]", "interfaces[0]: \"auto\" must stand alone, as in [\"auto\"]"),
+        ("interfaces = [\"eth0\", \"eth0\"]", "interfaces[1]: \"eth0\" is listed twice"),
+        (
+            "interfaces = [\"a/b\"]",
+            "interfaces[0]: must be the name of a network interface, 1 to 15 characters",
+        ),
+        ("admin = 9464", "admin: must be a string, not an integer"),
+        (
+            "admin = \":9464\"",
+            "admin: must be an IP address and a port, as in \"0.0.0.0:8081\" or \"[::]:8081\"",
+        ),
+        ("state_dir = \"run\"", "state_dir: must be an absolute path"),
+        (
+            "runc = \"./runc\"",
+            "runc: must be an absolute path, or a name without \"/\" that is looked up in PATH",
+        ),
+        ("log = \"jsn\"", "log: unknown value \"jsn\", did you mean \"json\"?"),
+        ("log = \"xml\"", "log: unknown value \"xml\"; must be \"text\" or \"json\""),
+        ("log = \"a\\u0000\"", "log: must not contain a NUL character"),
+    ];
+    for (text, message) in cases {
+        check(&format!("[agent]\n{text}"), &[&format!("2: agent.{message}")]);
+    }
+}
+
+#[test]
+fn backends() {
+    let cases = [
+        (
+            "name = \"B\"",
+            "[0].name: must be 1 to 63 of a-z, 0-9 and \"-\", and begin with a letter or a digit",
+        ),
+        (
+            "name = \"-b\"",
+            "[0].name: must be 1 to 63 of a-z, 0-9 and \"-\", and begin with a letter or a digit",
+        ),
+        (
+            "name = \"b\"\nuser = \"u\"",
+            ".b.user: belongs to kind = \"postgres\", and this backend is \"tcp\"",
+        ),
+        ("name = \"b\"\npassword = \"hunter2\"", ".b.password: unknown key, did you mean \"password_file\"?"),
+        ("name = \"b\"\npool = 3", ".b.pool: must be a table, as pool = { max = 64 }, not an integer"),
+        ("name = \"b\"\npool = { max = 0 }", ".b.pool.max: must be 1 to 10000"),
+        ("name = \"b\"\npool = { min_idle = 65 }", ".b.pool.min_idle: must be at most max, which is 64"),
+        (
+            "name = \"b\"\npool = { ttl = \"9d\" }",
+            ".b.pool.ttl: must be a whole number with a unit (ms, s, m, h), as in \"10s\"",
+        ),
+        (
+            "name = \"b\"\npool = { ttl = \"90\" }",
+            ".b.pool.ttl: has no unit: must be a whole number with a unit (ms, s, m, h), as in \"10s\"",
+        ),
+        ("name = \"b\"\npool = { ttl = \"48h\" }", ".b.pool.ttl: must be 1s to 24h"),
+        ("name = \"b\"\npool = { max = \"3\" }", ".b.pool.max: must be a whole number, not a string"),
+    ];
+    for (text, message) in cases {
+        let line = 3 + text.lines().count();
+        let file = format!("[[backend]]\nkind = \"tcp\"\naddress = \"a:1\"\n{text}");
+        check(&file, &[&format!("{line}: backend{message}")]);
+    }
+    check(
+        "[[backend]]",
+        &[
+            "1: backend[0].name: is required",
+            "1: backend[0].kind: is required: \"tcp\" or \"postgres\"",
+            "1: backend[0].address: is required",
+        ],
+    );
+    let twice = "[[backend]]\nname = \"b\"\nkind = \"tcp\"\naddress = \"a:1\"\n".repeat(2);
+    check(&twice, &["6: backend[1].name: \"b\" is already the backend on line 1"]);
+}
+
+#[test]
+fn functions() {
+    let cases = [
+        ("rootfs = \"/\"", "rootfs: belongs to runtime = \"oci\", and this function is \"process\""),
+        ("network = \"none\"", "network: belongs to runtime = \"docker\", and this function is \"process\""),
+        (
+            "env = { \"A-B\" = \"\" }",
+            "env.A-B: the name must be letters, digits and \"_\", and not begin with a digit",
+        ),
+        ("env = { A = 1 }", "env.A: must be a string, not an integer"),
+        (
+            "env = { HEADSTART_X = \"\" }",
+            "env.HEADSTART_X: names that begin with HEADSTART_ are set by the agent",
+        ),
+        ("backends = [\"b\"]", "backends[0]: there is no backend \"b\""),
+        ("backends = [true]", "backends[0]: must be a string, not a boolean"),
+        ("prepared = 65", "prepared: must be 0 to 64"),
+        ("prepared = -1", "prepared: must be 0 to 64"),
+        (
+            "memory = 128",
+            "memory: has no unit: must be a whole number with a unit (KiB, MiB, GiB), as in \"64MiB\"",
+        ),
+        ("memory = \"128MB\"", "memory: must be a whole number with a unit (KiB, MiB, GiB), as in \"64MiB\""),
+        ("memory = \"1MiB\"", "memory: must be 6MiB to 1024GiB"),
+        ("backlog = 65536", "backlog: must be 1 to 65535"),
+        ("stop_grace = \"1h\"", "stop_grace: must be 0ms to 10m"),
+        ("comand = [\"/f\"]", "comand: unknown key, did you mean \"command\"?"),
+    ];
+    for (text, message) in cases {
+        check(&format!("[[function]]\n{GOOD}{text}"), &[&format!("6: function.f.{message}")]);
+    }
+    let many: Vec<_> = (0..17).map(|i| format!("\"b{i}\"")).collect();
+    let many = format!("[[function]]\n{GOOD}backends = [{}]", many.join(", "));
+    check(&many, &["6: function.f.backends: must be at most 16 names, not 17"]);
+    check(
+        "[[function]]\nlisten = \"localhost:80\"",
+        &[
+            "1: function[0].name: is required",
+            "1: function[0].runtime: is required: \"oci\", \"docker\" or \"process\"",
+            "2: function[0].listen: must be an IP address and a port, as in \"0.0.0.0:8081\" or \"[::]:8081\"",
+        ],
+    );
+}
+
+#[test]
+fn commands() {
+    let cases = [
+        ("process", "[]", Some("must not be empty")),
+        ("process", "[\"f\"]", Some("must begin with the absolute path of a program")),
+        ("process", "\"/f\"", Some("must be a list, not a string")),
+        ("process", "[\"/f\", \"\"]", None),
+        ("docker", "[]", None),
+        ("docker", "[\"f\"]", None),
+    ];
+    for (runtime, command, message) in cases {
+        let image = if runtime == "docker" { "image = \"i\"" } else { "" };
+        let text = format!(
+            "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = {runtime:?}\ncommand = {command}\n{image}"
+        );
+        let expected: Vec<_> = message.map(|m| format!("5: function.f.command: {m}")).into_iter().collect();
+        assert_eq!(problems(&text), expected, "{text}");
+    }
+}
+
+#[test]
+fn addresses_that_overlap() {
+    let clash = |first: &str, second: &str| {
+        let function = |name, listen| {
+            format!(
+                "[[function]]\nname = {name:?}\nlisten = {listen:?}\nruntime = \"process\"\ncommand = [\"/f\"]\n"
+            )
+        };
+        let problems = problems(&(function("a", first) + &function("b", second)));
+        let expected = format!("8: function.b.listen: overlaps with {first} of function \"a\" on line 3");
+        assert!(problems.is_empty() || problems == [expected.as_str()], "{problems:?}");
+        !problems.is_empty()
+    };
+    for (first, second, expected) in [
+        ("127.0.0.1:80", "127.0.0.1:80", true),
+        ("127.0.0.1:80", "127.0.0.1:81", false),
+        ("127.0.0.1:80", "127.0.0.2:80", false),
+        ("0.0.0.0:80", "127.0.0.2:80", true),
+        ("0.0.0.0:80", "[::1]:80", false),
+        ("[::]:80", "127.0.0.1:80", true),
+        ("[::]:80", "0.0.0.0:80", true),
+        ("[::ffff:127.0.0.1]:80", "127.0.0.1:80", true),
+    ] {
+        assert_eq!(clash(first, second), expected, "{first} {second}");
+        assert_eq!(clash(second, first), expected, "{second} {first}");
+    }
+    let admin = format!("[agent]\nadmin = \"127.0.0.1:81\"\n[[function]]\n{GOOD}");
+    check(&admin, &["5: function.f.listen: overlaps with agent.admin"]);
+}
+
+#[test]
+fn one_mistake_is_one_problem() {
+    // The backend is broken, so its user is not told that it does not exist.
+    let text = format!("[[backend]]\nname = \"db\"\n[[function]]\n{GOOD}backends = [\"db\", \"db\"]");
+    check(
+        &text,
+        &[
+            "1: backend.db.kind: is required: \"tcp\" or \"postgres\"",
+            "1: backend.db.address: is required",
+            "8: function.f.backends[1]: \"db\" is listed twice",
+        ],
+    );
+    // The runtime is not known, so no key is of another one.
+    check(
+        "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"dokcer\"\nimage = \"i\"\nrootfs = \"/\"",
+        &["4: function.f.runtime: unknown value \"dokcer\", did you mean \"docker\"?"],
+    );
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let text = format!(
+        "[[backend]]\nname = \"b\"\nkind = \"tcp\"\naddress = \"postgres://u:hunter2@h/d\"\npassword = \"hunter2\"\n\
+         [[function]]\n{GOOD}env = {{ TOKEN = [\"hunter2\"], \"A B\" = \"hunter2\" }}"
+    );
+    let problems = problems(&text).join("\n");
+    assert_eq!(problems.lines().count(), 4);
+    assert!(!problems.contains("hunter2"), "{problems}");
+    let config =
+        Config::parse("h.toml", &format!("[[function]]\n{GOOD}env = {{ TOKEN = \"hunter2\" }}")).unwrap();
+    assert!(format!("{config:?}").contains("TOKEN"));
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn the_largest_file_is_read() {
+    let functions = |count: usize| -> String {
+        let function = |i: usize| {
+            let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(i).unwrap());
+            format!("[[function]]\n{GOOD}")
+                .replace("\"f\"", &format!("\"f{i}\""))
+                .replace("[::]", &address.to_string())
+        };
+        (0..count).map(function).collect()
+    };
+    assert_eq!(Config::parse("h.toml", &functions(MAX_FUNCTIONS)).unwrap().functions.len(), MAX_FUNCTIONS);
+    check(&functions(MAX_FUNCTIONS + 1), &["1: function: must be at most 10000 sections, not 10001"]);
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("h.toml");
+    let message = || Config::load(&path).unwrap_err().to_string().replace(&path.display().to_string(), "F");
+    assert_eq!(message(), "F: cannot be read: No such file or directory (os error 2)");
+    std::fs::write(&path, b"a\n\xff").unwrap();
+    assert_eq!(message(), "F: is not UTF-8 (line 2)");
+    std::fs::write(&path, "[agent]\nx = 1").unwrap();
+    assert!(message().starts_with("F:2: agent.x: unknown key; the keys here are admin, docker_socket, "));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_parsed_without_panic(text in any::<String>()) {
+        let _ = Config::parse("h.toml", &text);
+    }
+
+    /// Lines that look like the file reach deeper than arbitrary text does.
+    #[test]
+    fn any_shuffle_of_lines_is_parsed_without_panic(lines in proptest::collection::vec(line(), 0..30)) {
+        let text = lines.join("\n");
+        let count = |header| lines.iter().filter(|line| *line == header).count();
+        match Config::parse("h.toml", &text) {
+            Ok(config) => {
+                // No section is dropped without a problem.
+                prop_assert_eq!(config.backends.len(), count("[[backend]]"));
+                prop_assert_eq!(config.functions.len(), count("[[function]]"));
+            }
+            Err(errors) => {
+                let last = text.split('\n').count();
+                prop_assert!(errors.problems().iter().all(|p| (1..=last).contains(&p.line)), "{}", errors);
+            }
+        }
+    }
+}
+
+fn line() -> impl Strategy<Value = String> {
+    let key = prop::sample::select(vec![
+        "name",
+        "listen",
+        "runtime",
+        "kind",
+        "address",
+        "pool",
+        "env",
+        "command",
+        "backends",
+        "memory",
+        "user",
+        "pool.ttl",
+        "interfaces",
+        "admin",
+    ]);
+    let value = prop::sample::select(vec![
+        "1",
+        "\"a\"",
+        "\"5s\"",
+        "\"oci\"",
+        "\"postgres\"",
+        "\"h:1\"",
+        "\"[::]:80\"",
+        "[]",
+        "[\"a\", 1]",
+        "{ a = 1 }",
+        "{ max = 3, wait = \"1s\" }",
+        "1979-05-27",
+        "0x10",
+        "nan",
+        "\"\\u0000é\"",
+    ]);
+    prop_oneof![
+        prop::sample::select(vec!["[agent]", "[[backend]]", "[[function]]", "[backend.pool]", "[function]"])
+            .prop_map(str::to_owned),
+        (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
+    ]
+}
