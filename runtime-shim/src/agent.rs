@@ -1,0 +1,196 @@
+//! The control socket after the lease: grants come in, requests go out.
+//!
+//! One task reads the socket. Each backend has a slot:
+//!
+//! ```text
+//!              grant: ready                  backend() takes it
+//!   Waiting -------------------> Ready --------------------------> Taken
+//!    ^  |   grant: failed, or agent gone      backend() reports it  ^ |
+//!    |  +----------------------> Failed ----------------------------+ |
+//!    +---------------- backend() sends a Request ---------------------+
+//! ```
+//!
+//! A slot asks for one connection at a time, so at most
+//! [`MAX_BACKENDS`](headstart_wire::MAX_BACKENDS) small messages are on their
+//! way to the agent: they fit the socket's buffer many times over, and sending
+//! never waits.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use headstart_wire::{Channel, Grant, GrantStatus, Received, ToAgent, ToFunction, WireError};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::{Error, Injected, Reason, now_ns, report};
+
+/// The agent, as the function sees it.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    control: Channel,
+    /// A duplicate of the control socket, only to learn when there is something
+    /// to read: the safe way to have tokio watch a socket type it does not know.
+    readiness: UnixStream,
+    slots: BTreeMap<String, Slot>,
+    gone: AtomicBool,
+}
+
+/// One configured backend.
+#[derive(Debug)]
+struct Slot {
+    /// Held from asking until having: requests of one backend do not overlap.
+    turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// Wakes the holder of the turn.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+enum State {
+    Ready(Injected),
+    Waiting,
+    Failed(Reason),
+    Taken,
+}
+
+impl State {
+    fn new(status: GrantStatus, descriptor: Option<OwnedFd>) -> Self {
+        match (status, descriptor) {
+            (GrantStatus::Ready { session }, Some(socket)) => Self::Ready(Injected { socket, session }),
+            // The wire crate lets no such message through.
+            (GrantStatus::Ready { .. }, None) => Self::Failed(Reason::Failed("no descriptor came".into())),
+            (GrantStatus::Pending, _) => Self::Waiting,
+            (GrantStatus::Failed { reason }, _) => Self::Failed(Reason::Failed(reason)),
+        }
+    }
+}
+
+impl Slot {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Agent {
+    /// Takes over the control socket and starts its reader.
+    pub(crate) fn new(channel: Channel, backends: Vec<(Grant, Option<OwnedFd>)>) -> Result<Arc<Self>, Error> {
+        let slot = |(grant, descriptor): (Grant, Option<OwnedFd>)| {
+            let state = Mutex::new(State::new(grant.status, descriptor));
+            (grant.backend, Slot { turn: tokio::sync::Mutex::new(()), state, changed: Notify::new() })
+        };
+        let slots = backends.into_iter().map(slot).collect();
+        let readiness = readiness(&channel).map_err(Error::Runtime)?;
+        let agent = Arc::new(Self { control: channel, readiness, slots, gone: AtomicBool::new(false) });
+        tokio::spawn(Arc::clone(&agent).read());
+        Ok(agent)
+    }
+
+    /// The names of the configured backends, sorted.
+    pub(crate) fn backends(&self) -> Vec<String> {
+        self.slots.keys().cloned().collect()
+    }
+
+    /// Says something. Nothing depends on it being heard but a [`ToAgent::Request`].
+    pub(crate) fn tell(&self, message: &ToAgent) -> Result<(), WireError> {
+        self.control.send(message, &[])
+    }
+
+    /// A connection of this backend: the leased one, or one more.
+    pub(crate) async fn take(&self, backend: &str, wait: Duration) -> Result<Injected, Reason> {
+        let slot = self.slots.get(backend).ok_or(Reason::NotConfigured)?;
+        // A late grant stays in the slot, for the next caller.
+        timeout(wait, self.take_from(slot, backend)).await.unwrap_or(Err(Reason::Deadline(wait)))
+    }
+
+    async fn take_from(&self, slot: &Slot, backend: &str) -> Result<Injected, Reason> {
+        let _turn = slot.turn.lock().await;
+        loop {
+            if let Some(result) = self.try_take(slot, backend) {
+                return result;
+            }
+            slot.changed.notified().await;
+        }
+    }
+
+    /// None while there is a grant to wait for.
+    fn try_take(&self, slot: &Slot, backend: &str) -> Option<Result<Injected, Reason>> {
+        let mut state = slot.state();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Ready(injected) => return Some(Ok(injected)),
+            State::Failed(reason) => return Some(Err(reason)),
+            State::Waiting => {}
+            State::Taken => {
+                // Under the slot's lock: `lost` has either been here, or comes after.
+                let request = ToAgent::Request { backend: backend.to_owned() };
+                if self.gone.load(Ordering::Acquire) || self.tell(&request).is_err() {
+                    return Some(Err(Reason::AgentGone));
+                }
+            }
+        }
+        *state = State::Waiting;
+        None
+    }
+
+    async fn read(self: Arc<Self>) {
+        let error = loop {
+            match self.receive().await {
+                Ok(Received { message: ToFunction::Grant(grant), mut descriptors }) => {
+                    self.granted(grant, descriptors.pop());
+                }
+                Ok(Received { message: ToFunction::Lease(_), .. }) => {
+                    report::line("the agent sent a second lease, which is ignored");
+                }
+                Err(error) => break error,
+            }
+        };
+        self.lost(&error);
+    }
+
+    async fn receive(&self) -> Result<Received<ToFunction>, WireError> {
+        let receive = || match self.control.recv() {
+            Err(error) if error.would_block() => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        };
+        self.readiness.async_io(Interest::READABLE, receive).await?
+    }
+
+    fn granted(&self, grant: Grant, descriptor: Option<OwnedFd>) {
+        if descriptor.is_some() {
+            // First of all: until then the agent keeps its copy.
+            let _ = self.tell(&ToAgent::Ack { injected_ns: now_ns() });
+        }
+        let Some(slot) = self.slots.get(&grant.backend) else { return };
+        let mut state = slot.state();
+        // What nobody waits for is closed, not stored: the slot may hold another.
+        if matches!(*state, State::Waiting) {
+            *state = State::new(grant.status, descriptor);
+            slot.changed.notify_one();
+        }
+    }
+
+    /// The agent is gone: nobody waits for it any longer, everything else goes on.
+    fn lost(&self, error: &WireError) {
+        report::line(&format!("the agent is gone, serving on without it: {error}"));
+        self.gone.store(true, Ordering::Release);
+        for slot in self.slots.values() {
+            let mut state = slot.state();
+            if matches!(*state, State::Waiting) {
+                *state = State::Failed(Reason::AgentGone);
+                slot.changed.notify_one();
+            }
+        }
+    }
+}
+
+fn readiness(channel: &Channel) -> io::Result<UnixStream> {
+    UnixStream::from_std(std::os::unix::net::UnixStream::from(channel.as_fd().try_clone_to_owned()?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Hello, lease, acknowledgement: blocking, because nothing else runs yet.
+
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use headstart_wire::{CONTROL_PATH, Channel, Grant, Lease, Received, ToAgent, ToFunction, WireError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::{Error, Function, control, now_ns};
+
+/// How long attaching waits for the agent's lease. It is normally queued on the
+/// control socket before the process exists.
+pub const LEASE_WAIT: Duration = Duration::from_secs(10);
+
+const SHIM: &str = concat!("headstart-rust/", env!("CARGO_PKG_VERSION"));
+
+/// Attaches this process to the agent, inside a tokio runtime of your own.
+///
+/// [`run`](crate::run) does this for you. The runtime needs its I/O and time
+/// drivers (`enable_all`); the calling thread blocks until the lease is there,
+/// which takes microseconds where the control socket is inherited.
+///
+/// # Errors
+/// [`Error::ControlDescriptor`], [`Error::LeaseTimeout`], [`Error::Lease`],
+/// [`Error::GrantBeforeLease`] when the agent and this process cannot talk;
+/// [`Error::AlreadyAttached`] when called twice under an agent. No agent is not
+/// an error.
+///
+/// ```no_run
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> Result<(), headstart::Error> {
+///     let function = headstart::attach().await?;
+///     function.serve_connections(|_connection| async { /* speak */ }).await
+/// }
+/// ```
+// Async so that it can only be called where a runtime is, and may wait without blocking one day.
+pub async fn attach() -> Result<Function, Error> {
+    Function::new(Attachment::make(now_ns())?)
+}
+
+/// What the agent gave, before there is a runtime.
+#[derive(Debug)]
+pub(crate) enum Attachment {
+    /// No agent: everything is found in the environment.
+    Alone,
+    /// The control socket, and what came over it.
+    Agent(Box<Attached>),
+}
+
+/// A lease that was received and acknowledged.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) channel: Channel,
+    pub(crate) function: String,
+    pub(crate) instance: String,
+    pub(crate) listener: TcpListener,
+    /// In the order of the configuration; a descriptor with each ready one.
+    pub(crate) backends: Vec<(Grant, Option<OwnedFd>)>,
+}
+
+impl Attachment {
+    /// Finds the agent and takes the lease. `entered_ns` is when the process got here.
+    pub(crate) fn make(entered_ns: u64) -> Result<Self, Error> {
+        match control::find(Path::new(CONTROL_PATH))? {
+            Some(channel) => Self::over(channel, entered_ns, LEASE_WAIT),
+            None => Ok(Self::Alone),
+        }
+    }
+
+    /// Hello, lease, acknowledgement on this control socket.
+    pub(crate) fn over(channel: Channel, entered_ns: u64, wait: Duration) -> Result<Self, Error> {
+        channel.set_nonblocking(true).map_err(Error::Lease)?;
+        let hello = ToAgent::Hello { shim: SHIM.to_owned(), hello_ns: entered_ns };
+        // If the agent is gone, receiving says so, and its lease may still be queued.
+        let _ = channel.send(&hello, &[]);
+        let Received { message, descriptors } = receive(&channel, wait)?;
+        let injected_ns = now_ns();
+        let ToFunction::Lease(lease) = message else { return Err(Error::GrantBeforeLease) };
+        let _ = channel.send(&ToAgent::Ack { injected_ns }, &[]);
+        Ok(Self::Agent(Box::new(distribute(channel, lease, descriptors)?)))
+    }
+}
+
+fn receive(channel: &Channel, wait: Duration) -> Result<Received<ToFunction>, Error> {
+    let deadline = Instant::now() + wait;
+    loop {
+        match channel.recv() {
+            Err(error) if error.would_block() => {}
+            other => return other.map_err(Error::Lease),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::LeaseTimeout { waited: wait });
+        }
+        let mut sockets = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+        // One millisecond more: poll rounds down, and would spin at the end.
+        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        // An interrupted poll is one more turn, with a shorter wait.
+        let _ = poll(&mut sockets, timeout);
+    }
+}
+
+/// Gives each descriptor to what it belongs to. The wire crate has checked that
+/// there are as many as the lease announces.
+fn distribute(channel: Channel, lease: Lease, descriptors: Vec<OwnedFd>) -> Result<Attached, Error> {
+    let expected = 1 + lease.backends.iter().filter(|grant| grant.is_ready()).count();
+    let got = descriptors.len();
+    let mut descriptors = descriptors.into_iter();
+    let listener = descriptors.next().ok_or(Error::Lease(WireError::Descriptors { expected, got }))?;
+    let listener = TcpListener::from(listener);
+    // The agent's copy shares the flag and has set it; tokio panics without it.
+    listener.set_nonblocking(true).map_err(Error::Accept)?;
+    let backends = lease.backends.into_iter().map(|grant| {
+        let descriptor = if grant.is_ready() { descriptors.next() } else { None };
+        (grant, descriptor)
+    });
+    let backends = backends.collect();
+    Ok(Attached { channel, function: lease.function, instance: lease.instance, listener, backends })
+}
+
+#[cfg(test)]
+mod tests;

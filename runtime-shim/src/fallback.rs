@@ -1,0 +1,87 @@
+//! Backends that were reached without the agent: why, and how often.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::report;
+
+/// Why a connection did not come from the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// No agent started this process.
+    NoAgent,
+    /// The agent closed its control socket, or speaks something else on it.
+    AgentGone,
+    /// The agent does not know this backend for this function.
+    NotConfigured,
+    /// The agent could not make a connection; this is what it said.
+    Failed(String),
+    /// The agent made none in time.
+    Deadline(Duration),
+}
+
+impl Reason {
+    /// A short constant name, for logs and metric labels.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NoAgent => "no_agent",
+            Self::AgentGone => "agent_gone",
+            Self::NotConfigured => "not_configured",
+            Self::Failed(_) => "failed",
+            Self::Deadline(_) => "deadline",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAgent => write!(f, "no agent started this process"),
+            Self::AgentGone => write!(f, "the agent is gone"),
+            Self::NotConfigured => write!(f, "the agent does not have it configured for this function"),
+            Self::Failed(reason) => write!(f, "the agent failed ({reason})"),
+            Self::Deadline(waited) => write!(f, "the agent granted none within {waited:?}"),
+        }
+    }
+}
+
+/// A backend that was connected to directly instead of through the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fallback {
+    /// The backend's name.
+    pub backend: String,
+    /// Why the agent was not used; the latest text of its [`Reason::label`].
+    pub reason: Reason,
+    /// How many times.
+    pub count: u64,
+}
+
+/// All fallbacks of a process: at most one entry per backend and label.
+#[derive(Debug, Default)]
+pub(crate) struct Fallbacks(Mutex<Vec<Fallback>>);
+
+impl Fallbacks {
+    /// Counts one; the first of its kind is also reported on standard error.
+    pub(crate) fn note(&self, backend: &str, reason: &Reason) {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |one: &&mut Fallback| one.backend == backend && one.reason.label() == reason.label();
+        if let Some(known) = list.iter_mut().find(same) {
+            known.count += 1;
+            known.reason = reason.clone();
+            return;
+        }
+        list.push(Fallback { backend: backend.to_owned(), reason: reason.clone(), count: 1 });
+        report::line(&format!(
+            "backend {backend:?} is connected to directly, reason={}: {reason}",
+            reason.label()
+        ));
+    }
+
+    pub(crate) fn list(&self) -> Vec<Fallback> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,208 @@
+//! The handle that a function works with.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use headstart_wire::ToAgent;
+
+use crate::agent::Agent;
+use crate::attach::Attachment;
+use crate::fallback::Fallbacks;
+use crate::stop::Stop;
+use crate::{Backend, Error, Fallback, Reason, now_ns};
+
+/// How long, and how much, at most. Set with [`Function::with_limits`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Limits {
+    /// How long a backend connection is waited for. Default 10 s.
+    pub backend_wait: Duration,
+    /// How long requests in flight may take to finish after SIGTERM, before they
+    /// are cut off. Default 8 s, less than the 10 s after which a container is killed.
+    pub drain_wait: Duration,
+    /// Client connections served at a time; more of them wait in the kernel's
+    /// queue, where another instance can take them. Default 4096.
+    pub connections_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            backend_wait: Duration::from_secs(10),
+            drain_wait: Duration::from_secs(8),
+            connections_max: 4096,
+        }
+    }
+}
+
+/// An attached function: its listening socket, its backends, its agent.
+///
+/// Clones share everything but their [`Limits`]; a request handler may hold one
+/// to ask for more backend connections.
+#[derive(Debug, Clone)]
+pub struct Function {
+    shared: Arc<Shared>,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: Option<String>,
+    instance: Option<String>,
+    agent: Option<Arc<Agent>>,
+    listener: Mutex<Option<TcpListener>>,
+    listener_taken: AtomicBool,
+    ready: AtomicBool,
+    served: AtomicBool,
+    fallbacks: Fallbacks,
+    stop: Stop,
+}
+
+impl Function {
+    /// Must be called inside a runtime: the control socket gets its reader here.
+    pub(crate) fn new(attachment: Attachment) -> Result<Self, Error> {
+        let mut shared = Shared {
+            name: None,
+            instance: None,
+            agent: None,
+            listener: Mutex::new(None),
+            listener_taken: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
+            served: AtomicBool::new(false),
+            fallbacks: Fallbacks::default(),
+            stop: Stop::default(),
+        };
+        if let Attachment::Agent(attached) = attachment {
+            shared.agent = Some(Agent::new(attached.channel, attached.backends)?);
+            shared.name = Some(attached.function);
+            shared.instance = Some(attached.instance);
+            shared.listener = Mutex::new(Some(attached.listener));
+        }
+        Ok(Self { shared: Arc::new(shared), limits: Limits::default() })
+    }
+
+    /// The function's name in the agent's configuration; none without an agent.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.shared.name.as_deref()
+    }
+
+    /// This instance's identifier in the agent's logs; none without an agent.
+    #[must_use]
+    pub fn instance(&self) -> Option<&str> {
+        self.shared.instance.as_deref()
+    }
+
+    /// The same function with other limits; other clones keep theirs.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The limits of this handle.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// A connection of the backend with this name; nothing happens before one of
+    /// its methods is awaited. The first connection is the leased one, every
+    /// further call asks the agent for one more.
+    pub fn backend(&self, name: impl Into<String>) -> Backend {
+        Backend::new(self.clone(), name.into())
+    }
+
+    /// The backends that were connected to directly so far, and why.
+    #[must_use]
+    pub fn fallbacks(&self) -> Vec<Fallback> {
+        self.shared.fallbacks.list()
+    }
+
+    /// The listening socket, for a server of your own. Call [`ready`](Self::ready)
+    /// when it is about to accept, [`served`](Self::served) after the first
+    /// response, and stop accepting when [`stopping`](Self::stopping) resolves.
+    ///
+    /// It is shared with the agent and with other instances of the function: an
+    /// accept may find that another one was quicker (tokio then waits on).
+    ///
+    /// # Errors
+    /// [`Error::ListenerTaken`] the second time; [`Error::NoListener`] and
+    /// [`Error::Listen`] without an agent.
+    pub fn listener(&self) -> Result<tokio::net::TcpListener, Error> {
+        if self.shared.listener_taken.swap(true, Ordering::AcqRel) {
+            return Err(Error::ListenerTaken);
+        }
+        let leased = self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let listener = match leased {
+            Some(listener) => listener,
+            None => crate::serve::listen_alone()?,
+        };
+        tokio::net::TcpListener::from_std(listener).map_err(Error::Runtime)
+    }
+
+    /// Tells the agent that initialisation is over. Only the first call counts;
+    /// the serving methods call it.
+    pub fn ready(&self) {
+        if !self.shared.ready.swap(true, Ordering::AcqRel) {
+            self.tell(&ToAgent::Ready { ready_ns: now_ns() });
+        }
+    }
+
+    /// Tells the agent when the first client was served, in [`now_ns`] times: when
+    /// its connection was accepted, and when its first bytes were written. Only the
+    /// first call counts; the serving methods call it.
+    pub fn served(&self, accept_ns: u64, first_response_ns: u64) {
+        if !self.shared.served.swap(true, Ordering::AcqRel) {
+            self.tell(&ToAgent::Served { accept_ns, first_response_ns });
+        }
+    }
+
+    pub(crate) fn was_served(&self) -> bool {
+        self.shared.served.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the process has been asked to stop (SIGTERM), at once if it
+    /// was before. A connection handler that waits for its client may select on it.
+    ///
+    /// From the first call on SIGTERM no longer ends the process by itself.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with its I/O driver.
+    pub async fn stopping(&self) {
+        // Where no handler can be set, SIGTERM keeps its default: it ends the process.
+        if self.handle_sigterm().is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.shared.stop.requested().await;
+    }
+
+    pub(crate) fn handle_sigterm(&self) -> Result<(), Error> {
+        self.shared.stop.handle_sigterm().map_err(Error::Runtime)
+    }
+
+    /// Resolves when the process was asked to stop before it began to serve.
+    pub(crate) async fn stopped_before_serving(&self) {
+        self.shared.stop.requested().await;
+        if self.shared.listener_taken.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub(crate) fn agent(&self) -> Option<&Agent> {
+        self.shared.agent.as_deref()
+    }
+
+    pub(crate) fn note_fallback(&self, backend: &str, reason: &Reason) {
+        self.shared.fallbacks.note(backend, reason);
+    }
+
+    fn tell(&self, message: &ToAgent) {
+        if let Some(agent) = self.agent() {
+            // Only measurements: an agent that is gone does not need them.
+            let _ = agent.tell(message);
+        }
+    }
+}

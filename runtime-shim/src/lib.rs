@@ -1,0 +1,98 @@
+//! What a function links to be started by [Headstart].
+//!
+//! Headstart starts a function's container when the client's SYN arrives, and
+//! hands it two things at birth: its **listening socket**, in whose queue the
+//! first client already waits, and **backend connections** that the agent has
+//! opened and logged in before. The function neither binds, nor connects, nor
+//! authenticates; it needs no network and no passwords.
+//!
+//! # A whole function
+//!
+#![cfg_attr(all(feature = "http", feature = "postgres"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "http", feature = "postgres")), doc = "```ignore")]
+//! use std::{process::ExitCode, sync::Arc};
+//!
+//! use axum::{Router, extract::State, routing::get};
+//! use tokio_postgres::Client;
+//!
+//! fn main() -> ExitCode {
+//!     headstart::run(async |function| {
+//!         // A session that the agent logged in: no connect, no TLS, no password.
+//!         let db = function.backend("orders-db").postgres().await?;
+//!         let app = Router::new().route("/", get(count)).with_state(Arc::new(db));
+//!         // Tells the agent "ready", serves, and on SIGTERM finishes what it began.
+//!         function.serve(app).await
+//!     })
+//! }
+//!
+//! async fn count(State(db): State<Arc<Client>>) -> String {
+//!     match db.query_one("select count(*) from orders", &[]).await {
+//!         Ok(row) => row.get::<_, i64>(0).to_string(),
+//!         Err(error) => error.to_string(),
+//!     }
+//! }
+//! ```
+//!
+//! # Without an agent
+//!
+//! The same binary runs on a laptop, or in a container that Headstart did not
+//! start: it listens on `HEADSTART_LISTEN` (`"127.0.0.1:8080"`) or on `PORT`,
+//! and connects to its backends directly, by `HEADSTART_BACKEND_ORDERS_DB_URL`
+//! or [`Backend::or_url`]. It does the same for a single backend when the agent
+//! could not provide that one. Each such [`Fallback`] is one line on standard
+//! error and an entry of [`Function::fallbacks`].
+//!
+//! # Features
+//!
+//! - `http` (default): `Function::serve` for an axum `Router`, HTTP/1.1.
+//! - `postgres`: `Backend::postgres`, a `tokio_postgres::Client`.
+//!
+//! Without either there are [`Function::serve_connections`] for any protocol
+//! over TCP, [`Function::listener`] for a server of your own,
+//! [`Backend::tcp`] and [`Backend::socket`].
+//!
+//! # Limits
+//!
+//! Every wait ends: see [`Limits`] and [`LEASE_WAIT`].
+//!
+//! [Headstart]: https://github.com/headstart-rs/headstart
+
+mod attach;
+mod control;
+mod run;
+
+mod agent;
+mod backend;
+mod fallback;
+mod function;
+
+mod connection;
+mod serve;
+mod stop;
+
+#[cfg(feature = "http")]
+mod http;
+#[cfg(feature = "postgres")]
+mod postgres;
+
+#[cfg(test)]
+mod testing;
+
+mod error;
+mod report;
+
+pub use attach::{LEASE_WAIT, attach};
+pub use backend::{Backend, Injected};
+pub use connection::Connection;
+pub use error::Error;
+pub use fallback::{Fallback, Reason};
+pub use function::{Function, Limits};
+pub use headstart_wire::Session;
+pub use run::run;
+
+/// Now, in nanoseconds of `CLOCK_MONOTONIC`: the clock of [`Function::served`].
+#[must_use]
+pub fn now_ns() -> u64 {
+    // The kernel has this clock since 2.6; zero is "unknown" to the agent.
+    headstart_wire::monotonic_ns().unwrap_or(0)
+}

@@ -1,0 +1,119 @@
+//! A tokio-postgres client over a session that the agent logged in.
+
+mod replay;
+
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use headstart_wire::Session;
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::backend::Source;
+use crate::{Backend, Error, Injected, Reason, report};
+use replay::Replay;
+
+impl Backend {
+    /// A PostgreSQL client. Its connection runs in a task of the current runtime
+    /// and ends with the client.
+    ///
+    /// The agent has logged in: the driver gets a replay of that login, and the
+    /// server sees the first query at once. Role, database and parameters are
+    /// those of the agent's configuration; the driver needs `client_encoding` UTF8.
+    ///
+    /// Queries cannot be cancelled through [`Client::cancel_token`]: the key of the
+    /// session stays in the agent. Use `statement_timeout`.
+    ///
+    /// A direct connection, from a `postgres://` URL, is made without TLS.
+    ///
+    /// # Errors
+    /// Those of [`tcp`](Self::tcp), and [`Error::Postgres`] with the driver's answer.
+    pub async fn postgres(self) -> Result<Client, Error> {
+        match self.source().await? {
+            Source::Injected(injected) => self.adopt(injected).await,
+            Source::Direct { url, reason } => self.log_in(&url, reason).await,
+        }
+    }
+
+    async fn adopt(&self, injected: Injected) -> Result<Client, Error> {
+        let Session::Postgres { process_id, user, database, parameters } = &injected.session else {
+            return Err(self.wrong_kind(&injected.session));
+        };
+        let mut config = Config::new();
+        config.user(user).dbname(database);
+        let greeting = replay::greeting(*process_id, parameters);
+        match Stream::adopt(injected.socket).map_err(|source| self.descriptor(source))? {
+            Stream::Tcp(stream) => self.talk(Replay::new(stream, greeting), &config).await,
+            Stream::Unix(stream) => self.talk(Replay::new(stream, greeting), &config).await,
+        }
+    }
+
+    async fn talk<S>(&self, stream: S, config: &Config) -> Result<Client, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let connected = config.connect_raw(stream, NoTls).await;
+        let (client, connection) = connected.map_err(|source| self.driver(source))?;
+        self.drive(connection);
+        Ok(client)
+    }
+
+    async fn log_in(&self, url: &str, reason: Reason) -> Result<Client, Error> {
+        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+            return Err(self.bad_url("does not begin with postgres://"));
+        }
+        // The driver's own text is left out: it can quote parts of the URL.
+        let config: Config = url.parse().map_err(|_| self.bad_url("is not a valid PostgreSQL URL"))?;
+        let connected = timeout(self.wait(), config.connect(NoTls)).await.map_err(|_| Error::Connect {
+            backend: self.name().to_owned(),
+            reason,
+            source: io::ErrorKind::TimedOut.into(),
+        })?;
+        let (client, connection) = connected.map_err(|source| self.driver(source))?;
+        self.drive(connection);
+        Ok(client)
+    }
+
+    fn drive<C>(&self, connection: C)
+    where
+        C: Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
+    {
+        let name = self.name().to_owned();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                report::line(&format!("backend {name:?} ended: {}", report::chain(&error)));
+            }
+        });
+    }
+
+    fn driver(&self, source: tokio_postgres::Error) -> Error {
+        Error::Postgres { backend: self.name().to_owned(), source }
+    }
+}
+
+/// The two kinds of socket that a session comes on.
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+impl Stream {
+    fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        let address: SockaddrStorage = getsockname(std::os::fd::AsRawFd::as_raw_fd(&socket))?;
+        if address.family() == Some(AddressFamily::Unix) {
+            let stream = UnixStream::from(socket);
+            stream.set_nonblocking(true)?;
+            return Ok(Self::Unix(tokio::net::UnixStream::from_std(stream)?));
+        }
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_nonblocking(true)?;
+        Ok(Self::Tcp(tokio::net::TcpStream::from_std(stream)?))
+    }
+}
+
+#[cfg(test)]
+mod tests;
