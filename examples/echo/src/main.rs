@@ -1,0 +1,71 @@
+//! Answers every line with what the backend `upstream` says to it.
+//!
+//! A function that speaks a protocol of its own over TCP: one line in, one line
+//! out. It holds one connection to a line-based upstream server, which the agent
+//! opened before the client was there.
+//!
+//! Without an agent:
+//! `HEADSTART_LISTEN=127.0.0.1:7000 HEADSTART_BACKEND_UPSTREAM_URL=tcp://127.0.0.1:7001 echo`
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use headstart::{Connection, Function};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+/// A longer line ends its connection: nobody makes this function buffer without end.
+const LINE_MAX_BYTES: u64 = 8 * 1024;
+
+type Upstream = Arc<Mutex<BufReader<TcpStream>>>;
+
+fn main() -> ExitCode {
+    headstart::run(async |function| {
+        // Connected already: this costs no round trip.
+        let upstream = function.backend("upstream").tcp().await?;
+        let upstream: Upstream = Arc::new(Mutex::new(BufReader::new(upstream)));
+
+        // Each client in its own task; ready, and the graceful stop, are inside.
+        let handler = |client| serve(client, Arc::clone(&upstream), function.clone());
+        function.serve_connections(handler).await
+    })
+}
+
+async fn serve(client: Connection, upstream: Upstream, function: Function) {
+    let mut client = BufReader::new(client);
+    loop {
+        let mut line = Vec::new();
+        // An idle client should not hold up the instance's end; a begun answer may.
+        let read = tokio::select! {
+            read = read_line(&mut client, &mut line) => read,
+            () = function.stopping() => return,
+        };
+        let Ok(true) = read else { return };
+        let Ok(answer) = ask(&upstream, &line).await else { return };
+        if client.write_all(&answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One line to the upstream, one line back; clients take turns.
+async fn ask(upstream: &Upstream, line: &[u8]) -> io::Result<Vec<u8>> {
+    let mut upstream = upstream.lock().await;
+    upstream.write_all(line).await?;
+    let mut answer = Vec::new();
+    match read_line(&mut *upstream, &mut answer).await? {
+        true => Ok(answer),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// False at the end of the stream, or where a line is too long.
+async fn read_line<S>(stream: &mut S, line: &mut Vec<u8>) -> io::Result<bool>
+where
+    S: AsyncBufReadExt + Unpin,
+{
+    stream.take(LINE_MAX_BYTES).read_until(b'\n', line).await?;
+    Ok(line.ends_with(b"\n"))
+}

@@ -1,0 +1,78 @@
+//! A small order book: axum and PostgreSQL, the shape of most functions.
+//!
+//! - `GET /` answers `{"answer":42,"backend_pid":…}` with one round trip to the database.
+//! - `GET /orders` lists the newest orders, `POST /orders` with `{"item":"…"}` adds one
+//!   (they need the table of `schema.sql`).
+//!
+//! Without an agent: `PORT=8081 HEADSTART_BACKEND_ORDERS_DB_URL=postgres://app@127.0.0.1/orders orders`
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+type Db = State<Arc<Client>>;
+
+fn main() -> ExitCode {
+    headstart::run(async |function| {
+        // Logged in by the agent: no connect, no TLS, no password in here.
+        let db = function.backend("orders-db").postgres().await?;
+        let app = Router::new()
+            .route("/", get(root))
+            .route("/orders", get(list).post(add))
+            .with_state(Arc::new(db));
+        // Ready, accept, serve; on SIGTERM finish what was begun.
+        function.serve(app).await
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    #[serde(default)]
+    id: i32,
+    item: String,
+}
+
+/// The simple protocol needs one round trip; `query` would prepare first.
+async fn root(State(db): Db) -> Result<Json<Value>, Failure> {
+    for message in db.simple_query("select 42 as answer, pg_backend_pid() as pid").await? {
+        if let SimpleQueryMessage::Row(row) = message {
+            let number = |column| row.get(column).and_then(|text: &str| text.parse::<i64>().ok());
+            return Ok(Json(json!({ "answer": number("answer"), "backend_pid": number("pid") })));
+        }
+    }
+    Ok(Json(json!({ "answer": null })))
+}
+
+async fn list(State(db): Db) -> Result<Json<Vec<Order>>, Failure> {
+    let rows = db.query("select id, item from orders order by id desc limit 100", &[]).await?;
+    Ok(Json(rows.iter().map(|row| Order { id: row.get("id"), item: row.get("item") }).collect()))
+}
+
+async fn add(State(db): Db, Json(order): Json<Order>) -> Result<(StatusCode, Json<Order>), Failure> {
+    let row = db.query_one("insert into orders (item) values ($1) returning id", &[&order.item]).await?;
+    Ok((StatusCode::CREATED, Json(Order { id: row.get("id"), item: order.item })))
+}
+
+/// The database's error for the log, not for the client.
+struct Failure(tokio_postgres::Error);
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        eprintln!("orders: {}", self.0);
+        (StatusCode::BAD_GATEWAY, Json(json!({ "error": "the database did not answer" }))).into_response()
+    }
+}
