@@ -1,0 +1,35 @@
+# The commands of this project. Each installs what it needs and says so.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+EBPF_OBJECT := $(CURDIR)/target/ebpf/headstart-ebpf.o
+
+.PHONY: help demo test check bench ebpf install build
+
+help: ## Lists the commands.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+install: ## Installs the Debian packages that tests and demo use (root).
+	@bash integration-tests/install.sh
+
+build: ## Builds the agent, target/release/headstart.
+	@cargo build --release --locked -p headstart-agent
+
+demo: install ## Three requests side by side: warm, cold, cold the usual way (root).
+	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
+	@target/release/demo
+
+ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
+	@bash ebpf/build.sh
+
+test: install ## Every test; those that need root are skipped without it.
+	@cargo build --release --locked -p headstart-agent
+	@cargo test --workspace --locked
+
+check: ## Formatting, lints, docs, the rules of the repository and of its dependencies' licences.
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	@cargo test --locked --quiet -p headstart-integration-tests --test repository

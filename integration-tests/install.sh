@@ -1,0 +1,76 @@
+#!/bin/sh
+# Installs what the tests, the demo and the benches need beyond the Rust toolchain. Says what it
+# installs, and nothing when nothing is missing. Called by `make test`, `make demo`, `make bench`.
+set -eu
+
+# Administrators' directories are not in every PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
+# What proves that a package is there | the package | what it is needed for
+needs='
+cc                              gcc          links Rust programs
+/usr/lib/*/libc.a               libc6-dev    links the example functions statically
+ip                              iproute2     makes network namespaces and links
+iptables                        iptables     queues packets, which gives links a round-trip time
+runc                            runc         runs functions in OCI containers
+dockerd                         docker.io    runs functions in Docker
+/usr/lib/postgresql/*/bin/initdb postgresql  is the database behind the example functions
+'
+
+# Whether a program is in the PATH, or a file exists that matches a pattern.
+present() {
+    case " ${HEADSTART_INSTALL_PRETEND_MISSING:-} " in *" $1 "*) return 1 ;; esac
+    case $1 in
+    /*) set -- $1 && [ -e "$1" ] ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+missing=''
+reasons=''
+while read -r proof package reason; do
+    [ -n "$proof" ] || continue
+    if ! present "$proof"; then
+        missing="$missing $package"
+        reasons="$reasons
+  $package: $reason"
+    fi
+done <<END
+$needs
+END
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "This is not Debian: please install by hand$reasons" >&2
+    exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    echo "These packages are missing:$reasons
+Installing them needs root. Run: sudo apt-get install --no-install-recommends$missing" >&2
+    exit 1
+fi
+
+echo "Installing with apt-get:$reasons"
+
+# The tests start their own servers. Unless this host has a policy already, installing the packages
+# starts none (a database on port 5432, a Docker daemon with its bridge).
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+
+log=$(mktemp)
+export DEBIAN_FRONTEND=noninteractive
+# Package names hold no blanks. The lists may be missing or too old: fetch them first.
+# shellcheck disable=SC2086
+if ! { apt-get update && apt-get install --yes --no-install-recommends $missing; } >"$log" 2>&1; then
+    cat "$log" >&2
+    echo "apt-get failed; its output is above." >&2
+    rm -f "$log"
+    exit 1
+fi
+rm -f "$log"
+echo "Installed:$missing"

@@ -1,0 +1,51 @@
+//! What a test stands on: a place to work, links with a round-trip time, servers, the agent.
+
+mod claim;
+mod command;
+mod process;
+mod scratch;
+mod sweep;
+
+mod netns;
+
+mod delay;
+mod nfqueue;
+
+mod postgres;
+mod rootfs;
+
+mod docker;
+
+mod agent;
+mod metrics;
+
+pub use agent::{Agent, AgentSetup};
+pub use claim::free_port;
+pub use command::{run, run_within};
+pub use delay::Delay;
+pub use docker::Docker;
+pub use metrics::{Metrics, Sample};
+pub use netns::{Link, Namespace};
+pub use postgres::{Postgres, PostgresSetup};
+pub use process::Process;
+pub use rootfs::{DockerImage, Rootfs};
+pub use scratch::{Lease, Scratch, prefix, unique};
+
+pub(crate) use command::settle;
+pub(crate) use sweep::{cgroups, containers_below, interfaces, mounts, namespaces};
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The root of the repository.
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Where cargo builds, and where the laboratory caches: `CARGO_TARGET_DIR` or `target`.
+pub fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |path| workspace().join(path))
+}

@@ -1,0 +1,143 @@
+//! Root filesystems for functions: one static binary and the few directories it may expect.
+
+use super::{
+    command::run_within,
+    docker::Docker,
+    scratch::{Scratch, unique},
+    target_dir, workspace,
+};
+use anyhow::{Context, Result, ensure};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The first build compiles the examples' dependencies, perhaps on two processors.
+const BUILD_LIMIT: Duration = Duration::from_secs(1200);
+
+/// A root filesystem in a directory. Removed on drop.
+#[derive(Debug)]
+pub struct Rootfs {
+    files: Scratch,
+    name: String,
+}
+
+impl Rootfs {
+    /// Builds the example function `name` statically, and lays out a root filesystem around it.
+    pub fn example(name: &str) -> Result<Self> {
+        Self::with_binary(name, &build_static(name)?)
+    }
+
+    /// Lays out a root filesystem with `binary`, which must be static, as `/name`.
+    pub fn with_binary(name: &str, binary: &Path) -> Result<Self> {
+        let image = fs::read(binary).with_context(|| format!("reading {}", binary.display()))?;
+        ensure!(is_static(&image), "{} is not a static x86-64 binary", binary.display());
+        let rootfs = Self { files: Scratch::new("rootfs")?, name: name.to_owned() };
+        let path = rootfs.path();
+        for directory in ["proc", "dev", "sys", "tmp", "run/headstart", "etc"] {
+            fs::create_dir_all(path.join(directory))?;
+        }
+        fs::write(
+            path.join("etc/passwd"),
+            "root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534::/:/bin/false\n",
+        )?;
+        fs::write(path.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
+        fs::copy(binary, path.join(name))?;
+        Ok(rootfs)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.files.path()
+    }
+
+    /// The binary as seen from inside: the first word of the function's `command`.
+    pub fn command(&self) -> String {
+        format!("/{}", self.name)
+    }
+
+    /// Imports it into Docker under a tag of its own.
+    pub fn docker_image(&self, docker: &Arc<Docker>) -> Result<DockerImage> {
+        let archive = Scratch::new("image")?;
+        let tar = archive.path().join("rootfs.tar");
+        run_within(
+            BUILD_LIMIT,
+            Command::new("tar").arg("-C").arg(self.path()).arg("-cf").arg(&tar).arg("."),
+        )?;
+        let tag = format!("headstart-test/{}:{}", self.name, unique("image"));
+        let start = format!("CMD [\"{}\"]", self.command());
+        run_within(BUILD_LIMIT, docker.command().args(["import", "-c", &start]).arg(&tar).arg(&tag))?;
+        Ok(DockerImage { tag, docker: Arc::clone(docker) })
+    }
+}
+
+/// An image in Docker. Removed on drop, with the containers made from it.
+#[derive(Debug)]
+pub struct DockerImage {
+    tag: String,
+    docker: Arc<Docker>,
+}
+
+impl DockerImage {
+    /// What `image` in the function's configuration is to say.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+}
+
+impl Drop for DockerImage {
+    fn drop(&mut self) {
+        let filter = format!("ancestor={}", self.tag);
+        let removed = self
+            .docker
+            .remove_containers(&filter)
+            .and_then(|()| self.docker.run(&["image", "rm", "--force", &self.tag]));
+        if let Err(error) = removed {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Builds `package` of this workspace as a static binary and returns its path.
+fn build_static(package: &str) -> Result<PathBuf> {
+    // The tests of one process would only wait for each other's cargo.
+    static BUILD: Mutex<()> = Mutex::new(());
+    let _turn = BUILD.lock().unwrap_or_else(PoisonError::into_inner);
+    let target = target_dir().join("static");
+    let mut cargo = cargo();
+    cargo.args(["build", "--release", "--target", TARGET, "-p", package]).arg("--target-dir").arg(&target);
+    run_within(BUILD_LIMIT, cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    Ok(target.join(TARGET).join("release").join(package))
+}
+
+/// The cargo that runs the tests, in the workspace.
+pub(super) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).arg("--quiet");
+    cargo
+}
+
+/// Whether `image` is a 64-bit ELF file for this machine that asks for no dynamic loader
+/// (no program header PT_INTERP; see elf(5) for the offsets).
+fn is_static(image: &[u8]) -> bool {
+    const PT_INTERP: u64 = 3;
+    let number = |offset: usize, length: usize| -> Option<u64> {
+        let bytes = image.get(offset..offset.checked_add(length)?)?;
+        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    let asks_for_loader = || -> Option<bool> {
+        let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        for index in 0..count {
+            let header = usize::try_from(table.checked_add(index * size)?).ok()?;
+            if number(header, 4)? == PT_INTERP {
+                return Some(true);
+            }
+        }
+        Some(false)
+    };
+    image.starts_with(b"\x7fELF\x02\x01") && asks_for_loader() == Some(false)
+}

@@ -1,0 +1,145 @@
+//! Names and directories of this process, told apart from those of every other run by a lock that
+//! the kernel releases however the process ends.
+
+use super::sweep;
+use anyhow::{Context, Result, ensure};
+use std::{
+    env, fs,
+    fs::File,
+    io::ErrorKind,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+    process,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// What the names of everything this process makes begin with, for instance `hs4711`.
+pub fn prefix() -> String {
+    format!("hs{}", process::id())
+}
+
+/// A name no other process and no other call uses: `hs4711-client-3`.
+pub fn unique(kind: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{}-{kind}-{}", prefix(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The right of this process to have things in the laboratory. The first clears what dead
+/// processes left behind; the last one dropped removes this process's directory.
+#[derive(Debug)]
+pub struct Lease(());
+
+#[derive(Debug)]
+struct Registry {
+    leases: usize,
+    lock: Option<File>,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry { leases: 0, lock: None });
+
+impl Lease {
+    /// Takes part in this process's laboratory.
+    pub fn take() -> Result<Self> {
+        let mut registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
+        if registry.leases == 0 {
+            sweep::sweep(&base()?);
+            registry.lock = Some(claim(&own_dir())?);
+        }
+        registry.leases += 1;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.leases -= 1;
+        if registry.leases == 0 {
+            let _ = remove(&own_dir());
+            registry.lock = None;
+            let _ = fs::remove_dir(base_path());
+        }
+    }
+}
+
+/// A directory of this process. Removed on drop, with whatever is mounted below it.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+    _lease: Lease,
+}
+
+impl Scratch {
+    /// Makes an empty directory.
+    pub fn new(kind: &str) -> Result<Self> {
+        let lease = Lease::take()?;
+        let path = own_dir().join(unique(kind));
+        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(Self { path, _lease: lease })
+    }
+
+    /// Its absolute path; short enough for the unix sockets in it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.path) {
+            eprintln!("could not remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Unmounts everything below `path`, then removes it.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    for mount in sweep::mounts_below(path)? {
+        // Lazily: a namespace on its way out may still hold the mount.
+        let _ = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH);
+    }
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Locks the directory `path`, which it makes if need be, for as long as the file is open.
+/// Fails with `WouldBlock` when a living process has it.
+pub(super) fn claim(path: &Path) -> Result<File> {
+    loop {
+        fs::create_dir_all(path)?;
+        let lock = match File::create(path.join("lock")) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue, // removed under our hands
+            Err(error) => return Err(error.into()),
+        };
+        lock.try_lock().map_err(std::io::Error::from)?;
+        // Between the open and the lock a sweeper may have removed this very file.
+        let ours = lock.metadata()?.ino();
+        if fs::metadata(path.join("lock")).is_ok_and(|file| file.ino() == ours) {
+            return Ok(lock);
+        }
+    }
+}
+
+fn own_dir() -> PathBuf {
+    base_path().join(process::id().to_string())
+}
+
+fn base_path() -> PathBuf {
+    env::temp_dir().join("headstart-lab")
+}
+
+/// The directory all runs share. Sweeping trusts its contents, so it must be ours alone.
+fn base() -> Result<PathBuf> {
+    let path = base_path();
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
+    let found = fs::symlink_metadata(&path)?;
+    let ours = found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0;
+    ensure!(ours, "{} belongs to somebody else: remove it", path.display());
+    Ok(path)
+}

@@ -1,0 +1,35 @@
+//! Whether this machine lets a test run: skipped aloud on a laptop, a failure in CI.
+
+use std::{env, path::Path};
+
+/// True for root; otherwise says why the test is skipped and returns false.
+///
+/// # Panics
+/// When `CI=true`: there a skipped test is a failed one.
+pub fn require_root(why: &str) -> bool {
+    require(nix::unistd::geteuid().is_root(), || format!("needs root: {why}"))
+}
+
+/// True when every one of `tools` (names, or absolute paths) is installed; otherwise says which is missing and returns false.
+///
+/// # Panics
+/// When `CI=true`.
+pub fn require_tools(tools: &[&str]) -> bool {
+    let missing: Vec<_> = tools.iter().filter(|tool| !installed(tool)).copied().collect();
+    require(missing.is_empty(), || format!("needs {}: run integration-tests/install.sh", missing.join(", ")))
+}
+
+fn require(met: bool, reason: impl Fn() -> String) -> bool {
+    if !met {
+        assert!(env::var("CI").as_deref() != Ok("true"), "CI may not skip: {}", reason());
+        eprintln!("SKIPPED: {}", reason());
+    }
+    met
+}
+
+fn installed(tool: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Not every user has the administrator's directories in the PATH.
+    let extra = ["/usr/sbin".into(), "/sbin".into()];
+    env::split_paths(&path).chain(extra).any(|directory| Path::new(&directory).join(tool).exists())
+}

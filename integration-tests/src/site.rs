@@ -1,0 +1,183 @@
+//! The whole path in one place: a client behind a link, a database behind another, the agent between.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::client::{self, Reply};
+use crate::lab::{
+    Agent, AgentSetup, Delay, Docker, DockerImage, Link, Namespace, Postgres, Rootfs, free_port,
+};
+
+/// Longest wait for anything that takes milliseconds when all is well.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// The database's port in its namespace.
+const DATABASE_PORT: u16 = 5432;
+
+/// A client's network and a database's network, each at its distance from this host.
+#[derive(Debug)]
+pub struct Site {
+    // In this order they are taken down: delays before the links they are on.
+    _delays: Vec<Delay>,
+    /// The database, in a namespace of its own.
+    pub postgres: Postgres,
+    /// The host's end is where the agent watches for SYNs.
+    pub link: Link,
+    _database_link: Link,
+    /// Where clients run.
+    pub client: Namespace,
+}
+
+impl Site {
+    /// Round-trip times from the client to this host, and from this host to the database; zero adds nothing.
+    pub fn new(round_trip: Duration, database_round_trip: Duration) -> Result<Self> {
+        let (client, database) = (Namespace::new("client")?, Namespace::new("database")?);
+        let (link, database_link) = (Link::connect(&client)?, Link::connect(&database)?);
+        let postgres = Postgres::inside(&database, database_link.peer(DATABASE_PORT))?;
+        let mut delays = Vec::new();
+        for (namespace, round_trip) in [(&client, round_trip), (&database, database_round_trip)] {
+            if !round_trip.is_zero() {
+                delays.push(Delay::new(namespace, round_trip)?);
+            }
+        }
+        Ok(Self { _delays: delays, postgres, link, _database_link: database_link, client })
+    }
+
+    /// The backend `orders-db`, for the agent's configuration.
+    pub fn backend(&self, pool: &str) -> Result<String> {
+        Ok(format!(
+            "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\n\
+             database = \"{}\"\npassword_file = {:?}\npool = {pool}\n",
+            self.postgres.address(),
+            Postgres::USER,
+            Postgres::DATABASE,
+            self.password_file()?,
+        ))
+    }
+
+    fn password_file(&self) -> Result<std::path::PathBuf> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = self.postgres.password_file()?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+        Ok(file)
+    }
+
+    /// An agent that watches the client's link, if `syn`, and serves `orders` as given.
+    pub fn agent(&self, syn: bool, function: &Function) -> Result<Agent> {
+        self.agent_for("orders", syn, function)
+    }
+
+    /// The same under another name, which its containers, cgroups and labels then bear.
+    pub fn agent_for(&self, name: &str, syn: bool, function: &Function) -> Result<Agent> {
+        let mut setup = AgentSetup::default();
+        if syn {
+            setup = setup.interface(self.link.host_if());
+        }
+        if let Kind::Docker { docker, .. } = &function.kind {
+            setup = setup.docker(docker);
+        }
+        let backend = self.backend("{ min_idle = 2, max = 16 }")?;
+        let agent = setup.config(&backend).config(&function.text(name, &["orders-db"])).start()?;
+        function.rest(&agent, name)?;
+        Ok(agent)
+    }
+
+    /// One request from the client's network, on a new connection that sends at once.
+    pub fn get(&self, port: u16, path: &str) -> Result<Reply> {
+        let target = self.link.host(port);
+        self.client.enter(|| client::get(target, path, LIMIT))?.with_context(|| format!("GET {path}"))
+    }
+}
+
+/// How a function is run.
+#[derive(Debug)]
+pub enum Kind {
+    /// `runtime = "oci"`.
+    Oci(Rootfs),
+    /// `runtime = "docker"`.
+    Docker {
+        /// The daemon.
+        docker: Arc<Docker>,
+        /// The function.
+        image: DockerImage,
+    },
+    /// `runtime = "process"`.
+    Process(Rootfs),
+}
+
+/// A function to serve.
+#[derive(Debug)]
+pub struct Function {
+    /// Where it listens, on every address.
+    pub port: u16,
+    /// Containers kept parked.
+    pub prepared: usize,
+    /// How it is run.
+    pub kind: Kind,
+    /// Further keys of its section.
+    pub keys: String,
+}
+
+impl Function {
+    /// An example, on a free port, with one parked container.
+    pub fn example(name: &str, runtime: &str) -> Result<Self> {
+        let rootfs = Rootfs::example(name)?;
+        let kind = match runtime {
+            "oci" => Kind::Oci(rootfs),
+            "docker" => {
+                let docker = Docker::shared()?;
+                Kind::Docker { image: rootfs.docker_image(&docker)?, docker }
+            }
+            _ => Kind::Process(rootfs),
+        };
+        Ok(Self { port: free_port()?.port(), prepared: 1, kind, keys: String::new() })
+    }
+
+    /// Its section of the configuration.
+    pub fn text(&self, name: &str, backends: &[&str]) -> String {
+        let (port, prepared, keys) = (self.port, self.prepared, &self.keys);
+        let mut text = format!(
+            "[[function]]\nname = \"{name}\"\nlisten = \"0.0.0.0:{port}\"\nprepared = {prepared}\n\
+             backends = {backends:?}\n{keys}\n"
+        );
+        let inside = |rootfs: &Rootfs| format!("command = [{:?}]", rootfs.command());
+        let outside = |path: &Path| format!("command = [{:?}]", path.display().to_string());
+        let written = match &self.kind {
+            Kind::Oci(rootfs) => {
+                write!(text, "runtime = \"oci\"\nrootfs = {:?}\n{}\n", rootfs.path(), inside(rootfs))
+            }
+            Kind::Docker { image, .. } => write!(text, "runtime = \"docker\"\nimage = {:?}\n", image.tag()),
+            Kind::Process(rootfs) => {
+                let binary = rootfs.path().join(rootfs.command().trim_start_matches('/'));
+                write!(text, "runtime = \"process\"\n{}\n", outside(&binary))
+            }
+        };
+        debug_assert!(written.is_ok(), "a string takes everything");
+        text
+    }
+
+    /// Waits until it is cold, its containers are parked, and nothing of an earlier instance is left.
+    pub fn rest(&self, agent: &Agent, name: &str) -> Result<()> {
+        let prepared = self.prepared;
+        agent.wait_function(name, "at rest", LIMIT, |function| {
+            function["state"] == "cold" && function["prepared"] == prepared && function["removing"] == 0
+        })?;
+        Ok(())
+    }
+
+    /// Stops its instance and waits for rest: the next request is a cold one.
+    pub fn cool(&self, agent: &Agent, name: &str) -> Result<()> {
+        agent.stop_function(name)?;
+        self.rest(agent, name)
+    }
+
+    /// Where it listens, from this host.
+    pub fn local(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+}

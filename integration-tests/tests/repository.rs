@@ -1,0 +1,163 @@
+//! The rules that the repository gives itself, checked.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use headstart_integration_tests::lab::workspace;
+use serde_json::Value;
+
+/// Licences that go with MIT OR Apache-2.0 in a binary that others install.
+const LICENCES: [&str; 11] = [
+    "MIT",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-1-Clause",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "ISC",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+fn metadata() -> Value {
+    let output = Command::new("cargo")
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// True when one of the alternatives of an SPDX expression without parentheses is allowed.
+fn allowed(expression: &str) -> bool {
+    let plain = expression.replace(['(', ')'], "").replace('/', " OR ");
+    plain.split(" OR ").any(|choice| choice.split(" AND ").all(|licence| LICENCES.contains(&licence.trim())))
+}
+
+#[test]
+fn every_dependency_has_a_licence_that_users_can_live_with() {
+    let metadata = metadata();
+    for package in metadata["packages"].as_array().unwrap() {
+        let licence = package["license"].as_str().unwrap_or("none");
+        assert!(allowed(licence), "{} {}: {licence}", package["name"], package["version"]);
+    }
+}
+
+#[test]
+fn every_crate_takes_the_workspace_lints() {
+    let members = manifests();
+    assert!(members.len() >= 9, "{members:?}");
+    for manifest in members {
+        let text = fs::read_to_string(&manifest).unwrap();
+        assert!(text.contains("[lints]\nworkspace = true"), "{}", manifest.display());
+    }
+}
+
+fn manifests() -> Vec<PathBuf> {
+    let packages = metadata();
+    let own = packages["packages"].as_array().unwrap().iter().filter(|package| package["source"].is_null());
+    own.map(|package| package["manifest_path"].as_str().unwrap().into()).collect()
+}
+
+/// Every Rust file under a folder of the workspace.
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![workspace().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+/// The code of a file without its comments, in lower case.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n").to_lowercase()
+}
+
+#[test]
+fn only_its_own_file_names_a_container_runtime() {
+    let start = workspace().join("agent/src/start");
+    for (word, home) in [("bollard", "docker"), ("\"runc\"", "oci")] {
+        for file in sources("agent/src") {
+            let at_home = file.starts_with(start.join(home)) || file == start.join(format!("{home}.rs"));
+            // `doctor` looks for everything that a host can have; tests drive the runtimes.
+            let exempt =
+                file.ends_with("doctor.rs") || file.components().any(|part| part.as_os_str() == "tests");
+            if !at_home && !exempt && !file.ends_with("tests.rs") {
+                assert!(!code(&file).contains(word), "{} names {word}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_decision_is_pure() {
+    for file in sources("agent/src/decision") {
+        let code = code(&file);
+        for word in [
+            "tokio",
+            "aya",
+            "bollard",
+            "metrics",
+            "std::fs",
+            "std::net",
+            "systemtime",
+            "instant::now",
+            "rand::",
+        ] {
+            assert!(!code.contains(word), "{} uses {word}", file.display());
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_where_the_architecture_says() {
+    let homes = ["injector/wire/src/channel.rs", "ebpf/src", "runtime-shim/src/control/inherited.rs"];
+    for folder in ["agent", "config", "ebpf", "examples", "injector", "runtime-shim"] {
+        for file in sources(folder) {
+            let at_home = homes.iter().any(|home| file.starts_with(workspace().join(home)));
+            assert!(at_home || !code(&file).contains("unsafe {"), "{}", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_source_file_says_what_it_is_for() {
+    for folder in ["agent", "config", "ebpf", "examples", "injector", "integration-tests", "runtime-shim"] {
+        for file in sources(folder) {
+            let text = fs::read_to_string(&file).unwrap();
+            let documented = text.starts_with("//!") || file.to_string_lossy().ends_with("tests.rs");
+            assert!(documented, "{} does not begin with //!", file.display());
+        }
+    }
+}
+
+#[test]
+fn examples_stay_small() {
+    for example in ["echo", "orders"] {
+        let text = fs::read_to_string(workspace().join(format!("examples/{example}/src/main.rs"))).unwrap();
+        assert!(text.lines().count() < 80, "{example} is to be copied by users");
+    }
+}
