@@ -1,0 +1,211 @@
+//! `admin`: metrics, health and the API, for operators on this machine.
+//!
+//! | | |
+//! |---|---|
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /healthz` | 200 while the agent runs |
+//! | `GET /readyz` | 200 when every function is served, else 503 and which are not |
+//! | `GET /api/v1/starts` | the last 256 cold starts, oldest first |
+//! | `GET /api/v1/functions` | every function with its state |
+//! | `GET /api/v1/backends` | every pool with its connections and its last error |
+//! | `POST /api/v1/functions/NAME/wake` | start it as if a client had come |
+//! | `POST /api/v1/functions/NAME/stop` | stop the running instance |
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use headstart_injector::{Pool, PoolStatus};
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::measure::{self, Export, Starts, Timeline};
+use crate::node::{FunctionStatus, Handle, Operation};
+use crate::syn::Attached;
+
+/// A configured function that cannot be served, and why.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unavailable {
+    /// Configured name.
+    pub name: String,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+/// What the pages show.
+pub struct Admin {
+    /// The node.
+    pub node: Handle,
+    /// The last cold starts.
+    pub starts: Arc<Starts>,
+    /// The recorder of the metrics.
+    pub export: Export,
+    /// Every pool.
+    pub pools: Vec<Pool>,
+    /// Where the kernel half is attached.
+    pub attached: Vec<Attached>,
+    /// What is configured and not served.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// Answers requests until `stop` resolves.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    admin: Admin,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(Arc::new(admin))).with_graceful_shutdown(stop).await
+}
+
+fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/api/v1/starts", get(starts))
+        .route("/api/v1/functions", get(functions))
+        .route("/api/v1/backends", get(backends))
+        .route("/api/v1/functions/{name}/{operation}", post(operate))
+        .layer(middleware::from_fn(refuse_browsers))
+        .with_state(admin)
+}
+
+/// A web page must not steer the agent of whoever looks at it: browsers say
+/// where a cross-site request comes from, and rebound names do not match.
+async fn refuse_browsers(request: Request, next: Next) -> Response {
+    if request.headers().contains_key(header::ORIGIN) || !is_local(request.headers()) {
+        let text = "the admin address is not for web pages: use an IP address or localhost, without Origin\n";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    }
+    next.run(request).await
+}
+
+fn is_local(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return true };
+    let name =
+        host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    admin.node.scrape().await;
+    for pool in &admin.pools {
+        scrape_pool(&pool.status());
+    }
+    for Attached { interface, mode } in &admin.attached {
+        measure::scrape::syn_sensor(interface, mode.as_str());
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.export.render())
+}
+
+fn scrape_pool(status: &PoolStatus) {
+    let backend = &status.backend;
+    for (state, connections) in
+        [("idle", status.idle), ("connecting", status.connecting), ("leased", status.leased)]
+    {
+        measure::scrape::pool(backend, state, connections);
+    }
+    for (reason, total) in &status.tally.discards {
+        measure::scrape::pool_discards(backend, reason.as_str(), *total);
+    }
+    for (reason, total) in &status.tally.fallbacks {
+        measure::scrape::pool_fallbacks(backend, reason.as_str(), *total);
+    }
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    if admin.unavailable.is_empty() {
+        return "ready\n".into_response();
+    }
+    let list: String = admin
+        .unavailable
+        .iter()
+        .map(|function| format!("{}: {}\n", function.name, function.reason))
+        .collect();
+    (StatusCode::SERVICE_UNAVAILABLE, list).into_response()
+}
+
+async fn starts(State(admin): State<Arc<Admin>>) -> Json<Vec<Timeline>> {
+    Json(admin.starts.list())
+}
+
+/// One row of `GET /api/v1/functions`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Row {
+    Served(FunctionStatus),
+    Unavailable {
+        #[serde(flatten)]
+        function: Unavailable,
+        state: &'static str,
+    },
+}
+
+async fn functions(State(admin): State<Arc<Admin>>) -> Json<Vec<Row>> {
+    let served = admin.node.status().await.into_iter().map(Row::Served);
+    let state = "unavailable";
+    let rest = admin.unavailable.iter().cloned().map(|function| Row::Unavailable { function, state });
+    Json(served.chain(rest).collect())
+}
+
+async fn backends(State(admin): State<Arc<Admin>>) -> Json<Vec<PoolStatus>> {
+    Json(admin.pools.iter().map(Pool::status).collect())
+}
+
+async fn operate(
+    State(admin): State<Arc<Admin>>,
+    Path((name, operation)): Path<(String, String)>,
+) -> (StatusCode, String) {
+    let operation = match operation.as_str() {
+        "wake" => Operation::Wake,
+        "stop" => Operation::Stop,
+        _ => return (StatusCode::NOT_FOUND, "there are wake and stop\n".into()),
+    };
+    if admin.node.operate(name.clone(), operation).await {
+        (StatusCode::ACCEPTED, String::new())
+    } else {
+        (StatusCode::NOT_FOUND, format!("no function {name:?} is served\n"))
+    }
+}
+
+/// Opens the admin listener.
+///
+/// # Errors
+/// With what to do about it.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| {
+        format!("cannot listen on the admin address {address}: {error}; choose another `admin` in [agent]")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_local_names_and_addresses_are_hosts() {
+        for (host, local) in [
+            ("127.0.0.1:9464", true),
+            ("127.0.0.1", true),
+            ("[::1]:9464", true),
+            ("[::1]", true),
+            ("localhost:9464", true),
+            ("node7.example:9464", false),
+            ("localhost.example", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
+            assert_eq!(is_local(&headers), local, "{host}");
+        }
+        assert!(is_local(&HeaderMap::new()));
+    }
+}

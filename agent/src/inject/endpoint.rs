@@ -1,0 +1,101 @@
+//! The socket under a conversation: inherited, or still waiting for its instance to connect.
+
+use std::os::fd::OwnedFd;
+
+use headstart_wire::{Channel, ToAgent, WireError};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::fd;
+use crate::measure;
+use crate::start::{Control, Process};
+
+/// The agent's end, by how far it is.
+pub(super) enum Endpoint {
+    /// A socket that only this instance can see; nobody has connected.
+    Listening(AsyncFd<OwnedFd>),
+    /// The instance has the other end.
+    Connected(AsyncFd<Channel>),
+    /// Over.
+    Closed,
+}
+
+/// What arrived.
+pub(super) enum Received {
+    /// The instance connected.
+    Connected,
+    /// It said something, or failed to.
+    Message(Result<ToAgent, WireError>),
+}
+
+impl Endpoint {
+    pub(super) fn new(control: Control) -> Result<Self, WireError> {
+        Ok(match control {
+            Control::Connected(channel) => Self::Connected(fd::register(channel, Interest::READABLE)?),
+            Control::Listening(listener) => Self::Listening(fd::register(listener, Interest::READABLE)?),
+        })
+    }
+
+    /// The connected socket, when there is one.
+    pub(super) fn channel(&self) -> Option<&Channel> {
+        match self {
+            Self::Connected(channel) => Some(channel.get_ref()),
+            Self::Listening(_) | Self::Closed => None,
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
+    pub(super) fn close(&mut self) {
+        *self = Self::Closed;
+    }
+
+    /// The next thing that arrives. Safe to drop and call again. Pends for ever once closed.
+    pub(super) async fn next(&mut self, process: &dyn Process) -> Received {
+        loop {
+            match self {
+                Self::Closed => std::future::pending().await,
+                Self::Connected(channel) => return Received::Message(receive(channel).await),
+                Self::Listening(listener) => match accept(listener, process).await {
+                    Ok(channel) => {
+                        *self = Self::Connected(channel);
+                        return Received::Connected;
+                    }
+                    Err(error) => return Received::Message(Err(error)),
+                },
+            }
+        }
+    }
+}
+
+async fn receive(channel: &AsyncFd<Channel>) -> Result<ToAgent, WireError> {
+    loop {
+        let mut guard = channel.readable().await?;
+        match channel.get_ref().recv::<ToAgent>() {
+            Err(error) if error.would_block() => guard.clear_ready(),
+            received => return received.map(|received| received.message),
+        }
+    }
+}
+
+/// Accepts the first peer that runs inside the instance; others are turned away.
+async fn accept(listener: &AsyncFd<OwnedFd>, process: &dyn Process) -> Result<AsyncFd<Channel>, WireError> {
+    loop {
+        let mut guard = listener.readable().await?;
+        let channel = match Channel::accept(listener.get_ref()) {
+            Err(error) if error.would_block() => {
+                guard.clear_ready();
+                continue;
+            }
+            channel => channel?,
+        };
+        let pid = channel.peer_pid()?;
+        if process.owns(pid) {
+            return Ok(fd::register(channel, Interest::READABLE)?);
+        }
+        measure::record_refused("peer");
+        tracing::warn!(pid, "a process outside the instance connected to its control socket");
+    }
+}

@@ -1,0 +1,77 @@
+//! The backend connections of one instance: held, being made, and not yet acknowledged.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use headstart_injector::{Lease, LeaseError, LeaseSlot, Pool};
+use headstart_wire::{Grant, GrantStatus};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::measure;
+
+/// A connection that was begun because the pool had none.
+type Begun = (String, Instant, Result<Lease, LeaseError>);
+
+/// Dropping this gives every place back to its pool.
+#[derive(Default)]
+pub(super) struct Grants {
+    slots: Vec<LeaseSlot>,
+    connecting: JoinSet<Begun>,
+    /// When each unacknowledged grant was sent.
+    sent: VecDeque<Instant>,
+}
+
+impl Grants {
+    /// Connections held or being made.
+    pub(super) fn count(&self) -> usize {
+        self.slots.len() + self.connecting.len()
+    }
+
+    /// A connection from the pool at once; or one is begun, and comes out of [`Grants::next`].
+    pub(super) fn first(&mut self, pool: &Pool) -> (Grant, Option<OwnedFd>) {
+        let wanted = Instant::now();
+        if let Some(lease) = pool.try_lease() {
+            return self.hold(pool.name().to_owned(), wanted, lease);
+        }
+        let (pool, lease) = (pool.clone(), pool.lease());
+        let backend = pool.name().to_owned();
+        self.connecting.spawn(async move { (pool.name().to_owned(), wanted, lease.await) });
+        (Grant { backend, status: GrantStatus::Pending }, None)
+    }
+
+    fn hold(&mut self, backend: String, wanted: Instant, lease: Lease) -> (Grant, Option<OwnedFd>) {
+        measure::record_inject(&backend, wanted.elapsed().as_secs_f64());
+        self.slots.push(lease.slot);
+        (Grant { backend, status: GrantStatus::Ready { session: lease.session } }, Some(lease.fd))
+    }
+
+    /// The next connection that was begun, or why there is none. Pends while none is being made.
+    pub(super) async fn next(&mut self) -> (Grant, Option<OwnedFd>) {
+        match self.connecting.join_next().await {
+            Some(Ok((backend, wanted, Ok(lease)))) => self.hold(backend, wanted, lease),
+            Some(Ok((backend, _, Err(error)))) => {
+                tracing::warn!(backend, "no connection for an instance: {error}");
+                (Grant { backend, status: GrantStatus::Failed { reason: error.to_string() } }, None)
+            }
+            // A task of ours ends early only while the runtime shuts down.
+            Some(Err(_)) | None => std::future::pending().await,
+        }
+    }
+
+    /// A grant went out.
+    pub(super) fn sent(&mut self) {
+        self.sent.push_back(Instant::now());
+    }
+
+    /// The oldest one arrived. False when none was under way.
+    pub(super) fn acknowledged(&mut self) -> bool {
+        self.sent.pop_front().is_some()
+    }
+
+    /// When the oldest grant will have been unacknowledged for `limit`.
+    pub(super) fn overdue(&self, limit: Duration) -> Option<Instant> {
+        self.sent.front().map(|sent| *sent + limit)
+    }
+}

@@ -1,0 +1,296 @@
+//! `inject`: what an instance is born with, and its control socket.
+//!
+//! ```text
+//! begin: lease from the pools ──> Connected: queue the Lease now, before exec
+//!                            └──> Listening: send it to the first peer that is the instance itself
+//! next:  Hello, Ack, Ready, Served  ──> the instance's task
+//!        Request, finished connects ──> Grants, answered here
+//! ```
+//!
+//! A peer that breaks the protocol loses its control socket: the reason is
+//! counted and logged, descriptors that it sent are closed, nothing else happens.
+
+mod endpoint;
+mod grants;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use headstart_injector::Pool;
+use headstart_wire::{Grant, Lease, ToAgent, ToFunction, WireError};
+use tokio::time::Instant;
+
+use crate::measure;
+use crate::start::{Control, Process};
+use endpoint::Endpoint;
+use grants::Grants;
+
+/// Connections one instance may hold or be waiting for, over all its backends.
+/// Each costs a server connection until the instance ends.
+pub const LEASES_MAX: usize = 64;
+
+/// An instance that does not acknowledge a grant within this time loses its
+/// control socket. The first lease is bounded by `init_timeout` instead.
+const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What an instance said that its task must know. Times are the function's own, in
+/// nanoseconds of `CLOCK_MONOTONIC`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// The shim runs.
+    Hello {
+        /// When it was entered.
+        hello_ns: u64,
+    },
+    /// The first lease arrived.
+    Injected {
+        /// When it arrived.
+        injected_ns: u64,
+    },
+    /// The function accepts.
+    Ready {
+        /// Since when.
+        ready_ns: u64,
+    },
+    /// The first response left.
+    Served {
+        /// When its connection was accepted.
+        accept_ns: u64,
+        /// When its first bytes were written.
+        first_response_ns: u64,
+    },
+    /// The control socket is closed: the instance ended, or broke the protocol.
+    Closed,
+}
+
+/// How far an instance is in the exchange. Every message fits exactly one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    Nothing,
+    Hello,
+    Injected,
+    Ready,
+    Served,
+}
+
+/// Something an instance must not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The message itself is wrong.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A good message at the wrong time.
+    #[error("{message} is out of order")]
+    OutOfOrder {
+        /// The message.
+        message: &'static str,
+    },
+    /// A backend that the function is not configured for.
+    #[error("backend {backend:?} is not configured for this function")]
+    NotConfigured {
+        /// What it asked for, cut to 64 characters.
+        backend: String,
+    },
+    /// More connections than [`LEASES_MAX`].
+    #[error("the instance holds {LEASES_MAX} backend connections already")]
+    TooMany,
+    /// Descriptors were sent and never acknowledged.
+    #[error("no acknowledgement within {} s", ACK_TIMEOUT.as_secs())]
+    NoAck,
+}
+
+impl Refusal {
+    /// The metric label.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Wire(error) => error.reason(),
+            Self::OutOfOrder { .. } => "out_of_order",
+            Self::NotConfigured { .. } => "not_configured",
+            Self::TooMany => "too_many",
+            Self::NoAck => "no_ack",
+        }
+    }
+}
+
+/// What a function's instances are given.
+#[derive(Clone)]
+pub struct Dowry {
+    /// Configured name.
+    pub function: String,
+    /// The agent's copy of the listening socket.
+    pub listener: Arc<OwnedFd>,
+    /// The pools of its backends, in the order of the configuration.
+    pub pools: Vec<Pool>,
+}
+
+/// The agent's side of one instance's control socket.
+pub struct Conversation {
+    dowry: Dowry,
+    instance: String,
+    endpoint: Endpoint,
+    grants: Grants,
+    progress: Progress,
+    /// The first lease, kept until there is somebody to send it to.
+    unsent: Option<(Lease, Vec<OwnedFd>)>,
+}
+
+impl Conversation {
+    /// Reserves a connection of every backend, or begins one, and queues the
+    /// lease where the instance inherits its control socket.
+    ///
+    /// # Errors
+    /// When the socket cannot be watched, or the lease cannot be queued.
+    pub fn begin(dowry: Dowry, instance: &str, control: Control) -> Result<Self, WireError> {
+        let mut grants = Grants::default();
+        let mut descriptors = Vec::new();
+        let mut backends = Vec::new();
+        for pool in &dowry.pools {
+            let (grant, descriptor) = grants.first(pool);
+            backends.push(grant);
+            descriptors.extend(descriptor);
+        }
+        let lease = Lease { function: dowry.function.clone(), instance: instance.to_owned(), backends };
+        let mut conversation = Self {
+            dowry,
+            instance: instance.to_owned(),
+            endpoint: Endpoint::new(control)?,
+            grants,
+            progress: Progress::Nothing,
+            unsent: Some((lease, descriptors)),
+        };
+        conversation.send_lease()?;
+        Ok(conversation)
+    }
+
+    /// Sends the lease as soon as there is a connected peer. The agent's copies
+    /// close here; what is in flight belongs to the instance.
+    fn send_lease(&mut self) -> Result<(), WireError> {
+        let Some(channel) = self.endpoint.channel() else { return Ok(()) };
+        let Some((lease, descriptors)) = self.unsent.take() else { return Ok(()) };
+        let listener = std::iter::once(self.dowry.listener.as_fd());
+        let all: Vec<_> = listener.chain(descriptors.iter().map(AsFd::as_fd)).collect();
+        channel.send(&ToFunction::Lease(lease), &all)
+    }
+
+    /// The next thing the instance says that its task must know. Safe to drop and call again.
+    ///
+    /// `process` is asked whether a peer belongs to the instance.
+    pub async fn next(&mut self, process: &dyn Process) -> Said {
+        loop {
+            if self.endpoint.is_closed() {
+                return Said::Closed;
+            }
+            let overdue = self.grants.overdue(ACK_TIMEOUT);
+            let step = tokio::select! {
+                received = self.endpoint.next(process) => self.received(received),
+                // What becomes ready before the lease is sent follows right after it.
+                (grant, descriptor) = self.grants.next(), if self.unsent.is_none() => {
+                    self.send_grant(grant, descriptor).map(|()| None)
+                }
+                () = until(overdue) => Err(Refusal::NoAck),
+            };
+            match step {
+                Ok(Some(said)) => return said,
+                Ok(None) => {}
+                Err(refusal) => {
+                    self.close(&refusal);
+                    return Said::Closed;
+                }
+            }
+        }
+    }
+
+    fn received(&mut self, received: endpoint::Received) -> Result<Option<Said>, Refusal> {
+        match received {
+            endpoint::Received::Connected => {
+                self.send_lease()?;
+                Ok(None)
+            }
+            endpoint::Received::Message(message) => self.message(message?),
+        }
+    }
+
+    fn message(&mut self, message: ToAgent) -> Result<Option<Said>, Refusal> {
+        let (name, from, to, said) = match message {
+            ToAgent::Hello { shim, hello_ns } => {
+                let shim: String = shim.chars().take(64).collect();
+                tracing::debug!(instance = self.instance, ?shim, "hello");
+                ("hello", Progress::Nothing, Progress::Hello, Said::Hello { hello_ns })
+            }
+            ToAgent::Ack { injected_ns } => {
+                if self.progress >= Progress::Injected && self.grants.acknowledged() {
+                    return Ok(None);
+                }
+                ("ack", Progress::Hello, Progress::Injected, Said::Injected { injected_ns })
+            }
+            ToAgent::Ready { ready_ns } => {
+                ("ready", Progress::Injected, Progress::Ready, Said::Ready { ready_ns })
+            }
+            ToAgent::Served { accept_ns, first_response_ns } => {
+                let served = Said::Served { accept_ns, first_response_ns };
+                ("served", Progress::Ready, Progress::Served, served)
+            }
+            ToAgent::Request { backend } => return self.request(&backend).map(|()| None),
+        };
+        if self.progress != from {
+            return Err(Refusal::OutOfOrder { message: name });
+        }
+        self.progress = to;
+        Ok(Some(said))
+    }
+
+    fn request(&mut self, backend: &str) -> Result<(), Refusal> {
+        if self.progress < Progress::Injected {
+            return Err(Refusal::OutOfOrder { message: "request" });
+        }
+        let Some(pool) = self.dowry.pools.iter().find(|pool| pool.name() == backend) else {
+            return Err(Refusal::NotConfigured { backend: backend.chars().take(64).collect() });
+        };
+        if self.grants.count() >= LEASES_MAX {
+            return Err(Refusal::TooMany);
+        }
+        let (grant, descriptor) = self.grants.first(pool);
+        match descriptor {
+            // A pending grant needs no message: the function knows that it asked.
+            None => Ok(()),
+            Some(descriptor) => self.send_grant(grant, Some(descriptor)),
+        }
+    }
+
+    fn send_grant(&mut self, grant: Grant, descriptor: Option<OwnedFd>) -> Result<(), Refusal> {
+        let Some(channel) = self.endpoint.channel() else { return Ok(()) };
+        let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+        channel.send(&ToFunction::Grant(grant), &descriptors)?;
+        if !descriptors.is_empty() {
+            self.grants.sent();
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, refusal: &Refusal) {
+        self.endpoint.close();
+        self.unsent = None;
+        if !matches!(refusal, Refusal::Wire(WireError::Closed)) {
+            measure::record_refused(refusal.reason());
+            tracing::warn!(
+                function = self.dowry.function,
+                instance = self.instance,
+                reason = refusal.reason(),
+                "control socket closed: {refusal}"
+            );
+        }
+    }
+}
+
+/// Sleeps until then; for ever without a time.
+pub(crate) async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

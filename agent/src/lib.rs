@@ -1,0 +1,27 @@
+//! The Headstart node agent, in the order of a request's path:
+//! `syn -> event -> decision -> start -> inject -> serve -> measure`.
+//!
+//! [`node`] is the one task that owns the state and calls the rest; [`setup`]
+//! turns a configuration into what it needs; [`admin`] shows it to operators.
+
+pub mod syn;
+
+pub mod event;
+
+pub mod decision;
+
+pub mod start;
+
+pub mod inject;
+
+pub mod serve;
+
+pub mod measure;
+
+pub mod admin;
+pub mod doctor;
+mod fd;
+mod instance;
+pub mod node;
+pub mod setup;
+pub mod status;

@@ -1,0 +1,48 @@
+//! `measure`: every step's time, as a timeline, a log line and metrics.
+
+mod metrics;
+mod timeline;
+
+pub use metrics::{
+    Export, install, record_decision, record_inject, record_lost, record_outcome, record_refused,
+    record_stages, record_suppressed, record_syn, record_unused, scrape,
+};
+pub use timeline::{Outcome, Stages, Timeline};
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+/// How many timelines `GET /api/v1/starts` remembers.
+pub const STARTS_MAX: usize = 256;
+
+/// The last cold starts, newest last.
+#[derive(Debug, Default)]
+pub struct Starts(Mutex<VecDeque<Timeline>>);
+
+impl Starts {
+    /// Adds a timeline, or replaces the one of the same instance.
+    pub fn put(&self, timeline: &Timeline) {
+        let mut starts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = starts.iter_mut().rev().find(|known| known.instance == timeline.instance) {
+            known.clone_from(timeline);
+            return;
+        }
+        if starts.len() == STARTS_MAX {
+            starts.pop_front();
+        }
+        starts.push_back(timeline.clone());
+    }
+
+    /// All of them, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Timeline> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the kernel half and of functions too.
+#[must_use]
+pub fn now_ns() -> u64 {
+    // The clock exists on every Linux; zero would only spoil one measurement.
+    headstart_wire::monotonic_ns().unwrap_or_default()
+}

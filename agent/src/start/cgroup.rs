@@ -1,0 +1,155 @@
+//! The cgroup of one instance, `/headstart/<instance>`, in either version.
+//!
+//! Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
+//! In a hybrid system the controllers are in the v1 hierarchies; the v2 tree has none.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the hierarchies are mounted on every current distribution.
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The directory in each hierarchy that holds all instances.
+const PARENT: &str = "headstart";
+
+/// How long an empty cgroup may stay busy while its last process goes away.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between attempts to remove a busy cgroup.
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
+
+/// One instance's cgroup.
+#[derive(Debug, Clone)]
+pub(super) struct Cgroup {
+    instance: String,
+}
+
+impl Cgroup {
+    pub(super) fn of(instance: &str) -> Self {
+        Self { instance: instance.to_owned() }
+    }
+
+    /// The path below each hierarchy's root, as an OCI configuration names it.
+    pub(super) fn path(&self) -> PathBuf {
+        Path::new("/").join(PARENT).join(&self.instance)
+    }
+
+    /// Makes the cgroup with its limits.
+    pub(super) fn create(&self, memory_bytes: u64, pids: u64) -> io::Result<()> {
+        let memory = memory_bytes.to_string();
+        if is_unified() {
+            let parent = Path::new(MOUNT).join(PARENT);
+            fs::create_dir_all(&parent)?;
+            fs::write(Path::new(MOUNT).join("cgroup.subtree_control"), "+memory +pids")?;
+            fs::write(parent.join("cgroup.subtree_control"), "+memory +pids")?;
+            let directory = self.controller("");
+            fs::create_dir_all(&directory)?;
+            fs::write(directory.join("memory.max"), &memory)?;
+            write_if_present(&directory.join("memory.swap.max"), "0")?;
+            return fs::write(directory.join("pids.max"), pids.to_string());
+        }
+        for controller in ["memory", "pids"] {
+            if !Path::new(MOUNT).join(controller).is_dir() {
+                return Err(io::Error::new(io::ErrorKind::NotFound, format!("no {controller} controller")));
+            }
+            fs::create_dir_all(self.controller(controller))?;
+        }
+        fs::write(self.controller("memory").join("memory.limit_in_bytes"), &memory)?;
+        write_if_present(&self.controller("memory").join("memory.memsw.limit_in_bytes"), &memory)?;
+        fs::write(self.controller("pids").join("pids.max"), pids.to_string())
+    }
+
+    /// The files into which a process writes `0` to enter the cgroup.
+    pub(super) fn join_files(&self) -> Vec<PathBuf> {
+        let controllers: &[&str] = if is_unified() { &[""] } else { &["memory", "pids"] };
+        controllers.iter().map(|controller| self.controller(controller).join("cgroup.procs")).collect()
+    }
+
+    /// Whether the kernel killed a process of it for lack of memory.
+    pub(super) fn oom_killed(&self) -> bool {
+        let file = if is_unified() {
+            self.controller("").join("memory.events")
+        } else {
+            self.controller("memory").join("memory.oom_control")
+        };
+        let events = fs::read_to_string(file).unwrap_or_default();
+        let count =
+            events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
+        count.is_some_and(|count| count > 0)
+    }
+
+    /// Whether `pid` is in it, in any hierarchy.
+    pub(super) fn contains(&self, pid: i32) -> bool {
+        let own = self.path();
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        groups.lines().any(|line| {
+            let path = line.splitn(3, ':').nth(2).unwrap_or_default();
+            Path::new(path).starts_with(&own)
+        })
+    }
+
+    /// Its processes.
+    pub(super) fn processes(&self) -> Vec<i32> {
+        let read = |file: PathBuf| fs::read_to_string(file).unwrap_or_default();
+        let mut pids: Vec<i32> = self
+            .join_files()
+            .into_iter()
+            .flat_map(|file| read(file).lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// Every directory that this instance has in any hierarchy.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let hierarchies =
+            fs::read_dir(MOUNT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        hierarchies
+            .chain([PathBuf::from(MOUNT)])
+            .map(|hierarchy| hierarchy.join(PARENT).join(&self.instance))
+            .filter(|directory| directory.is_dir())
+            .collect()
+    }
+
+    /// Removes it everywhere. Its processes must be dead or dying.
+    pub(super) async fn remove(&self) -> io::Result<()> {
+        let mut left = REMOVE_TIMEOUT;
+        for directory in self.directories() {
+            loop {
+                match fs::remove_dir(&directory) {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if left.is_zero() => {
+                        let context = format!("{}: {error}", directory.display());
+                        return Err(io::Error::new(error.kind(), context));
+                    }
+                    Err(_busy) => {
+                        tokio::time::sleep(REMOVE_PAUSE).await;
+                        left = left.saturating_sub(REMOVE_PAUSE);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn controller(&self, controller: &str) -> PathBuf {
+        Path::new(MOUNT).join(controller).join(PARENT).join(&self.instance)
+    }
+}
+
+/// Whether swap can be limited here: v1 kernels without `swapaccount` have no such file.
+pub(super) fn limits_swap() -> bool {
+    is_unified() || Path::new(MOUNT).join("memory/memory.memsw.limit_in_bytes").exists()
+}
+
+fn is_unified() -> bool {
+    Path::new(MOUNT).join("cgroup.controllers").exists()
+}
+
+fn write_if_present(file: &Path, text: &str) -> io::Result<()> {
+    if file.exists() { fs::write(file, text) } else { Ok(()) }
+}

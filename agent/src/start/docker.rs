@@ -1,0 +1,248 @@
+//! Containers made by a Docker daemon, over its API socket.
+//!
+//! The container is created ahead; letting it go is the API's *start*, which
+//! still makes every namespace: two orders of magnitude slower than the other
+//! runtimes, for images that only a daemon has. The API cannot pass
+//! descriptors, so each instance gets a socket file of its own, bind-mounted at
+//! [`headstart_wire::CONTROL_PATH`], on which the agent listens.
+//!
+//! The time that [`Process::release`] gives is when *start* answered. The
+//! function has exec'd a little before: its first hello may come earlier.
+//!
+//! An image's own user, environment and entry point stay as they are; a
+//! configured command replaces only the image's `CMD`.
+
+mod api;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use tokio::sync::{Mutex, watch};
+
+use self::api::Api;
+use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name};
+
+/// The control socket in an instance's directory.
+const CONTROL_FILE: &str = "control.sock";
+
+/// Connections that may wait on a control socket. The shim makes one.
+const BACKLOG: i32 = 8;
+
+/// Between attempts to ask a daemon that does not answer how a container ended.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Makes Docker containers of one function.
+pub struct Docker {
+    node: Arc<Node>,
+}
+
+struct Node {
+    spec: ContainerSpec,
+    image: String,
+    network: String,
+    api: Api,
+    /// One directory per instance, with its control socket.
+    directory: PathBuf,
+    /// What containers of this node's agent are labelled with.
+    state_dir: PathBuf,
+}
+
+impl Docker {
+    /// A runtime for containers of `image` in `network` ("none" unless the
+    /// function needs one), made by the daemon that listens at `socket`.
+    #[must_use]
+    pub fn new(
+        spec: ContainerSpec,
+        image: String,
+        network: String,
+        socket: PathBuf,
+        state_dir: &Path,
+    ) -> Self {
+        let directory = state_dir.join("docker");
+        let (api, state_dir) = (Api::new(socket), state_dir.to_owned());
+        Self { node: Arc::new(Node { spec, image, network, api, directory, state_dir }) }
+    }
+}
+
+impl Runtime for Docker {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
+        Box::pin(async move {
+            name::check(instance, &self.node.spec.function)?;
+            let prepared = self.node.create(instance).await;
+            if prepared.is_err() {
+                let cleaned = super::remove_directory(&self.node.directory.join(instance));
+                tracing::debug!(instance, ?cleaned, "removed what a failed create left");
+            }
+            prepared
+        })
+    }
+
+    fn sweep(&self) -> BoxFuture<'_, Result<usize, StartError>> {
+        Box::pin(async move {
+            let containers = self.node.api.list(&self.node.labels()).await?;
+            for id in &containers {
+                self.node.api.remove(id).await?;
+            }
+            for instance in name::instances_in(&self.node.directory, &self.node.spec.function) {
+                super::remove_directory(&self.node.directory.join(instance))?;
+            }
+            Ok(containers.len())
+        })
+    }
+}
+
+impl Node {
+    async fn create(self: &Arc<Self>, instance: &str) -> Result<Parked, StartError> {
+        let directory = self.directory.join(instance);
+        let path = directory.join(CONTROL_FILE);
+        super::private_directory(&directory).map_err(StartError::system("making an instance's directory"))?;
+        let listener = listen_in(&directory).map_err(StartError::system("making a control socket"))?;
+        let id = self.api.create(self, instance, &path).await?;
+        let ended = Arc::new(watch::channel(None).0);
+        tokio::spawn(watch_removal(Arc::clone(self), id.clone(), Arc::clone(&ended)));
+        let container = Container {
+            node: Arc::clone(self),
+            instance: instance.to_owned(),
+            id,
+            ended,
+            released: AtomicBool::new(false),
+            removal: Mutex::new(()),
+        };
+        Ok(Parked { control: Control::Listening(listener), process: Arc::new(container) })
+    }
+
+    /// The labels that every container of this function and agent carries.
+    fn labels(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("headstart.function", self.spec.function.clone()),
+            ("headstart.state-dir", self.state_dir.display().to_string()),
+        ]
+    }
+}
+
+/// The directory is for root only; in the container any user may connect.
+///
+/// The path of a unix socket has at most 107 bytes (unix(7)); through the open
+/// directory it is short, however long the names are.
+fn listen_in(directory: &Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    let directory = fs::File::open(directory)?;
+    let path = format!("/proc/self/fd/{}/{CONTROL_FILE}", directory.as_raw_fd());
+    bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+    listen(&listener, Backlog::new(BACKLOG)?)?;
+    Ok(listener)
+}
+
+/// A parked container has no process that could end, but somebody may remove it.
+async fn watch_removal(node: Arc<Node>, id: String, ended: Arc<watch::Sender<Option<Exit>>>) {
+    while let Err(error) = node.api.wait_removed(&id).await {
+        tracing::debug!(id, %error, "waiting for a container's removal is interrupted");
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+    set_killed(&ended);
+}
+
+/// Notes that a container is gone, unless it is known how it ended.
+fn set_killed(ended: &watch::Sender<Option<Exit>>) {
+    ended.send_if_modified(|exit| {
+        let unknown = exit.is_none();
+        exit.get_or_insert(api::KILLED);
+        unknown
+    });
+}
+
+/// One container.
+struct Container {
+    node: Arc<Node>,
+    instance: String,
+    id: String,
+    ended: Arc<watch::Sender<Option<Exit>>>,
+    released: AtomicBool,
+    /// Removals take turns.
+    removal: Mutex<()>,
+}
+
+impl Container {
+    /// Follows a started container: its output, and how it ends.
+    fn follow(&self) {
+        let (node, id) = (Arc::clone(&self.node), self.id.clone());
+        let instance = self.instance.clone();
+        let ended = Arc::clone(&self.ended);
+        tokio::spawn(async move {
+            let logs = node.api.follow_logs(&id, &node.spec.function, &instance);
+            let end = async {
+                loop {
+                    match node.api.wait(&id).await {
+                        Ok(exit) => break ended.send_replace(Some(exit)),
+                        Err(error) => {
+                            tracing::warn!(instance, %error, "waiting for a container is interrupted");
+                            tokio::time::sleep(RETRY_PAUSE).await;
+                        }
+                    }
+                }
+            };
+            tokio::join!(logs, end);
+        });
+    }
+}
+
+impl Process for Container {
+    fn release(&self) -> BoxFuture<'_, Result<u64, StartError>> {
+        Box::pin(async move {
+            if self.released.swap(true, Ordering::Relaxed) {
+                return Err(StartError::AlreadyReleased);
+            }
+            let started = self.node.api.start(&self.id, &self.node.spec).await;
+            if let Err(error @ StartError::Died { exit }) = started {
+                self.ended.send_replace(Some(exit));
+                return Err(error);
+            }
+            started?;
+            let exec_ns = headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock"))?;
+            self.follow();
+            Ok(exec_ns)
+        })
+    }
+
+    fn exited(&self) -> BoxFuture<'_, Exit> {
+        Box::pin(async {
+            let mut ended = self.ended.subscribe();
+            ended.wait_for(Option::is_some).await.ok().and_then(|exit| *exit).unwrap_or_default()
+        })
+    }
+
+    fn terminate(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if let Err(error) = self.node.api.terminate(&self.id).await {
+                tracing::debug!(instance = self.instance, %error, "a container was not asked to stop");
+            }
+        })
+    }
+
+    fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async move {
+            let _turn = self.removal.lock().await;
+            self.node.api.remove(&self.id).await?;
+            set_killed(&self.ended);
+            super::remove_directory(&self.node.directory.join(&self.instance))
+        })
+    }
+
+    fn owns(&self, pid: i32) -> bool {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        groups.lines().any(|line| line.contains(&self.id))
+    }
+}

@@ -1,0 +1,270 @@
+//! The few calls of the daemon's API that are needed, each with a deadline.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::ClientVersion;
+use bollard::container::LogOutput;
+use bollard::errors::Error;
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
+    ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
+    WaitContainerOptions, WaitContainerOptionsBuilder,
+};
+use futures_util::StreamExt as _;
+use headstart_wire::CONTROL_PATH;
+use tokio::sync::OnceCell;
+
+use super::Node;
+use crate::start::error::within;
+use crate::start::logs::Lines;
+use crate::start::{ContainerSpec, Exit, OPEN_FILES, StartError, TMP_BYTES};
+
+/// Making a container takes some 100 ms, starting it 200 to 300; a daemon
+/// under load has been seen to take many seconds.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Versions of the API that are tried, newest first: daemons from 29 on refuse
+/// anything below 1.44, and 20.10 anything above 1.41. All that is used here is in both.
+const VERSIONS: [ClientVersion; 2] = [
+    ClientVersion { major_version: 1, minor_version: 44 },
+    ClientVersion { major_version: 1, minor_version: 41 },
+];
+
+/// The end of a container that was removed.
+pub(super) const KILLED: Exit = Exit { code: None, signal: Some(9), oom: false };
+
+/// Exit codes above this are, by convention of shells and daemons, signal numbers.
+const SIGNAL_BASE: i64 = 128;
+
+/// The daemon.
+pub(super) struct Api {
+    socket: PathBuf,
+    /// Made at the first call that finds the daemon; a restart of the daemon does not matter to it.
+    client: OnceCell<bollard::Docker>,
+}
+
+impl Api {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket, client: OnceCell::new() }
+    }
+
+    async fn client(&self) -> Result<&bollard::Docker, StartError> {
+        self.client.get_or_try_init(|| self.connect()).await
+    }
+
+    async fn connect(&self) -> Result<bollard::Docker, StartError> {
+        let path = self.socket.to_string_lossy();
+        let mut detail = String::new();
+        for version in &VERSIONS {
+            let tried = async {
+                let client = bollard::Docker::connect_with_unix(&path, CALL_TIMEOUT.as_secs(), version)?;
+                client.version().await.map(|_| client)
+            };
+            match tried.await {
+                Ok(client) => return Ok(client),
+                Err(error) => detail = error.to_string(),
+            }
+        }
+        Err(StartError::DaemonUnreachable { socket: self.socket.clone(), detail })
+    }
+
+    /// Creates a container; returns its id.
+    pub(super) async fn create(
+        &self,
+        node: &Node,
+        instance: &str,
+        control: &Path,
+    ) -> Result<String, StartError> {
+        let name = CreateContainerOptionsBuilder::default().name(&format!("headstart-{instance}")).build();
+        let call = self.client().await?.create_container(Some(name), body(node, instance, control));
+        match within(CALL_TIMEOUT, "creating a container", call).await? {
+            Ok(created) => Ok(created.id),
+            Err(Error::DockerResponseServerError { status_code: 404, message })
+                if message.contains("image") =>
+            {
+                Err(StartError::ImageMissing { image: node.image.clone() })
+            }
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    pub(super) async fn start(&self, id: &str, spec: &ContainerSpec) -> Result<(), StartError> {
+        let call = self.client().await?.start_container(id, None::<StartContainerOptions>);
+        let error = match within(CALL_TIMEOUT, "starting a container", call).await? {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let Error::DockerResponseServerError { status_code, message } = error else {
+            return Err(self.explain(error));
+        };
+        let command = spec.program().to_owned();
+        let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+        Err(match status_code {
+            // No such container: somebody removed it.
+            404 if says(&["No such container"]) => StartError::Died { exit: KILLED },
+            _ if says(&["exec: "]) && says(&["no such file or directory", "not found"]) => {
+                StartError::CommandMissing { command, place: "the image".to_owned() }
+            }
+            _ if says(&["exec: ", "exec format error"]) => StartError::Exec { command, detail: message },
+            _ => StartError::Create { detail: message },
+        })
+    }
+
+    /// Waits until a container is removed, whatever its state.
+    pub(super) async fn wait_removed(&self, id: &str) -> Result<(), StartError> {
+        let removed = WaitContainerOptionsBuilder::default().condition("removed").build();
+        self.wait_for(id, removed).await.map(|_gone| ())
+    }
+
+    /// Waits until the condition holds; false when there is no such container.
+    async fn wait_for(&self, id: &str, condition: WaitContainerOptions) -> Result<bool, StartError> {
+        let mut answers = std::pin::pin!(self.client().await?.wait_container(id, Some(condition)));
+        match answers.next().await {
+            Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Ok(true),
+            Some(Err(error)) if is_status(&error, 404) => Ok(false),
+            Some(Err(error)) => Err(self.explain(error)),
+            None => Err(self.unreachable("it ended the wait without an answer".to_owned())),
+        }
+    }
+
+    /// Waits until a started container has ended.
+    pub(super) async fn wait(&self, id: &str) -> Result<Exit, StartError> {
+        if !self.wait_for(id, WaitContainerOptionsBuilder::default().build()).await? {
+            return Ok(KILLED);
+        }
+        let client = self.client().await?;
+        let call = client.inspect_container(id, None::<InspectContainerOptions>);
+        let state = match within(CALL_TIMEOUT, "inspecting a container", call).await? {
+            Ok(inspected) => inspected.state.unwrap_or_default(),
+            Err(error) if is_status(&error, 404) => return Ok(KILLED),
+            Err(error) => return Err(self.explain(error)),
+        };
+        let code = state.exit_code.unwrap_or_default();
+        let oom = state.oom_killed.unwrap_or_default();
+        let number = |value: i64| i32::try_from(value).ok();
+        Ok(if code > SIGNAL_BASE {
+            Exit { code: None, signal: number(code - SIGNAL_BASE), oom }
+        } else {
+            Exit { code: number(code), signal: None, oom: oom && code != 0 }
+        })
+    }
+
+    /// Logs what a started container prints, until it ends.
+    pub(super) async fn follow_logs(&self, id: &str, function: &str, instance: &str) {
+        let Ok(client) = self.client().await else { return };
+        let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true).build();
+        let mut output = std::pin::pin!(client.logs(id, Some(options)));
+        let mut lines = Lines::new(function, instance);
+        while let Some(Ok(LogOutput::StdOut { message } | LogOutput::StdErr { message })) =
+            output.next().await
+        {
+            lines.push(&message);
+        }
+        lines.flush();
+    }
+
+    pub(super) async fn terminate(&self, id: &str) -> Result<(), StartError> {
+        let signal = KillContainerOptionsBuilder::default().signal("SIGTERM").build();
+        let call = self.client().await?.kill_container(id, Some(signal));
+        match within(CALL_TIMEOUT, "stopping a container", call).await? {
+            // 404 gone, 409 not running.
+            Err(error) if !is_status(&error, 404) && !is_status(&error, 409) => Err(self.explain(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills and removes a container, and its anonymous volumes.
+    pub(super) async fn remove(&self, id: &str) -> Result<(), StartError> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let call = self.client().await?.remove_container(id, Some(options));
+        match within(CALL_TIMEOUT, "removing a container", call).await? {
+            Err(error) if !is_status(&error, 404) => Err(self.explain(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The ids of all containers with these labels, running or not.
+    pub(super) async fn list(&self, labels: &[(&str, String)]) -> Result<Vec<String>, StartError> {
+        let labels = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let filters = HashMap::from([("label".to_owned(), labels)]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let call = self.client().await?.list_containers(Some(options));
+        let found = within(CALL_TIMEOUT, "listing containers", call).await?;
+        let found = found.map_err(|error| self.explain(error))?;
+        Ok(found.into_iter().filter_map(|container| container.id).collect())
+    }
+
+    fn explain(&self, error: Error) -> StartError {
+        match error {
+            Error::DockerResponseServerError { message, .. } => StartError::Create { detail: message },
+            Error::RequestTimeoutError => {
+                StartError::TimedOut { step: "a call of the container daemon", after: CALL_TIMEOUT }
+            }
+            other => self.unreachable(other.to_string()),
+        }
+    }
+
+    fn unreachable(&self, detail: String) -> StartError {
+        StartError::DaemonUnreachable { socket: self.socket.clone(), detail }
+    }
+}
+
+fn is_status(error: &Error, status: u16) -> bool {
+    matches!(error, Error::DockerResponseServerError { status_code, .. } if *status_code == status)
+}
+
+fn body(node: &Node, instance: &str, control: &Path) -> ContainerCreateBody {
+    let spec = &node.spec;
+    let env = spec.environment().into_iter();
+    // An image knows its own PATH best.
+    let own_path = spec.env.iter().any(|(name, _)| name == "PATH");
+    let env =
+        env.filter(|(name, _)| own_path || name != "PATH").map(|(name, value)| format!("{name}={value}"));
+    let labels = node.labels().into_iter().chain([("headstart.instance", instance.to_owned())]);
+    ContainerCreateBody {
+        image: Some(node.image.clone()),
+        hostname: Some(instance.to_owned()),
+        env: Some(env.collect()),
+        cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
+        labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).collect()),
+        host_config: Some(host_config(node, control)),
+        ..Default::default()
+    }
+}
+
+fn host_config(node: &Node, control: &Path) -> HostConfig {
+    let memory_bytes = i64::try_from(node.spec.memory_bytes).unwrap_or(i64::MAX);
+    let open_files = i64::try_from(OPEN_FILES).ok();
+    let limit =
+        |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value };
+    let log_options = [("max-size", "1m"), ("max-file", "1")];
+    HostConfig {
+        network_mode: Some(node.network.clone()),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        readonly_rootfs: Some(true),
+        tmpfs: Some(HashMap::from([("/tmp".to_owned(), format!("mode=1777,size={TMP_BYTES}"))])),
+        memory: Some(memory_bytes),
+        memory_swap: Some(memory_bytes),
+        pids_limit: Some(i64::try_from(node.spec.pids).unwrap_or(i64::MAX)),
+        ulimits: Some(vec![limit("nofile", open_files), limit("core", Some(0))]),
+        auto_remove: Some(false),
+        // Bounded on disk: the agent's log is where they are kept.
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(log_options.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+        }),
+        mounts: Some(vec![Mount {
+            typ: Some(MountType::BIND),
+            source: Some(control.display().to_string()),
+            target: Some(CONTROL_PATH.to_owned()),
+            ..Default::default()
+        }]),
+        ..Default::default()
+    }
+}

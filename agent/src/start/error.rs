@@ -1,0 +1,142 @@
+//! Why a container could not be prepared, let go or removed.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Exit;
+
+/// Why a container could not be prepared, let go or removed. Each message says
+/// whose fault it is and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The node lacks the program that makes containers.
+    #[error("{} cannot be run: {hint}", path.display())]
+    RuntimeMissing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What to install or configure.
+        hint: &'static str,
+    },
+    /// The configured root file system is not there.
+    #[error("the root file system {} is not a directory: unpack the function there, or correct `rootfs`", path.display())]
+    RootfsMissing {
+        /// The configured path.
+        path: PathBuf,
+    },
+    /// The image is not on this node. The agent never pulls on the path of a request.
+    #[error("the image {image:?} is not on this node: pull or build it first, or correct `image`")]
+    ImageMissing {
+        /// The configured image.
+        image: String,
+    },
+    /// The configured command does not exist where the function would run.
+    #[error("the command {command:?} is not in {place}: correct `command`, or add the program")]
+    CommandMissing {
+        /// The program.
+        command: String,
+        /// Where it was looked for.
+        place: String,
+    },
+    /// The container daemon does not answer. A retry helps once it runs.
+    #[error("the container daemon at {} does not answer ({detail}): start it, or correct its socket path", socket.display())]
+    DaemonUnreachable {
+        /// The daemon's socket.
+        socket: PathBuf,
+        /// What was seen.
+        detail: String,
+    },
+    /// An instance name that cannot be a file name, or does not belong to this function.
+    #[error(
+        "the instance name {instance:?} does not fit function {function:?}: this is a fault of the agent"
+    )]
+    InstanceName {
+        /// The name.
+        instance: String,
+        /// The function of this runtime.
+        function: String,
+    },
+    /// The runtime refused to make the container. A retry rarely helps.
+    #[error("the container could not be made: {detail}")]
+    Create {
+        /// What the runtime said.
+        detail: String,
+    },
+    /// The container ended before it was let go: something on the node killed it. A retry helps.
+    #[error("the container ended while it was parked ({exit}): look for what killed it, then start another")]
+    Died {
+        /// How it ended.
+        exit: Exit,
+    },
+    /// The program exists but the kernel would not run it. A retry does not help.
+    #[error(
+        "the command {command:?} could not be executed: {detail}; check its architecture, its interpreter and its mode"
+    )]
+    Exec {
+        /// The program.
+        command: String,
+        /// The error of execve(2).
+        detail: String,
+    },
+    /// It was let go before: a container runs once.
+    #[error("the container was let go before: this is a fault of the agent")]
+    AlreadyReleased,
+    /// A step took longer than it ever should: an overloaded node, or a stuck daemon. A retry may help.
+    #[error("{step} took longer than {} s: the node is overloaded, or what it waits for is stuck", after.as_secs_f32())]
+    TimedOut {
+        /// What was being done.
+        step: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// A container is gone, but not all of its traces.
+    #[error("the container left something behind: {detail}")]
+    Left {
+        /// What, and why.
+        detail: String,
+    },
+    /// The agent's own system call failed: a limit or a missing privilege.
+    #[error("{step} failed: {source}")]
+    System {
+        /// What was being done.
+        step: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// A short constant name, for logs and metric labels.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::RuntimeMissing { .. } => "runtime_missing",
+            Self::RootfsMissing { .. } => "rootfs_missing",
+            Self::ImageMissing { .. } => "image_missing",
+            Self::CommandMissing { .. } => "command_missing",
+            Self::DaemonUnreachable { .. } => "daemon_unreachable",
+            Self::InstanceName { .. } => "instance_name",
+            Self::Create { .. } => "create",
+            Self::Died { .. } => "died",
+            Self::Exec { .. } => "exec",
+            Self::AlreadyReleased => "already_released",
+            Self::TimedOut { .. } => "timed_out",
+            Self::Left { .. } => "left",
+            Self::System { .. } => "system",
+        }
+    }
+
+    /// Wraps a failed system call; `step` is a noun phrase such as "making a pipe".
+    pub(super) fn system<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Self {
+        move |source| Self::System { step, source: source.into() }
+    }
+}
+
+/// Gives a step its deadline.
+pub(super) async fn within<T>(
+    after: Duration,
+    step: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T, StartError> {
+    tokio::time::timeout(after, work).await.map_err(|_elapsed| StartError::TimedOut { step, after })
+}

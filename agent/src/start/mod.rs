@@ -1,0 +1,197 @@
+//! `start`: parked containers, let go at the SYN.
+//!
+//! ```text
+//! prepare ──> Parked ──release──> running ──exited──> remove
+//!               └──────────────── discard ──────────────^
+//! ```
+//!
+//! Everything that does not depend on the request (root file system,
+//! namespaces, cgroup) is done by [`Runtime::prepare`]; [`Process::release`]
+//! only lets the container exec. Each runtime is one file beside this one, and
+//! only that file names what it drives.
+//!
+//! | file | isolates with | passes the control socket | parks in |
+//! |---|---|---|---|
+//! | [`oci`] | an OCI runtime | inherited, descriptor 3 | the runtime's init, before its exec |
+//! | [`process`] | its own namespaces | inherited, descriptor 3 | a copy of the agent's program |
+//! | [`docker`] | a daemon | bind-mounted socket file | a container that is created, not started |
+//!
+//! Containers of the first two become children of the agent, which must call
+//! [`become_subreaper`] before it prepares any.
+
+use std::fmt;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, Channel};
+
+pub mod docker;
+pub mod oci;
+pub mod process;
+
+mod cgroup;
+mod error;
+mod logs;
+mod name;
+mod tick;
+mod watch;
+
+pub use error::StartError;
+
+/// `PATH` of an instance whose configuration sets none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The user and group of functions that the agent isolates itself: `nobody` and
+/// `nogroup` of most distributions, the kernel's overflow ids everywhere.
+const FUNCTION_ID: u32 = 65534;
+
+/// Size of an instance's private `/tmp`, in bytes. Its pages count against the memory limit.
+const TMP_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Open files of an instance. Above the 1024 that `select` can hold, so that a
+/// function that never asks for more still serves a burst.
+const OPEN_FILES: u64 = 4096;
+
+/// A boxed future, so that runtimes can stand behind one `dyn` type.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How containers are made on this node.
+pub trait Runtime: Send + Sync {
+    /// The label of this runtime in logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Creates a container and parks it just before its exec.
+    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>>;
+
+    /// Removes what earlier agents left behind of this function; returns how many containers.
+    fn sweep(&self) -> BoxFuture<'_, Result<usize, StartError>>;
+}
+
+/// What every runtime needs to know of a function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// The function's name.
+    pub function: String,
+    /// Program and arguments. Only an image may supply its own instead of an empty one.
+    pub command: Vec<String>,
+    /// Environment from the configuration. Never holds secrets of backends.
+    pub env: Vec<(String, String)>,
+    /// Memory limit in bytes, swap included.
+    pub memory_bytes: u64,
+    /// Most processes and threads at a time.
+    pub pids: u64,
+}
+
+impl ContainerSpec {
+    /// The environment of an instance, a default `PATH` included.
+    fn environment(&self) -> Vec<(String, String)> {
+        let mut env: Vec<_> = self.env.iter().filter(|(name, _)| name != CONTROL_FD_ENV).cloned().collect();
+        if !env.iter().any(|(name, _)| name == "PATH") {
+            env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+        }
+        env
+    }
+
+    /// The environment of an instance that inherits its control socket.
+    fn environment_with_control(&self) -> Vec<(String, String)> {
+        let mut env = self.environment();
+        env.push((CONTROL_FD_ENV.to_owned(), CONTROL_FD.to_string()));
+        env
+    }
+
+    /// What errors call the program.
+    fn program(&self) -> &str {
+        self.command.first().map_or("", String::as_str)
+    }
+}
+
+/// A container that is created and waits. It holds no function code yet.
+pub struct Parked {
+    /// The agent's end of the instance's control socket.
+    pub control: Control,
+    /// The container.
+    pub process: Arc<dyn Process>,
+}
+
+/// The agent's end of a control socket.
+pub enum Control {
+    /// The instance inherits the other end: a lease can be queued before it runs.
+    Connected(Channel),
+    /// A listening socket that only this instance can see: it connects when it runs.
+    Listening(OwnedFd),
+}
+
+/// How a container's first process ended. Nothing is set when that cannot be known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code, when it ended by itself.
+    pub code: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// It did not end well, and the kernel had killed in this container for lack of memory.
+    pub oom: bool,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.oom, self.code, self.signal) {
+            (true, _, _) => f.write_str("out of memory"),
+            (_, Some(code), _) => write!(f, "exit code {code}"),
+            (_, _, Some(signal)) => write!(f, "killed by signal {signal}"),
+            _ => f.write_str("gone, status unknown"),
+        }
+    }
+}
+
+/// One container, parked or running.
+pub trait Process: Send + Sync {
+    /// Lets a parked container go. Resolves when it has exec'd, with the time
+    /// of that in nanoseconds of `CLOCK_MONOTONIC`.
+    fn release(&self) -> BoxFuture<'_, Result<u64, StartError>>;
+
+    /// Resolves when the container's first process is gone, parked or running.
+    fn exited(&self) -> BoxFuture<'_, Exit>;
+
+    /// Asks it to stop (`SIGTERM`). Harmless when it is gone.
+    fn terminate(&self) -> BoxFuture<'_, ()>;
+
+    /// Ends it at once and removes every trace: processes, cgroup, mounts, files. Can be repeated.
+    fn remove(&self) -> BoxFuture<'_, Result<(), StartError>>;
+
+    /// Whether `pid` (in the agent's PID namespace) runs inside this container.
+    fn owns(&self, pid: i32) -> bool;
+}
+
+/// Makes orphans below this process its children, so that the exit of every
+/// container is seen here (`PR_SET_CHILD_SUBREAPER`, prctl(2)).
+///
+/// Nothing in the agent may wait for "any child": each container is waited for
+/// by its own pidfd.
+///
+/// # Errors
+/// Never on Linux 3.4 and later.
+pub fn become_subreaper() -> std::io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Makes a directory, and those above it, that only root can look into.
+fn private_directory(directory: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Removes a directory with all it holds, if it is there.
+fn remove_directory(directory: &Path) -> Result<(), StartError> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StartError::Left { detail: format!("{}: {error}", directory.display()) })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! Instance names: `<function>-<suffix>`, where the suffix holds no `-`.
+
+use std::path::Path;
+
+use super::StartError;
+
+/// Longest instance name in bytes: it becomes a host name, which is the shortest of its uses
+/// (`HOST_NAME_MAX`, gethostname(2)).
+const MAX_BYTES: usize = 64;
+
+/// Whether `instance` is one of `function`: the last `-` separates, so that the
+/// instances of `a-b` are not taken for those of `a`.
+pub(super) fn belongs(instance: &str, function: &str) -> bool {
+    instance.rsplit_once('-').is_some_and(|(owner, suffix)| owner == function && !suffix.is_empty())
+}
+
+/// Refuses names that are not safe as a file name, or belong to another function.
+pub(super) fn check(instance: &str, function: &str) -> Result<(), StartError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let safe =
+        instance.len() <= MAX_BYTES && instance.bytes().all(plain) && !instance.starts_with(['.', '-']);
+    if safe && belongs(instance, function) {
+        return Ok(());
+    }
+    Err(StartError::InstanceName { instance: instance.to_owned(), function: function.to_owned() })
+}
+
+/// The names in `directory` that are instances of `function`. None when it does not exist.
+pub(super) fn instances_in(directory: &Path, function: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| belongs(name, function))
+        .collect()
+}

@@ -1,0 +1,117 @@
+//! The bundle's `config.json` (OCI runtime specification 1.0).
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxMemoryBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec,
+    SpecBuilder, UserBuilder, get_default_maskedpaths, get_default_readonly_paths,
+};
+
+use super::seccomp;
+use crate::start::cgroup::{self, Cgroup};
+use crate::start::{ContainerSpec, FUNCTION_ID, OPEN_FILES, TMP_BYTES};
+
+/// Key of the annotation that names a container's function.
+const ANNOTATION: &str = "headstart.function";
+
+/// The configuration of one instance.
+pub(super) fn build(spec: &ContainerSpec, rootfs: &Path, instance: &str) -> Result<Spec, OciSpecError> {
+    let env = spec.environment_with_control().into_iter().map(|(name, value)| format!("{name}={value}"));
+    let process = ProcessBuilder::default()
+        .terminal(false)
+        .user(UserBuilder::default().uid(FUNCTION_ID).gid(FUNCTION_ID).build()?)
+        .args(spec.command.clone())
+        .env(env.collect::<Vec<_>>())
+        .cwd("/")
+        .capabilities(no_capabilities()?)
+        .rlimits(rlimits()?)
+        .no_new_privileges(true)
+        .build()?;
+    SpecBuilder::default()
+        .version("1.0.2")
+        .root(RootBuilder::default().path(rootfs).readonly(true).build()?)
+        .process(process)
+        .hostname(instance)
+        .mounts(mounts()?)
+        .linux(linux(spec, instance)?)
+        .annotations([(ANNOTATION.to_owned(), spec.function.clone())])
+        .build()
+}
+
+fn linux(spec: &ContainerSpec, instance: &str) -> Result<Linux, OciSpecError> {
+    let mut kinds = vec![
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Network,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Mount,
+    ];
+    if Path::new("/proc/self/ns/cgroup").exists() {
+        kinds.push(LinuxNamespaceType::Cgroup);
+    }
+    let namespaces = kinds
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut builder = LinuxBuilder::default()
+        .namespaces(namespaces)
+        .cgroups_path(Cgroup::of(instance).path())
+        .resources(resources(spec)?)
+        .masked_paths(get_default_maskedpaths())
+        .readonly_paths(get_default_readonly_paths());
+    if let Some(profile) = seccomp::profile()? {
+        builder = builder.seccomp(profile);
+    }
+    builder.build()
+}
+
+/// All five sets empty, the bounding set too: nothing can be gained by any exec.
+fn no_capabilities() -> Result<LinuxCapabilities, OciSpecError> {
+    LinuxCapabilitiesBuilder::default()
+        .bounding(HashSet::new())
+        .effective(HashSet::new())
+        .inheritable(HashSet::new())
+        .permitted(HashSet::new())
+        .ambient(HashSet::new())
+        .build()
+}
+
+fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
+    let limit = |kind, value: u64| PosixRlimitBuilder::default().typ(kind).soft(value).hard(value).build();
+    Ok(vec![limit(PosixRlimitType::RlimitNofile, OPEN_FILES)?, limit(PosixRlimitType::RlimitCore, 0)?])
+}
+
+/// Only what programs cannot do without. `/sys` is left out: it tells a
+/// function about the node and costs a mount.
+fn mounts() -> Result<Vec<Mount>, OciSpecError> {
+    let mount = |target: &str, kind: &str, options: &[&str]| {
+        MountBuilder::default()
+            .destination(target)
+            .typ(kind)
+            .source(kind)
+            .options(options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
+            .build()
+    };
+    let size = format!("size={TMP_BYTES}");
+    Ok(vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &size])?,
+        mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", &size])?,
+    ])
+}
+
+/// The memory limit counts swap too where the kernel can count it.
+fn resources(spec: &ContainerSpec) -> Result<LinuxResources, OciSpecError> {
+    let memory_bytes = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
+    let mut memory = LinuxMemoryBuilder::default().limit(memory_bytes);
+    if cgroup::limits_swap() {
+        memory = memory.swap(memory_bytes);
+    }
+    let pids = LinuxPidsBuilder::default().limit(i64::try_from(spec.pids).unwrap_or(i64::MAX)).build()?;
+    LinuxResourcesBuilder::default().memory(memory.build()?).pids(pids).build()
+}

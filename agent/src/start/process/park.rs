@@ -1,0 +1,268 @@
+//! The hidden mode of the agent's program: becomes a parked process.
+//!
+//! A process cannot move itself into a PID namespace, so there are two. The
+//! *outer* enters the cgroup, makes the namespaces, starts the *inner* and ends;
+//! the inner, process 1 of its namespace, then belongs to the agent (its
+//! subreaper). It mounts its own `/proc` and `/tmp`, gives up every privilege
+//! and waits. Both speak on standard input, which is the release socket:
+//!
+//! ```text
+//! agent                                outer          inner
+//!   | -- order (one JSON line) ------------------------> |
+//!   | <------------- pid N -------------- |              |
+//!   | <------------- parked, missing, or failed TEXT --- |
+//!   | -- GO -------------------------------------------> |
+//!   | <--- end-of-file (exec'd), or not-executed ERRNO - |
+//! ```
+//!
+//! Everything here runs before any thread of the agent exists.
+
+use std::env;
+use std::ffi::{CString, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use headstart_wire::CONTROL_FD;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{
+    AccessFlags, Gid, Uid, access, chdir, dup2_stdin, setgroups, sethostname, setresgid, setresuid,
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use serde::{Deserialize, Serialize};
+
+use crate::start::{DEFAULT_PATH, FUNCTION_ID, OPEN_FILES, TMP_BYTES};
+
+/// Arguments that select this mode: for the agent, and for the outer helper.
+pub(super) const OUTER: &str = "__park";
+const INNER: &str = "__park-inner";
+
+/// The byte that lets a parked process go.
+pub(super) const GO: u8 = b'!';
+
+/// Longest order, in bytes: far above the kernel's limit for arguments and environment of most programs.
+const ORDER_BYTES: usize = 1024 * 1024;
+
+/// What to run.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) command: Vec<String>,
+    pub(super) env: Vec<(String, String)>,
+}
+
+/// What the helpers say, one line each.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The inner helper's process number, in the agent's namespace.
+    Pid(i32),
+    /// It waits.
+    Parked,
+    /// The command does not exist.
+    Missing,
+    /// A step of the set-up failed.
+    Failed(String),
+    /// execve(2) failed with this error number.
+    NotExecuted(i32),
+}
+
+impl Report {
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "pid" => rest.parse().ok().map(Self::Pid),
+            "parked" => Some(Self::Parked),
+            "missing" => Some(Self::Missing),
+            "failed" => Some(Self::Failed(rest.to_owned())),
+            "not-executed" => rest.parse().ok().map(Self::NotExecuted),
+            _ => None,
+        }
+    }
+
+    fn send(&self, mut release: &UnixStream) {
+        let line = match self {
+            Self::Pid(pid) => format!("pid {pid}\n"),
+            Self::Parked => "parked\n".to_owned(),
+            Self::Missing => "missing\n".to_owned(),
+            Self::Failed(text) => format!("failed {}\n", text.replace('\n', " ")),
+            Self::NotExecuted(errno) => format!("not-executed {errno}\n"),
+        };
+        // An agent that no longer listens has no use for it.
+        let _unheard = release.write_all(line.as_bytes());
+    }
+}
+
+/// Whether the program was called to park a process: then `main` does nothing
+/// but call [`park_main`].
+#[must_use]
+pub fn is_park_invocation(args: impl IntoIterator<Item = OsString>) -> bool {
+    args.into_iter().nth(1).is_some_and(|arg| arg == OUTER || arg == INNER)
+}
+
+/// The hidden mode. Returns only when the function could not be run.
+#[must_use]
+pub fn park_main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().skip(1).collect();
+    let Ok(release) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else {
+        return ExitCode::FAILURE;
+    };
+    let Some(at) = args.iter().position(|arg| arg == OUTER || arg == INNER) else {
+        return ExitCode::FAILURE;
+    };
+    let (before, after) = (&args[..at], &args[at + 1..]);
+    let done = match after {
+        [instance, join_files @ ..] if args[at] == OUTER => outer(before, instance, join_files, &release),
+        [instance] => inner(instance, &release),
+        _ => Err("called with the wrong arguments".to_owned()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            Report::Failed(text).send(&release);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Names the step of a failed call.
+fn at<E: std::fmt::Display>(step: &'static str) -> impl Fn(E) -> String {
+    move |error| format!("{step}: {error}")
+}
+
+fn outer(
+    before: &[OsString],
+    instance: &OsString,
+    join_files: &[OsString],
+    release: &UnixStream,
+) -> Result<(), String> {
+    for file in join_files {
+        fs::write(file, "0").map_err(at("entering the cgroup"))?;
+    }
+    let namespaces = CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWPID;
+    unshare(namespaces).map_err(at("making namespaces"))?;
+    // A kernel without cgroup namespaces shows the function more, but can run it.
+    let _shown = unshare(CloneFlags::CLONE_NEWCGROUP);
+    let inner = Command::new("/proc/self/exe")
+        .args(before)
+        .arg(INNER)
+        .arg(instance)
+        .spawn()
+        .map_err(at("starting the inner helper"))?;
+    Report::Pid(i32::try_from(inner.id()).unwrap_or(0)).send(release);
+    Ok(())
+}
+
+fn inner(instance: &OsString, release: &UnixStream) -> Result<(), String> {
+    let order = read_order(release)?;
+    mounts().map_err(at("mounting"))?;
+    sethostname(instance).map_err(at("naming the host"))?;
+    chdir("/").map_err(at("entering the root directory"))?;
+    limit(Resource::Nofile, OPEN_FILES).map_err(at("limiting open files"))?;
+    limit(Resource::Core, 0).map_err(at("limiting core files"))?;
+    let null = File::open("/dev/null").map_err(at("opening /dev/null"))?;
+    dup2_stdin(&null).map_err(at("replacing standard input"))?;
+    // Whoever started the agent may have left descriptors open that were never meant for a function.
+    close_fds::set_fds_cloexec(CONTROL_FD + 1, &[]);
+    drop_privileges()?;
+
+    let Some(program) = find(&order) else {
+        Report::Missing.send(release);
+        return Ok(());
+    };
+    let text = |string: &str| CString::new(string).map_err(at("reading the order"));
+    let args = order.command.iter().map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
+    let env = order
+        .env
+        .iter()
+        .map(|(name, value)| text(&format!("{name}={value}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let path = CString::new(program.as_os_str().as_bytes()).map_err(at("reading the order"))?;
+    Report::Parked.send(release);
+
+    let mut byte = [0];
+    let mut ear = release;
+    match ear.read(&mut byte) {
+        Ok(1) if byte == [GO] => {}
+        // The agent is gone, or lets us go for good.
+        _ => return Ok(()),
+    }
+    let Err(errno) = nix::unistd::execve(&path, &args, &env);
+    Report::NotExecuted(errno as i32).send(release);
+    Ok(())
+}
+
+fn limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
+    setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+}
+
+fn read_order(mut release: &UnixStream) -> Result<Order, String> {
+    let mut line = Vec::new();
+    let mut chunk = [0; 4096];
+    // The agent says nothing more until it has heard from us, so nothing after the line is lost.
+    while line.last() != Some(&b'\n') {
+        let length = release.read(&mut chunk).map_err(at("reading the order"))?;
+        if length == 0 || line.len() + length > ORDER_BYTES {
+            return Err("the order ended early, or is too long".to_owned());
+        }
+        line.extend_from_slice(&chunk[..length]);
+    }
+    serde_json::from_slice(&line).map_err(at("reading the order"))
+}
+
+/// Its own `/proc` (for the PID namespace), `/tmp` and `/dev/shm`, seen by nobody else.
+fn mounts() -> nix::Result<()> {
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("proc"), "/proc", Some("proc"), plain | MsFlags::MS_NOEXEC, none)?;
+    let options = format!("mode=1777,size={TMP_BYTES}");
+    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), plain, Some(options.as_str()))?;
+    if Path::new("/dev/shm").is_dir() {
+        mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), plain | MsFlags::MS_NOEXEC, Some(options.as_str()))?;
+    }
+    Ok(())
+}
+
+/// Gives up groups, user, every capability, and the way to get any back.
+fn drop_privileges() -> Result<(), String> {
+    let last =
+        fs::read_to_string("/proc/sys/kernel/cap_last_cap").map_err(at("reading the last capability"))?;
+    let last: u32 = last.trim().parse().map_err(at("reading the last capability"))?;
+    for number in 0..=last.min(63) {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        rustix::thread::remove_capability_from_bounding_set(capability)
+            .map_err(at("dropping a capability"))?;
+    }
+    setgroups(&[]).map_err(at("dropping groups"))?;
+    let (user, group) = (Uid::from_raw(FUNCTION_ID), Gid::from_raw(FUNCTION_ID));
+    setresgid(group, group, group).map_err(at("changing the group"))?;
+    setresuid(user, user, user).map_err(at("changing the user"))?;
+    rustix::thread::clear_ambient_capability_set().map_err(at("dropping ambient capabilities"))?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none).map_err(at("dropping capabilities"))?;
+    rustix::thread::set_no_new_privs(true).map_err(at("forbidding new privileges"))
+}
+
+/// The program, looked for as execvp(3) would in the function's own `PATH`, with the function's rights.
+fn find(order: &Order) -> Option<PathBuf> {
+    let name = order.command.first().filter(|name| !name.is_empty())?;
+    let fits = |path: &PathBuf| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    if name.contains('/') {
+        return Some(PathBuf::from(name)).filter(|path| path.exists());
+    }
+    let path = order.env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, path)| path);
+    path.split(':').map(|directory| Path::new(directory).join(name)).find(fits)
+}

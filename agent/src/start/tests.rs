@@ -1,0 +1,246 @@
+//! The same promises, asked of every runtime.
+
+mod adhoc;
+mod bed;
+mod errors;
+mod measure;
+mod parts;
+
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use nix::sys::socket::{MsgFlags, recv};
+
+use super::*;
+use bed::Bed;
+
+/// Far above what any step here takes, also on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// One `#[tokio::test]` per promise and runtime.
+macro_rules! every_runtime {
+    ($($kind:ident $variant:ident: $($promise:ident)*;)*) => {$(
+        mod $kind {
+            use super::bed::Kind;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    let Some(bed) = super::bed::lay(Kind::$variant).await else { return };
+                    super::$promise(bed).await;
+                }
+            )*
+        }
+    )*};
+}
+
+every_runtime! {
+    on_oci Oci: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
+        terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
+        memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
+        runs_only_once owns_its_processes_only nothing_is_left sweep_takes_its_own_only
+        strange_names_are_refused;
+    on_process Process: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
+        terminate_asks remove_insists is_alone_and_powerless forks_are_limited
+        memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
+        runs_only_once owns_its_processes_only nothing_is_left sweep_takes_its_own_only
+        strange_names_are_refused;
+    on_docker Docker: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
+        terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
+        memory_is_limited missing_command_is_named
+        runs_only_once owns_its_processes_only nothing_is_left sweep_takes_its_own_only
+        strange_names_are_refused;
+}
+
+async fn parked_runs_nothing(bed: Bed) {
+    let parked = bed.prepare("sleep 63").await;
+    assert_eq!(bed::pid_of("/bin/sh -c sleep 63").or(bed::pid_of("sleep 63")), None);
+    assert!(parked.process.exited().now_or_never().is_none());
+    parked.process.remove().await.unwrap();
+}
+
+async fn released_runs_and_reports_its_code(bed: Bed) {
+    for code in [0, 3] {
+        let parked = bed.prepare(&format!("exit {code}")).await;
+        let before_ns = headstart_wire::monotonic_ns().unwrap();
+        let exec_ns = parked.process.release().await.unwrap();
+        assert!(exec_ns >= before_ns && exec_ns <= headstart_wire::monotonic_ns().unwrap());
+        // Two tasks may wait for the same end.
+        let (one, two) = tokio::join!(parked.process.exited(), parked.process.exited());
+        assert_eq!(one, Exit { code: Some(code), signal: None, oom: false });
+        assert_eq!(one, two);
+        parked.process.remove().await.unwrap();
+    }
+}
+
+async fn control_reaches_the_function(bed: Bed) {
+    let script = if bed.inherits() {
+        "[ \"$HEADSTART_CONTROL_FD\" = 3 ] && echo hello >&3; ls /proc/self/fd/5 && exit 4; sleep 60"
+    } else {
+        "[ -S /run/headstart/control.sock ] || exit 3; sleep 60"
+    };
+    let parked = bed.prepare(script).await;
+    parked.process.release().await.unwrap();
+    match &parked.control {
+        Control::Connected(channel) => {
+            let mut packet = [0u8; 64];
+            let length =
+                bed.eventually(|| recv(channel.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT).ok()).await;
+            assert_eq!(&packet[..length], b"hello\n");
+        }
+        Control::Listening(listener) => bed.connects(listener).await,
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(50), parked.process.exited()).await.is_err());
+    parked.process.remove().await.unwrap();
+}
+
+async fn terminate_asks(bed: Bed) {
+    let parked = bed.prepare("trap 'exit 5' TERM; while :; do sleep 0.02; done").await;
+    parked.process.release().await.unwrap();
+    let exit = bed.eventually_ends(&parked, true).await;
+    assert_eq!(exit.code, Some(5), "{exit}");
+    parked.process.terminate().await;
+    parked.process.remove().await.unwrap();
+}
+
+async fn remove_insists(bed: Bed) {
+    let parked = bed.prepare("trap '' TERM; sleep 60 & while :; do sleep 0.02; done").await;
+    parked.process.release().await.unwrap();
+    parked.process.terminate().await;
+    assert!(tokio::time::timeout(Duration::from_millis(100), parked.process.exited()).await.is_err());
+    parked.process.remove().await.unwrap();
+    assert_eq!(parked.process.exited().await.signal, Some(9));
+    parked.process.remove().await.unwrap();
+    bed.assert_no_trace();
+}
+
+async fn is_alone_and_powerless(bed: Bed) {
+    // Without a filter an unprivileged user may make user namespaces, the way to many old holes.
+    let filter = "grep -q '^Seccomp:.2' /proc/self/status || exit 11; unshare -U true 2>/dev/null && exit 12";
+    let filter = if bed.kind.is_plain() { "" } else { filter };
+    let script = format!(
+        "[ $(grep -c : /proc/net/dev) = 1 ] || exit 2
+        for set in Inh Prm Eff Bnd Amb; do
+            grep -q \"^Cap$set:.0000000000000000\" /proc/self/status || exit 3
+        done
+        grep -q '^NoNewPrivs:.1' /proc/self/status || exit 4; {filter}
+        [ $$ = 1 ] || exit 5
+        mount -t tmpfs none /tmp 2>/dev/null && exit 6
+        [ $(ls /proc/self/fd | wc -l) -le 5 ] || exit 7
+        echo x > /tmp/x || exit 8
+        [ \"$GREETING\" = 'hello world' ] || exit 9
+        [ -n \"$PATH\" ] || exit 10
+        exit 0"
+    );
+    assert_eq!(bed.run(&script).await.code, Some(0));
+}
+
+async fn root_is_read_only(bed: Bed) {
+    assert_eq!(
+        bed.run("touch /bin/new 2>/dev/null && exit 1; touch /new 2>/dev/null && exit 1; exit 0").await.code,
+        Some(0)
+    );
+}
+
+async fn forks_are_limited(bed: Bed) {
+    // A shell that cannot fork ends with an error; one that can would start 200.
+    let exit = bed.run("i=0; while [ $i -lt 200 ]; do sleep 60 & i=$((i+1)); done; exit 0").await;
+    assert_ne!(exit.code, Some(0), "no limit on processes");
+    bed.assert_no_trace();
+}
+
+async fn memory_is_limited(bed: Bed) {
+    // tail keeps the last line, and /dev/zero has only one: it needs all the memory there is.
+    let exit = bed.run("tail /dev/zero").await;
+    assert!(exit.oom, "{exit:?}");
+    assert_eq!(exit.to_string(), "out of memory");
+}
+
+async fn missing_command_is_named(bed: Bed) {
+    let error = bed.fails(&["/no/such/program"]).await;
+    assert!(error.to_string().contains("/no/such/program"), "{error}");
+    assert_eq!(error.reason(), "command_missing", "{error}");
+    bed.assert_no_trace();
+}
+
+async fn unfit_command_is_named(bed: Bed) {
+    let error = bed.fails(&[&bed.unfit_program()]).await;
+    assert_eq!(error.reason(), "exec", "{error}");
+    assert!(error.to_string().to_lowercase().contains("exec format error"), "{error}");
+    bed.assert_no_trace();
+}
+
+async fn death_while_parked_is_told(bed: Bed) {
+    let parked = bed.prepare("exit 0").await;
+    bed.kill_parked().await;
+    let exit = tokio::time::timeout(SOON, parked.process.exited()).await.unwrap();
+    assert_eq!(exit.signal, Some(9));
+    let error = parked.process.release().await.unwrap_err();
+    assert_eq!(error.reason(), "died", "{error}");
+    parked.process.remove().await.unwrap();
+    bed.assert_no_trace();
+}
+
+async fn runs_only_once(bed: Bed) {
+    let parked = bed.prepare("sleep 60").await;
+    parked.process.release().await.unwrap();
+    assert_eq!(parked.process.release().await.unwrap_err().reason(), "already_released");
+    parked.process.remove().await.unwrap();
+}
+
+async fn owns_its_processes_only(bed: Bed) {
+    let parked = bed.prepare("sleep 61 & sleep 62").await;
+    parked.process.release().await.unwrap();
+    let pid = bed.eventually(|| bed::pid_of("sleep 61")).await;
+    assert!(parked.process.owns(pid));
+    assert!(!parked.process.owns(std::process::id() as i32));
+    parked.process.remove().await.unwrap();
+    assert!(!parked.process.owns(pid));
+}
+
+async fn nothing_is_left(bed: Bed) {
+    bed.run("exit 0").await;
+    let before = bed.traces();
+    for _ in 0..20 {
+        bed.prepare("exit 0").await.process.remove().await.unwrap();
+    }
+    // Tasks that wait for a container close their descriptors a moment after its end.
+    let mut after = bed.traces();
+    let deadline = tokio::time::Instant::now() + SOON;
+    while after != before && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        after = bed.traces();
+    }
+    assert_eq!(after, before);
+    bed.assert_no_trace();
+}
+
+async fn sweep_takes_its_own_only(bed: Bed) {
+    let parked = bed.prepare("sleep 60").await;
+    let running = bed.prepare("sleep 60").await;
+    running.process.release().await.unwrap();
+    let other = bed.runtime_for("f-more", &["/bin/sh", "-c", "sleep 60"]);
+    let others = other.prepare(&format!("{}-1", bed.function("f-more"))).await.unwrap();
+    assert_eq!(bed.runtime(&["/bin/true"]).sweep().await.unwrap(), 2);
+    for swept in [parked, running] {
+        let exit = tokio::time::timeout(SOON, swept.process.exited()).await.unwrap();
+        assert_ne!(exit.code, Some(0));
+        swept.process.remove().await.unwrap();
+    }
+    others.process.release().await.unwrap();
+    assert_eq!(other.sweep().await.unwrap(), 1);
+    assert_eq!(bed.runtime(&["/bin/true"]).sweep().await.unwrap(), 0);
+    bed.assert_no_trace();
+}
+
+async fn strange_names_are_refused(bed: Bed) {
+    let runtime = bed.runtime(&["/bin/true"]);
+    let function = bed.function("f");
+    let long = format!("{function}-{}", "0".repeat(80));
+    for name in
+        ["", "../x-1", &format!("{function}-a-1"), &format!("{function}-"), &format!("{function}-/"), &long]
+    {
+        let error = runtime.prepare(name).await.err().expect("refused");
+        assert_eq!(error.reason(), "instance_name", "{name:?}: {error}");
+    }
+}

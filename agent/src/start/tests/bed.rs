@@ -1,0 +1,335 @@
+//! What the tests stand on: a root file system, a state directory, a runtime.
+
+#[path = "daemon.rs"]
+mod daemon;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, accept, connect, socket};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::super::*;
+use super::SOON;
+
+/// A program that is executable by its mode only.
+const UNFIT: &str = "unfit";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Oci,
+    Process,
+    Docker,
+}
+
+impl Kind {
+    /// Without a root file system and a system call filter of its own.
+    pub(super) fn is_plain(self) -> bool {
+        self == Self::Process
+    }
+}
+
+/// One test's own directory and function.
+pub(super) struct Bed {
+    pub(super) kind: Kind,
+    directory: TempDir,
+    /// Instances of this test; names are unique on the node, where cgroups are shared.
+    prefix: String,
+    next: AtomicU32,
+    /// Descriptors and mounts are counted for the whole process: tests take turns.
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// What a container could leave on the node: cgroups, mounts, descriptors, files, zombies.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Traces {
+    counts: BTreeMap<&'static str, usize>,
+}
+
+/// A bed for this kind, or `None` after a word about what is missing. Under CI
+/// nothing may be missing.
+pub(super) async fn lay(kind: Kind) -> Option<Bed> {
+    let lacks = if !nix::unistd::geteuid().is_root() {
+        Some("root")
+    } else if find("busybox").is_none() {
+        Some("busybox (apt install busybox-static)")
+    } else if kind == Kind::Oci && find("runc").is_none() {
+        Some("runc (apt install runc)")
+    } else if kind == Kind::Docker && (find("dockerd").is_none() || find("docker").is_none()) {
+        Some("docker (apt install docker.io)")
+    } else {
+        None
+    };
+    if let Some(what) = lacks {
+        assert!(std::env::var_os("CI").is_none(), "this test needs {what}");
+        println!("SKIPPED: needs {what}");
+        return None;
+    }
+    static TURN: Mutex<()> = Mutex::const_new(());
+    let turn = TURN.lock().await;
+    become_subreaper().unwrap();
+    let _already = tracing_subscriber::fmt().with_test_writer().try_init();
+    static BEDS: AtomicU32 = AtomicU32::new(0);
+    let prefix = format!("t{}x{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed));
+    // Not in /tmp, which a process of its own mounts does not see.
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let bed = Bed { kind, directory, prefix, next: AtomicU32::new(0), _turn: turn };
+    fs::set_permissions(bed.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    make_rootfs(&bed.rootfs());
+    if kind == Kind::Docker {
+        daemon::import(&bed.rootfs()).await;
+    }
+    Some(bed)
+}
+
+/// Where a program of the node is.
+pub(super) fn find(program: &str) -> Option<PathBuf> {
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin"]
+        .iter()
+        .map(|directory| Path::new(directory).join(program))
+        .find(|path| path.exists())
+}
+
+fn make_rootfs(rootfs: &Path) {
+    fs::create_dir_all(rootfs.join("bin")).unwrap();
+    fs::copy(find("busybox").unwrap(), rootfs.join("bin/busybox")).unwrap();
+    for applet in
+        ["cat", "echo", "grep", "ls", "mount", "sh", "sleep", "tail", "touch", "true", "unshare", "wc"]
+    {
+        symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
+    }
+    fs::write(rootfs.join(UNFIT), b"\x01\x02 no program").unwrap();
+    fs::set_permissions(rootfs.join(UNFIT), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The process with exactly this command line.
+pub(super) fn pid_of(command: &str) -> Option<i32> {
+    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        (line.trim() == command).then(|| entry.file_name().to_str()?.parse().ok())?
+    })
+}
+
+impl Bed {
+    pub(super) fn rootfs(&self) -> PathBuf {
+        self.directory.path().join("rootfs")
+    }
+
+    pub(super) fn daemon(&self) -> PathBuf {
+        daemon::socket()
+    }
+
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    pub(super) fn function(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    pub(super) fn inherits(&self) -> bool {
+        self.kind != Kind::Docker
+    }
+
+    pub(super) fn runtime(&self, command: &[&str]) -> Box<dyn Runtime> {
+        self.runtime_for("f", command)
+    }
+
+    pub(super) fn runtime_for(&self, function: &str, command: &[&str]) -> Box<dyn Runtime> {
+        let spec = ContainerSpec {
+            function: self.function(function),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            env: vec![("GREETING".to_owned(), "hello world".to_owned())],
+            memory_bytes: 64 * 1024 * 1024,
+            pids: 32,
+        };
+        match self.kind {
+            Kind::Oci => {
+                Box::new(oci::Oci::new(spec, self.rootfs(), find("runc").unwrap(), &self.state_dir()))
+            }
+            Kind::Process => Box::new(process::Plain::new(spec, helper(), &self.state_dir())),
+            Kind::Docker => {
+                let (image, socket) = (daemon::IMAGE.to_owned(), daemon::socket());
+                Box::new(docker::Docker::new(spec, image, "none".to_owned(), socket, &self.state_dir()))
+            }
+        }
+    }
+
+    pub(super) fn instance(&self) -> String {
+        format!("{}-{:016x}", self.function("f"), self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) async fn prepare(&self, script: &str) -> Parked {
+        self.runtime(&["/bin/sh", "-c", script]).prepare(&self.instance()).await.unwrap()
+    }
+
+    /// Runs a script to its end and removes its container.
+    pub(super) async fn run(&self, script: &str) -> Exit {
+        let parked = self.prepare(script).await;
+        parked.process.release().await.unwrap();
+        let exit = self.eventually_ends(&parked, false).await;
+        parked.process.remove().await.unwrap();
+        exit
+    }
+
+    /// The error of a command that cannot run, wherever it shows.
+    pub(super) async fn fails(&self, command: &[&str]) -> StartError {
+        match self.runtime(command).prepare(&self.instance()).await {
+            Err(error) => error,
+            Ok(parked) => {
+                let error = parked.process.release().await.unwrap_err();
+                parked.process.remove().await.unwrap();
+                error
+            }
+        }
+    }
+
+    /// As the function would name it.
+    pub(super) fn unfit_program(&self) -> String {
+        let path = if self.kind.is_plain() { self.rootfs().join(UNFIT) } else { Path::new("/").join(UNFIT) };
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// Connects as the function would, and is accepted by the agent's end.
+    pub(super) async fn connects(&self, listener: &OwnedFd) {
+        let path = self.state_dir().join("docker").join(self.first_instance()).join("control.sock");
+        let seen = format!("/proc/{}/root{}", pid_of("sleep 60").unwrap(), headstart_wire::CONTROL_PATH);
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(Path::new(&seen)), inode(&path), "the socket of this instance");
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let function = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+        connect(function.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        self.eventually(|| accept(listener.as_raw_fd()).ok()).await;
+    }
+
+    fn first_instance(&self) -> String {
+        format!("{}-{:016x}", self.function("f"), 0)
+    }
+
+    /// Waits for the end, asking for it again and again if so told: a program
+    /// that has only just exec'd may not have its handler yet.
+    pub(super) async fn eventually_ends(&self, parked: &Parked, ask: bool) -> Exit {
+        let ends = async {
+            loop {
+                if ask {
+                    parked.process.terminate().await;
+                }
+                let pause = Duration::from_millis(50);
+                if let Ok(exit) = tokio::time::timeout(pause, parked.process.exited()).await {
+                    return exit;
+                }
+            }
+        };
+        tokio::time::timeout(SOON, ends).await.expect("the function ends")
+    }
+
+    /// Waits until a condition gives a value.
+    pub(super) async fn eventually<T>(&self, mut condition: impl FnMut() -> Option<T>) -> T {
+        let met = async {
+            loop {
+                if let Some(value) = condition() {
+                    return value;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(SOON, met).await.expect("the condition is met")
+    }
+
+    /// Kills the parked container from outside.
+    pub(super) async fn kill_parked(&self) {
+        for pid in cgroup_pids(&self.function("f")) {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+        }
+    }
+
+    pub(super) fn traces(&self) -> Traces {
+        let count = |directory: &str| fs::read_dir(directory).map_or(0, Iterator::count);
+        let lines = |file: &str| fs::read_to_string(file).unwrap().lines().count();
+        let counts = [
+            ("children", children()),
+            ("cgroups", cgroup_directories(&self.function("f")).len()),
+            ("descriptors", count("/proc/self/fd")),
+            ("mounts", lines("/proc/self/mountinfo")),
+            ("files", files_under(&self.state_dir(), &self.function("f"))),
+        ];
+        Traces { counts: counts.into() }
+    }
+
+    /// Nothing of this test is left on the node.
+    pub(super) fn assert_no_trace(&self) {
+        assert_eq!(cgroup_directories(&self.prefix), Vec::<PathBuf>::new());
+        assert_eq!(files_under(&self.state_dir(), &self.prefix), 0);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&*self.directory.path().to_string_lossy()), "{mounts}");
+    }
+}
+
+impl Drop for Bed {
+    /// A test that failed halfway leaves no process behind.
+    fn drop(&mut self) {
+        for pid in cgroup_pids(&self.prefix) {
+            let _gone =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// Children of this process, zombies too.
+fn children() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.map(|list| list.split_whitespace().count()).sum()
+}
+
+/// How this test program is called to park a process: as one test of it.
+fn helper() -> process::Helper {
+    let args = ["--exact", "start::tests::bed::park_entry", "--nocapture", "--test-threads=1"];
+    process::Helper { program: std::env::current_exe().unwrap(), args: args.map(Into::into).into() }
+}
+
+/// Not a test: where the helper begins. The markers are filters that fit no test.
+#[test]
+fn park_entry() {
+    if std::env::args().any(|arg| arg.starts_with("__park")) {
+        let _code = process::park::park_main();
+        std::process::exit(0);
+    }
+}
+
+/// Directories of instances whose name starts so, in every hierarchy.
+fn cgroup_directories(prefix: &str) -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
+    hierarchies
+        .chain([PathBuf::from("/sys/fs/cgroup")])
+        .filter_map(|hierarchy| fs::read_dir(hierarchy.join("headstart")).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
+        .collect()
+}
+
+fn cgroup_pids(prefix: &str) -> Vec<i32> {
+    let mut pids: Vec<i32> = cgroup_directories(prefix)
+        .iter()
+        .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
+        .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// Entries one or two levels down whose name starts so.
+fn files_under(directory: &Path, prefix: &str) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let below = entries.flat_map(|path| fs::read_dir(path).into_iter().flatten().flatten());
+    below.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count()
+}

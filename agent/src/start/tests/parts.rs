@@ -1,0 +1,68 @@
+//! The parts that need no container.
+
+use super::*;
+use crate::start::logs::Logs;
+use crate::start::watch::Watch;
+
+#[test]
+fn the_last_dash_separates_function_and_instance() {
+    assert!(name::belongs("a-1", "a") && name::belongs("a-b-1", "a-b"));
+    for (instance, function) in [("a-b-1", "a"), ("a", "a"), ("a-", "a"), ("ab-1", "a"), ("", "")] {
+        assert!(!name::belongs(instance, function), "{instance} {function}");
+    }
+}
+
+#[test]
+fn exits_read_as_sentences() {
+    let exit = |code, signal, oom| Exit { code, signal, oom }.to_string();
+    assert_eq!(exit(Some(3), None, false), "exit code 3");
+    assert_eq!(exit(None, Some(9), false), "killed by signal 9");
+    assert_eq!(exit(None, Some(9), true), "out of memory");
+    assert_eq!(exit(None, None, false), "gone, status unknown");
+}
+
+#[test]
+fn the_environment_has_a_path_and_one_control_descriptor() {
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let mut spec = ContainerSpec {
+        function: "f".to_owned(),
+        command: Vec::new(),
+        env: vec![pair("HEADSTART_CONTROL_FD", "9")],
+        memory_bytes: 0,
+        pids: 0,
+    };
+    let expected = [pair("PATH", DEFAULT_PATH), pair("HEADSTART_CONTROL_FD", "3")];
+    assert_eq!(spec.environment_with_control(), expected);
+    spec.env.push(pair("PATH", "/opt"));
+    assert_eq!(spec.environment(), [pair("PATH", "/opt")]);
+}
+
+#[test]
+fn only_the_hidden_mode_is_a_park_invocation() {
+    let is = |args: &[&str]| process::park::is_park_invocation(args.iter().map(Into::into));
+    assert!(is(&["headstart", "__park", "f-1"]) && is(&["headstart", "__park-inner", "f-1"]));
+    assert!(!is(&["headstart"]) && !is(&["__park"]) && !is(&["headstart", "run", "__park"]));
+}
+
+#[tokio::test]
+async fn output_is_cut_into_bounded_lines() {
+    let text = [b"one\r\ntwo\n\n".as_slice(), &[b'x'; 5000], b"\nbad \xff end"].concat();
+    let output = std::io::Cursor::new(text);
+    let logs = Logs::follow("f", "f-1", output);
+    assert_eq!(logs.last(SOON).await, "bad \u{fffd} end");
+    let logs = Logs::follow("f", "f-1", std::io::Cursor::new(vec![b'x'; 5000]));
+    assert_eq!(logs.last(SOON).await.len(), 5000 - 4096);
+}
+
+#[tokio::test]
+async fn a_child_is_watched_to_its_end() {
+    #[expect(clippy::zombie_processes, reason = "the watch waits for it")]
+    let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let watch = Watch::new(child.id() as i32, || true).unwrap();
+    assert_eq!(watch.now(), None);
+    watch.signal(rustix::process::Signal::KILL);
+    let exit = watch.exited().await;
+    assert_eq!(exit, Exit { code: None, signal: Some(9), oom: true });
+    assert_eq!(watch.now(), Some(exit));
+    watch.signal(rustix::process::Signal::KILL);
+}
