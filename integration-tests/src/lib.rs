@@ -21,7 +21,9 @@ pub mod privilege;
 
 pub mod lab;
 
+pub mod cli;
 pub mod client;
+pub mod fixture;
 pub mod leaks;
 pub mod site;
 pub mod usual;

@@ -1,8 +1,9 @@
 //! The whole path in one place: a client behind a link, a database behind another, the agent between.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::client::{self, Reply};
 use crate::lab::{
-    Agent, AgentSetup, Delay, Docker, DockerImage, Link, Namespace, Postgres, Rootfs, free_port,
+    Agent, AgentSetup, Delay, Docker, DockerImage, Link, Namespace, Postgres, Rootfs, free_port, unique,
 };
 
 /// Longest wait for anything that takes milliseconds when all is well.
@@ -60,10 +61,10 @@ impl Site {
         ))
     }
 
-    fn password_file(&self) -> Result<std::path::PathBuf> {
+    fn password_file(&self) -> Result<PathBuf> {
         use std::os::unix::fs::PermissionsExt as _;
         let file = self.postgres.password_file()?;
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
         Ok(file)
     }
 
@@ -107,7 +108,42 @@ pub enum Kind {
         image: DockerImage,
     },
     /// `runtime = "process"`.
-    Process(Rootfs),
+    Process(Program),
+}
+
+impl Kind {
+    /// A root filesystem, made ready for `runtime`.
+    pub fn of(runtime: &str, rootfs: Rootfs) -> Result<Self> {
+        Ok(match runtime {
+            "oci" => Self::Oci(rootfs),
+            "docker" => {
+                let docker = Docker::shared()?;
+                Self::Docker { image: rootfs.docker_image(&docker)?, docker }
+            }
+            _ => Self::Process(Program::copy(&rootfs)?),
+        })
+    }
+}
+
+/// A program where a process without privileges, with a `/tmp` of its own, can find it. Removed on drop.
+#[derive(Debug)]
+pub struct Program(PathBuf);
+
+impl Program {
+    fn copy(rootfs: &Rootfs) -> Result<Self> {
+        let name = rootfs.command();
+        let program = Self(Path::new("/var/tmp").join(unique(name.trim_start_matches('/'))));
+        fs::copy(rootfs.path().join(name.trim_start_matches('/')), &program.0)?;
+        Ok(program)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            eprintln!("{}: {error}", self.0.display());
+        }
+    }
 }
 
 /// A function to serve.
@@ -126,15 +162,7 @@ pub struct Function {
 impl Function {
     /// An example, on a free port, with one parked container.
     pub fn example(name: &str, runtime: &str) -> Result<Self> {
-        let rootfs = Rootfs::example(name)?;
-        let kind = match runtime {
-            "oci" => Kind::Oci(rootfs),
-            "docker" => {
-                let docker = Docker::shared()?;
-                Kind::Docker { image: rootfs.docker_image(&docker)?, docker }
-            }
-            _ => Kind::Process(rootfs),
-        };
+        let kind = Kind::of(runtime, Rootfs::example(name)?)?;
         Ok(Self { port: free_port()?.port(), prepared: 1, kind, keys: String::new() })
     }
 
@@ -146,15 +174,13 @@ impl Function {
              backends = {backends:?}\n{keys}\n"
         );
         let inside = |rootfs: &Rootfs| format!("command = [{:?}]", rootfs.command());
-        let outside = |path: &Path| format!("command = [{:?}]", path.display().to_string());
         let written = match &self.kind {
             Kind::Oci(rootfs) => {
                 write!(text, "runtime = \"oci\"\nrootfs = {:?}\n{}\n", rootfs.path(), inside(rootfs))
             }
             Kind::Docker { image, .. } => write!(text, "runtime = \"docker\"\nimage = {:?}\n", image.tag()),
-            Kind::Process(rootfs) => {
-                let binary = rootfs.path().join(rootfs.command().trim_start_matches('/'));
-                write!(text, "runtime = \"process\"\n{}\n", outside(&binary))
+            Kind::Process(Program(path)) => {
+                write!(text, "runtime = \"process\"\ncommand = [{:?}]\n", path.display().to_string())
             }
         };
         debug_assert!(written.is_ok(), "a string takes everything");
