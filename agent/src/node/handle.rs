@@ -55,7 +55,7 @@ impl Handle {
         self.ask(Message::Scrape).await;
     }
 
-    /// Stops everything; [`Node::run`] then returns.
+    /// Stops everything; [`super::Node::run`] then returns.
     pub async fn shutdown(&self) {
         self.send(Message::Shutdown).await;
     }
