@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 EBPF_OBJECT := $(CURDIR)/target/ebpf/headstart-ebpf.o
 
-.PHONY: help demo test check bench ebpf install build
+.PHONY: help demo test check ebpf install build
 
 help: ## Lists the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

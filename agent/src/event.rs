@@ -24,6 +24,9 @@ pub enum Trigger {
 }
 
 impl Trigger {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Syn, Self::Accept, Self::Api];
+
     /// The metric label.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -153,11 +153,11 @@ impl Instance {
         self.process.terminate().await;
     }
 
+    /// The runtime saw the exec, perhaps only after the function has spoken: that it speaks shows it too.
     fn executed(&mut self, exec_ns: u64) {
         let timeline = &mut self.timeline;
         let exec_ns = Timeline::clamp(exec_ns, timeline.start_ns, now_ns());
-        // A runtime that cannot see the exec itself may report it after the function spoke.
-        timeline.exec_ns = Some(timeline.hello_ns.map_or(exec_ns, |hello_ns| exec_ns.min(hello_ns)));
+        timeline.exec_ns = Some(timeline.exec_ns.map_or(exec_ns, |shown_ns| exec_ns.min(shown_ns)));
     }
 
     /// Notes what the instance said. True when it has just become ready.
@@ -167,7 +167,9 @@ impl Instance {
         let after = |step: Option<u64>| step.unwrap_or(timeline.start_ns);
         match said {
             Said::Hello { hello_ns } => {
-                timeline.hello_ns = Some(Timeline::clamp(hello_ns, after(timeline.exec_ns), now));
+                let hello_ns = Timeline::clamp(hello_ns, after(timeline.exec_ns), now);
+                timeline.hello_ns = Some(hello_ns);
+                timeline.exec_ns.get_or_insert(hello_ns);
             }
             Said::Injected { injected_ns } => {
                 timeline.injected_ns = Some(Timeline::clamp(injected_ns, after(timeline.hello_ns), now));

@@ -13,6 +13,7 @@ use headstart_agent::node::Node;
 use headstart_agent::{doctor, setup, start, syn};
 use headstart_config::{Config, LogFormat};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -116,6 +117,7 @@ fn run(file: &Path) -> anyhow::Result<ExitCode> {
         tracing::warn!("{problem}");
     }
     let _lock = lock(&config.agent.state_dir)?;
+    raise_open_files();
     start::become_subreaper().context("cannot become the reaper of containers")?;
     // One thread: a start passes through several tasks, and waking another thread costs more than any of them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -153,6 +155,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         asked.shutdown().await;
     });
     node.run().await;
+    start::tidy();
     for pool in &setup.pools {
         pool.close();
     }
@@ -190,6 +193,15 @@ fn init_log(format: LogFormat) {
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
+    }
+}
+
+/// Listeners, control sockets and pooled connections are all descriptors: take as many as are allowed.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is: {error}");
     }
 }
 

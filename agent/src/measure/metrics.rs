@@ -4,9 +4,9 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
-use super::Timeline;
+use super::{Outcome, Timeline};
 use crate::decision::Reason;
-use crate::event::Demand;
+use crate::event::{Demand, Trigger};
 
 const SYN_EVENTS: &str = "headstart_syn_events_total";
 const SYN_SUPPRESSED: &str = "headstart_syn_suppressed_total";
@@ -71,6 +71,24 @@ const DECLARED: [(&str, Kind, Unit, &str); 18] = [
     (INSTANCES, Gauge, Unit::Count, "Instances, by state"),
 ];
 
+/// The reasons of [`REFUSED`] beside a closed socket: those of `inject::Refusal`, and a strange peer.
+const REFUSED_REASONS: [&str; 11] = [
+    "peer",
+    "oversized",
+    "header",
+    "version",
+    "body",
+    "descriptors",
+    "io",
+    "out_of_order",
+    "not_configured",
+    "too_many",
+    "no_ack",
+];
+
+/// The reasons of [`SYN_LOST`].
+const LOST_REASONS: [&str; 3] = ["ring_full", "inbox_full", "record_length"];
+
 /// Histogram bounds in seconds: 50 us to 30 s, about three to a decade.
 const BUCKETS: [f64; 18] = [
     50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -103,7 +121,31 @@ pub fn install() -> Result<Export, BuildError> {
             Histogram => describe_histogram!(name, unit, help),
         }
     }
+    for reason in REFUSED_REASONS {
+        counter!(REFUSED, "reason" => reason).increment(0);
+    }
+    for reason in [Reason::Starting, Reason::Ready, Reason::Stopping, Reason::Backoff, Reason::Closed] {
+        counter!(SYN_SUPPRESSED, "reason" => reason.as_str()).increment(0);
+    }
+    for reason in LOST_REASONS {
+        counter!(SYN_LOST, "reason" => reason).increment(0);
+    }
     Ok(Export(handle))
+}
+
+/// Shows a function's counters before they count: an alert on what is absent never fires.
+pub fn declare(function: &str) {
+    counter!(UNUSED, "function" => function.to_owned()).increment(0);
+    for trigger in Trigger::ALL {
+        for outcome in [Outcome::Ready, Outcome::Failed] {
+            let labels = [
+                ("function", function.to_owned()),
+                ("trigger", trigger.as_str().into()),
+                ("outcome", outcome.as_str().into()),
+            ];
+            counter!(COLDSTARTS, &labels).increment(0);
+        }
+    }
 }
 
 /// A demand arrived.

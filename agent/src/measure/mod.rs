@@ -4,7 +4,7 @@ mod metrics;
 mod timeline;
 
 pub use metrics::{
-    Export, install, record_decision, record_inject, record_lost, record_outcome, record_refused,
+    Export, declare, install, record_decision, record_inject, record_lost, record_outcome, record_refused,
     record_stages, record_suppressed, record_syn, record_unused, scrape,
 };
 pub use timeline::{Outcome, Stages, Timeline};

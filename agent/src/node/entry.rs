@@ -67,6 +67,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(service: Service) -> Self {
+        measure::declare(&service.name);
         let watch = Watch::new(Arc::clone(&service.dowry.listener));
         let state = decision::Function::new(service.policy);
         Self {

@@ -141,6 +141,15 @@ impl Cgroup {
     }
 }
 
+/// Removes the directory that holds all instances from every hierarchy where it
+/// is empty: another agent's instances may be in it.
+pub(super) fn remove_parents() {
+    let hierarchies = fs::read_dir(MOUNT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    for hierarchy in hierarchies.chain([PathBuf::from(MOUNT)]) {
+        let _busy_or_absent = fs::remove_dir(hierarchy.join(PARENT));
+    }
+}
+
 /// Whether swap can be limited here: v1 kernels without `swapaccount` have no such file.
 pub(super) fn limits_swap() -> bool {
     is_unified() || Path::new(MOUNT).join("memory/memory.memsw.limit_in_bytes").exists()

@@ -7,7 +7,9 @@
 //! [`headstart_wire::CONTROL_PATH`], on which the agent listens.
 //!
 //! The time that [`Process::release`] gives is when *start* answered. The
-//! function has exec'd a little before: its first hello may come earlier.
+//! function has exec'd a little before: its first hello may come earlier. And a
+//! program that the kernel refuses to execute shows only as exit code 1, with the
+//! reason as the last line of its output.
 //!
 //! An image's own user, environment and entry point stay as they are; a
 //! configured command replaces only the image's `CMD`.

@@ -178,6 +178,11 @@ pub fn become_subreaper() -> std::io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }
 
+/// Removes what instances share and none of them can remove: call it when all are gone.
+pub fn tidy() {
+    cgroup::remove_parents();
+}
+
 /// Makes a directory, and those above it, that only root can look into.
 fn private_directory(directory: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)

@@ -6,6 +6,7 @@
 //! FIFO itself. To the end of a program that ends at once, reading it
 //! ourselves took a quarter of the time (medians of 30, by turns, two cores: the
 //! ignored test `measure_letting_go`).
+//!
 //! End-of-file alone does not tell the moment of the exec: since the fix of
 //! CVE-2024-21626 the init closes everything a little before. So we look at the
 //! program it runs until that is another.
@@ -267,11 +268,7 @@ impl Process for Container {
             }
             let fifo = self.node.root.join(&self.instance).join("exec.fifo");
             let let_go = async {
-                tokio::select! {
-                    biased;
-                    read = read_fifo(&fifo) => read,
-                    exit = self.watch.exited() => Err(StartError::Died { exit }),
-                }?;
+                self.read_fifo(&fifo).await?;
                 self.exec().await
             };
             let exec_ns = within(RELEASE_TIMEOUT, "letting a container go", let_go).await?;
@@ -305,6 +302,33 @@ impl Process for Container {
 }
 
 impl Container {
+    /// Lets the init behind `fifo` go; returns when it has closed its end.
+    async fn read_fifo(&self, fifo: &Path) -> Result<(), StartError> {
+        let failed = StartError::system("reading the exec FIFO");
+        let receiver = pipe::OpenOptions::new().open_receiver(fifo).map_err(&failed)?;
+        let mut buffer = [0u8; 16];
+        let mut begun = false;
+        loop {
+            tokio::select! {
+                biased;
+                ready = receiver.readable() => ready.map_err(&failed)?,
+                exit = self.watch.exited() => {
+                    // It may have run to its end before we came to read its byte.
+                    let ran = begun || matches!(nix::unistd::read(&receiver, &mut buffer), Ok(1..));
+                    return if ran { Ok(()) } else { Err(StartError::Died { exit }) };
+                }
+            }
+            match receiver.try_read(&mut buffer) {
+                // Before init has opened its end, a read finds no writer either: that is not the end.
+                Ok(0) if begun => return Ok(()),
+                Ok(0) => tokio::task::yield_now().await,
+                Ok(_) => begun = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
     /// Waits until the init, let go, has exec'd, and returns when that was, in
     /// nanoseconds of `CLOCK_MONOTONIC`.
     async fn exec(&self) -> Result<u64, StartError> {
@@ -335,23 +359,5 @@ impl Container {
             return Err(StartError::Exec { command, detail });
         }
         Ok(())
-    }
-}
-
-/// Lets the init behind `fifo` go; returns when it has closed its end.
-async fn read_fifo(fifo: &Path) -> Result<(), StartError> {
-    let failed = StartError::system("reading the exec FIFO");
-    let receiver = pipe::OpenOptions::new().open_receiver(fifo).map_err(&failed)?;
-    let mut begun = false;
-    loop {
-        receiver.readable().await.map_err(&failed)?;
-        match receiver.try_read(&mut [0u8; 16]) {
-            // Before init has opened its end, a read finds no writer either: that is not the end.
-            Ok(0) if begun => return Ok(()),
-            Ok(0) => tokio::task::yield_now().await,
-            Ok(_) => begun = true,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(failed(error)),
-        }
     }
 }

@@ -1,6 +1,5 @@
 //! The same promises, asked of every runtime.
 
-mod adhoc;
 mod bed;
 mod errors;
 mod measure;

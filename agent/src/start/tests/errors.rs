@@ -13,6 +13,10 @@ fn spec() -> ContainerSpec {
     }
 }
 
+fn none() -> String {
+    "none".to_owned()
+}
+
 async fn reason(runtime: &dyn Runtime) -> (&'static str, String) {
     let error = runtime.prepare("f-1").await.err().expect("cannot be prepared");
     (error.reason(), error.to_string())
@@ -41,17 +45,27 @@ async fn a_missing_runtime_is_named() {
 async fn a_daemon_that_is_down_is_named() {
     let state = tempfile::tempdir().unwrap();
     let socket = state.path().join("none.sock");
-    let runtime = docker::Docker::new(spec(), "orders:1".to_owned(), "none".to_owned(), socket.clone(), state.path());
+    let runtime = docker::Docker::new(spec(), "orders:1".to_owned(), none(), socket.clone(), state.path());
     let (reason, text) = reason(&runtime).await;
     assert_eq!(reason, "daemon_unreachable");
     assert!(text.contains(&*socket.to_string_lossy()), "{text}");
     assert_eq!(runtime.sweep().await.unwrap_err().reason(), "daemon_unreachable");
 }
 
+/// A unix socket's path has at most 107 bytes, a state directory may have more.
+#[tokio::test]
+async fn a_long_state_directory_is_no_fault() {
+    let state = tempfile::tempdir().unwrap();
+    let deep = state.path().join("d".repeat(200));
+    let runtime = docker::Docker::new(spec(), "orders:1".to_owned(), none(), "/no.sock".into(), &deep);
+    // It gets as far as asking the daemon.
+    assert_eq!(reason(&runtime).await.0, "daemon_unreachable");
+}
+
 #[tokio::test]
 async fn a_missing_image_is_named() {
     let Some(bed) = bed::lay(Kind::Docker).await else { return };
-    let runtime = docker::Docker::new(spec(), "no-such:1".to_owned(), "none".to_owned(), bed.daemon(), &bed.state_dir());
+    let runtime = docker::Docker::new(spec(), "no-such:1".to_owned(), none(), bed.daemon(), &bed.state_dir());
     let (reason, text) = reason(&runtime).await;
     assert_eq!(reason, "image_missing");
     assert!(text.contains("no-such:1"), "{text}");
