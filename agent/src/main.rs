@@ -113,9 +113,6 @@ fn run(file: &Path) -> anyhow::Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     init_log(config.agent.log);
-    for problem in config.check_host() {
-        tracing::warn!("{problem}");
-    }
     let _lock = lock(&config.agent.state_dir)?;
     raise_open_files();
     start::become_subreaper().context("cannot become the reaper of containers")?;
@@ -128,6 +125,7 @@ fn run(file: &Path) -> anyhow::Result<ExitCode> {
 async fn agent(config: Config) -> anyhow::Result<()> {
     let export = measure::install()?;
     let listener = admin::listen(config.agent.admin).await.map_err(anyhow::Error::msg)?;
+    start::sweep(&config.agent.state_dir, &config.agent.runc, &config.agent.docker_socket).await;
     let setup = setup::build(&config);
     let sensor = setup::sensor(&config, &setup.services);
     let (sensor, ring, attached) = match sensor {

@@ -68,7 +68,7 @@ impl Node {
     /// Serves until [`Handle::shutdown`], then stops every instance and removes every container.
     pub async fn run(mut self) {
         for function in 0..self.entries.len() {
-            self.configure(function);
+            self.event(id(function), Event::Configured);
         }
         while let Some(message) = self.next().await {
             if matches!(message, Message::Shutdown) {
@@ -77,21 +77,6 @@ impl Node {
             self.take(message);
         }
         self.close().await;
-    }
-
-    /// Removes what an earlier agent left of a function, then begins to serve it.
-    fn configure(&mut self, function: usize) {
-        let Some(entry) = self.entries.get(function) else { return };
-        let (runtime, name) = (Arc::clone(&entry.service.runtime), entry.service.name.clone());
-        let handle = self.handle.clone();
-        self.tasks.spawn(async move {
-            match runtime.sweep().await {
-                Ok(0) => {}
-                Ok(swept) => tracing::info!(function = name, swept, "removed what an earlier agent left"),
-                Err(error) => tracing::warn!(function = name, "cannot look for leftovers: {error}"),
-            }
-            handle.event(id(function), Event::Configured).await;
-        });
     }
 
     /// The next message, a timer that is due, or `None` when nobody can send any more.
@@ -333,7 +318,7 @@ impl Node {
         for function in 0..self.entries.len() {
             self.event(id(function), Event::Shutdown);
         }
-        while self.entries.iter().any(|entry| !entry.is_gone()) || !self.tasks.is_empty() {
+        while self.entries.iter().any(|entry| !entry.is_gone()) {
             match tokio::time::timeout_at(deadline, self.next()).await {
                 Ok(Some(message)) => self.take(message),
                 Ok(None) => break,

@@ -44,8 +44,9 @@ pub fn build(config: &Config) -> Setup {
     let mut pools = HashMap::new();
     for backend in &config.backends {
         let pool = backend_spec(backend).map(Pool::spawn);
-        if let Err(error) = &pool {
-            tracing::error!(backend = backend.name, "{error}");
+        match &pool {
+            Err(error) => tracing::error!(backend = backend.name, "{error}"),
+            Ok(_) => backend.check_host().iter().for_each(|problem| tracing::warn!("{problem}")),
         }
         pools.insert(backend.name.as_str(), pool);
     }

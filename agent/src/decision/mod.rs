@@ -215,6 +215,12 @@ impl Function {
         self.parked.len()
     }
 
+    /// How many containers are being created.
+    #[must_use]
+    pub fn preparing(&self) -> u32 {
+        self.preparing
+    }
+
     /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and
     /// says what to do, in order. Events about instances that are long gone are ignored.
     pub fn on(&mut self, event: Event, now_ns: u64) -> Vec<Action> {

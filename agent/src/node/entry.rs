@@ -81,9 +81,10 @@ impl Entry {
         }
     }
 
-    /// Nothing runs, is parked, or is being removed.
+    /// Nothing runs, is parked, or is being made or removed.
     pub(super) fn is_gone(&self) -> bool {
-        self.parked.is_empty() && self.running.is_empty() && self.removing == 0
+        let none = self.parked.is_empty() && self.running.is_empty();
+        none && self.state.preparing() == 0 && self.removing == 0
     }
 
     pub(super) fn status(&self) -> FunctionStatus {

@@ -16,6 +16,7 @@
 
 mod api;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -31,6 +32,9 @@ use tokio::sync::{Mutex, watch};
 use self::api::Api;
 use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name};
 
+/// One directory per instance is in here, below the state directory.
+const DIRECTORY: &str = "docker";
+
 /// The control socket in an instance's directory.
 const CONTROL_FILE: &str = "control.sock";
 
@@ -39,6 +43,11 @@ const BACKLOG: i32 = 8;
 
 /// Between attempts to ask a daemon that does not answer how a container ended.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The functions that have instances under `state_dir`.
+pub(super) fn functions(state_dir: &Path) -> BTreeSet<String> {
+    name::functions_in(&state_dir.join(DIRECTORY))
+}
 
 /// Makes Docker containers of one function.
 pub struct Docker {
@@ -67,7 +76,7 @@ impl Docker {
         socket: PathBuf,
         state_dir: &Path,
     ) -> Self {
-        let directory = state_dir.join("docker");
+        let directory = state_dir.join(DIRECTORY);
         let (api, state_dir) = (Api::new(socket), state_dir.to_owned());
         Self { node: Arc::new(Node { spec, image, network, api, directory, state_dir }) }
     }

@@ -178,6 +178,41 @@ pub fn become_subreaper() -> std::io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }
 
+/// Removes what earlier agents left under `state_dir`, of functions that are still configured and of others.
+///
+/// Must come before anything is prepared or bound: what was left may hold ports.
+pub async fn sweep(state_dir: &Path, runc: &Path, docker_socket: &Path) {
+    let spec = |function: &String| ContainerSpec {
+        function: function.clone(),
+        command: Vec::new(),
+        env: Vec::new(),
+        memory_bytes: 0,
+        pids: 0,
+    };
+    let mut left: Vec<(String, Box<dyn Runtime>)> = Vec::new();
+    for function in oci::functions(state_dir) {
+        let runtime = oci::Oci::new(spec(&function), "".into(), runc.to_owned(), state_dir);
+        left.push((function, Box::new(runtime)));
+    }
+    for function in process::functions(state_dir) {
+        let runtime = process::Plain::new(spec(&function), process::Helper::default(), state_dir);
+        left.push((function, Box::new(runtime)));
+    }
+    for function in docker::functions(state_dir) {
+        let (image, network) = (String::new(), String::new());
+        let runtime =
+            docker::Docker::new(spec(&function), image, network, docker_socket.to_owned(), state_dir);
+        left.push((function, Box::new(runtime)));
+    }
+    for (function, runtime) in left {
+        match runtime.sweep().await {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!(function, swept, "removed what an earlier agent left"),
+            Err(error) => tracing::warn!(function, "cannot remove what an earlier agent left: {error}"),
+        }
+    }
+}
+
 /// Removes what instances share and none of them can remove: call it when all are gone.
 pub fn tidy() {
     cgroup::remove_parents();

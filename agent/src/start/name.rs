@@ -1,12 +1,21 @@
 //! Instance names: `<function>-<suffix>`, where the suffix holds no `-`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::StartError;
 
-/// Longest instance name in bytes: it becomes a host name, which is the shortest of its uses
-/// (`HOST_NAME_MAX`, gethostname(2)).
-const MAX_BYTES: usize = 64;
+/// Longest instance name in bytes: that of a function, at most 63, and its suffix.
+const MAX_BYTES: usize = 96;
+
+/// Longest host name in bytes (`HOST_NAME_MAX`, gethostname(2)).
+const HOST_BYTES: usize = 64;
+
+/// The end of an instance's name, where its suffix is, as a host name.
+pub(super) fn host(instance: &str) -> &str {
+    let from = instance.len().saturating_sub(HOST_BYTES);
+    instance.get(from..).unwrap_or(instance).trim_start_matches('-')
+}
 
 /// Whether `instance` is one of `function`: the last `-` separates, so that the
 /// instances of `a-b` are not taken for those of `a`.
@@ -23,6 +32,13 @@ pub(super) fn check(instance: &str, function: &str) -> Result<(), StartError> {
         return Ok(());
     }
     Err(StartError::InstanceName { instance: instance.to_owned(), function: function.to_owned() })
+}
+
+/// The functions that have instances in `directory`.
+pub(super) fn functions_in(directory: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| Some(name.rsplit_once('-')?.0.to_owned())).collect()
 }
 
 /// The names in `directory` that are instances of `function`. None when it does not exist.

@@ -20,6 +20,7 @@
 mod seccomp;
 mod spec;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -63,8 +64,21 @@ const LOOK_OFTEN: Duration = Duration::from_millis(10);
 /// For the last words of a container whose exec failed.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// runc's own state, below the state directory.
+const ROOT: &str = "runc";
+
+/// One directory per instance is in here, below the state directory.
+const BUNDLES: &str = "oci";
+
 /// What to do when runc cannot be run.
 const INSTALL: &str = "install runc (`apt install runc`), or use another `runtime`";
+
+/// The functions that have instances under `state_dir`.
+pub(super) fn functions(state_dir: &Path) -> BTreeSet<String> {
+    let mut functions = name::functions_in(&state_dir.join(BUNDLES));
+    functions.extend(name::functions_in(&state_dir.join(ROOT)));
+    functions
+}
 
 /// Makes OCI containers of one function.
 pub struct Oci {
@@ -87,7 +101,7 @@ impl Oci {
     /// program `runc`, that keep their state under `state_dir`.
     #[must_use]
     pub fn new(spec: ContainerSpec, rootfs: PathBuf, runc: PathBuf, state_dir: &Path) -> Self {
-        let (root, bundles) = (state_dir.join("runc"), state_dir.join("oci"));
+        let (root, bundles) = (state_dir.join(ROOT), state_dir.join(BUNDLES));
         Self { node: Arc::new(Node { spec, rootfs, runc, root, bundles }) }
     }
 }

@@ -13,6 +13,7 @@
 
 pub mod park;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -49,6 +50,9 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a killed process to be gone.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// One directory per instance is in here, below the state directory.
+const DIRECTORY: &str = "process";
+
 /// Longest report of the helper, in bytes.
 const REPORT_BYTES: u64 = 4096;
 
@@ -66,6 +70,11 @@ impl Default for Helper {
     fn default() -> Self {
         Self { program: PathBuf::from("/proc/self/exe"), args: Vec::new() }
     }
+}
+
+/// The functions that have instances under `state_dir`.
+pub(super) fn functions(state_dir: &Path) -> BTreeSet<String> {
+    name::functions_in(&state_dir.join(DIRECTORY))
 }
 
 /// Runs programs of this node as instances of one function.
@@ -86,7 +95,7 @@ impl Plain {
     /// A runtime that parks processes in `helper` and notes them under `state_dir`.
     #[must_use]
     pub fn new(spec: ContainerSpec, helper: Helper, state_dir: &Path) -> Self {
-        let directory = state_dir.join("process");
+        let directory = state_dir.join(DIRECTORY);
         Self { node: Arc::new(Node { spec, helper, directory, warned: AtomicBool::new(false) }) }
     }
 }

@@ -228,7 +228,7 @@ fn body(node: &Node, instance: &str, control: &Path) -> ContainerCreateBody {
     let labels = node.labels().into_iter().chain([("headstart.instance", instance.to_owned())]);
     ContainerCreateBody {
         image: Some(node.image.clone()),
-        hostname: Some(instance.to_owned()),
+        hostname: Some(crate::start::name::host(instance).to_owned()),
         env: Some(env.collect()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).collect()),

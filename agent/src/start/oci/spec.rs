@@ -35,7 +35,7 @@ pub(super) fn build(spec: &ContainerSpec, rootfs: &Path, instance: &str) -> Resu
         .version("1.0.2")
         .root(RootBuilder::default().path(rootfs).readonly(true).build()?)
         .process(process)
-        .hostname(instance)
+        .hostname(crate::start::name::host(instance))
         .mounts(mounts()?)
         .linux(linux(spec, instance)?)
         .annotations([(ANNOTATION.to_owned(), spec.function.clone())])
@@ -97,11 +97,13 @@ fn mounts() -> Result<Vec<Mount>, OciSpecError> {
             .build()
     };
     let size = format!("size={TMP_BYTES}");
+    // The function owns them: runc gives a tmpfs the mode of the directory that it covers.
+    let owner = format!("uid={FUNCTION_ID},gid={FUNCTION_ID}");
     Ok(vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &size])?,
-        mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", &size])?,
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", &owner, &size])?,
+        mount("/tmp", "tmpfs", &["nosuid", "nodev", &owner, &size])?,
     ])
 }
 

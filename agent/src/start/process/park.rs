@@ -164,7 +164,7 @@ fn outer(
 fn inner(instance: &OsString, release: &UnixStream) -> Result<(), String> {
     let order = read_order(release)?;
     mounts().map_err(at("mounting"))?;
-    sethostname(instance).map_err(at("naming the host"))?;
+    sethostname(crate::start::name::host(&instance.to_string_lossy())).map_err(at("naming the host"))?;
     chdir("/").map_err(at("entering the root directory"))?;
     limit(Resource::Nofile, OPEN_FILES).map_err(at("limiting open files"))?;
     limit(Resource::Core, 0).map_err(at("limiting core files"))?;
