@@ -1,0 +1,183 @@
+//! A function that does what its variable `MODE` says, most of it wrong: what the tests attack the
+//! agent with. It speaks the control protocol by hand, byte by byte, because `headstart` would not
+//! let it do any of this.
+
+use std::fs;
+use std::io::{IoSlice, IoSliceMut, stdin};
+use std::os::fd::{AsFd as _, RawFd};
+use std::path::Path;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, accept, recv, recvmsg, send, sendmsg};
+use nix::unistd::close;
+
+/// The inherited control socket.
+const CONTROL: RawFd = 3;
+
+/// Where the listener goes: descriptor 0, as with inetd. It is the lowest one, once it is closed.
+const LISTENER: RawFd = 0;
+
+/// No test takes this long: nothing is left for ever, not even by a test that was killed.
+const LIFE: Duration = Duration::from_secs(120);
+
+/// More than any limit of the agent on what one instance may ask for.
+const FLOOD: usize = 5000;
+
+const HELLO: &str = r#"{"hello":{"shim":"hostile","hello_ns":0}}"#;
+const ACK: &str = r#"{"ack":{"injected_ns":0}}"#;
+const READY: &str = r#"{"ready":{"ready_ns":0}}"#;
+
+fn main() -> Result<()> {
+    thread::spawn(expire);
+    let mode = std::env::var("MODE").unwrap_or_else(|_| "plain".to_owned());
+    if let Err(error) = act(&mode) {
+        // What it is refused with must not end it: that is the agent's part.
+        println!("{mode}: {error:#}");
+    }
+    loop {
+        thread::park();
+    }
+}
+
+fn act(mode: &str) -> Result<()> {
+    match mode {
+        "plain" => {
+            signal_hook::flag::register_conditional_shutdown(15, 0, Arc::new(AtomicBool::new(true)))?;
+            attach()?;
+            say(READY)?;
+            serve()
+        }
+        "exit" => {
+            println!("there is nothing to do here");
+            process::exit(3)
+        }
+        // Alive and well, but never ready.
+        "silent" => attach(),
+        // As the first process of its namespace it does not even have to ignore SIGTERM.
+        "stubborn" => {
+            attach()?;
+            say(READY)?;
+            serve()
+        }
+        "header" => packet(b"this is no header"),
+        "oversized" => packet(&[b'x'; 8000]),
+        "version" => packet(b"HS\x09\0{}"),
+        "body" => say(r#"{"made_up":{}}"#),
+        "out_of_order" => say(READY),
+        "descriptors" => {
+            let rights = [ControlMessage::ScmRights(&[1; 200])];
+            let bytes = [b"HS\x01\0", HELLO.as_bytes()].concat();
+            sendmsg::<()>(CONTROL, &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+            Ok(())
+        }
+        "not_configured" => {
+            attach()?;
+            say(r#"{"request":{"backend":"secrets"}}"#)
+        }
+        // Asks for ever more, and never reads what it gets.
+        "too_many" => {
+            attach()?;
+            (0..FLOOD).try_for_each(|_| say(r#"{"request":{"backend":"orders-db"}}"#))
+        }
+        // Serves well, and only then breaks the protocol.
+        "late" => {
+            attach()?;
+            say(READY)?;
+            packet(b"this is no header")?;
+            serve()
+        }
+        _ => bail!("there is no such mode"),
+    }
+}
+
+/// Takes the lease, drops its backends, keeps its listener.
+fn attach() -> Result<()> {
+    close(LISTENER)?;
+    let mut space = nix::cmsg_space!([RawFd; 17]);
+    let mut bytes = [0; 64 * 1024];
+    let mut data = [IoSliceMut::new(&mut bytes)];
+    recvmsg::<()>(CONTROL, &mut data, Some(&mut space), MsgFlags::empty())?;
+    say(HELLO)?;
+    say(ACK)
+}
+
+fn say(body: &str) -> Result<()> {
+    packet(&[b"HS\x01\0", body.as_bytes()].concat())
+}
+
+fn packet(bytes: &[u8]) -> Result<()> {
+    send(CONTROL, bytes, MsgFlags::MSG_NOSIGNAL).context("the control socket")?;
+    Ok(())
+}
+
+/// One request after another, each on a connection of its own.
+fn serve() -> Result<()> {
+    loop {
+        poll(&mut [PollFd::new(stdin().as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        match accept(LISTENER) {
+            Ok(connection) => {
+                // A client that went away is no reason to stop.
+                let _ = answer(connection);
+                close(connection)?;
+            }
+            Err(Errno::EAGAIN | Errno::ECONNABORTED) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn answer(connection: RawFd) -> Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        let mut buffer = [0; 4096];
+        let length = recv(connection, &mut buffer, MsgFlags::empty())?;
+        head.extend(buffer.get(..length).filter(|read| !read.is_empty()).context("cut short")?);
+    }
+    let head = String::from_utf8_lossy(&head);
+    let mut words = head.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (status, body) = match look(method, Path::new(path)) {
+        Ok(body) => (200, body),
+        Err(error) => (403, error.to_string()),
+    };
+    let length = body.len();
+    let reply = format!("HTTP/1.1 {status} -\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+    let mut rest = reply.as_bytes();
+    while !rest.is_empty() {
+        let sent = send(connection, rest, MsgFlags::MSG_NOSIGNAL)?;
+        rest = rest.get(sent..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// `GET` shows a file or a directory as this function sees it, `PUT` writes one. `/` is just an answer.
+fn look(method: &str, path: &Path) -> std::io::Result<String> {
+    if path == Path::new("/") {
+        return Ok("alive".to_owned());
+    }
+    if method == "PUT" {
+        fs::write(path, "written")?;
+        return Ok("written".to_owned());
+    }
+    if path.is_dir() {
+        let names =
+            fs::read_dir(path)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        return Ok(names.collect::<Vec<_>>().join("\n"));
+    }
+    Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
+}
+
+fn expire() {
+    let end = Instant::now() + LIFE;
+    while Instant::now() < end {
+        thread::park_timeout(end.saturating_duration_since(Instant::now()));
+    }
+    process::exit(9)
+}

@@ -1,0 +1,307 @@
+//! `inject`: sessions are born with an instance and die with it, secrets stay in the agent, and a
+//! function that breaks the protocol harms only itself.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use headstart_integration_tests::client::{self, Reply};
+use headstart_integration_tests::lab::{Agent, AgentSetup, Postgres, Scratch};
+use headstart_integration_tests::leaks::Watch;
+use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::{cli, fixture, privilege};
+use serde_json::Value;
+
+const RUNTIME: &str = "oci";
+const MIN_IDLE: usize = 2;
+const POOL: &str = "{ min_idle = 2, max = 8, wait = \"200ms\", backoff_max = \"100ms\" }";
+
+/// Connections of the application's user that the server knows of.
+const SESSIONS: &str = "select count(*) from pg_stat_activity where usename = 'app'";
+
+fn ready() -> bool {
+    privilege::require_root("containers and PostgreSQL")
+        && privilege::require_tools(&["runc", "/usr/lib/postgresql"])
+}
+
+#[test]
+fn a_session_belongs_to_one_instance_and_goes_with_it() {
+    if !ready() {
+        return;
+    }
+    let postgres = Postgres::on_loopback().unwrap();
+    let function = Function::example("orders", RUNTIME).unwrap();
+    let setup = AgentSetup::default().config(&backend(&postgres, &postgres.password_file().unwrap()));
+    let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
+    wait_sessions(&postgres, MIN_IDLE);
+
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        function.rest(&agent, "orders").unwrap();
+        let first = session(&function);
+        assert_eq!(session(&function), first, "an instance keeps its session");
+        // The one that is held, and the pool that was filled up again.
+        wait_sessions(&postgres, MIN_IDLE + 1);
+        assert_eq!(
+            postgres.sql(&format!("select usename from pg_stat_activity where pid = {first}")).unwrap(),
+            "app"
+        );
+        sessions.push(first);
+        agent.stop_function("orders").unwrap();
+        wait_sessions(&postgres, MIN_IDLE);
+    }
+    assert_ne!(sessions[0], sessions[1], "a session is never handed on");
+    assert!(agent.stop().unwrap().success());
+    wait_sessions(&postgres, 0);
+}
+
+#[test]
+fn a_database_may_come_later_than_the_agent() {
+    if !ready() {
+        return;
+    }
+    let mut postgres = Postgres::on_loopback().unwrap();
+    let setup = AgentSetup::default().config(&backend(&postgres, &postgres.password_file().unwrap()));
+    postgres.stop().unwrap();
+    let function = Function::example("orders", RUNTIME).unwrap();
+    let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
+    assert_eq!(agent.ask("GET", "/readyz").unwrap().status, 200);
+    let shown = wait_backend(&agent, "an error", |backend| !backend["last_error"].is_null());
+    assert_eq!(shown["idle"], 0, "{shown}");
+    let error = shown["last_error"].as_str().unwrap();
+    assert!(error.contains("orders-db") && error.contains(&postgres.address().to_string()), "{error}");
+
+    postgres.start().unwrap();
+    let shown = wait_backend(&agent, "a full pool", |backend| backend["idle"] == MIN_IDLE);
+    assert!(shown["last_error"].is_null(), "{shown}");
+    session(&function);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_wrong_password_is_reported_without_being_shown() {
+    if !ready() {
+        return;
+    }
+    const WRONG: &str = "wr0ng-battery-staple";
+    let postgres = Postgres::on_loopback().unwrap();
+    let files = Scratch::new("wrong").unwrap();
+    let password = files.path().join("password");
+    fs::write(&password, WRONG).unwrap();
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
+    let function = Function::example("orders", RUNTIME).unwrap();
+    let setup = AgentSetup::default().config(&backend(&postgres, &password)).variable("RUST_LOG", "debug");
+    let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
+
+    let shown = wait_backend(&agent, "an error", |backend| !backend["last_error"].is_null());
+    let error = shown["last_error"].as_str().unwrap();
+    assert!(error.contains("password authentication failed"), "{error}");
+    assert!(error.contains("orders-db"), "{error}");
+    let line = agent.wait_log("password authentication failed", LIMIT).unwrap();
+    assert!(line.contains("orders-db") && line.contains("WARN"), "{line}");
+    // A function that is started all the same is told, and tells.
+    function.rest(&agent, "orders").unwrap();
+    assert_eq!(agent.ask("POST", "/api/v1/functions/orders/wake").unwrap().status, 202);
+    agent.wait_log("no connection for an instance", LIMIT).unwrap();
+    assert_hidden(&agent, &[WRONG, Postgres::PASSWORD]);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn the_password_appears_nowhere() {
+    if !ready() {
+        return;
+    }
+    let postgres = Postgres::on_loopback().unwrap();
+    let function = Function::example("orders", RUNTIME).unwrap();
+    let setup = AgentSetup::default().config(&backend(&postgres, &postgres.password_file().unwrap()));
+    let setup = setup.config(&function.text("orders", &["orders-db"])).variable("RUST_LOG", "trace");
+    let agent = setup.start().unwrap();
+    function.rest(&agent, "orders").unwrap();
+    session(&function);
+    let state = agent.wait_state("orders", "ready", LIMIT).unwrap();
+    assert_eq!(state["instances"], 1);
+
+    assert_hidden(&agent, &[Postgres::PASSWORD]);
+    // Neither the parked container nor the function knows it.
+    let below = children(agent.id());
+    assert!(!below.is_empty(), "the function is a child of the agent");
+    for process in below.into_iter().chain([agent.id()]) {
+        assert_unknown_to(process, Postgres::PASSWORD);
+    }
+    assert!(agent.stop().unwrap().success());
+}
+
+/// A mode of the fixture, and the reason under which the agent refuses it.
+const ATTACKS: [&str; 8] =
+    ["header", "oversized", "version", "body", "out_of_order", "descriptors", "not_configured", "too_many"];
+
+#[test]
+fn a_container_that_breaks_the_protocol_harms_only_itself() {
+    attacks("oci");
+}
+
+#[test]
+fn a_process_that_breaks_the_protocol_harms_only_itself() {
+    attacks("process");
+}
+
+fn attacks(runtime: &str) {
+    if !ready() {
+        return;
+    }
+    let postgres = Postgres::on_loopback().unwrap();
+    let password = postgres.password_file().unwrap();
+    // What the attackers make the pool open beyond its usual size is closed when it is this old.
+    let orders = backend(&postgres, &password).replace("max = 8", "max = 8, ttl = \"1s\"");
+    let secrets = orders.replace("orders-db", "secrets");
+    let neighbour = Function::example("orders", runtime).unwrap();
+    let mut setup = AgentSetup::default()
+        .config(&orders)
+        .config(&secrets)
+        .config(&neighbour.text("neighbour", &["orders-db"]));
+    let mut hostile = Vec::new();
+    for mode in ATTACKS {
+        let function = fixture::function(mode, runtime, "").unwrap();
+        setup = setup.config(&function.text(&mode.replace('_', "-"), &["orders-db"]));
+        hostile.push((mode, function));
+    }
+    let agent = setup.start().unwrap();
+    for (mode, function) in &hostile {
+        function.rest(&agent, &mode.replace('_', "-")).unwrap();
+    }
+    neighbour.rest(&agent, "neighbour").unwrap();
+    let own = session(&neighbour);
+    wait_backend(&agent, "a full pool", |backend| backend["idle"] == MIN_IDLE && backend["leased"] == 1);
+    let parked = |function: &Value| function["state"] == "ready" && function["prepared"] == 1;
+    agent.wait_function("neighbour", "ready, with another parked", LIMIT, parked).unwrap();
+    let descriptors = Watch::default().process(agent.id());
+    let before = descriptors.snapshot().unwrap();
+
+    for (mode, function) in &hostile {
+        let name = mode.replace('_', "-");
+        let wake = agent.ask("POST", &format!("/api/v1/functions/{name}/wake")).unwrap();
+        assert_eq!(wake.status, 202, "{mode}: {}", wake.body);
+        // Before it was ready: the instance is ended, and that start has failed.
+        let refused = cli::eventually("a line about it", LIMIT, || {
+            let log = agent.log();
+            let mut lines = log.lines().filter(|line| line.contains("control socket closed"));
+            Ok(lines.find(|line| line.contains(&format!("\"{name}\""))).map(str::to_owned))
+        });
+        let refused = refused.unwrap_or_else(|error| panic!("{mode}: {error:#}\n{}", agent.log()));
+        assert!(refused.contains("WARN") && refused.contains(&format!("reason=\"{mode}\"")), "{refused}");
+        assert_eq!(session(&neighbour), own, "{mode}");
+        function.rest(&agent, &name).unwrap();
+        let metrics = agent.metrics().unwrap();
+        assert_eq!(metrics.get("headstart_inject_refused_total", &[("reason", mode)]), Some(1.0), "{mode}");
+        let failed = [("function", &*name), ("outcome", "failed")];
+        assert_eq!(metrics.get("headstart_coldstarts_total", &failed), Some(1.0), "{mode}");
+        assert_eq!(session(&neighbour), own, "{mode}");
+    }
+
+    // What they took is given back, on both sides.
+    wait_backend(&agent, "a full pool", |backend| backend["idle"] == MIN_IDLE && backend["leased"] == 1);
+    wait_sessions(&postgres, MIN_IDLE * 2 + 1);
+    assert_eq!(descriptors.leaked_since(&before, LIMIT).unwrap(), Vec::<String>::new());
+    // A neighbour that has to start is served too.
+    neighbour.cool(&agent, "neighbour").unwrap();
+    assert_ne!(session(&neighbour), own);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn an_instance_that_breaks_the_protocol_while_it_serves_loses_only_its_control_socket() {
+    if !ready() {
+        return;
+    }
+    let function = fixture::function("late", RUNTIME, "").unwrap();
+    let agent = AgentSetup::default().config(&function.text("late", &[])).start().unwrap();
+    function.rest(&agent, "late").unwrap();
+    assert_eq!(get(&function, "/").body, fixture::ALIVE);
+    let line = agent.wait_log("control socket closed", LIMIT).unwrap();
+    assert!(line.contains("reason=\"header\""), "{line}");
+    assert_eq!(get(&function, "/").body, fixture::ALIVE);
+    assert_eq!(agent.wait_state("late", "ready", LIMIT).unwrap()["instances"], 1);
+    function.cool(&agent, "late").unwrap();
+    assert!(agent.stop().unwrap().success());
+}
+
+/// The backend `orders-db`.
+fn backend(postgres: &Postgres, password: &Path) -> String {
+    format!(
+        "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\n\
+         database = \"{}\"\npassword_file = {password:?}\npool = {POOL}\n",
+        postgres.address(),
+        Postgres::USER,
+        Postgres::DATABASE,
+    )
+}
+
+fn get(function: &Function, path: &str) -> Reply {
+    client::get(function.local(), path, LIMIT).unwrap()
+}
+
+/// The server process behind the function's session.
+fn session(function: &Function) -> i64 {
+    let reply = get(function, "/");
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let body: Value = serde_json::from_str(&reply.body).unwrap();
+    assert_eq!(body["answer"], 42, "{body}");
+    body["backend_pid"].as_i64().unwrap()
+}
+
+/// Waits until the server has exactly so many sessions of the application's user.
+fn wait_sessions(postgres: &Postgres, wanted: usize) {
+    let mut last = String::new();
+    let seen = cli::eventually("the sessions of the server", LIMIT, || {
+        last = postgres.admin_sql(SESSIONS)?;
+        Ok((last == wanted.to_string()).then_some(()))
+    });
+    seen.unwrap_or_else(|error| panic!("{last} instead of {wanted}: {error:#}"));
+}
+
+/// Waits until `orders-db` is as wanted, and returns how the API shows it.
+fn wait_backend(agent: &Agent, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    let seen = cli::eventually(what, LIMIT, || {
+        let all: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends")?.body)?;
+        last = all[0].clone();
+        assert_eq!(last["backend"], "orders-db");
+        Ok(wanted(&last).then(|| last.clone()))
+    });
+    seen.unwrap_or_else(|error| panic!("{error:#}: {last}\n{}", agent.log()))
+}
+
+/// Neither the log nor any page shows one of the secrets.
+fn assert_hidden(agent: &Agent, secrets: &[&str]) {
+    let mut shown = vec![("the log".to_owned(), agent.log())];
+    for path in ["/metrics", "/readyz", "/healthz", "/api/v1/backends", "/api/v1/functions", "/api/v1/starts"]
+    {
+        shown.push((path.to_owned(), agent.ask("GET", path).unwrap().body));
+    }
+    for (place, text) in shown {
+        assert!(!text.is_empty(), "{place} is empty");
+        for secret in secrets {
+            assert!(!text.contains(secret), "{place} shows {secret}");
+        }
+    }
+}
+
+fn assert_unknown_to(process: u32, secret: &str) {
+    for file in ["environ", "cmdline"] {
+        let bytes = fs::read(format!("/proc/{process}/{file}")).unwrap();
+        assert!(!bytes.is_empty() || file == "environ", "{file} of {process} can be read");
+        assert!(!String::from_utf8_lossy(&bytes).contains(secret), "{file} of {process}");
+    }
+}
+
+/// The processes directly below `parent`.
+fn children(parent: u32) -> Vec<u32> {
+    fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
+        .unwrap()
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}

@@ -1,0 +1,373 @@
+//! `start`: what a function is confined to, what becomes of those that do not start, and what is
+//! left when the agent is gone: nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use headstart_integration_tests::client::{self, Reply};
+use headstart_integration_tests::lab::{self, Agent, AgentSetup, Scratch};
+use headstart_integration_tests::leaks::{Snapshot, Watch};
+use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::{cli, fixture, privilege};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const RUNTIME: &str = "oci";
+
+fn ready() -> bool {
+    privilege::require_root("containers") && privilege::require_tools(&["runc"])
+}
+
+#[test]
+fn a_function_is_confined() {
+    if !ready() {
+        return;
+    }
+    let function = fixture::function("plain", RUNTIME, "memory = \"64MiB\"\npids = 32").unwrap();
+    let agent = AgentSetup::default().config(&function.text("confined", &[])).start().unwrap();
+    function.rest(&agent, "confined").unwrap();
+    let read = |path: &str| {
+        let reply = get(&function, path);
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+        reply.body
+    };
+
+    let status = read("/proc/self/status");
+    let field = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.unwrap_or_else(|| panic!("no {key} in {status}")).split_whitespace().collect::<Vec<_>>()
+    };
+    for ids in ["Uid", "Gid"] {
+        assert_eq!(field(ids), ["65534"; 4], "{ids}");
+    }
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(set), ["0000000000000000"], "{set}");
+    }
+    assert_eq!(field("NoNewPrivs"), ["1"]);
+    assert_eq!(field("Seccomp"), ["2"], "a filter");
+    assert_eq!(field("Pid"), ["1"], "a process namespace of its own");
+
+    let interfaces = read("/proc/net/dev");
+    let names: Vec<_> = interfaces.lines().skip(2).filter_map(|line| line.split(':').next()).collect();
+    assert_eq!(names.iter().map(|name| name.trim()).collect::<Vec<_>>(), ["lo"]);
+    let processes = read("/proc");
+    assert_eq!(processes.lines().filter(|name| name.parse::<u32>().is_ok()).count(), 1, "{processes}");
+    // It reaches its /tmp, and nothing else.
+    let write = |path: &str| client::request(function.local(), "PUT", path, "", LIMIT).unwrap();
+    let written = write("/tmp/file");
+    assert_eq!(written.status, 200, "{}: {}", written.body, read("/proc/self/mountinfo"));
+    for path in ["/file", "/etc/passwd", "/hostile", "/proc/sys/kernel/hostname"] {
+        let refused = write(path);
+        assert_eq!(refused.status, 403, "{path}");
+        let read_only = ["Read-only", "ermission", "busy"].iter().any(|why| refused.body.contains(why));
+        assert!(read_only, "{path}: {}", refused.body);
+    }
+    let environment = read("/proc/self/environ");
+    let mut names: Vec<_> =
+        environment.split_terminator('\0').filter_map(|pair| pair.split('=').next()).collect();
+    names.sort_unstable();
+    names.retain(|name| *name != "HOME"); // runc's own
+    assert_eq!(names, ["HEADSTART_CONTROL_FD", "MODE", "PATH"]);
+
+    // The limits, as the kernel keeps them.
+    let child = container_of(&agent);
+    let cgroup = fs::read_to_string(format!("/proc/{child}/cgroup")).unwrap();
+    assert!(cgroup.contains("/headstart/confined-"), "{cgroup}");
+    assert_eq!(limit(&cgroup, "memory", ["memory.max", "memory.limit_in_bytes"]), (64 << 20).to_string());
+    assert_eq!(limit(&cgroup, "pids", ["pids.max"; 2]), "32");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn what_does_not_start_says_why_and_harms_nobody() {
+    if !ready() {
+        return;
+    }
+    let name = |kind: &str| lab::unique(kind);
+    let (crash, silent, stubborn) = (name("crash"), name("silent"), name("stubborn"));
+    let (no_command, no_rootfs, healthy) = (name("nocommand"), name("norootfs"), name("healthy"));
+    let retry = "retry_max = \"400ms\"";
+    let crashes = fixture::function("exit", RUNTIME, retry).unwrap();
+    let never_ready = fixture::function("silent", RUNTIME, "init_timeout = \"1s\"").unwrap();
+    let ignores = fixture::function("stubborn", RUNTIME, "stop_grace = \"1s\"").unwrap();
+    let (commandless, rootless) = (
+        fixture::function("plain", RUNTIME, retry).unwrap(),
+        fixture::function("plain", RUNTIME, retry).unwrap(),
+    );
+    let good = fixture::function("plain", RUNTIME, "").unwrap();
+    let watch = [&crash, &silent, &stubborn, &no_command, &no_rootfs, &healthy]
+        .into_iter()
+        .fold(Watch::default(), |watch, name| watch.name(name));
+    let missing = rootless.text(&no_rootfs, &[]).replace("rootfs = \"", "rootfs = \"/nowhere");
+    let agent = AgentSetup::default()
+        .config(&crashes.text(&crash, &[]))
+        .config(&never_ready.text(&silent, &[]))
+        .config(&ignores.text(&stubborn, &[]))
+        .config(&commandless.text(&no_command, &[]).replace("[\"/hostile\"]", "[\"/missing\"]"))
+        .config(&missing)
+        .config(&good.text(&healthy, &[]))
+        .start()
+        .unwrap();
+    let watch = watch.runc(agent.state_dir()).name(&agent.state_dir().display().to_string());
+    good.rest(&agent, &healthy).unwrap();
+    assert_eq!(get(&good, "/").body, fixture::ALIVE);
+
+    // Nothing can be prepared: the API, the log and a hint.
+    let shown = wait_error(&agent, &no_rootfs);
+    assert!(shown.contains("/nowhere") && shown.contains("correct `rootfs`"), "{shown}");
+    agent.wait_log("correct `rootfs`", LIMIT).unwrap();
+
+    // It crashes: said with its exit code and its last words, and tried again ever more slowly.
+    ignores.rest(&agent, &stubborn).unwrap();
+    crashes.rest(&agent, &crash).unwrap();
+    let waiting = client_that_waits(&crashes);
+    agent.wait_log("there is nothing to do here", LIMIT).unwrap();
+    let line = agent.wait_log("exit code 3", LIMIT).unwrap();
+    assert!(line.contains(&crash) && line.contains("WARN"), "{line}");
+    let failed = |count: usize| {
+        cli::eventually("failed starts", LIMIT, || {
+            let starts = agent.starts()?;
+            let own: Vec<_> = starts
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|start| start["function"] == *crash)
+                .cloned()
+                .collect();
+            Ok((own.len() >= count).then_some(own))
+        })
+        .unwrap()
+    };
+    let starts = failed(4);
+    assert!(starts.iter().all(|start| start["outcome"] == "failed"), "{starts:?}");
+    let began: Vec<u64> =
+        starts.iter().map(|start| start["start_ns"].as_u64().unwrap() / 1_000_000).collect();
+    let pauses: Vec<u64> = began.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    for (pause, least) in pauses.iter().zip([100, 200, 400]) {
+        assert!(*pause >= least, "pauses of {pauses:?} ms");
+    }
+    drop(waiting);
+
+    // It lives but is never ready: ended at its deadline.
+    never_ready.rest(&agent, &silent).unwrap();
+    let before = Instant::now();
+    wake(&agent, &silent);
+    never_ready.rest(&agent, &silent).unwrap();
+    assert!(before.elapsed() >= Duration::from_secs(1), "{:?}", before.elapsed());
+    let silence = newest(&agent, &silent);
+    assert_eq!((&silence["outcome"], &silence["ready_ns"]), (&"failed".into(), &Value::Null), "{silence}");
+
+    // It does not listen to SIGTERM: killed after the grace period.
+    assert_eq!(get(&ignores, "/").status, 200);
+    let before = Instant::now();
+    ignores.cool(&agent, &stubborn).unwrap();
+    assert!(before.elapsed() >= Duration::from_secs(1), "{:?}", before.elapsed());
+    let line = agent.wait_log("did not stop in time: killed", LIMIT).unwrap();
+    assert!(line.contains("WARN"), "{line}");
+
+    // The command is not there: runc only notices when the function is let go, or before.
+    let waiting = client_that_waits(&commandless);
+    let said = agent.wait_log("/missing", LIMIT).unwrap();
+    assert!(said.contains(&no_command), "{said}");
+    let shown = wait_error(&agent, &no_command);
+    assert!(shown.contains("/missing") && shown.contains("correct `command`"), "{shown}");
+    drop(waiting);
+
+    // Whoever starts badly starts no other badly, and not in a tight loop.
+    good.cool(&agent, &healthy).unwrap();
+    assert_eq!(get(&good, "/").body, fixture::ALIVE);
+    assert!(failed(1).len() < 40, "{} starts", failed(1).len());
+
+    let instances = watch.snapshot().unwrap();
+    assert!(!instances.beyond(&Snapshot::default()).is_empty(), "there is something to remove");
+    end(&agent);
+    assert_eq!(watch.leaked_since(&Snapshot::default(), LIMIT).unwrap(), Vec::<String>::new());
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn without_runc_the_agent_says_what_to_install() {
+    if !ready() {
+        return;
+    }
+    let function = fixture::function("plain", RUNTIME, "retry_max = \"400ms\"").unwrap();
+    let setup = AgentSetup::default().setting("runc", "\"/nonexistent\"");
+    let agent = setup.config(&function.text("norunc", &[])).start().unwrap();
+    let shown = wait_error(&agent, "norunc");
+    assert!(shown.contains("/nonexistent") && shown.contains("apt install runc"), "{shown}");
+    let line = agent.wait_log("apt install runc", LIMIT).unwrap();
+    assert!(line.contains("ERROR") && line.contains("reason=\"runtime_missing\""), "{line}");
+    // Tried again and again, with growing pauses.
+    let prepares = || {
+        let labels = [("function", "norunc"), ("action", "prepare")];
+        agent.metrics().unwrap().sum("headstart_decisions_total", &labels)
+    };
+    let (begin, first) = (Instant::now(), prepares());
+    cli::eventually("two more attempts", LIMIT, || Ok((prepares() >= first + 2.0).then_some(()))).unwrap();
+    let most = 4.0 + begin.elapsed().as_secs_f64() / 0.1;
+    assert!(prepares() <= most, "{} attempts in {:?}", prepares(), begin.elapsed());
+    assert_eq!(agent.functions().unwrap()[0]["prepared"], 0);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn the_next_agent_sweeps_the_containers_of_a_killed_one() {
+    killed("oci");
+}
+
+#[test]
+fn the_next_agent_sweeps_the_processes_of_a_killed_one() {
+    killed("process");
+}
+
+fn killed(runtime: &str) {
+    if !ready() {
+        return;
+    }
+    let (name, idle) = (lab::unique("running"), lab::unique("parked"));
+    let running = fixture::function("plain", runtime, "").unwrap();
+    let parked = fixture::function("plain", runtime, "").unwrap();
+    let setup = AgentSetup::default().config(&running.text(&name, &[])).config(&parked.text(&idle, &[]));
+    let killed = setup.start().unwrap();
+    let watch = Watch::default().name(&name).name(&idle).runc(killed.state_dir());
+    let watch = watch.name(&killed.state_dir().display().to_string());
+    running.rest(&killed, &name).unwrap();
+    parked.rest(&killed, &idle).unwrap();
+    assert_eq!(get(&running, "/").body, fixture::ALIVE);
+    killed
+        .wait_function(&name, "ready, with another parked", LIMIT, |function| {
+            function["state"] == "ready" && function["prepared"] == 1
+        })
+        .unwrap();
+    signal(&killed, Signal::SIGKILL);
+    let left = watch.snapshot().unwrap();
+    assert!(!cgroups(&left).is_empty(), "a running instance at least: {left:?}");
+
+    // The same configuration file, so the same state directory, ports and admin address.
+    let config = killed.config().display().to_string();
+    let mut next = lab::Process::spawn(
+        std::process::Command::new(cli::binary().unwrap()).args(["run", "--config", &config]),
+    )
+    .unwrap();
+    let swept = next.wait_line("removed what an earlier agent left", LIMIT).unwrap();
+    assert!(swept.contains("swept="), "{swept}");
+    let ready = cli::eventually("the next agent is ready", LIMIT / 3, || {
+        let reply = client::get(killed.admin(), "/readyz", LIMIT)?;
+        anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.body);
+        Ok(Some(()))
+    });
+    ready.unwrap_or_else(|error| panic!("{error:#}\n{}", next.log()));
+    for function in [&running, &parked] {
+        assert_eq!(get(function, "/").body, fixture::ALIVE);
+    }
+    // What is there now is the next agent's own.
+    let kept = cgroups(&watch.snapshot().unwrap());
+    let both: Vec<_> = cgroups(&left).into_iter().filter(|item| kept.contains(item)).collect();
+    assert_eq!(both, Vec::<String>::new());
+    assert!(next.stop(Signal::SIGTERM, LIMIT).unwrap().success());
+    assert_eq!(watch.leaked_since(&Snapshot::default(), LIMIT).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn containers_of_a_function_that_is_no_longer_configured_are_swept_too() {
+    if !ready() {
+        return;
+    }
+    let name = lab::unique("dropped");
+    let function = fixture::function("plain", RUNTIME, "").unwrap();
+    let killed = AgentSetup::default().config(&function.text(&name, &[])).start().unwrap();
+    let watch = Watch::default().name(&name).runc(killed.state_dir());
+    function.rest(&killed, &name).unwrap();
+    signal(&killed, Signal::SIGKILL);
+    assert!(!cgroups(&watch.snapshot().unwrap()).is_empty());
+
+    let text = fs::read_to_string(killed.config()).unwrap();
+    let (agent, _) = text.split_once("[[function]]").unwrap();
+    let files = Scratch::new("next").unwrap();
+    let mut next = cli::run(&files, agent).unwrap();
+    next.wait_line("headstart is up", LIMIT).unwrap();
+    let left = watch.leaked_since(&Snapshot::default(), LIMIT / 6).unwrap();
+    assert_eq!(left, Vec::<String>::new());
+    assert!(next.stop(Signal::SIGTERM, LIMIT).unwrap().success());
+}
+
+/// The cgroups in a snapshot: each instance has one in every hierarchy, under its own name.
+fn cgroups(snapshot: &Snapshot) -> Vec<String> {
+    snapshot.beyond(&Snapshot::default()).into_iter().filter(|item| item.starts_with("cgroup")).collect()
+}
+
+fn get(function: &Function, path: &str) -> Reply {
+    client::get(function.local(), path, LIMIT).unwrap()
+}
+
+fn wake(agent: &Agent, name: &str) {
+    let reply = agent.ask("POST", &format!("/api/v1/functions/{name}/wake")).unwrap();
+    assert_eq!(reply.status, 202, "{}", reply.body);
+}
+
+/// Connects and says nothing: demand for as long as it is kept.
+fn client_that_waits(function: &Function) -> std::net::TcpStream {
+    std::net::TcpStream::connect_timeout(&function.local(), LIMIT).unwrap()
+}
+
+/// What the API shows as the function's last error, once there is one.
+fn wait_error(agent: &Agent, name: &str) -> String {
+    let shown =
+        agent.wait_function(name, "in error", LIMIT / 3, |function| !function["last_error"].is_null());
+    shown.unwrap()["last_error"].as_str().unwrap().to_owned()
+}
+
+/// The newest timeline of a function.
+fn newest(agent: &Agent, name: &str) -> Value {
+    let starts = agent.starts().unwrap();
+    starts.as_array().unwrap().iter().rfind(|start| start["function"] == name).unwrap().clone()
+}
+
+/// Asks the agent to end and waits for its last line; its files stay until it is dropped.
+fn end(agent: &Agent) {
+    signal(agent, Signal::SIGTERM);
+    agent.wait_log(": stopped", LIMIT).unwrap();
+}
+
+fn signal(agent: &Agent, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(agent.id()).unwrap()), signal).unwrap();
+    if signal == Signal::SIGKILL {
+        let status = format!("/proc/{}/status", agent.id());
+        cli::eventually("its end", LIMIT, || {
+            let text = fs::read_to_string(&status).unwrap_or_default();
+            Ok((text.is_empty() || text.contains("State:\tZ")).then_some(()))
+        })
+        .unwrap();
+    }
+}
+
+/// The one child of the agent that runs the fixture, and is not a parked container.
+fn container_of(agent: &Agent) -> u32 {
+    let id = agent.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let mut running = children.split_whitespace().filter(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim() == "hostile"
+    });
+    running.next().expect(&children).parse().unwrap()
+}
+
+/// A limit of the cgroup in `text`, which is a `/proc/PID/cgroup`: in version 2 or 1.
+fn limit(text: &str, controller: &str, [v2, v1]: [&str; 2]) -> String {
+    let line = |wanted: &str| {
+        text.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let controllers = parts.next()?;
+            controllers.split(',').any(|name| name == wanted).then(|| parts.next())?
+        })
+    };
+    let top = Path::new("/sys/fs/cgroup");
+    let file = match line(controller) {
+        Some(path) => top.join(controller).join(path.trim_start_matches('/')).join(v1),
+        None => top.join(line("").unwrap().trim_start_matches('/')).join(v2),
+    };
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).trim().to_owned()
+}
