@@ -14,12 +14,12 @@ use crate::measure::{self, Outcome, Stages, Starts, Timeline, now_ns};
 use crate::start::{Exit, Parked, Process, StartError};
 
 /// What an instance's task tells the one that owns the state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Report {
     /// It accepts connections.
     Ready,
-    /// It is gone; `clean` when it was asked to go, or exited with code 0.
-    Gone { clean: bool },
+    /// It is gone; with what went wrong, unless it was asked to go or exited with code 0.
+    Gone { wrong: Option<String> },
 }
 
 /// Who is told.
@@ -95,8 +95,8 @@ pub(crate) async fn run(birth: Birth, mut stop: mpsc::Receiver<()>, report: &imp
         Ok(mut conversation) => instance.live(&mut conversation, &mut stop, report).await,
         Err(error) => End::NoLease(error),
     };
-    let clean = instance.ended(&end);
-    report.report(Report::Gone { clean }).await;
+    let wrong = instance.ended(&end);
+    report.report(Report::Gone { wrong }).await;
     if let Err(error) = instance.process.remove().await {
         tracing::error!(instance = name, "cannot be removed: {error}");
     }
@@ -199,27 +199,25 @@ impl Instance {
         false
     }
 
-    /// Says how it ended; true when that was no failure.
-    fn ended(&mut self, end: &End) -> bool {
+    /// Says how it ended, and returns what was wrong with that.
+    fn ended(&mut self, end: &End) -> Option<String> {
         let (asked, instance) = (self.asked, &self.timeline.instance);
-        let clean = match end {
+        let early = if self.timeline.ready_ns.is_none() { " before it was ready" } else { "" };
+        let wrong = match end {
             End::Exited(exit) if asked || exit.code == Some(0) => {
-                tracing::info!(instance, asked, "instance ended: {exit}");
-                true
+                tracing::info!(instance, asked, "instance ended{early}: {exit}");
+                None
             }
-            End::Exited(exit) => {
-                tracing::warn!(instance, ready = self.timeline.ready_ns.is_some(), "instance ended: {exit}");
-                false
-            }
-            End::NotStarted(error) => {
-                tracing::error!(instance, reason = error.reason(), "instance not started: {error}");
-                false
-            }
-            End::NoLease(error) => {
-                tracing::error!(instance, reason = error.reason(), "instance not started: {error}");
-                false
-            }
+            End::Exited(exit) => Some(("exit", format!("instance ended{early}: {exit}"))),
+            End::NotStarted(error) => Some((error.reason(), format!("instance not started: {error}"))),
+            End::NoLease(error) => Some((error.reason(), format!("instance not started: {error}"))),
         };
+        match &wrong {
+            // The function's own doing.
+            Some((reason @ "exit", text)) => tracing::warn!(instance, reason, "{text}"),
+            Some((reason, text)) => tracing::error!(instance, reason, "{text}"),
+            None => {}
+        }
         let timeline = &mut self.timeline;
         if timeline.ready_ns.is_none() {
             timeline.outcome = Outcome::Failed;
@@ -234,6 +232,6 @@ impl Instance {
                 measure::record_unused(&timeline.function);
             }
         }
-        clean
+        wrong.map(|(_, text)| text)
     }
 }

@@ -107,6 +107,11 @@ impl Node {
         match message {
             Message::Event(function, event) => self.event(function, event),
             Message::Prepared(function, instance, parked) => self.prepared(function, instance, parked),
+            Message::Failed(function, error) => {
+                if let Some(entry) = self.entry(function) {
+                    entry.last_error = Some(error);
+                }
+            }
             Message::Removed(function) => {
                 if let Some(entry) = self.entry(function) {
                     entry.removing = entry.removing.saturating_sub(1);
@@ -143,6 +148,7 @@ impl Node {
                     entry.removing += 1;
                 }
             }
+            Event::Ready(_) => entry.last_error = None,
             _ => {}
         }
         let Some(entry) = self.entry(function) else { return };
@@ -224,7 +230,6 @@ impl Node {
                     handle.event(function, Event::Gone { instance, clean: false }).await;
                 });
                 let Some(entry) = self.entry(function) else { return };
-                entry.last_error = None;
                 entry.parked.insert(instance, (parked, watch));
                 Event::Parked(instance)
             }
@@ -345,7 +350,13 @@ impl Reporter for Teller {
         let instance = self.instance;
         let event = match report {
             Report::Ready => Event::Ready(instance),
-            Report::Gone { clean } => Event::Gone { instance, clean },
+            Report::Gone { wrong } => {
+                let clean = wrong.is_none();
+                if let Some(error) = wrong {
+                    self.handle.send(Message::Failed(self.function, error)).await;
+                }
+                Event::Gone { instance, clean }
+            }
         };
         self.handle.event(self.function, event).await;
     }

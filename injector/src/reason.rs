@@ -53,6 +53,8 @@ reasons! {
         UnreadMessage = "unread_message",
         /// The socket reports an error (reset, keep-alive timeout).
         SocketError = "socket_error",
+        /// It was begun for a lease that nobody wants any more, and enough others are idle.
+        Surplus = "surplus",
         /// The pool was closed.
         PoolClosed = "pool_closed",
     }

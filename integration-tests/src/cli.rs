@@ -1,17 +1,14 @@
 //! The agent's command line, for what [`crate::lab::Agent`] does not do: commands that end, and
 //! agents that are not to become ready.
 
-use std::path::PathBuf;
+use std::fs;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
-use crate::lab::{self, Process, Scratch};
+use crate::lab::{Process, Scratch, binary};
 
-const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// The pause between two looks.
 const LOOK_AGAIN_MS: u8 = 5;
@@ -53,22 +50,5 @@ pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Resu
             Ok(None) if Instant::now() >= deadline => bail!("{what}: not within {limit:?}"),
             _ => nix::poll::poll(&mut [], LOOK_AGAIN_MS)?,
         };
-    }
-}
-
-/// `HEADSTART_BIN`, or the release build of this workspace, made at most once per process.
-pub fn binary() -> Result<PathBuf> {
-    static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
-    if let Some(path) = env::var_os("HEADSTART_BIN") {
-        return Ok(path.into());
-    }
-    let build = || {
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(lab::workspace()).args(["--quiet", "build", "--release", "-p", "headstart-agent"]);
-        lab::run_within(BUILD_LIMIT, &mut cargo).map(drop)
-    };
-    match BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))) {
-        Ok(()) => Ok(lab::target_dir().join("release/headstart")),
-        Err(error) => bail!("the agent does not build: {error}"),
     }
 }

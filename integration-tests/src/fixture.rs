@@ -1,18 +1,11 @@
 //! Functions that misbehave: `src/bin/hostile.rs` in one of its modes.
 
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::OnceLock;
-use std::time::Duration;
-use std::{env, fmt::Write as _};
+use std::fmt::Write as _;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use crate::lab::{self, Rootfs, free_port};
+use crate::lab::{Rootfs, build_static, free_port};
 use crate::site::{Function, Kind};
-
-const BUILD_LIMIT: Duration = Duration::from_secs(1200);
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What it answers to `GET /`.
 pub const ALIVE: &str = "alive";
@@ -31,28 +24,5 @@ pub fn function(mode: &str, runtime: &str, keys: &str) -> Result<Function> {
 
 /// A root filesystem with the fixture in it.
 pub fn rootfs() -> Result<Rootfs> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
-    match built {
-        Ok(binary) => Rootfs::with_binary("hostile", binary),
-        Err(error) => anyhow::bail!("the fixture does not build: {error}"),
-    }
-}
-
-/// Builds it statically, beside the examples.
-fn build() -> Result<PathBuf> {
-    let target = lab::target_dir().join("static");
-    let mut cargo = cargo();
-    cargo.args(["build", "--release", "--target", TARGET, "-p", "headstart-integration-tests"]);
-    cargo.args(["--bin", "hostile", "--target-dir"]).arg(&target);
-    lab::run_within(BUILD_LIMIT, cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    let binary = target.join(TARGET).join("release/hostile");
-    ensure!(binary.exists(), "cargo made no {}", binary.display());
-    Ok(binary)
-}
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(lab::workspace()).arg("--quiet");
-    cargo
+    Rootfs::with_binary("hostile", &build_static("headstart-integration-tests", "hostile")?)
 }

@@ -19,7 +19,7 @@ mod docker;
 mod agent;
 mod metrics;
 
-pub use agent::{Agent, AgentSetup};
+pub use agent::{Agent, AgentSetup, binary};
 pub use claim::free_port;
 pub use command::{run, run_within};
 pub use delay::Delay;
@@ -28,7 +28,7 @@ pub use metrics::{Metrics, Sample};
 pub use netns::{Link, Namespace};
 pub use postgres::{Postgres, PostgresSetup};
 pub use process::Process;
-pub use rootfs::{DockerImage, Rootfs};
+pub use rootfs::{DockerImage, Rootfs, build_static};
 pub use scratch::{Lease, Scratch, prefix, unique};
 
 pub(crate) use command::settle;

@@ -161,3 +161,27 @@ fn examples_stay_small() {
         assert!(text.lines().count() < 80, "{example} is to be copied by users");
     }
 }
+
+#[test]
+fn the_configuration_in_the_readme_is_a_good_one() {
+    let readme = fs::read_to_string(workspace().join("README.md")).unwrap();
+    let (_, after) = readme.split_once("```toml\n").unwrap();
+    let (text, _) = after.split_once("```").unwrap();
+    let config =
+        headstart_config::Config::parse("README.md", text).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!((config.functions.len(), config.backends.len()), (1, 1));
+}
+
+#[test]
+fn metrics_are_recorded_in_one_place() {
+    for file in sources("agent/src") {
+        if !file.ends_with("metrics.rs") && !file.to_string_lossy().contains("tests") {
+            assert!(!code_has_metric(&file), "{} names a metric of its own", file.display());
+        }
+    }
+}
+
+/// Whether a file calls the metrics crate by itself.
+fn code_has_metric(file: &Path) -> bool {
+    ["counter!(", "gauge!(", "histogram!("].iter().any(|call| code(file).contains(call))
+}

@@ -250,7 +250,7 @@ fn killed(runtime: &str) {
     // The same configuration file, so the same state directory, ports and admin address.
     let config = killed.config().display().to_string();
     let mut next = lab::Process::spawn(
-        std::process::Command::new(cli::binary().unwrap()).args(["run", "--config", &config]),
+        std::process::Command::new(lab::binary().unwrap()).args(["run", "--config", &config]),
     )
     .unwrap();
     let swept = next.wait_line("removed what an earlier agent left", LIMIT).unwrap();

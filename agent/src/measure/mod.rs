@@ -46,3 +46,21 @@ pub fn now_ns() -> u64 {
     // The clock exists on every Linux; zero would only spoil one measurement.
     headstart_wire::monotonic_ns().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_start_goes_when_there_are_too_many_and_an_update_is_none() {
+        let starts = Starts::default();
+        for number in 0..STARTS_MAX + 3 {
+            let timeline = timeline::example(&format!("orders-{number}"));
+            starts.put(&timeline);
+            starts.put(&timeline);
+        }
+        let list = starts.list();
+        assert_eq!(list.len(), STARTS_MAX);
+        assert_eq!(list[0].instance, "orders-3");
+    }
+}

@@ -180,34 +180,36 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
+/// A whole cold start, for tests.
+#[cfg(test)]
+pub(super) fn example(instance: &str) -> Timeline {
+    Timeline {
+        function: "orders".into(),
+        instance: instance.into(),
+        runtime: "oci",
+        trigger: Trigger::Syn,
+        outcome: Outcome::Ready,
+        syn_ns: 1_000_000,
+        event_ns: 1_100_000,
+        start_ns: 1_200_000,
+        exec_ns: Some(3_200_000),
+        hello_ns: Some(4_200_000),
+        injected_ns: Some(4_300_000),
+        ready_ns: Some(6_000_000),
+        connected_ns: None,
+        accept_ns: Some(7_000_000),
+        first_response_ns: Some(9_000_000),
+        stages: Stages::default(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn timeline() -> Timeline {
-        Timeline {
-            function: "orders".into(),
-            instance: "orders-1".into(),
-            runtime: "oci",
-            trigger: Trigger::Syn,
-            outcome: Outcome::Ready,
-            syn_ns: 1_000_000,
-            event_ns: 1_100_000,
-            start_ns: 1_200_000,
-            exec_ns: Some(3_200_000),
-            hello_ns: Some(4_200_000),
-            injected_ns: Some(4_300_000),
-            ready_ns: Some(6_000_000),
-            connected_ns: None,
-            accept_ns: Some(7_000_000),
-            first_response_ns: Some(9_000_000),
-            stages: Stages::default(),
-        }
-    }
-
     #[test]
     fn stages_add_up_to_the_whole() {
-        let mut timeline = timeline();
+        let mut timeline = example("orders-1");
         timeline.update();
         let sum: f64 = timeline.stages.named()[..6].iter().filter_map(|(_, seconds)| *seconds).sum();
         assert!((sum - timeline.stages.total.unwrap()).abs() < 1e-12);
@@ -217,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_ran_while_a_client_was_connected_is_exposed() {
-        let mut timeline = timeline();
+        let mut timeline = example("orders-1");
         timeline.connected_ns = Some(5_000_000);
         timeline.update();
         assert_eq!(timeline.stages.exposed, Some(0.001));

@@ -49,7 +49,7 @@ pub struct FunctionStatus {
     pub instances: usize,
     /// Ended or discarded containers whose traces are being removed.
     pub removing: usize,
-    /// Why the last container could not be created, until one is.
+    /// What went wrong last, with a container or an instance, until one is ready.
     pub last_error: Option<String>,
 }
 

@@ -21,6 +21,8 @@ pub enum Operation {
 pub(super) enum Message {
     Event(FunctionId, Event),
     Prepared(FunctionId, InstanceId, Result<Parked, String>),
+    /// What went wrong with an instance that is gone.
+    Failed(FunctionId, String),
     Removed(FunctionId),
     Operate(String, Operation, oneshot::Sender<bool>),
     Status(oneshot::Sender<Vec<FunctionStatus>>),

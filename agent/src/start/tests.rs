@@ -235,7 +235,7 @@ async fn sweep_takes_its_own_only(bed: Bed) {
 async fn strange_names_are_refused(bed: Bed) {
     let runtime = bed.runtime(&["/bin/true"]);
     let function = bed.function("f");
-    let long = format!("{function}-{}", "0".repeat(80));
+    let long = format!("{function}-{}", "0".repeat(96));
     for name in
         ["", "../x-1", &format!("{function}-a-1"), &format!("{function}-"), &format!("{function}-/"), &long]
     {

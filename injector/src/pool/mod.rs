@@ -94,8 +94,8 @@ impl Pool {
     ///
     /// With all `max` in use it waits up to `wait` for room. All in all it resolves within `wait` plus
     /// two connect timeouts (a foreign attempt that it joined, and its own). Dropping the future
-    /// withdraws the request; a connection that was begun for it becomes idle, unless it was ready by
-    /// then: that one ends like any lease.
+    /// withdraws the request; a connection that was begun for it is kept if fewer than `min_idle` are
+    /// idle, unless it was ready by then: that one ends like any lease.
     pub fn lease(&self) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
         let shared = Arc::clone(&self.0.0);
         let begun = shared.begin_lease();

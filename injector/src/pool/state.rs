@@ -159,7 +159,7 @@ impl State {
         Round { closed: false, start: std::mem::take(&mut self.unbegun), next, expired }
     }
 
-    /// A connect succeeded. The oldest waiter for it, else it becomes idle.
+    /// A connect succeeded. The oldest waiter for it; else it becomes idle, up to `min_idle`.
     ///
     /// With a waiter the connection is counted as leased, and handed back for the waiter. The flag says
     /// whether the connect before this one had failed.
@@ -179,6 +179,11 @@ impl State {
                 self.tally.fallback(FallbackReason::PoolEmpty);
                 return (recovered, Some((waiter, idle)));
             }
+        }
+        if self.idle.len() >= self.settings.min_idle {
+            // It was begun for somebody who has left: kept, it would cost the server until its time to live.
+            self.tally.discard(DiscardReason::Surplus);
+            return (recovered, None);
         }
         let ttl = self.settings.ttl;
         let end = (!ttl.is_zero()).then(|| now + ttl.mul_f64(rand::rng().random_range(0.8..=1.0)));

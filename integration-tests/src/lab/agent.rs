@@ -21,6 +21,8 @@ const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a dropped agent may clean up before it is killed.
+const DROP_LIMIT: Duration = Duration::from_secs(5);
 /// The pause between two looks at a state that only the agent can change.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
@@ -230,8 +232,15 @@ impl Agent {
     }
 }
 
+impl Drop for Agent {
+    /// A killed agent leaves parked containers that nobody finds once its state directory is gone: it may clean up.
+    fn drop(&mut self) {
+        let _killed_in_the_end = self.process.stop(Signal::SIGTERM, DROP_LIMIT);
+    }
+}
+
 /// `HEADSTART_BIN`, or the release build of this workspace, made at most once per process.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
     if let Some(path) = env::var_os("HEADSTART_BIN") {
         return Ok(path.into());

@@ -29,7 +29,7 @@ pub struct Rootfs {
 impl Rootfs {
     /// Builds the example function `name` statically, and lays out a root filesystem around it.
     pub fn example(name: &str) -> Result<Self> {
-        Self::with_binary(name, &build_static(name)?)
+        Self::with_binary(name, &build_static(name, name)?)
     }
 
     /// Lays out a root filesystem with `binary`, which must be static, as `/name`.
@@ -102,16 +102,19 @@ impl Drop for DockerImage {
     }
 }
 
-/// Builds `package` of this workspace as a static binary and returns its path.
-fn build_static(package: &str) -> Result<PathBuf> {
+/// Builds the program `binary` of a package of this workspace statically, and returns its path.
+pub fn build_static(package: &str, binary: &str) -> Result<PathBuf> {
     // The tests of one process would only wait for each other's cargo.
     static BUILD: Mutex<()> = Mutex::new(());
     let _turn = BUILD.lock().unwrap_or_else(PoisonError::into_inner);
     let target = target_dir().join("static");
     let mut cargo = cargo();
-    cargo.args(["build", "--release", "--target", TARGET, "-p", package]).arg("--target-dir").arg(&target);
+    cargo
+        .args(["build", "--release", "--target", TARGET, "-p", package, "--bin", binary])
+        .arg("--target-dir")
+        .arg(&target);
     run_within(BUILD_LIMIT, cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(target.join(TARGET).join("release").join(package))
+    Ok(target.join(TARGET).join("release").join(binary))
 }
 
 /// The cargo that runs the tests, in the workspace.

@@ -66,3 +66,14 @@ async fn a_child_is_watched_to_its_end() {
     assert_eq!(watch.now(), Some(exit));
     watch.signal(rustix::process::Signal::KILL);
 }
+
+#[test]
+fn the_longest_function_name_has_instances_with_a_host_name() {
+    use super::super::name::{check, host};
+    let function = "f".repeat(63);
+    let instance = format!("{function}-0123456789abcdef");
+    check(&instance, &function).unwrap();
+    let host = host(&instance);
+    assert!(host.len() <= 64 && host.ends_with("-0123456789abcdef"), "{host}");
+    assert_eq!(super::super::name::host("f-1"), "f-1");
+}
