@@ -123,6 +123,8 @@ fn run(file: &Path) -> anyhow::Result<ExitCode> {
 }
 
 async fn agent(config: Config) -> anyhow::Result<()> {
+    // Before anything exists that a default SIGTERM would leave behind.
+    let asked = asked_to_stop().context("signals cannot be received")?;
     let export = measure::install()?;
     let listener = admin::listen(config.agent.admin).await.map_err(anyhow::Error::msg)?;
     start::sweep(&config.agent.state_dir, &config.agent.runc, &config.agent.docker_socket).await;
@@ -144,13 +146,9 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let pages = tokio::spawn(admin::serve(listener, admin, async move { drop(stopped.changed().await) }));
     tracing::info!(admin = %address, functions = config.functions.len(), "headstart is up");
 
-    let asked = handle.clone();
     tokio::spawn(async move {
-        match asked_to_stop().await {
-            Ok(signal) => tracing::info!("{signal}: stopping"),
-            Err(error) => tracing::error!("signals cannot be received ({error}): stopping"),
-        }
-        asked.shutdown().await;
+        tracing::info!("{}: stopping", asked.await);
+        handle.shutdown().await;
     });
     node.run().await;
     start::tidy();
@@ -174,11 +172,14 @@ async fn watch_ring(ring: syn::Ring, node: headstart_agent::node::Handle) {
     }
 }
 
-async fn asked_to_stop() -> std::io::Result<&'static str> {
+/// Listens from now on; the future names the signal that asks the agent to stop.
+fn asked_to_stop() -> std::io::Result<impl Future<Output = &'static str>> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        }
     })
 }
 
