@@ -65,7 +65,7 @@ pub enum Runtime {
         /// Default `none`.
         network: Network,
     },
-    /// `process`: a child of the agent, without isolation.
+    /// `process`: a process of this host in namespaces of its own, without a container runtime.
     Process,
 }
 

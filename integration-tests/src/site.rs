@@ -17,6 +17,18 @@ use crate::lab::{
 /// Longest wait for anything that takes milliseconds when all is well.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
+/// The stages of a cold start in path order, as metrics and timelines name them.
+pub const STAGES: [&str; 8] = [
+    "syn_to_event",
+    "event_to_start",
+    "start_to_exec",
+    "exec_to_hello",
+    "hello_to_injected",
+    "init",
+    "ready_to_accept",
+    "first_response",
+];
+
 /// The database's port in its namespace.
 const DATABASE_PORT: u16 = 5432;
 

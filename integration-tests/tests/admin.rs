@@ -12,24 +12,13 @@ use headstart_integration_tests::lab::{
     self, Agent, AgentSetup, Link, Namespace, Postgres, Scratch, free_port,
 };
 use headstart_integration_tests::leaks::{Snapshot, Watch};
-use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::site::{Function, LIMIT, STAGES};
 use headstart_integration_tests::{cli, fixture, privilege};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 const RUNTIME: &str = "oci";
-
-const STAGES: [&str; 8] = [
-    "syn_to_event",
-    "event_to_start",
-    "start_to_exec",
-    "exec_to_hello",
-    "hello_to_injected",
-    "init",
-    "ready_to_accept",
-    "first_response",
-];
 
 /// Every metric, as DESIGN.md promises them. A counter of what did not happen is there too, with 0:
 /// an alert on what is absent never fires.

@@ -235,9 +235,10 @@ impl Node {
         let report = Report::parse(line.trim_end());
         let command = self.spec.program().to_owned();
         match report {
-            Some(Report::Missing) => {
-                Err(StartError::CommandMissing { command, place: "the node's file system".to_owned() })
-            }
+            Some(Report::Missing) => Err(StartError::CommandMissing {
+                command,
+                place: "the node's file system as nobody sees it, with an empty /tmp".to_owned(),
+            }),
             Some(Report::Failed(detail)) => Err(StartError::Create { detail }),
             Some(Report::NotExecuted(errno)) => {
                 let detail = io::Error::from_raw_os_error(errno).to_string();

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use headstart_integration_tests::lab::{self, Agent, Lease, free_port};
-use headstart_integration_tests::site::{Function, Kind, LIMIT, Site};
+use headstart_integration_tests::site::{Function, Kind, LIMIT, STAGES, Site};
 use headstart_integration_tests::usual::Usual;
 use headstart_integration_tests::{client, privilege};
 use serde_json::{Value, json};
@@ -28,18 +28,6 @@ const ROUNDS: usize = 15;
 
 /// Width of the longest bar, in characters.
 const WIDTH: f64 = 60.0;
-
-/// The stages of a cold start in path order.
-const STAGES: [&str; 8] = [
-    "syn_to_event",
-    "event_to_start",
-    "start_to_exec",
-    "exec_to_hello",
-    "hello_to_injected",
-    "init",
-    "ready_to_accept",
-    "first_response",
-];
 
 fn main() -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
