@@ -118,6 +118,10 @@ pub(super) fn pid_of(command: &str) -> Option<i32> {
 }
 
 impl Bed {
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     pub(super) fn rootfs(&self) -> PathBuf {
         self.directory.path().join("rootfs")
     }
