@@ -47,9 +47,16 @@ pub(super) struct Bed {
 }
 
 /// What a container could leave on the node: cgroups, mounts, descriptors, files, zombies.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Traces {
     counts: BTreeMap<&'static str, usize>,
+}
+
+impl Traces {
+    /// Whether there is more of anything. Less is no leak: an idle connection was closed, for instance.
+    pub(super) fn exceed(&self, before: &Self) -> bool {
+        self.counts.iter().any(|(kind, count)| Some(count) > before.counts.get(kind))
+    }
 }
 
 /// A bed for this kind, or `None` after a word about what is missing. Under CI
