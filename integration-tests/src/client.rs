@@ -188,10 +188,14 @@ impl Connection {
     fn fill(&mut self) -> Result<usize, Failure> {
         let mut buffer = [0; 16 * 1024];
         let first = self.timings.first_byte.is_zero();
-        let read = |connection: &mut Self, buffer: &mut [u8]| {
+        let read = |connection: &mut Self, buffer: &mut [u8]| loop {
             let left = connection.left()?;
             connection.stream.set_read_timeout(Some(left))?;
-            connection.stream.read(buffer)
+            match connection.stream.read(buffer) {
+                // A read with a timeout is not restarted after a signal (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
         };
         let step = if first { Step::Wait } else { Step::Read };
         let count = read(self, &mut buffer).map_err(|error| self.failure(step, error))?;
