@@ -48,7 +48,8 @@ pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Resu
                 return Err(error).context(format!("{what}: {limit:?}"));
             }
             Ok(None) if Instant::now() >= deadline => bail!("{what}: not within {limit:?}"),
-            _ => nix::poll::poll(&mut [], LOOK_AGAIN_MS)?,
+            // A signal may cut the pause short.
+            _ => nix::poll::poll(&mut [], LOOK_AGAIN_MS).unwrap_or_default(),
         };
     }
 }
