@@ -1,27 +1,13 @@
-//! Layouts shared by the kernel program and user space: the ring's record, the maps' keys and values.
+//! What the kernel programs tell user space: the record of the rings, and the counters.
 //!
 //! Everything is `repr(C)`, native-endian, with padding spelled out as fields that are always zero: the
 //! kernel compares map keys byte by byte, and ring records must not carry uninitialised memory. The object
 //! is little-endian (`bpfel`), so user space must run on a little-endian machine.
 
 use core::mem::size_of;
-use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use core::net::{Ipv6Addr, SocketAddr};
 
-use crate::packet::{IpWords, Syn};
-
-/// Name of the XDP program (section `xdp.frags`) in the object.
-pub const PROGRAM: &str = "headstart_syn";
-/// Name of the hash map [`PortKey`] -> [`FunctionEntry`] that user space fills.
-pub const MAP_FUNCTIONS: &str = "FUNCTIONS";
-/// Name of the ring buffer of [`SynEvent`].
-pub const MAP_EVENTS: &str = "EVENTS";
-/// Name of the per-CPU array whose only element (index 0) is [`Counters`].
-pub const MAP_STATS: &str = "STATS";
-
-/// Most entries that [`MAP_FUNCTIONS`] holds; the loader may override it.
-pub const FUNCTIONS_MAX: usize = 16_384;
-/// Size of [`MAP_EVENTS`] in bytes: about 4,000 events of 56 bytes and an 8-byte header each.
-pub const EVENTS_BYTES: usize = 256 * 1024;
+use crate::packet::Syn;
 
 /// An address as 16 bytes in network order; IPv4 is v4-mapped, `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 pub type Addr = [u8; 16];
@@ -32,17 +18,22 @@ pub type Addr = [u8; 16];
 pub enum EventKind {
     /// The XDP program saw a SYN.
     Syn = 1,
-    /// The socket lookup saw a new connection (reserved for the `sk_lookup` program).
+    /// The socket lookup saw a new connection. Its sequence number is not known there: `isn` is 0.
     Lookup = 2,
+    /// A valid knock: `dst_port` is the knock's port, `isn` is 0.
+    Knock = 3,
 }
 
-/// One record of [`MAP_EVENTS`]: a client has just asked for a connection to a function.
+/// [`SynEvent::flags`]: a key that this node knows vouched for it.
+pub const AUTHENTICATED: u8 = 1;
+
+/// One record of the rings: a client has just asked for a connection to a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct SynEvent {
     /// When the program ran, in nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
     pub timestamp_ns: u64,
-    /// The function's number, copied from [`FunctionEntry::function`].
+    /// The function's number, copied from [`crate::maps::FunctionEntry::function`].
     pub function: u32,
     /// The client's initial sequence number, host order.
     pub isn: u32,
@@ -58,70 +49,119 @@ pub struct SynEvent {
     pub kind: u8,
     /// 4 or 6, as on the wire.
     pub ip_version: u8,
+    /// Bits such as [`AUTHENTICATED`].
+    pub flags: u8,
     /// Always zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
-/// Key of [`MAP_FUNCTIONS`]: where a function listens. Three aligned words, no padding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct PortKey {
-    /// The listener's address; all zero for "any address", of either IP version.
-    addr: IpWords,
-    /// The listener's port, host order.
-    port: u64,
-}
-
-/// Value of [`MAP_FUNCTIONS`]: whose port it is, and whether its SYNs are worth an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct FunctionEntry {
-    /// The function's number, chosen by user space.
-    pub function: u32,
-    /// Bits such as [`FUNCTION_WARM`].
-    pub flags: u32,
-}
-
-/// [`FunctionEntry::flags`]: an instance is running, so a SYN is counted and raises no event.
-pub const FUNCTION_WARM: u32 = 1;
-
-/// Index into [`Counters`]. Every packet counts once in `Packets` and once in exactly one of the others.
+/// Index into [`Counters`].
+///
+/// A frame that the XDP or tcx program is given counts once in `Packets` and once in exactly one of the
+/// counters up to `KnockReplayed`; those after it count beside, and for the other programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stat {
-    /// Frames the program was given.
-    Packets = 0,
+    /// Frames that a program was given.
+    Packets,
     /// Frames whose headers contradict themselves or are cut off.
-    Malformed = 1,
+    Malformed,
     /// Frames that start no connection: no TCP, no SYN, later fragments, impossible addresses.
-    NotSyn = 2,
+    NotSyn,
     /// SYNs to an address and port that no function owns.
-    Unowned = 3,
-    /// SYNs to a function marked [`FUNCTION_WARM`].
-    Warm = 4,
-    /// SYNs written to the ring.
-    Event = 5,
+    Unowned,
+    /// SYNs to a function that has an instance ([`crate::maps::FUNCTION_WARM`]).
+    Warm,
+    /// Authenticated SYNs written to their ring.
+    Authenticated,
+    /// Open SYNs written to their ring.
+    Event,
+    /// Authenticated SYNs, and knocks, lost because their ring was full. Such a knock is consumed, and opens.
+    AuthenticatedRingFull,
     /// SYNs lost because the ring was full; the function's start then waits for the accept queue.
-    RingFull = 6,
+    RingFull,
+    /// SYNs from a source that is to be ignored.
+    Ignored,
+    /// Unauthenticated SYNs, passed without an event, to a function that starts early for others only.
+    Unauthenticated,
+    /// Unauthenticated SYNs, dropped, to a function that is closed to them.
+    Refused,
+    /// Open SYNs over the budget of their source.
+    SourceBudget,
+    /// Open SYNs over the budget of their function.
+    FunctionBudget,
+    /// Open SYNs over the budget of the node.
+    GlobalBudget,
+    /// Valid knocks, consumed.
+    Knock,
+    /// Packets to the knock's port that are no knock, or not a valid one; passed.
+    KnockInvalid,
+    /// Knocks that were seen before, consumed.
+    KnockReplayed,
+
+    /// Tags that did not verify.
+    BadTag,
+    /// Tags of a key that is not known here.
+    UnknownKey,
+    /// Tags of an epoch that is over, or has not come yet.
+    BadEpoch,
+    /// Tags that another connection used before.
+    Replayed,
+    /// Options of our kind and experiment that are not ours, or not whole.
+    BadOption,
+    /// Connections that the socket lookup gave to the function whose ID their SYN named.
+    Steered,
+    /// Connections of ignored sources that the socket lookup gave to the agent instead of a cold function.
+    Lobby,
+    /// Lookups for a function without an instance that were written to the ring.
+    LookupEvent,
+    /// Lookups over one of the budgets.
+    LookupBudget,
+    /// Lookups lost because the ring was full.
+    LookupRingFull,
+    /// SYNs that a listener's own filter dropped, as no key vouched for them.
+    GateRefused,
 }
 
 impl Stat {
     /// Every counter, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 29] = [
         Self::Packets,
         Self::Malformed,
         Self::NotSyn,
         Self::Unowned,
         Self::Warm,
+        Self::Authenticated,
         Self::Event,
+        Self::AuthenticatedRingFull,
         Self::RingFull,
+        Self::Ignored,
+        Self::Unauthenticated,
+        Self::Refused,
+        Self::SourceBudget,
+        Self::FunctionBudget,
+        Self::GlobalBudget,
+        Self::Knock,
+        Self::KnockInvalid,
+        Self::KnockReplayed,
+        Self::BadTag,
+        Self::UnknownKey,
+        Self::BadEpoch,
+        Self::Replayed,
+        Self::BadOption,
+        Self::Steered,
+        Self::Lobby,
+        Self::LookupEvent,
+        Self::LookupBudget,
+        Self::LookupRingFull,
+        Self::GateRefused,
     ];
 }
 
-/// One CPU's counters since the program was loaded, indexed by [`Stat`].
+/// One CPU's counters since the maps were made, indexed by [`Stat`].
 pub type Counters = [u64; Stat::ALL.len()];
 
-/// Sums the per-CPU values of [`MAP_STATS`].
+/// Sums the per-CPU values of [`crate::maps::STATS`].
 pub fn total<'a>(per_cpu: impl IntoIterator<Item = &'a Counters>) -> Counters {
     let mut sum = Counters::default();
     for counters in per_cpu {
@@ -133,8 +173,6 @@ pub fn total<'a>(per_cpu: impl IntoIterator<Item = &'a Counters>) -> Counters {
 }
 
 const _: () = assert!(size_of::<SynEvent>() == SynEvent::SIZE && align_of::<SynEvent>() == 8);
-const _: () = assert!(size_of::<PortKey>() == 24 && align_of::<PortKey>() == 8);
-const _: () = assert!(size_of::<FunctionEntry>() == 8 && align_of::<FunctionEntry>() == 4);
 
 impl SynEvent {
     /// Length of a record in bytes.
@@ -142,7 +180,7 @@ impl SynEvent {
 
     /// The record for `syn`, seen now.
     #[inline(always)]
-    pub fn new(syn: &Syn, function: u32, kind: EventKind, timestamp_ns: u64) -> Self {
+    pub fn new(syn: &Syn, function: u32, kind: EventKind, flags: u8, timestamp_ns: u64) -> Self {
         Self {
             timestamp_ns,
             function,
@@ -153,7 +191,8 @@ impl SynEvent {
             dst_port: syn.dst_port,
             kind: kind as u8,
             ip_version: syn.ip_version,
-            pad: [0; 2],
+            flags,
+            pad: 0,
         }
     }
 
@@ -172,7 +211,8 @@ impl SynEvent {
             dst_port: u16::from_ne_bytes(field(record, 50)?),
             kind: *record.get(52)?,
             ip_version: *record.get(53)?,
-            pad: field(record, 54)?,
+            flags: *record.get(54)?,
+            pad: *record.get(55)?,
         })
     }
 
@@ -181,8 +221,14 @@ impl SynEvent {
         match self.kind {
             1 => Some(EventKind::Syn),
             2 => Some(EventKind::Lookup),
+            3 => Some(EventKind::Knock),
             _ => None,
         }
+    }
+
+    /// Whether a key vouched for it ([`AUTHENTICATED`]).
+    pub fn is_authenticated(&self) -> bool {
+        self.flags & AUTHENTICATED != 0
     }
 
     /// The client, IPv4 as IPv4.
@@ -199,35 +245,4 @@ impl SynEvent {
 /// `N` bytes of `record` from `at`.
 fn field<const N: usize>(record: &[u8], at: usize) -> Option<[u8; N]> {
     record.get(at..)?.first_chunk().copied()
-}
-
-impl PortKey {
-    /// The key of one address and port.
-    #[inline(always)]
-    pub const fn exact(addr: IpWords, port: u16) -> Self {
-        Self { addr, port: port as u64 }
-    }
-
-    /// The key of a port on any address.
-    #[inline(always)]
-    pub const fn any(port: u16) -> Self {
-        Self::exact(IpWords::ZERO, port)
-    }
-
-    /// The key of a listener: `0.0.0.0` and `::` become "any address".
-    pub fn listener(listen: SocketAddr) -> Self {
-        match listen.ip() {
-            ip if ip.is_unspecified() => Self::any(listen.port()),
-            IpAddr::V4(ip) => Self::exact(ip.to_ipv6_mapped().octets().into(), listen.port()),
-            IpAddr::V6(ip) => Self::exact(ip.octets().into(), listen.port()),
-        }
-    }
-}
-
-impl FunctionEntry {
-    /// Whether an instance is running ([`FUNCTION_WARM`]).
-    #[inline(always)]
-    pub const fn is_warm(self) -> bool {
-        self.flags & FUNCTION_WARM != 0
-    }
 }

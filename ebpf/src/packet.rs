@@ -1,24 +1,36 @@
-//! Recognises the one packet that matters: the SYN with which a client opens a TCP connection.
+//! Recognises the packets that matter: the SYN with which a client opens a TCP connection, and UDP, which may
+//! be a knock.
 //!
-//! Ethernet, up to two VLAN tags, IPv4 with options or IPv6 with extension headers, TCP. [`parse`] is the
-//! same code in the kernel, where [`Bytes`] is an XDP frame, and on the host, where it is a slice. The
-//! order of the checks serves the packets that are *not* SYNs, which are nearly all: they are left after
-//! one look at each header; addresses and lengths are read for SYNs only.
+//! Ethernet, up to two VLAN tags, IPv4 with options or IPv6 with extension headers, TCP or UDP. [`read`] is
+//! the same code in the kernel, where [`Bytes`] is an XDP frame or a socket buffer, and on the host, where it
+//! is a slice. The order of the checks serves the packets that are *not* SYNs, which are nearly all: they are
+//! left after one look at each header; addresses and lengths are read for SYNs only.
 //!
 //! Checksums are not verified: a SYN from the same machine carries only the pseudo-header's sum. Tunnels
 //! (IPIP, GRE, VXLAN) are not opened: the inner SYN is for somebody else until the kernel has unwrapped it.
 
 mod ip;
+pub mod options;
+mod udp;
 
 pub use ip::IpWords;
+pub use options::{BadOption, Options};
+pub use udp::Udp;
 
 /// Bytes of a frame that may be read; every read is bounds-checked.
 pub trait Bytes {
     /// `N` bytes at `offset`, or `None` when they are not all there.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// Whether the frame has at least `len` bytes, also where only its start can be read (multi-buffer XDP).
+    /// Whether the first `len` bytes can be read.
+    fn holds(&self, len: usize) -> bool;
+
+    /// Whether the frame has at least `len` bytes, also where only its start can be read.
     fn reaches(&self, len: usize) -> bool;
+
+    /// [`options::find`] in the `len` bytes from `start`; [`options::ABSENT`] also when they are not all
+    /// there, or more than [`options::OPTIONS_MAX`].
+    fn find_option(&self, start: usize, len: usize) -> u32;
 }
 
 impl Bytes for [u8] {
@@ -26,9 +38,31 @@ impl Bytes for [u8] {
         self.get(offset..)?.first_chunk().copied()
     }
 
+    fn holds(&self, len: usize) -> bool {
+        len <= self.len()
+    }
+
     fn reaches(&self, len: usize) -> bool {
         len <= self.len()
     }
+
+    fn find_option(&self, start: usize, len: usize) -> u32 {
+        let mut area: options::Area = [0; _];
+        let (Some(to), Some(from)) = (area.get_mut(..len), self.get(start..start + len)) else {
+            return options::ABSENT;
+        };
+        to.copy_from_slice(from);
+        options::find(&area)
+    }
+}
+
+/// What a frame holds that may matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// A request for a connection, and where its options are.
+    Syn(Syn, Options),
+    /// UDP, not looked into.
+    Udp(Udp),
 }
 
 /// A client's request for a connection.
@@ -51,7 +85,8 @@ pub struct Syn {
 /// Why a frame starts nothing. It is passed on untouched all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// Another protocol, a tunnel, more than two VLAN tags or more than six extension headers.
+    /// Another protocol, a tunnel, more than two VLAN tags or more than six extension headers. [`parse`]
+    /// counts UDP among them.
     NotTcp,
     /// TCP, but not the first packet of a connection.
     NotSyn,
@@ -61,7 +96,8 @@ pub enum Skip {
     /// loopback, unspecified or v4-mapped IPv6 address, source and destination identical (LAND), or
     /// routed to some other host first. Real loopback traffic is the socket lookup's business.
     Refused,
-    /// Cut off, or with lengths or versions that contradict each other.
+    /// Cut off, or with lengths or versions that contradict each other; also when headers are further apart
+    /// than [`Bytes::holds`].
     Malformed,
 }
 
@@ -74,23 +110,26 @@ const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
 const VLAN_TAG_LEN: usize = 4;
 const VLAN_TAGS_MAX: usize = 2;
 
-/// TCP header without options, offsets into it, and its flag bits (RFC 9293, 3.1).
-const TCP_LEN: usize = 20;
-const TCP_DST_PORT: usize = 2;
-const TCP_SEQUENCE: usize = 4;
-const TCP_DATA_OFFSET: usize = 12;
+/// TCP header without options in bytes (RFC 9293, 3.1).
+pub const TCP_LEN: usize = 20;
+/// Its start: ports, sequence number, acknowledgement, data offset, flags.
+type TcpStart = [u8; 14];
+/// Flag bits.
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// Where the parts of an IP packet are, as offsets into the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Network {
     ip_version: u8,
+    /// Whether it carries UDP; else it is TCP.
+    is_udp: bool,
     /// Of the IP header.
     header: usize,
-    /// Of the TCP header.
-    tcp: usize,
+    /// Of the TCP or UDP header.
+    transport: usize,
     /// Of the first byte after the packet, by the IP header's own account.
     end: usize,
 }
@@ -98,38 +137,69 @@ struct Network {
 /// Reads a frame that starts with its Ethernet header.
 ///
 /// # Errors
-/// [`Skip`] says why the frame is no request for a connection.
+/// [`Skip`] says why the frame is neither a request for a connection nor UDP.
 #[inline(always)]
-pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Result<Syn, Skip> {
+pub fn read<B: Bytes + ?Sized>(frame: &B) -> Result<Packet, Skip> {
     let (ethertype, header) = ethernet(frame)?;
     let network = match ethertype {
         ETHERTYPE_IPV4 => ip::v4(frame, header)?,
         ETHERTYPE_IPV6 => ip::v6(frame, header)?,
         _ => return Err(Skip::NotTcp),
     };
-    let [data_offset, flags] = frame.load(network.tcp + TCP_DATA_OFFSET).ok_or(Skip::Malformed)?;
-    // As Linux treats a listening socket: ACK is reset, RST and SYN+FIN are dropped, and the other flags
-    // (URG, PSH, ECE, CWR) do not matter (tcp_rcv_state_process; RFC 9293, 3.10.7.2).
-    if flags & (SYN | ACK | RST | FIN) != SYN {
+    if network.is_udp {
+        return Udp::read(frame, network).map(Packet::Udp);
+    }
+    let tcp = network.transport;
+    let start: TcpStart = frame.load(tcp).ok_or(Skip::Malformed)?;
+    let [.., data_offset, flags] = start;
+    if !is_syn(flags) {
         return Err(Skip::NotSyn);
     }
     let tcp_len = usize::from(data_offset >> 4) * 4;
-    if tcp_len < TCP_LEN || network.tcp + tcp_len > network.end || !frame.reaches(network.end) {
+    if tcp_len < TCP_LEN || tcp + tcp_len > network.end {
         return Err(Skip::Malformed);
     }
-    request(frame, &network)
+    // Where headers are split over buffers, the caller comes back with one that can read all of them.
+    let is_whole = frame.holds(network.end) || frame.holds(tcp + tcp_len) && frame.reaches(network.end);
+    if !is_whole {
+        return Err(Skip::Malformed);
+    }
+    let syn = request(frame, &network, &start)?;
+    Ok(Packet::Syn(syn, Options::new(tcp + TCP_LEN, tcp_len - TCP_LEN)))
+}
+
+/// [`read`] for those to whom only a request for a connection matters.
+///
+/// # Errors
+/// [`Skip`] says why the frame is none.
+#[inline(always)]
+pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Result<Syn, Skip> {
+    match read(frame)? {
+        Packet::Syn(syn, _) => Ok(syn),
+        Packet::Udp(_) => Err(Skip::NotTcp),
+    }
+}
+
+/// Whether TCP flags are those of a connection's first packet.
+///
+/// As Linux treats a listening socket: ACK is reset, RST and SYN+FIN are dropped, and the other flags (URG,
+/// PSH, ECE, CWR) do not matter (`tcp_rcv_state_process`; RFC 9293, 3.10.7.2).
+#[inline(always)]
+pub const fn is_syn(flags: u8) -> bool {
+    flags & (SYN | ACK | RST | FIN) == SYN
 }
 
 /// The SYN, once it is known to be one: from here on, a packet in a thousand.
 #[inline(always)]
-fn request<B: Bytes + ?Sized>(frame: &B, network: &Network) -> Result<Syn, Skip> {
+fn request<B: Bytes + ?Sized>(frame: &B, network: &Network, tcp: &TcpStart) -> Result<Syn, Skip> {
+    let [s0, s1, d0, d1, i0, i1, i2, i3, ..] = *tcp;
     let (src, dst) = ip::addresses(frame, network)?;
     let syn = Syn {
         src,
         dst,
-        src_port: u16::from_be_bytes(frame.load(network.tcp).ok_or(Skip::Malformed)?),
-        dst_port: u16::from_be_bytes(frame.load(network.tcp + TCP_DST_PORT).ok_or(Skip::Malformed)?),
-        isn: u32::from_be_bytes(frame.load(network.tcp + TCP_SEQUENCE).ok_or(Skip::Malformed)?),
+        src_port: u16::from_be_bytes([s0, s1]),
+        dst_port: u16::from_be_bytes([d0, d1]),
+        isn: u32::from_be_bytes([i0, i1, i2, i3]),
         ip_version: network.ip_version,
     };
     if is_group_frame(frame) || syn.src_port == 0 || syn.dst_port == 0 || is_land(&syn) {

@@ -1,6 +1,7 @@
 //! What the kernel writes is what user space reads, and keys mean what the configuration says.
 
-use headstart_ebpf::event::{EventKind, PortKey, Stat, SynEvent, total};
+use headstart_ebpf::event::{AUTHENTICATED, EventKind, Stat, SynEvent, total};
+use headstart_ebpf::maps::PortKey;
 use headstart_ebpf::packet::{IpWords, Syn};
 
 fn event(src: &str, dst: &str) -> SynEvent {
@@ -16,7 +17,7 @@ fn event(src: &str, dst: &str) -> SynEvent {
         isn: 0xdead_beef,
         ip_version: if src.contains(':') { 6 } else { 4 },
     };
-    SynEvent::new(&syn, 42, EventKind::Syn, 1_234_567_890_123)
+    SynEvent::new(&syn, 42, EventKind::Syn, AUTHENTICATED, 1_234_567_890_123)
 }
 
 /// The record as the kernel lays it out, field after field.
@@ -29,8 +30,7 @@ fn bytes(event: &SynEvent) -> Vec<u8> {
         &event.dst,
         &event.src_port.to_ne_bytes(),
         &event.dst_port.to_ne_bytes(),
-        &[event.kind, event.ip_version],
-        &event.pad,
+        &[event.kind, event.ip_version, event.flags, event.pad],
     ]
     .concat()
 }
@@ -66,10 +66,11 @@ fn addresses_come_out_as_they_were_on_the_wire() {
 #[test]
 fn only_known_kinds_have_a_name() {
     let mut event = event("192.0.2.1", "198.51.100.2");
-    assert_eq!(event.kind(), Some(EventKind::Syn));
-    event.kind = EventKind::Lookup as u8;
-    assert_eq!(event.kind(), Some(EventKind::Lookup));
-    for unknown in [0, 3, 255] {
+    for kind in [EventKind::Syn, EventKind::Lookup, EventKind::Knock] {
+        event.kind = kind as u8;
+        assert_eq!(event.kind(), Some(kind));
+    }
+    for unknown in [0, 4, 255] {
         event.kind = unknown;
         assert_eq!(event.kind(), None);
     }

@@ -3,6 +3,8 @@
 mod common {
     pub(crate) mod frames;
     pub(crate) mod mutate;
+    #[expect(dead_code, reason = "what the kernel makes of them is for its tests")]
+    pub(crate) mod proofs;
     pub(crate) mod rows;
 }
 

@@ -1,4 +1,4 @@
-//! The two IP headers: where the TCP header is, and between whom.
+//! The two IP headers: where the TCP or UDP header is, and between whom.
 
 use super::{Bytes, Network, Skip};
 use crate::event::Addr;
@@ -16,6 +16,7 @@ const V4_MAPPED: u64 = 0xffff << 32;
 /// Protocol numbers (IANA), the same for IPv4's protocol and IPv6's next header.
 const HOP_BY_HOP: u8 = 0;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
@@ -35,14 +36,12 @@ pub(super) fn v4<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<Network,
     if ip[0] >> 4 != 4 || header_len < V4_LEN {
         return Err(Skip::Malformed);
     }
-    if ip[9] != TCP {
-        return Err(Skip::NotTcp);
-    }
+    let is_udp = is_udp(ip[9])?;
     if u16::from_be_bytes([ip[6], ip[7]]) & V4_FRAGMENT_OFFSET != 0 {
         return Err(Skip::Fragment);
     }
     let end = header + usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-    Ok(Network { ip_version: 4, header, tcp: header + header_len, end })
+    Ok(Network { ip_version: 4, is_udp, header, transport: header + header_len, end })
 }
 
 /// Reads the IPv6 header at `header` and walks its extension headers.
@@ -67,11 +66,19 @@ pub(super) fn v6<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<Network,
         offset += extension_len(next, &extension)?;
         next = extension[0];
     }
-    if next != TCP {
-        return Err(Skip::NotTcp);
-    }
+    let is_udp = is_udp(next)?;
     let end = header + V6_LEN + usize::from(u16::from_be_bytes([ip[4], ip[5]]));
-    Ok(Network { ip_version: 6, header, tcp: offset, end })
+    Ok(Network { ip_version: 6, is_udp, header, transport: offset, end })
+}
+
+/// Whether a packet is UDP; it is TCP, or of no interest.
+#[inline(always)]
+fn is_udp(protocol: u8) -> Result<bool, Skip> {
+    match protocol {
+        TCP => Ok(false),
+        UDP => Ok(true),
+        _ => Err(Skip::NotTcp),
+    }
 }
 
 /// Length in bytes of an extension header of type `kind` that starts with `extension`.
@@ -116,11 +123,34 @@ impl IpWords {
         octets
     }
 
+    /// The source network that budgets go by: an IPv4 address, or the /64 of an IPv6 address.
+    #[inline(always)]
+    pub fn network(self) -> Self {
+        let v4 = self.high == 0 && u64::from_be(self.low) >> 32 == V4_MAPPED >> 32;
+        if v4 { self } else { Self { high: self.high, low: 0 } }
+    }
+
+    /// The IPv4 address of four bytes in network order, v4-mapped.
+    #[inline(always)]
+    pub const fn from_v4(octets: [u8; 4]) -> Self {
+        Self { high: 0, low: (u32::from_be_bytes(octets) as u64 | V4_MAPPED).to_be() }
+    }
+
+    /// An address of two words as they are in memory.
+    #[inline(always)]
+    pub const fn from_halves(high: u64, low: u64) -> Self {
+        Self { high, low }
+    }
+
+    /// The two words, as they are in memory.
+    #[inline(always)]
+    pub const fn words(self) -> [u64; 2] {
+        [self.high, self.low]
+    }
+
     #[inline(always)]
     fn v4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Result<Self, Skip> {
-        let octets = frame.load(at).ok_or(Skip::Malformed)?;
-        let low = u64::from(u32::from_be_bytes(octets)) | V4_MAPPED;
-        Ok(Self { high: 0, low: low.to_be() })
+        Ok(Self::from_v4(frame.load(at).ok_or(Skip::Malformed)?))
     }
 
     #[inline(always)]
