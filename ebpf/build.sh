@@ -1,11 +1,13 @@
 #!/bin/sh
-# Builds the XDP program (usage below). Installs or builds what it lacks, and says so; the second run only builds.
+# Builds the kernel programs (usage below). Installs or builds what it lacks, and says so; the second run only builds.
 set -eu
 
-usage="usage: ebpf/build.sh [OUT_DIR]    build OUT_DIR/headstart-ebpf.o (default: target/ebpf)
-       ebpf/build.sh --update     build, then replace ebpf/prebuilt/ and its source hash
+usage="usage: ebpf/build.sh [OUT_DIR]    build OUT_DIR/headstart-*.o (default: target/ebpf)
+       ebpf/build.sh --update     build, then replace the objects in ebpf/prebuilt/ and their source hash
        ebpf/build.sh --hash       print the hash of the sources"
 
+# What a node loads, what a client's cgroup gets, and what benches need.
+OBJECTS="headstart-ebpf headstart-tag headstart-bench"
 LINKER_VERSION=0.13.0 # of bpf-linker; must support the LLVM that $LLVM holds and rustc uses
 PACKAGES="rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev"
 LLVM=/usr/lib/llvm-22
@@ -89,10 +91,12 @@ build() {
             CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_LTO=true CARGO_PROFILE_RELEASE_OPT_LEVEL=3 \
             CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_PANIC=abort \
             "$cargo" build --release --locked -Zbuild-std=core --target bpfel-unknown-none \
-            -p headstart-ebpf --bin headstart-ebpf --features kernel
+            -p headstart-ebpf --bins --features kernel
     ) >&2
     # BTF stays; DWARF, five times the size of the rest, is of no use to the kernel.
-    "$objcopy" --strip-debug "$target_dir/bpfel-unknown-none/release/headstart-ebpf" "$1/headstart-ebpf.o"
+    for object in $OBJECTS; do
+        "$objcopy" --strip-debug "$target_dir/bpfel-unknown-none/release/$object" "$1/$object.o"
+    done
 }
 
 case ${1-} in
@@ -103,9 +107,11 @@ case ${1-} in
     find_linker
     build "$repo/target/ebpf"
     mkdir -p "$repo/ebpf/prebuilt"
-    cp "$repo/target/ebpf/headstart-ebpf.o" "$repo/ebpf/prebuilt/headstart-ebpf.o"
+    for object in $OBJECTS; do
+        cp "$repo/target/ebpf/$object.o" "$repo/ebpf/prebuilt/$object.o"
+    done
     source_hash >"$repo/ebpf/prebuilt/SOURCE.sha256"
-    say "updated ebpf/prebuilt/headstart-ebpf.o"
+    say "updated ebpf/prebuilt"
     ;;
 -*) echo "$usage" >&2; exit 2 ;;
 *)
@@ -113,6 +119,6 @@ case ${1-} in
     find_compiler
     find_linker
     build "$out"
-    say "wrote $out/headstart-ebpf.o"
+    say "wrote $OBJECTS to $out"
     ;;
 esac

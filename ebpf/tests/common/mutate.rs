@@ -1,8 +1,8 @@
-//! Frames that are almost right: a row of the table with a few bytes changed, cut, or moved.
+//! Frames that are almost right: a row of a table with a few bytes changed, cut, or moved.
 
 use proptest::prelude::*;
 
-use super::rows;
+use super::{proofs, rows};
 
 /// Longest base frame in bytes; longer rows are tested as they are.
 const BASE_MAX: usize = 300;
@@ -50,6 +50,7 @@ pub(crate) fn frames() -> impl Strategy<Value = Vec<u8>> {
     let bases: Vec<Vec<u8>> = rows::all()
         .into_iter()
         .map(|row| row.frame)
+        .chain(proofs::all().into_iter().map(|proof| proof.frame))
         .filter(|frame| (14..BASE_MAX).contains(&frame.len()))
         .collect();
     (prop::sample::select(bases), proptest::collection::vec(change(), 0..=3)).prop_map(

@@ -1,0 +1,69 @@
+//! What strangers can cause: the budgets of open events, and the rings.
+
+use aya_ebpf::btf_maps::RingBuf;
+use headstart_ebpf::event::{AUTHENTICATED, EventKind, Stat, SynEvent};
+use headstart_ebpf::gate;
+use headstart_ebpf::maps::{EVENTS_BYTES, Settings};
+use headstart_ebpf::packet::Syn;
+use headstart_ebpf::sketch::mix;
+
+use crate::tables::{EVENTS_AUTH, EVENTS_OPEN, FUNCTION_GATES, GLOBAL_GATE, SKETCH};
+
+/// Takes one open event of `syn`'s source for `function` from all budgets.
+///
+/// # Errors
+/// The budget that is used up. A limit or interval of 0 is none: an agent that has set nothing yet must not
+/// be one that sees nothing.
+#[inline(always)]
+pub(crate) fn spend(syn: &Syn, function: u32, now_ns: u64, settings: &Settings) -> Result<(), Stat> {
+    if settings.source_limit != 0
+        && let Some(sketch) = SKETCH.get_ptr_mut(0)
+    {
+        // One of the words is zero, and the other all that counts.
+        let [high, low] = syn.src.network().words();
+        // SAFETY: the array's element is this CPU's own, and programs that see packets do not nest on a CPU.
+        let sketch = unsafe { &mut *sketch };
+        if !sketch.pass(mix(high ^ low, settings.seed), now_ns, settings.source_limit) {
+            return Err(Stat::SourceBudget);
+        }
+    }
+    let of_function = (settings.function_interval_ns != 0).then(|| FUNCTION_GATES.get_ptr_mut(function));
+    let of_node = (settings.global_interval_ns != 0).then(|| GLOBAL_GATE.get_ptr_mut(0));
+    let mut function_due = None;
+    if let Some(Some(due)) = of_function {
+        let (interval_ns, burst_ns) = (settings.function_interval_ns, settings.function_burst_ns);
+        // SAFETY: one word, of which CPUs may overwrite each other's update: see `gate`.
+        let next = unsafe { gate::pass(*due, now_ns, interval_ns, burst_ns) };
+        function_due = Some((due, next.ok_or(Stat::FunctionBudget)?));
+    }
+    if let Some(Some(due)) = of_node {
+        let (interval_ns, burst_ns) = (settings.global_interval_ns, settings.global_burst_ns);
+        // SAFETY: as above.
+        unsafe { *due = gate::pass(*due, now_ns, interval_ns, burst_ns).ok_or(Stat::GlobalBudget)? };
+    }
+    if let Some((due, next)) = function_due {
+        // SAFETY: as above.
+        unsafe { *due = next };
+    }
+    Ok(())
+}
+
+/// Writes an open event; false when the ring is full.
+#[inline(always)]
+pub(crate) fn announce(syn: &Syn, function: u32, kind: EventKind, now_ns: u64) -> bool {
+    write(&EVENTS_OPEN, SynEvent::new(syn, function, kind, 0, now_ns))
+}
+
+/// Writes an event that a key vouches for; false when the ring is full.
+#[inline(always)]
+pub(crate) fn announce_authenticated(syn: &Syn, function: u32, kind: EventKind, now_ns: u64) -> bool {
+    write(&EVENTS_AUTH, SynEvent::new(syn, function, kind, AUTHENTICATED, now_ns))
+}
+
+#[inline(always)]
+fn write(ring: &RingBuf<SynEvent, EVENTS_BYTES>, event: SynEvent) -> bool {
+    let Some(mut record) = ring.reserve(0) else { return false };
+    record.write(event);
+    record.submit(0);
+    true
+}

@@ -1,0 +1,108 @@
+//! The second sensor: the socket lookup, once per new connection, after DNAT, also on loopback. It also gives
+//! connections to the function that their SYN named.
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::SkLookupContext;
+use headstart_ebpf::event::{EventKind, Stat};
+use headstart_ebpf::maps::{FUNCTION_OPTION, LOBBY, SETTINGS_LOBBY, Source};
+use headstart_ebpf::packet::{IpWords, Syn};
+
+use crate::budget::{announce, spend};
+use crate::tables::{LISTENERS, STEERED, count, entry, is_ignored, is_owned, settings, source, was_told};
+use crate::who::{flow, is_none, wants_key};
+
+/// `include/linux/socket.h`, and the protocol number of TCP.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const IPPROTO_TCP: u32 = 6;
+
+/// Looks at a connection that is about to find its socket.
+#[inline(always)]
+pub(crate) fn look_up(ctx: &SkLookupContext) {
+    // SAFETY: the context is the one the kernel called this program with.
+    let Some(syn) = (unsafe { connection(ctx.lookup) }) else { return };
+    if !is_owned(syn.dst_port) {
+        return;
+    }
+    let Some(entry) = entry(syn.dst, syn.dst_port, 0) else { return };
+    if entry.flags & FUNCTION_OPTION != 0 {
+        // SAFETY: one word, read at once.
+        let function = unsafe { STEERED.get(flow(&syn)).copied() };
+        if let Some(function) = function
+            && LISTENERS.redirect_sk_lookup(ctx, function, 0).is_ok()
+        {
+            return count(Stat::Steered);
+        }
+    }
+    if is_none(entry) || entry.is_warm() {
+        return;
+    }
+    let Some(settings) = settings() else { return };
+    let source = source(settings, syn.src);
+    if is_ignored(source) {
+        let has_lobby = settings.flags & SETTINGS_LOBBY != 0;
+        if has_lobby && LISTENERS.redirect_sk_lookup(ctx, LOBBY, 0).is_ok() {
+            count(Stat::Lobby);
+        }
+        return;
+    }
+    if wants_key(entry) || was_told(&syn, entry.function, settings) {
+        return;
+    }
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let allowed = source == Source::Allow as u32;
+    count(if !allowed && spend(&syn, entry.function, now_ns, settings).is_err() {
+        Stat::LookupBudget
+    } else if announce(&syn, entry.function, EventKind::Lookup, now_ns) {
+        Stat::LookupEvent
+    } else {
+        Stat::LookupRingFull
+    });
+}
+
+/// The connection, as a SYN without sequence number; `None` when it is not TCP over IP.
+///
+/// # Safety
+/// `ctx` must be the program's context. It is read field by field: the kernel rewrites each access, and
+/// refuses one that spans two fields.
+#[inline(always)]
+unsafe fn connection(ctx: *const bpf_sk_lookup) -> Option<Syn> {
+    // SAFETY: fields of the context.
+    unsafe {
+        if read_volatile(addr_of!((*ctx).protocol)) != IPPROTO_TCP {
+            return None;
+        }
+        let family = read_volatile(addr_of!((*ctx).family));
+        let (src, dst, ip_version) = match family {
+            AF_INET => (
+                IpWords::from_v4(read_volatile(addr_of!((*ctx).remote_ip4)).to_ne_bytes()),
+                IpWords::from_v4(read_volatile(addr_of!((*ctx).local_ip4)).to_ne_bytes()),
+                4,
+            ),
+            AF_INET6 => (v6(addr_of!((*ctx).remote_ip6).cast()), v6(addr_of!((*ctx).local_ip6).cast()), 6),
+            _ => return None,
+        };
+        Some(Syn {
+            src,
+            dst,
+            // Unlike the local port, in network order.
+            src_port: u16::from_be(read_volatile(addr_of!((*ctx).remote_port))),
+            dst_port: read_volatile(addr_of!((*ctx).local_port)) as u16,
+            isn: 0,
+            ip_version,
+        })
+    }
+}
+
+/// # Safety
+/// `at` must point to the four words of an address in the program's context.
+#[inline(always)]
+unsafe fn v6(at: *const u32) -> IpWords {
+    // SAFETY: the caller's.
+    let word = |index| unsafe { u64::from(read_volatile(at.add(index))) };
+    IpWords::from_halves(word(0) | word(1) << 32, word(2) | word(3) << 32)
+}
