@@ -9,8 +9,10 @@ use crate::table::{Table, Value};
 /// The daemon's own settings. All have defaults, so the section may be left out.
 #[derive(Clone, Debug)]
 pub struct Agent {
-    /// Where the eBPF programs are attached. Default `[]`: nowhere, starts are then triggered by the accept
-    /// queue alone.
+    /// Where the eBPF programs that see packets are attached. Default `[]`: nowhere, starts are then triggered
+    /// by the socket lookup ([`Syn::lookup`]), and by the accept queue.
+    ///
+    /// [`Syn::lookup`]: crate::Syn::lookup
     pub interfaces: Interfaces,
     /// Where `/metrics` and the API are served. Default `127.0.0.1:9464`. Port 0 takes a free port.
     pub admin: SocketAddr,
@@ -32,7 +34,7 @@ pub struct Agent {
 pub enum Interfaces {
     /// `["auto"]`: the uplinks, which are the interfaces that carry a default route.
     Auto,
-    /// These interfaces, without repetition. An empty list means no eBPF.
+    /// These interfaces, without repetition.
     Named(Vec<String>),
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 use crate::table::{Report, Table};
-use crate::{Agent, Backend, Errors, Function, Problem};
+use crate::{Agent, Backend, Errors, Function, Problem, Syn};
 
 /// The most `[[backend]]` sections in a file.
 pub const MAX_BACKENDS: usize = 256;
@@ -25,6 +25,8 @@ pub const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub struct Config {
     /// `[agent]`: the daemon itself.
     pub agent: Agent,
+    /// `[syn]`: how SYNs are watched.
+    pub syn: Syn,
     /// `[[backend]]`: what functions get connections to, in the order of the file.
     pub backends: Vec<Backend>,
     /// `[[function]]`: what is started and served, in the order of the file.
@@ -61,18 +63,22 @@ impl Config {
         let mut root = Table::root(&report, document.get_ref());
         let agent = root.get("agent").and_then(|section| section.table("[agent]"));
         let agent = Agent::read(agent.unwrap_or_else(|| Table::absent(&report, "agent")));
+        let syn = root.get("syn").map(|section| section.table("[syn]"));
+        // Nothing is known of a section that is no table: no function is wrong because of it.
+        let syn_is_broken = matches!(syn, Some(None));
+        let syn = Syn::read(syn.flatten().unwrap_or_else(|| Table::absent(&report, "syn")));
         let backends = root.tables("backend", "[[backend]]", MAX_BACKENDS);
         let functions = root.tables("function", "[[function]]", MAX_FUNCTIONS);
         root.finish();
 
-        let mut known = Known::default();
-        known.listen(agent.admin, || "agent.admin".to_owned());
+        let mut known = Known::new(&agent, &syn);
+        known.keys |= syn_is_broken;
         let backends: Vec<_> =
             backends.into_iter().filter_map(|table| Backend::read(table, &mut known)).collect();
         let functions: Vec<_> =
             functions.into_iter().filter_map(|table| Function::read(table, &mut known)).collect();
         match report.into_errors() {
-            None => Ok(Self { agent, backends, functions }),
+            None => Ok(Self { agent, syn, backends, functions }),
             Some(errors) => Err(errors),
         }
     }
@@ -103,30 +109,113 @@ fn read(path: &Path) -> Result<String, String> {
     })
 }
 
-/// What earlier sections have taken: names and addresses are unique in a file.
+/// What earlier sections have taken or said: names, IDs and addresses are unique in a file.
 #[derive(Default)]
 pub(crate) struct Known {
+    /// Whether clients can have keys.
+    pub(crate) keys: bool,
+    /// Whether functions can share an address.
+    lookup: bool,
     /// Backend name to the line of its section. Holds the names of broken sections too, so that one mistake
     /// is one message.
     pub(crate) backends: BTreeMap<String, usize>,
     pub(crate) functions: BTreeMap<String, usize>,
-    listens: HashMap<u16, Vec<(IpAddr, String)>>,
+    /// Function ID to the function that has it, as messages call it.
+    pub(crate) ids: HashMap<u32, String>,
+    listens: HashMap<u16, Vec<Taken>>,
+}
+
+/// An address, and who has it.
+struct Taken {
+    address: SocketAddr,
+    first: Taker,
+    /// Who gets the connections that name no function.
+    default: Option<String>,
+}
+
+/// Who takes an address.
+pub(crate) enum Taker {
+    /// The agent itself.
+    Agent,
+    /// A function.
+    Function {
+        /// How messages call it.
+        owner: String,
+        /// Whether it has an ID, by which it can be told from others at the address.
+        names_itself: bool,
+    },
 }
 
 impl Known {
-    /// Takes `address` for `owner`, or says which earlier owner has it.
+    fn new(agent: &Agent, syn: &Syn) -> Self {
+        let admin = Taken { address: agent.admin, first: Taker::Agent, default: None };
+        Self {
+            keys: syn.has_key_file(),
+            lookup: syn.lookup,
+            listens: HashMap::from([(agent.admin.port(), vec![admin])]),
+            ..Self::default()
+        }
+    }
+
+    /// Takes `address`; the error says which earlier taker is in the way.
     ///
     /// The any-address takes the port on every address. `[::]` counts as any-address of IPv4 too, as it is on
-    /// Linux unless `net.ipv6.bindv6only` is set (ipv6(7)).
-    pub(crate) fn listen(&mut self, address: SocketAddr, owner: impl FnOnce() -> String) -> Option<String> {
+    /// Linux unless `net.ipv6.bindv6only` is set (ipv6(7)). Functions that name themselves share an address
+    /// with each other and with one function that does not.
+    pub(crate) fn listen(&mut self, address: SocketAddr, taker: Taker) -> Result<(), String> {
         let ip = address.ip().to_canonical();
         let taken = self.listens.entry(address.port()).or_default();
         let both = |any: IpAddr, other: IpAddr| any.is_unspecified() && (any.is_ipv6() || other.is_ipv4());
-        let clash = taken.iter().find(|(other, _)| *other == ip || both(*other, ip) || both(ip, *other));
-        let clash = clash.map(|(_, owner)| owner.clone());
-        if clash.is_none() && address.port() != 0 {
-            taken.push((ip, owner()));
+        let overlaps = |other: IpAddr| other == ip || both(other, ip) || both(ip, other);
+        match taken.iter_mut().find(|taken| overlaps(taken.address.ip().to_canonical())) {
+            None => {
+                taken.push(Taken::new(address, taker));
+                Ok(())
+            }
+            Some(taken) => taken.share(address, taker, self.lookup),
         }
-        clash
+    }
+}
+
+impl Taken {
+    fn new(address: SocketAddr, first: Taker) -> Self {
+        let default = first.default().cloned();
+        Self { address, first, default }
+    }
+
+    /// Lets `taker` in at `address`, or says why not.
+    fn share(&mut self, address: SocketAddr, taker: Taker, lookup: bool) -> Result<(), String> {
+        let first = match &self.first {
+            Taker::Agent => return Err("overlaps with agent.admin".to_owned()),
+            Taker::Function { owner, .. } => owner,
+        };
+        if address != self.address {
+            return Err(format!("overlaps with {} of {first}", self.address));
+        }
+        match (&self.default, taker.default()) {
+            (Some(owner), Some(_)) => {
+                return Err(format!(
+                    "overlaps with {address} of {owner}: of the functions that share an address, all but one \
+                     need an id"
+                ));
+            }
+            (None, Some(owner)) => self.default = Some(owner.clone()),
+            (_, None) => {}
+        }
+        if lookup {
+            Ok(())
+        } else {
+            Err(format!("shares {address} with {first}, which needs lookup = true in [syn]"))
+        }
+    }
+}
+
+impl Taker {
+    /// The function that connections without an ID mean, if this is one.
+    fn default(&self) -> Option<&String> {
+        match self {
+            Self::Function { owner, names_itself: false } => Some(owner),
+            Self::Function { .. } | Self::Agent => None,
+        }
     }
 }

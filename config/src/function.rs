@@ -18,9 +18,14 @@ pub const MAX_FUNCTION_BACKENDS: usize = 16;
 pub struct Function {
     /// Unique; 1 to 63 of a-z, 0-9 and "-". Metrics and container names use it.
     pub name: String,
+    /// The number by which clients name the function in a SYN or a knock; unique, not 0. Default none.
+    pub id: Option<u32>,
     /// The address the agent binds for the function; the port is not 0, and no other function (nor `admin`)
-    /// overlaps with it.
+    /// overlaps with it, except that functions with different `id`s may share one address. One of these may
+    /// have no `id`: it gets the connections that name no function.
     pub listen: SocketAddr,
+    /// What clients without a key may do. Default [`RequireAuth::No`].
+    pub require_auth: RequireAuth,
     /// How an instance is run.
     pub runtime: Runtime,
     /// Program and arguments. Never empty, and an absolute path first, except with Docker: there it may be
@@ -48,6 +53,19 @@ pub struct Function {
     pub retry_max: Duration,
     /// Where this section is in the file.
     pub origin: Origin,
+}
+
+/// What a client needs a key of [`Syn::key_file`] for.
+///
+/// [`Syn::key_file`]: crate::Syn::key_file
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequireAuth {
+    /// `false`: for nothing.
+    No,
+    /// `"wake"`: to start the function early. Others can connect, and it starts then.
+    Wake,
+    /// `"connect"`: to connect at all. Others are refused.
+    Connect,
 }
 
 /// How instances of a function are run.

@@ -8,7 +8,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Protocol, Runtime};
+use crate::keys::Keys;
+use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Protocol, Runtime, Syn};
 
 /// As the kernel's limit of symbolic links in a path (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -17,9 +18,10 @@ impl Config {
     /// Compares the configuration with the host. Each problem says what to do.
     pub fn check_host(&self) -> Vec<Problem> {
         let agent = self.agent.check_host();
+        let syn = self.syn.check_host();
         let backends = self.backends.iter().flat_map(Backend::check_host);
         let functions = self.functions.iter().flat_map(Function::check_host);
-        agent.into_iter().chain(backends).chain(functions).collect()
+        agent.into_iter().chain(syn).chain(backends).chain(functions).collect()
     }
 }
 
@@ -33,6 +35,21 @@ impl Agent {
             self.origin.problem("interfaces", message)
         };
         missing.map(problem).collect()
+    }
+}
+
+impl Syn {
+    /// A key file that cannot be used, or that others can read.
+    pub fn check_host(&self) -> Vec<Problem> {
+        let Some(path) = &self.key_file else { return Vec::new() };
+        let message = match Keys::load(path) {
+            Ok(keys) if keys.is_empty() => {
+                format!("{} holds no key: write a line `NUMBER HEX` into it", path.display())
+            }
+            Ok(_) => return Vec::new(),
+            Err(error) => error.to_string(),
+        };
+        vec![self.origin.problem("key_file", message)]
     }
 }
 

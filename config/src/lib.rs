@@ -3,14 +3,15 @@
 //! A file is read in one pass which collects *every* problem with its file, line and key, so that an
 //! operator corrects a file once and not once per mistake. The modules, in reading order:
 //!
-//! - [`Config`] is the whole file: one [`Agent`], the [`Backend`]s and the [`Function`]s;
+//! - [`Config`] is the whole file: one [`Agent`], one [`Syn`], the [`Backend`]s and the [`Function`]s;
 //! - `table` walks the TOML tree and collects [`Problem`]s, `units` reads `"10m"` and `"64MiB"`;
-//! - `host` asks the host what the file alone cannot tell ([`Config::check_host`]).
+//! - `host` asks the host what the file alone cannot tell ([`Config::check_host`]);
+//! - [`keys`] reads the file with the keys of clients, which agents and clients share.
 //!
 //! Reading a file needs nothing from the host but the file: [`Config::parse`] does no I/O at all.
 //!
 //! Messages never repeat a value that may hold a secret (an address, an environment variable), and
-//! no password is ever part of the configuration: only the path of the file that holds it.
+//! no password or key is ever part of the configuration: only the path of the file that holds it.
 //!
 //! ```
 //! let problems = headstart_config::Config::parse("headstart.toml", "[agent]\nadmim = \"[::]:9464\"\n")
@@ -24,6 +25,8 @@
 mod config;
 
 mod agent;
+mod syn;
+
 mod backend;
 mod function;
 
@@ -33,8 +36,11 @@ mod units;
 
 mod host;
 
+pub mod keys;
+
 pub use agent::{Agent, Interfaces, LogFormat};
 pub use backend::{Address, Backend, Pool, Postgres, Protocol};
 pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
-pub use function::{Env, Function, MAX_FUNCTION_BACKENDS, Network, Runtime};
+pub use function::{Env, Function, MAX_FUNCTION_BACKENDS, Network, RequireAuth, Runtime};
 pub use problem::{Errors, Origin, Problem};
+pub use syn::{BudgetRange, Cidr, EventLimits, MAX_CIDRS, StartBudget, Syn};

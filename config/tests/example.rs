@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use headstart_config::{Config, Interfaces, Network, Runtime};
+use headstart_config::{Config, Interfaces, MAX_FUNCTIONS, Network, RequireAuth, Runtime};
 
 const EXAMPLE: &str = include_str!("../headstart.example.toml");
 const DASHBOARD: &str = include_str!("../dashboards/coldstart.json");
 const SERVICE: &str = include_str!("../headstart.service");
 
 /// The metrics of the design, which the dashboard may use.
-const METRICS: [&str; 14] = [
+const METRICS: [&str; 15] = [
+    "headstart_syn_packets_total",
     "headstart_syn_events_total",
     "headstart_syn_suppressed_total",
     "headstart_syn_lost_total",
@@ -39,7 +40,9 @@ fn the_example_has_no_problem() {
 /// Asks the parser for the keys of each section by a key that is far from all of them.
 #[test]
 fn the_example_has_every_key_that_the_parser_knows() {
-    let probe = "0 = 0\n[agent]\n0 = 0\n[[backend]]\n0 = 0\npool = { 0 = 0 }\n[[function]]\n0 = 0\n";
+    let probe = "0 = 0\n[agent]\n0 = 0\n[syn]\n0 = 0\nevents = { 0 = 0 }\n\
+                 starts = { 0 = 0, function = { 0 = 0 }, global = { 0 = 0 } }\n\
+                 [[backend]]\n0 = 0\npool = { 0 = 0 }\n[[function]]\n0 = 0\n";
     let errors = Config::parse("probe", probe).unwrap_err();
     let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for problem in errors.problems() {
@@ -77,7 +80,15 @@ fn what_the_example_calls_a_default_is_one() {
     assert_eq!(defaults(orders), defaults(echo));
     assert_eq!(config.backend("orders-db").unwrap().pool, headstart_config::Pool::default());
 
-    let empty = Config::parse("empty", "").unwrap().agent;
+    assert_eq!((orders.require_auth, echo.id, echo.require_auth), (RequireAuth::No, None, RequireAuth::No));
+
+    let empty = Config::parse("empty", "").unwrap();
+    let (syn, written) = (empty.syn, &config.syn);
+    assert_eq!((&syn.pin_dir, syn.lookup), (&written.pin_dir, written.lookup));
+    assert_eq!((syn.knock_opens, syn.unused_after), (written.knock_opens, written.unused_after));
+    assert_eq!((syn.events, syn.starts), (written.events, written.starts));
+
+    let empty = empty.agent;
     assert_eq!(empty.interfaces, Interfaces::Named(Vec::new()));
     assert_eq!((empty.admin, empty.log), (config.agent.admin, config.agent.log));
     assert_eq!((empty.state_dir, empty.runc), (config.agent.state_dir, config.agent.runc));
@@ -117,9 +128,20 @@ fn the_service_runs_the_agent() {
     for line in [
         "ExecStart=/usr/local/bin/headstart run --config /etc/headstart/headstart.toml",
         "LimitMEMLOCK=infinity",
-        "KillMode=mixed",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "Type=notify",
+        "NotifyAccess=main",
+        "KillMode=process",
         "Restart=on-failure",
     ] {
         assert!(SERVICE.lines().any(|other| other == line), "{line}");
     }
+    // Whatever a line says of the mount table or of capabilities must leave the pinned programs writable, and
+    // root's powers to those who need them.
+    let names = SERVICE.lines().filter_map(|line| Some(line.split_once('=')?.0));
+    for absent in ["AmbientCapabilities", "ProtectKernelTunables", "PrivateUsers", "DynamicUser"] {
+        assert!(!names.clone().any(|name| name == absent), "{absent}");
+    }
+    let stored = SERVICE.lines().find_map(|line| line.strip_prefix("FileDescriptorStoreMax=")).unwrap();
+    assert!(stored.parse::<usize>().unwrap() >= MAX_FUNCTIONS, "one socket for each function");
 }

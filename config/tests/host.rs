@@ -58,6 +58,38 @@ fn password_files_are_their_owners_own() {
 }
 
 #[test]
+fn key_files_hold_keys_of_their_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys");
+    let found = || problems(&dir, "[syn]\nlookup = true\nkey_file = \"D/keys\"").join("\n");
+    let prefix = "h.toml:3: syn.key_file: D/keys";
+    assert_eq!(
+        found(),
+        format!(
+            "{prefix}: No such file or directory (os error 2): create it with a line `NUMBER HEX` per key, and \
+             `chmod 600 D/keys`"
+        )
+    );
+    write(&file, "# none yet\n", 0o600);
+    assert_eq!(found(), format!("{prefix} holds no key: write a line `NUMBER HEX` into it"));
+    write(&file, "\n1 hunter2\n", 0o600);
+    assert_eq!(
+        found(),
+        format!("{prefix}:2: the key must be 32 hexadecimal digits: it may have been cut off")
+    );
+    write(&file, "1 7f3c51a09be4d2286c0f95e1a4b83d72\n", 0o600);
+    assert_eq!(found(), "");
+    write(&file, "1 7f3c51a09be4d2286c0f95e1a4b83d72\n", 0o640);
+    assert!(
+        found().starts_with(&format!("{prefix} is open to others than its owner (mode 640)")),
+        "{}",
+        found()
+    );
+    // The agent makes this directory, and mounts what it is on.
+    assert_eq!(problems(&dir, "[syn]\npin_dir = \"D/none/bpf\""), [""; 0]);
+}
+
+#[test]
 fn root_file_systems_hold_their_program() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Env, Function, MAX_FUNCTION_BACKENDS, Network, Runtime};
-use crate::config::Known;
+use super::{Env, Function, MAX_FUNCTION_BACKENDS, Network, RequireAuth, Runtime};
+use crate::config::{Known, Taker};
 use crate::table::{Table, Value, closest};
 
 impl Function {
@@ -12,7 +12,11 @@ impl Function {
         let (ms, secs, mins, hours) =
             (Duration::from_millis, Duration::from_secs, Duration::from_mins, Duration::from_hours);
         let name = name(&mut table, known);
-        let listen = table.require("listen", "", |v| listen(&v, name.as_deref(), known));
+        let id = table.get("id");
+        let names_itself = id.is_some();
+        let id = id.and_then(|v| function_id(&v, name.as_deref(), known));
+        let listen = table.require("listen", "", |v| listen(&v, name.as_deref(), names_itself, known));
+        let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, known));
         let kind =
             table.require("runtime", ": \"oci\", \"docker\" or \"process\"", |v| v.choice(&Kind::WORDS));
         let runtime = runtime(&mut table, kind);
@@ -31,7 +35,9 @@ impl Function {
         let origin = table.finish();
         Some(Self {
             name: name?,
+            id,
             listen: listen?,
+            require_auth,
             runtime: runtime?,
             command: command?,
             env,
@@ -62,18 +68,46 @@ fn name(table: &mut Table<'_>, known: &mut Known) -> Option<String> {
     Some(name)
 }
 
-fn listen(value: &Value<'_>, name: Option<&str>, known: &mut Known) -> Option<SocketAddr> {
+fn function_id(value: &Value<'_>, name: Option<&str>, known: &mut Known) -> Option<u32> {
+    let id = value.integer(1..=u32::MAX)?;
+    if let Some(owner) = known.ids.get(&id) {
+        return value.fail(format!("{id} is already the id of {owner}"));
+    }
+    known.ids.insert(id, function_on(name, value.line()));
+    Some(id)
+}
+
+/// How messages about other functions call the function `name`, of which a key is on `line`.
+fn function_on(name: Option<&str>, line: usize) -> String {
+    match name {
+        Some(name) => format!("function \"{name}\" on line {line}"),
+        None => format!("the function on line {line}"),
+    }
+}
+
+fn require_auth(value: &Value<'_>, known: &Known) -> Option<RequireAuth> {
+    let words = [("wake", RequireAuth::Wake), ("connect", RequireAuth::Connect)];
+    let required = value.false_or(RequireAuth::No, &words)?;
+    if required != RequireAuth::No && !known.keys {
+        return value.fail("needs the keys of clients: name their file with key_file in [syn]");
+    }
+    Some(required)
+}
+
+fn listen(
+    value: &Value<'_>,
+    name: Option<&str>,
+    names_itself: bool,
+    known: &mut Known,
+) -> Option<SocketAddr> {
     let address = value.socket_address()?;
     if address.port() == 0 {
         return value.fail("must have a port other than 0: clients need to know it");
     }
-    let owner = || match name {
-        Some(name) => format!("{address} of function \"{name}\" on line {}", value.line()),
-        None => format!("{address} on line {}", value.line()),
-    };
-    match known.listen(address, owner) {
-        Some(owner) => value.fail(format!("overlaps with {owner}")),
-        None => Some(address),
+    let owner = function_on(name, value.line());
+    match known.listen(address, Taker::Function { owner, names_itself }) {
+        Ok(()) => Some(address),
+        Err(message) => value.fail(message),
     }
 }
 

@@ -99,6 +99,29 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// `true` or `false`.
+    pub(crate) fn boolean(&self) -> Option<bool> {
+        self.value.as_bool().or_else(|| self.mistyped("true or false"))
+    }
+
+    /// `false`, or one of a few words.
+    pub(crate) fn false_or<T: Copy>(&self, no: T, words: &[(&str, T)]) -> Option<T> {
+        match self.value {
+            DeValue::Boolean(false) => return Some(no),
+            DeValue::String(text) => {
+                if let Some((_, choice)) = words.iter().find(|(word, _)| word == text) {
+                    return Some(*choice);
+                }
+                if let Some(word) = closest(text, words.iter().map(|(word, _)| *word)) {
+                    return self.fail(format!("unknown value {text:?}, did you mean \"{word}\"?"));
+                }
+            }
+            _ => {}
+        }
+        let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        self.fail(format!("must be false or {}", words.join(" or ")))
+    }
+
     /// A whole number within `range`.
     pub(crate) fn integer<T>(&self, range: RangeInclusive<T>) -> Option<T>
     where

@@ -5,6 +5,8 @@
 use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS};
 use proptest::prelude::*;
 
+mod syn;
+
 /// A function that has no problem, for files whose mistakes are elsewhere.
 const GOOD: &str = "name = \"f\"\nlisten = \"[::]:81\"\nruntime = \"process\"\ncommand = [\"/f\"]\n";
 
@@ -74,8 +76,8 @@ fn sections() {
     check("[backend]", &["1: backend: must be written as [[backend]], with two brackets"]);
     check("function = [1]", &["1: function[0]: must be a table, as [[function]], not an integer"]);
     check("[[functions]]", &["1: functions: unknown key, did you mean \"function\"?"]);
-    check("x = 1", &["1: x: unknown key; the keys here are agent, backend, function"]);
-    check("\"a b\\n\" = 1", &["1: \"a b\\n\": unknown key; the keys here are agent, backend, function"]);
+    check("x = 1", &["1: x: unknown key; the keys here are agent, backend, function, syn"]);
+    check("\"a b\\n\" = 1", &["1: \"a b\\n\": unknown key; the keys here are agent, backend, function, syn"]);
     let many = "[[backend]]\n".repeat(MAX_BACKENDS + 1);
     check(&many, &["1: backend: must be at most 256 sections, not 257"]);
 }
@@ -229,7 +231,13 @@ fn addresses_that_overlap() {
             )
         };
         let problems = problems(&(function("a", first) + &function("b", second)));
-        let expected = format!("8: function.b.listen: overlaps with {first} of function \"a\" on line 3");
+        let hint = if first == second {
+            ": of the functions that share an address, all but one need an id"
+        } else {
+            ""
+        };
+        let expected =
+            format!("8: function.b.listen: overlaps with {first} of function \"a\" on line 3{hint}");
         assert!(problems.is_empty() || problems == [expected.as_str()], "{problems:?}");
         !problems.is_empty()
     };
@@ -352,6 +360,13 @@ fn line() -> impl Strategy<Value = String> {
         "pool.ttl",
         "interfaces",
         "admin",
+        "id",
+        "require_auth",
+        "key_file",
+        "knock_port",
+        "allow",
+        "ignore",
+        "starts.global",
     ]);
     let value = prop::sample::select(vec![
         "1",
@@ -365,14 +380,24 @@ fn line() -> impl Strategy<Value = String> {
         "[\"a\", 1]",
         "{ a = 1 }",
         "{ max = 3, wait = \"1s\" }",
+        "false",
+        "\"wake\"",
+        "[\"10.0.0.0/8\", \"::/0\"]",
         "1979-05-27",
         "0x10",
         "nan",
         "\"\\u0000é\"",
     ]);
     prop_oneof![
-        prop::sample::select(vec!["[agent]", "[[backend]]", "[[function]]", "[backend.pool]", "[function]"])
-            .prop_map(str::to_owned),
+        prop::sample::select(vec![
+            "[agent]",
+            "[syn]",
+            "[[backend]]",
+            "[[function]]",
+            "[backend.pool]",
+            "[function]"
+        ])
+        .prop_map(str::to_owned),
         (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
     ]
 }
