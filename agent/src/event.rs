@@ -4,6 +4,7 @@
 //! these; the task that owns the state reads nothing else.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 /// Index of a function in the configuration. The kernel half uses the same number.
 pub type FunctionId = u32;
@@ -15,8 +16,12 @@ pub type InstanceId = u64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
-    /// The client's SYN was seen by the kernel half.
+    /// The client's SYN was seen by the kernel half, on an interface.
     Syn,
+    /// The client's SYN was seen by the kernel half, in the socket lookup.
+    Lookup,
+    /// A valid knock: a client is about to connect.
+    Knock,
     /// A completed connection waits in the function's accept queue.
     Accept,
     /// An operator asked through the API.
@@ -25,15 +30,26 @@ pub enum Trigger {
 
 impl Trigger {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Syn, Self::Accept, Self::Api];
+    pub const ALL: [Self; 5] = [Self::Syn, Self::Lookup, Self::Knock, Self::Accept, Self::Api];
 
     /// The metric label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Syn => "syn",
+            Self::Lookup => "lookup",
+            Self::Knock => "knock",
             Self::Accept => "accept",
             Self::Api => "api",
+        }
+    }
+
+    /// Whether it announces a connection that may never come.
+    #[must_use]
+    pub fn is_early(self) -> bool {
+        match self {
+            Self::Syn | Self::Lookup | Self::Knock => true,
+            Self::Accept | Self::Api => false,
         }
     }
 }
@@ -44,16 +60,43 @@ impl fmt::Display for Trigger {
     }
 }
 
+/// Who asks, as far as it takes to tell two reports of one SYN from two SYNs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Client {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// The initial sequence number of its SYN; 0 where the sensor does not know it.
+    pub isn: u32,
+}
+
 /// A reason to want a function up, with the times that measure it. Both are
 /// nanoseconds of `CLOCK_MONOTONIC`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// What asked.
     pub trigger: Trigger,
-    /// When it happened: for a SYN, when the packet passed the kernel half.
+    /// A key vouches for it, or the operator allows its source: no budget applies.
+    pub trusted: bool,
+    /// Who asked, where a packet said so.
+    pub client: Option<Client>,
+    /// When it happened: for a SYN or a knock, when the packet passed the kernel half.
     pub at_ns: u64,
     /// When the agent learned of it.
     pub seen_ns: u64,
+}
+
+impl Demand {
+    /// Demand that no packet announced: a waiting connection, or an operator.
+    #[must_use]
+    pub fn local(trigger: Trigger, now_ns: u64) -> Self {
+        Self { trigger, trusted: false, client: None, at_ns: now_ns, seen_ns: now_ns }
+    }
+
+    /// Whether it announces a connection that may never come, and nobody vouches for it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.trigger.is_early() && !self.trusted
+    }
 }
 
 /// Something that happened to one function.
@@ -69,6 +112,8 @@ pub enum Event {
     PrepareFailed(InstanceId),
     /// An instance finished its initialisation and accepts.
     Ready(InstanceId),
+    /// An instance says that it has answered its first connection.
+    Served(InstanceId),
     /// An instance is gone, parked or running, wanted or not.
     Gone {
         /// Which one.

@@ -8,7 +8,7 @@ use headstart_wire::WireError;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::event::{Demand, Trigger};
+use crate::event::Demand;
 use crate::inject::{Conversation, Dowry, Said, until};
 use crate::measure::{self, Outcome, Stages, Starts, Timeline, now_ns};
 use crate::start::{Exit, Parked, Process, StartError};
@@ -18,6 +18,8 @@ use crate::start::{Exit, Parked, Process, StartError};
 pub(crate) enum Report {
     /// It accepts connections.
     Ready,
+    /// It says that it has answered its first connection.
+    Served,
     /// It is gone; with what went wrong, unless it was asked to go or exited with code 0.
     Gone { wrong: Option<String> },
 }
@@ -126,6 +128,8 @@ impl Instance {
                     listening = said != Said::Closed;
                     if self.heard(said) {
                         report.report(Report::Ready).await;
+                    } else if matches!(said, Said::Served { .. }) {
+                        report.report(Report::Served).await;
                     } else if !listening && self.timeline.ready_ns.is_none() && self.kill_at.is_none() {
                         // It exited (which we are about to see) or broke the protocol.
                         self.terminate().await;
@@ -228,9 +232,6 @@ impl Instance {
         }
         if timeline.accept_ns.is_none() {
             timeline.log();
-            if timeline.trigger == Trigger::Syn {
-                measure::record_unused(&timeline.function);
-            }
         }
         wrong.map(|(_, text)| text)
     }

@@ -15,14 +15,30 @@
 //!
 //! `waiting` has demand and no parked container yet; with one parked, demand
 //! goes to `starting` at once. At most one instance of a function is released
-//! at a time (single flight): every further demand joins it. No I/O, no clock
-//! and no randomness here, so that it can be tested with tables and random
-//! schedules.
+//! at a time (single flight): every further demand joins it.
+//!
+//! A SYN or a knock is only a promise of a connection. A function that it takes out of `cold` is on trial
+//! until somebody connects. SYNs that no key vouches for also need a start of two budgets, the function's
+//! and the node's, which the outcome of their trials raises and lowers; without one the function stays
+//! cold, and the connection itself starts it.
+//!
+//! No I/O, no clock and no randomness here, so that it can be tested with tables and random schedules.
+
+mod action;
+mod admission;
+mod budget;
+mod phase;
+mod recent;
+
+pub use action::{Action, Reason};
+pub use admission::Admission;
+pub use budget::{Budget, Rates};
+pub use phase::Phase;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::event::{Demand, Event, InstanceId};
+use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 
 /// First delay after a failed start or prepare; doubles with each one that follows.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -40,142 +56,30 @@ pub struct Policy {
     pub init_timeout: Duration,
     /// Longest delay after repeated failures.
     pub retry_max: Duration,
+    /// How long after a SYN or a knock its connection may come; without one the start was unused.
+    pub unused_after: Duration,
+    /// Starts that SYNs without a key may cause.
+    pub starts: Rates,
 }
 
-/// Where a function is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// No instance; demand starts one.
-    Cold,
-    /// Demand came while nothing was parked: a container is being created for it.
-    Waiting {
-        /// The demand that is served first.
-        demand: Demand,
-    },
-    /// A container was let go and has not said that it is ready.
-    Starting {
-        /// Which one.
-        instance: InstanceId,
-        /// When it is killed, in nanoseconds of `CLOCK_MONOTONIC`.
-        deadline_ns: u64,
-    },
-    /// An instance accepts connections.
-    Ready {
-        /// Which one.
-        instance: InstanceId,
-        /// Since when, in nanoseconds of `CLOCK_MONOTONIC`.
-        since_ns: u64,
-    },
-    /// An instance was asked to go.
-    Stopping {
-        /// Which one.
-        instance: InstanceId,
-        /// It never became ready: its end counts as a failed start.
-        failed: bool,
-    },
-    /// Starts fail; the next is tried at this time, if anybody still waits.
-    Failed {
-        /// In nanoseconds of `CLOCK_MONOTONIC`.
-        until_ns: u64,
-    },
-    /// The agent is leaving.
-    Closed,
-}
-
-impl Phase {
-    /// The name of this phase in API, log and metric.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cold => "cold",
-            Self::Waiting { .. } | Self::Starting { .. } => "starting",
-            Self::Ready { .. } => "ready",
-            Self::Stopping { .. } => "stopping",
-            Self::Failed { .. } => "failed",
-            Self::Closed => "closed",
-        }
-    }
-
-    /// The instance that was released and is not known to be gone.
-    #[must_use]
-    pub fn instance(self) -> Option<InstanceId> {
-        match self {
-            Self::Starting { instance, .. }
-            | Self::Ready { instance, .. }
-            | Self::Stopping { instance, .. } => Some(instance),
-            Self::Cold | Self::Waiting { .. } | Self::Failed { .. } | Self::Closed => None,
-        }
-    }
-}
-
-/// Why a decision was what it was: the `reason` label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// The function was cold.
-    Cold,
-    /// An instance is on its way; the demand joins it.
-    Starting,
-    /// An instance accepts already.
-    Ready,
-    /// An instance is leaving; whoever still waits after that is seen in the accept queue.
-    Stopping,
-    /// Starts fail; the back-off is not over.
-    Backoff,
-    /// The agent is leaving.
-    Closed,
-    /// Fewer containers are parked than configured.
-    Refill,
-    /// The instance did not become ready in time.
-    InitTimeout,
-    /// An operator, or the agent's own end.
-    Requested,
-}
-
-impl Reason {
-    /// The metric label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cold => "cold",
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Stopping => "stopping",
-            Self::Backoff => "backoff",
-            Self::Closed => "closed",
-            Self::Refill => "refill",
-            Self::InitTimeout => "init_timeout",
-            Self::Requested => "requested",
-        }
-    }
-}
-
-/// What the agent is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Create a container and park it.
-    Prepare(InstanceId, Reason),
-    /// Let a parked container go, for this demand.
-    Release(InstanceId, Demand),
-    /// Ask an instance to stop; kill it when it does not. The end comes as [`Event::Gone`].
-    Stop(InstanceId, Reason),
-    /// Remove a parked container.
-    Discard(InstanceId),
-    /// The demand needs nothing new.
-    Suppress(Demand, Reason),
-    /// Watch the listener: a connection in its accept queue is demand.
-    Watch,
-    /// Stop watching: an instance accepts by itself.
-    Unwatch,
-    /// Tell the kernel half whether SYNs are news.
-    Warm(bool),
-    /// Send [`Event::Timer`] at this time, in nanoseconds of `CLOCK_MONOTONIC`.
-    Timer(u64),
+/// An early start whose connection has not come yet. It shows in the accept queue, or, when the function is
+/// ready before that, by the first answer: one that takes longer than `unused_after` comes too late.
+#[derive(Debug)]
+struct Trial {
+    /// Until when it may come, in nanoseconds of `CLOCK_MONOTONIC`.
+    deadline_ns: u64,
+    /// It was paid from the budgets, which learn from it. What owners of a key do says nothing about
+    /// SYNs without one: their connections must not pay for a flood.
+    paid: bool,
 }
 
 /// The state of one function.
 #[derive(Debug)]
 pub struct Function {
+    number: FunctionId,
     policy: Policy,
+    starts: Budget,
+    trial: Option<Trial>,
     phase: Phase,
     parked: VecDeque<InstanceId>,
     preparing: u32,
@@ -190,9 +94,12 @@ pub struct Function {
 impl Function {
     /// A function that nobody has asked for yet.
     #[must_use]
-    pub fn new(policy: Policy) -> Self {
+    pub fn new(number: FunctionId, policy: Policy) -> Self {
         Self {
+            number,
             policy,
+            starts: Budget::new(policy.starts, policy.unused_after),
+            trial: None,
             phase: Phase::Cold,
             parked: VecDeque::new(),
             preparing: 0,
@@ -221,13 +128,26 @@ impl Function {
         self.preparing
     }
 
-    /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and
-    /// says what to do, in order. Events about instances that are long gone are ignored.
-    pub fn on(&mut self, event: Event, now_ns: u64) -> Vec<Action> {
+    /// Starts per second that SYNs without a key may cause at present.
+    #[must_use]
+    pub fn rate(&self) -> u32 {
+        self.starts.rate()
+    }
+
+    /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and says what to do, in order.
+    /// `node` is what all functions of the node share. Events about instances that are long gone are ignored.
+    pub fn on(&mut self, event: Event, now_ns: u64, node: &mut Admission) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.trial.as_ref().is_some_and(|trial| now_ns >= trial.deadline_ns) {
+            self.unused(now_ns, node, &mut actions);
+        }
         match event {
             Event::Configured => actions.push(Action::Watch),
-            Event::Demand(demand) => self.demand(demand, now_ns, &mut actions),
+            Event::Demand(demand) => self.demand(demand, now_ns, node, &mut actions),
+            // The only word for it that we have is the instance's own: one that lies keeps the
+            // budgets at their maximum, and gains no more than that.
+            Event::Served(instance) if self.phase.instance() == Some(instance) => self.used(now_ns, node),
+            Event::Served(_) => {}
             Event::Parked(instance) => self.on_parked(instance, now_ns, &mut actions),
             Event::PrepareFailed(_) => self.prepare_failed(now_ns, &mut actions),
             Event::Ready(instance) => self.ready(instance, now_ns, &mut actions),
@@ -240,22 +160,60 @@ impl Function {
         actions
     }
 
-    fn demand(&mut self, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
+    fn demand(&mut self, demand: Demand, now_ns: u64, node: &mut Admission, actions: &mut Vec<Action>) {
+        if node.recent.is_duplicate(self.number, &demand, now_ns) {
+            actions.push(Action::Suppress(demand, Reason::Duplicate));
+            return;
+        }
+        if demand.trigger == Trigger::Accept {
+            self.used(now_ns, node);
+        }
         let reason = match self.phase {
-            Phase::Cold => {
-                match self.parked.pop_front() {
-                    Some(instance) => self.release(instance, demand, now_ns, actions),
-                    None => self.phase = Phase::Waiting { demand },
-                }
-                return;
-            }
-            Phase::Waiting { .. } | Phase::Starting { .. } => Reason::Starting,
-            Phase::Ready { .. } => Reason::Ready,
-            Phase::Stopping { .. } => Reason::Stopping,
-            Phase::Failed { .. } => Reason::Backoff,
-            Phase::Closed => Reason::Closed,
+            Phase::Cold if demand.is_open() && !node.spend(&mut self.starts, now_ns) => Some(Reason::Budget),
+            Phase::Cold => None,
+            Phase::Waiting { .. } | Phase::Starting { .. } => Some(Reason::Starting),
+            Phase::Ready { .. } => Some(Reason::Ready),
+            Phase::Stopping { .. } => Some(Reason::Stopping),
+            Phase::Failed { .. } => Some(Reason::Backoff),
+            Phase::Closed => Some(Reason::Closed),
         };
-        actions.push(Action::Suppress(demand, reason));
+        node.recent.remember(self.number, &demand, reason == Some(Reason::Budget), now_ns);
+        match reason {
+            Some(reason) => actions.push(Action::Suppress(demand, reason)),
+            None => self.start(demand, now_ns, node, actions),
+        }
+    }
+
+    fn start(&mut self, demand: Demand, now_ns: u64, node: &mut Admission, actions: &mut Vec<Action>) {
+        match self.parked.pop_front() {
+            Some(instance) => self.release(instance, demand, now_ns, actions),
+            None => self.phase = Phase::Waiting { demand },
+        }
+        if demand.trigger.is_early() {
+            // An earlier start is over before another begins, and nobody came to it.
+            self.unused(now_ns, node, actions);
+            let deadline_ns = now_ns.saturating_add(nanos(self.policy.unused_after));
+            self.trial = Some(Trial { deadline_ns, paid: demand.is_open() });
+            actions.push(Action::Timer(deadline_ns));
+        }
+    }
+
+    /// Somebody has connected.
+    fn used(&mut self, now_ns: u64, node: &mut Admission) {
+        if self.trial.take().is_some_and(|trial| trial.paid) {
+            self.starts.confirmed(now_ns);
+            node.starts.confirmed(now_ns);
+        }
+    }
+
+    /// Nobody has connected to the start on trial, if there is one.
+    fn unused(&mut self, now_ns: u64, node: &mut Admission, actions: &mut Vec<Action>) {
+        let Some(trial) = self.trial.take() else { return };
+        actions.push(Action::Unused);
+        if trial.paid {
+            self.starts.unused(now_ns);
+            node.starts.unused(now_ns);
+        }
     }
 
     fn release(&mut self, instance: InstanceId, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
@@ -322,6 +280,8 @@ impl Function {
     }
 
     fn fail(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+        // What failed was not the client, and until the back-off is over nobody looks for one.
+        self.trial = None;
         self.start_failures = self.start_failures.saturating_add(1);
         let until_ns = now_ns.saturating_add(self.backoff_ns(self.start_failures));
         self.phase = Phase::Failed { until_ns };
@@ -354,6 +314,7 @@ impl Function {
         if let Some(instance) = self.phase.instance() {
             actions.push(Action::Stop(instance, Reason::Closed));
         }
+        self.trial = None;
         actions.push(Action::Unwatch);
         actions.extend(self.parked.drain(..).map(Action::Discard));
         self.phase = Phase::Closed;

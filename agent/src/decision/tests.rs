@@ -1,28 +1,65 @@
+mod early;
+
 use super::*;
-use crate::event::Trigger;
 use proptest::prelude::*;
 use std::collections::HashSet;
+use std::ops::Deref;
 
 const MS: u64 = 1_000_000;
+const UNUSED_AFTER: Duration = Duration::from_secs(10);
+
+/// Budgets that are no matter.
+const PLENTY: Rates = Rates { min: 1_000, max: 1_000 };
 
 fn policy(prepared: u32) -> Policy {
-    Policy { prepared, init_timeout: Duration::from_secs(30), retry_max: Duration::from_secs(5) }
+    Policy {
+        prepared,
+        init_timeout: Duration::from_secs(30),
+        retry_max: Duration::from_secs(5),
+        unused_after: UNUSED_AFTER,
+        starts: PLENTY,
+    }
 }
 
+/// A SYN without a key, of a client of its own.
 fn demand(at_ns: u64) -> Demand {
-    Demand { trigger: Trigger::Syn, at_ns, seen_ns: at_ns }
+    Demand { trigger: Trigger::Syn, trusted: false, client: None, at_ns, seen_ns: at_ns }
+}
+
+/// The only function of its node.
+struct Alone {
+    function: Function,
+    node: Admission,
+}
+
+impl Alone {
+    fn new(policy: Policy) -> Self {
+        Self { function: Function::new(0, policy), node: Admission::new(PLENTY, UNUSED_AFTER) }
+    }
+
+    fn on(&mut self, event: Event, now_ns: u64) -> Vec<Action> {
+        self.function.on(event, now_ns, &mut self.node)
+    }
+}
+
+impl Deref for Alone {
+    type Target = Function;
+
+    fn deref(&self) -> &Function {
+        &self.function
+    }
 }
 
 /// A function with one parked container, numbered 1.
-fn cold() -> Function {
-    let mut function = Function::new(policy(1));
+fn cold() -> Alone {
+    let mut function = Alone::new(policy(1));
     let actions = function.on(Event::Configured, 0);
     assert_eq!(actions, [Action::Watch, Action::Prepare(1, Reason::Refill)]);
     assert_eq!(function.on(Event::Parked(1), 1), []);
     function
 }
 
-fn ready() -> Function {
+fn ready() -> Alone {
     let mut function = cold();
     function.on(Event::Demand(demand(5)), 5);
     function.on(Event::Ready(1), 10);
@@ -33,8 +70,8 @@ fn ready() -> Function {
 fn a_syn_lets_the_parked_container_go_and_the_next_is_made_after_it_is_ready() {
     let mut function = cold();
     let syn = demand(5);
-    let deadline = 5 + 30_000 * MS;
-    assert_eq!(function.on(Event::Demand(syn), 5), [Action::Release(1, syn), Action::Timer(deadline)]);
+    let (init, unused) = (Action::Timer(5 + 30_000 * MS), Action::Timer(5 + 10_000 * MS));
+    assert_eq!(function.on(Event::Demand(syn), 5), [Action::Release(1, syn), init, unused]);
     let joined = demand(6);
     assert_eq!(function.on(Event::Demand(joined), 6), [Action::Suppress(joined, Reason::Starting)]);
     let actions = function.on(Event::Ready(1), 10);
@@ -44,18 +81,19 @@ fn a_syn_lets_the_parked_container_go_and_the_next_is_made_after_it_is_ready() {
 
 #[test]
 fn demand_without_a_parked_container_waits_for_one() {
-    let mut function = Function::new(policy(0));
+    let mut function = Alone::new(policy(0));
     assert_eq!(function.on(Event::Configured, 0), [Action::Watch]);
-    assert_eq!(function.on(Event::Demand(demand(5)), 5), [Action::Prepare(1, Reason::Cold)]);
+    let unused = Action::Timer(5 + 10_000 * MS);
+    assert_eq!(function.on(Event::Demand(demand(5)), 5), [unused, Action::Prepare(1, Reason::Cold)]);
     assert_eq!(function.on(Event::Demand(demand(6)), 6), [Action::Suppress(demand(6), Reason::Starting)]);
     assert_eq!(function.on(Event::Parked(1), 7)[0], Action::Release(1, demand(5)));
 }
 
 #[test]
 fn demand_during_a_prepare_takes_the_one_under_way() {
-    let mut function = Function::new(policy(1));
+    let mut function = Alone::new(policy(1));
     function.on(Event::Configured, 0);
-    assert_eq!(function.on(Event::Demand(demand(5)), 5), []);
+    assert_eq!(function.on(Event::Demand(demand(5)), 5), [Action::Timer(5 + 10_000 * MS)]);
     assert_eq!(function.on(Event::Parked(1), 7)[0], Action::Release(1, demand(5)));
 }
 
@@ -80,7 +118,7 @@ fn a_crash_soon_after_ready_is_slowed_down_and_a_late_one_is_not() {
 
 #[test]
 fn failed_starts_back_off_exponentially_and_look_for_waiting_clients_afterwards() {
-    let mut function = Function::new(policy(0));
+    let mut function = Alone::new(policy(0));
     function.on(Event::Configured, 0);
     let mut now = 0;
     for (instance, delay_ms) in [(1, 100), (2, 200), (3, 400), (4, 800), (5, 1600), (6, 3200), (7, 5000)] {
@@ -104,7 +142,7 @@ fn an_instance_that_never_gets_ready_is_stopped_at_its_deadline_and_counts_as_fa
     let mut function = cold();
     function.on(Event::Demand(demand(0)), 0);
     let deadline = 30_000 * MS;
-    assert_eq!(function.on(Event::Timer, deadline - 1), []);
+    assert_eq!(function.on(Event::Timer, deadline - 1), [Action::Unused], "nobody came in 10 s either");
     assert_eq!(function.on(Event::Timer, deadline)[0], Action::Stop(1, Reason::InitTimeout));
     function.on(Event::Ready(1), deadline + 1);
     assert_eq!(function.phase().as_str(), "stopping", "too late is too late");
@@ -114,7 +152,7 @@ fn an_instance_that_never_gets_ready_is_stopped_at_its_deadline_and_counts_as_fa
 
 #[test]
 fn a_prepare_that_fails_is_retried_later_and_fails_the_demand_that_waits_for_it() {
-    let mut function = Function::new(policy(1));
+    let mut function = Alone::new(policy(1));
     function.on(Event::Configured, 0);
     assert_eq!(function.on(Event::PrepareFailed(1), 5), [Action::Timer(5 + 100 * MS)]);
     assert_eq!(function.on(Event::Timer, 5 + 100 * MS), [Action::Prepare(2, Reason::Refill)]);
@@ -180,7 +218,7 @@ impl World {
                 Action::Watch => self.watching = true,
                 Action::Unwatch => self.watching = false,
                 Action::Timer(at) => self.timers.push(at),
-                Action::Suppress(..) | Action::Warm(_) => {}
+                Action::Suppress(..) | Action::Unused | Action::Warm(_) => {}
             }
         }
         let most = usize::try_from(prepared.max(1)).unwrap();
@@ -201,7 +239,7 @@ proptest! {
         prepared in 0u32..4,
         steps in prop::collection::vec(step(), 0..60),
     ) {
-        let mut function = Function::new(policy(prepared));
+        let mut function = Alone::new(policy(prepared));
         let mut world = World::default();
         let mut now = 0;
         world.apply(function.on(Event::Configured, now), prepared);
