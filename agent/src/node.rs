@@ -1,5 +1,7 @@
 //! The one task that owns the state of every function, and carries out what is decided.
 
+mod allow;
+mod containers;
 mod entry;
 mod handle;
 
@@ -12,12 +14,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::decision::Action;
-use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
-use crate::instance::{self, Birth, Report, Reporter};
+use crate::decision::{Action, Admission, Reason};
+use crate::event::{Demand, Event, FunctionId, Trigger};
 use crate::measure::{self, Starts, now_ns};
-use crate::start::Parked;
 use crate::syn::Sensor;
+pub use allow::Allow;
 use entry::Entry;
 pub use entry::{FunctionStatus, Service};
 use handle::Message;
@@ -33,6 +34,7 @@ const PREPARES_MAX: usize = 2;
 /// The owner of the state.
 pub struct Node {
     entries: Vec<Entry>,
+    admission: Admission,
     sensor: Option<Sensor>,
     starts: Arc<Starts>,
     timers: BinaryHeap<Reverse<(u64, FunctionId)>>,
@@ -45,14 +47,22 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node that serves these functions; a function's number is its place in `services`.
+    /// A node that serves these functions; a function's number is its place in `services`. No budget of
+    /// `admission` applies to the sources in `allow`.
     #[must_use]
-    pub fn new(services: Vec<Service>, sensor: Option<Sensor>, starts: Arc<Starts>) -> (Self, Handle) {
+    pub fn new(
+        services: Vec<Service>,
+        admission: Admission,
+        allow: Allow,
+        sensor: Option<Sensor>,
+        starts: Arc<Starts>,
+    ) -> (Self, Handle) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
-        let handle = Handle(sender);
-        let entries = services.into_iter().map(Entry::new).collect();
+        let handle = Handle { inbox: sender, allow: Arc::new(allow) };
+        let entries = services.into_iter().enumerate();
         let node = Self {
-            entries,
+            entries: entries.map(|(number, service)| Entry::new(id(number), service)).collect(),
+            admission,
             sensor,
             starts,
             timers: BinaryHeap::new(),
@@ -132,13 +142,12 @@ impl Node {
     }
 
     fn entry(&mut self, function: FunctionId) -> Option<&mut Entry> {
-        self.entries.get_mut(usize::try_from(function).ok()?)
+        self.entries.get_mut(place(function)?)
     }
 
     fn event(&mut self, function: FunctionId, event: Event) {
         let Some(entry) = self.entry(function) else { return };
         match &event {
-            Event::Demand(demand) => measure::record_syn(&entry.service.name, demand),
             Event::Gone { instance, .. } => {
                 if let Some((parked, _)) = entry.parked.remove(instance) {
                     tracing::warn!(function = entry.service.name, "a container died while it was parked");
@@ -151,8 +160,14 @@ impl Node {
             Event::Ready(_) => entry.last_error = None,
             _ => {}
         }
-        let Some(entry) = self.entry(function) else { return };
-        for action in entry.state.on(event, now_ns()) {
+        let Some(entry) = place(function).and_then(|at| self.entries.get_mut(at)) else { return };
+        let actions = entry.state.on(event, now_ns(), &mut self.admission);
+        if let Event::Demand(demand) = &event
+            && !actions.iter().any(|action| matches!(action, Action::Suppress(_, Reason::Duplicate)))
+        {
+            measure::record_syn(&entry.service.name, demand);
+        }
+        for action in actions {
             self.act(function, action);
         }
     }
@@ -178,12 +193,12 @@ impl Node {
                     self.remove(function, parked);
                 }
             }
-            Action::Suppress(..) => {}
+            Action::Suppress(..) | Action::Unused => {}
             Action::Watch => {
                 let handle = self.handle.clone();
                 if let Some(entry) = self.entry(function) {
                     entry.watch.arm(async move |at_ns| {
-                        let demand = Demand { trigger: Trigger::Accept, at_ns, seen_ns: at_ns };
+                        let demand = Demand::local(Trigger::Accept, at_ns);
                         handle.event(function, Event::Demand(demand)).await;
                     });
                 }
@@ -198,95 +213,12 @@ impl Node {
         }
     }
 
-    fn prepare(&mut self, function: FunctionId, instance: InstanceId) {
-        let boot = self.boot;
-        let Some(entry) = self.entry(function) else { return };
-        let runtime = Arc::clone(&entry.service.runtime);
-        let service = entry.service.name.clone();
-        let name = instance_name(&service, boot, instance);
-        let (prepares, handle) = (Arc::clone(&self.prepares), self.handle.clone());
-        self.tasks.spawn(async move {
-            // The semaphore is never closed; without a permit there would only be less order.
-            let _permit = prepares.acquire_owned().await.ok();
-            let parked = runtime.prepare(&name).await.map_err(|error| {
-                tracing::error!(
-                    function = service,
-                    reason = error.reason(),
-                    "no container prepared: {error}"
-                );
-                error.to_string()
-            });
-            handle.send(Message::Prepared(function, instance, parked)).await;
-        });
-    }
-
-    fn prepared(&mut self, function: FunctionId, instance: InstanceId, parked: Result<Parked, String>) {
-        let handle = self.handle.clone();
-        let event = match parked {
-            Ok(parked) => {
-                let process = Arc::clone(&parked.process);
-                let watch = self.tasks.spawn(async move {
-                    process.exited().await;
-                    handle.event(function, Event::Gone { instance, clean: false }).await;
-                });
-                let Some(entry) = self.entry(function) else { return };
-                entry.parked.insert(instance, (parked, watch));
-                Event::Parked(instance)
-            }
-            Err(error) => {
-                if let Some(entry) = self.entry(function) {
-                    entry.last_error = Some(error);
-                }
-                Event::PrepareFailed(instance)
-            }
-        };
-        self.event(function, event);
-    }
-
-    fn release(&mut self, function: FunctionId, instance: InstanceId, demand: Demand) {
-        let (starts, handle, boot) = (Arc::clone(&self.starts), self.handle.clone(), self.boot);
-        let Some(entry) = self.entry(function) else { return };
-        let Some((parked, watch)) = entry.parked.remove(&instance) else { return };
-        watch.abort();
-        let service = &entry.service;
-        let birth = Birth {
-            name: instance_name(&service.name, boot, instance),
-            runtime: service.runtime.name(),
-            parked,
-            demand,
-            dowry: service.dowry.clone(),
-            stop_grace: service.stop_grace,
-            connected_ns: entry.watch.connected_ns(),
-            starts,
-        };
-        let (stop, stopped) = mpsc::channel(1);
-        entry.running.insert(instance, stop);
-        self.tasks.spawn(async move {
-            let teller = Teller { handle, function, instance };
-            instance::run(birth, stopped, &teller).await;
-            teller.handle.send(Message::Removed(function)).await;
-        });
-    }
-
-    fn remove(&mut self, function: FunctionId, parked: Parked) {
-        let handle = self.handle.clone();
-        let Some(entry) = self.entry(function) else { return };
-        entry.removing += 1;
-        let name = entry.service.name.clone();
-        self.tasks.spawn(async move {
-            if let Err(error) = parked.process.remove().await {
-                tracing::error!(function = name, "a parked container cannot be removed: {error}");
-            }
-            handle.send(Message::Removed(function)).await;
-        });
-    }
-
     fn warm(&mut self, function: FunctionId, warm: bool) {
-        let Some(listen) = self.entry(function).map(|entry| entry.service.listen) else { return };
         if let Some(sensor) = &mut self.sensor
-            && let Err(error) = sensor.set(listen, function, warm)
+            && let Err(error) = sensor.warm(function, warm)
+            && let Some(entry) = self.entry(function)
         {
-            tracing::warn!("the kernel half keeps an old state of {listen}: {error}");
+            tracing::warn!(function = entry.service.name, "the kernel half keeps an old state: {error}");
         }
     }
 
@@ -296,10 +228,7 @@ impl Node {
         };
         let event = match operation {
             Operation::Stop => Event::Stop,
-            Operation::Wake => {
-                let now = now_ns();
-                Event::Demand(Demand { trigger: Trigger::Api, at_ns: now, seen_ns: now })
-            }
+            Operation::Wake => Event::Demand(Demand::local(Trigger::Api, now_ns())),
         };
         self.event(id(function), event);
         true
@@ -309,6 +238,7 @@ impl Node {
         for entry in &self.entries {
             entry.scrape();
         }
+        measure::scrape::budget(None, self.admission.rate());
         match self.sensor.as_ref().map(Sensor::counters) {
             Some(Ok(counters)) => measure::scrape::syn_counters(&counters),
             Some(Err(error)) => tracing::warn!("the kernel half does not give its counters: {error}"),
@@ -338,36 +268,12 @@ impl Node {
     }
 }
 
-/// Turns what an instance's task reports into events.
-struct Teller {
-    handle: Handle,
-    function: FunctionId,
-    instance: InstanceId,
-}
-
-impl Reporter for Teller {
-    async fn report(&self, report: Report) {
-        let instance = self.instance;
-        let event = match report {
-            Report::Ready => Event::Ready(instance),
-            Report::Gone { wrong } => {
-                let clean = wrong.is_none();
-                if let Some(error) = wrong {
-                    self.handle.send(Message::Failed(self.function, error)).await;
-                }
-                Event::Gone { instance, clean }
-            }
-        };
-        self.handle.event(self.function, event).await;
-    }
+fn place(function: FunctionId) -> Option<usize> {
+    usize::try_from(function).ok()
 }
 
 fn id(function: usize) -> FunctionId {
     FunctionId::try_from(function).unwrap_or(FunctionId::MAX)
-}
-
-fn instance_name(function: &str, boot: u32, instance: InstanceId) -> String {
-    format!("{function}-{boot:08x}{:08x}", instance & 0xffff_ffff)
 }
 
 /// A number that differs between two starts of the agent on one node.
@@ -383,3 +289,6 @@ async fn until(at_ns: Option<u64>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

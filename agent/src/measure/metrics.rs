@@ -4,15 +4,20 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
-use super::{Outcome, Timeline};
+use super::{Outcome, Timeline, kernel};
 use crate::decision::Reason;
 use crate::event::{Demand, Trigger};
 
+pub(super) const SYN_PACKETS: &str = "headstart_syn_packets_total";
+pub(super) const SYN_SUPPRESSED: &str = "headstart_syn_suppressed_total";
+pub(super) const SYN_LOST: &str = "headstart_syn_lost_total";
+pub(super) const SYN_LOOKUPS: &str = "headstart_syn_lookups_total";
+pub(super) const SYN_AUTH_FAILURES: &str = "headstart_syn_auth_failures_total";
+pub(super) const KNOCKS: &str = "headstart_knocks_total";
+pub(super) const GATE_REFUSED: &str = "headstart_gate_refused_total";
 const SYN_EVENTS: &str = "headstart_syn_events_total";
-const SYN_SUPPRESSED: &str = "headstart_syn_suppressed_total";
-const SYN_LOST: &str = "headstart_syn_lost_total";
-const SYN_PACKETS: &str = "headstart_syn_packets_total";
 const SYN_SENSOR: &str = "headstart_syn_sensor";
+const SYN_BUDGET: &str = "headstart_syn_budget_starts";
 const DECISIONS: &str = "headstart_decisions_total";
 const STAGE: &str = "headstart_coldstart_stage_seconds";
 const COLDSTART: &str = "headstart_coldstart_seconds";
@@ -35,17 +40,42 @@ enum Kind {
 use Kind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric there is.
-const DECLARED: [(&str, Kind, Unit, &str); 18] = [
-    (SYN_EVENTS, Counter, Unit::Count, "Demand seen, by the kind of sensor: syn, accept or api"),
-    (SYN_SUPPRESSED, Counter, Unit::Count, "Demand that needed no start of its own, by reason"),
+const DECLARED: [(&str, Kind, Unit, &str); 23] = [
     (
-        SYN_LOST,
+        SYN_EVENTS,
         Counter,
         Unit::Count,
-        "SYN events that the kernel half could not queue; the accept queue starts those",
+        "Demand seen, by the kind of sensor: syn, lookup, knock, accept or api; duplicates are left out",
     ),
-    (SYN_PACKETS, Counter, Unit::Count, "Packets that the kernel half counted, by what it made of them"),
-    (SYN_SENSOR, Gauge, Unit::Count, "1 for each interface and the mode its XDP program is attached in"),
+    (
+        SYN_SUPPRESSED,
+        Counter,
+        Unit::Count,
+        "Demand that needed no start of its own, and SYNs that may cause no early one, by reason",
+    ),
+    (SYN_LOST, Counter, Unit::Count, "Events that the agent did not learn of; the accept queue starts those"),
+    (
+        SYN_PACKETS,
+        Counter,
+        Unit::Count,
+        "Packets that the kernel half was given on interfaces, by what it made of them; each counts once",
+    ),
+    (SYN_LOOKUPS, Counter, Unit::Count, "Connections in the socket lookup, by what it made of them"),
+    (SYN_AUTH_FAILURES, Counter, Unit::Count, "SYNs whose option vouches for nothing, by reason"),
+    (KNOCKS, Counter, Unit::Count, "Packets to the port of knocks: valid, invalid or replayed"),
+    (GATE_REFUSED, Counter, Unit::Count, "SYNs without a key that the listener of a closed function refused"),
+    (
+        SYN_SENSOR,
+        Gauge,
+        Unit::Count,
+        "1 for each interface and the mode its sensor works in, 0 once it is gone",
+    ),
+    (
+        SYN_BUDGET,
+        Gauge,
+        Unit::Count,
+        "Starts per second that SYNs without a key may cause at present: on the node, and of each function",
+    ),
     (DECISIONS, Counter, Unit::Count, "Actions that were decided, with their reason"),
     (STAGE, Histogram, Unit::Seconds, "Duration of each stage of a cold start"),
     (COLDSTART, Histogram, Unit::Seconds, "Cold start from SYN to ready"),
@@ -61,7 +91,7 @@ const DECLARED: [(&str, Kind, Unit, &str); 18] = [
         UNUSED,
         Counter,
         Unit::Count,
-        "Instances started by a SYN that ended without having served a connection",
+        "Starts for a SYN or a knock that no connection followed within unused_after",
     ),
     (INJECT, Histogram, Unit::Seconds, "From wanting a backend connection to having sent it to the function"),
     (REFUSED, Counter, Unit::Count, "Control sockets closed because of what came through them, by reason"),
@@ -86,8 +116,8 @@ const REFUSED_REASONS: [&str; 11] = [
     "no_ack",
 ];
 
-/// The reasons of [`SYN_LOST`].
-const LOST_REASONS: [&str; 3] = ["ring_full", "inbox_full", "record_length"];
+/// The reasons of [`SYN_LOST`] that are found in user space.
+const LOST_REASONS: [&str; 4] = ["inbox_full", "record_length", "record_kind", "stale"];
 
 /// Histogram bounds in seconds: 50 us to 30 s, about three to a decade.
 const BUCKETS: [f64; 18] = [
@@ -124,12 +154,13 @@ pub fn install() -> Result<Export, BuildError> {
     for reason in REFUSED_REASONS {
         counter!(REFUSED, "reason" => reason).increment(0);
     }
-    for reason in [Reason::Starting, Reason::Ready, Reason::Stopping, Reason::Backoff, Reason::Closed] {
+    for reason in Reason::SUPPRESS {
         counter!(SYN_SUPPRESSED, "reason" => reason.as_str()).increment(0);
     }
     for reason in LOST_REASONS {
         counter!(SYN_LOST, "reason" => reason).increment(0);
     }
+    kernel::declare();
     Ok(Export(handle))
 }
 
@@ -190,7 +221,7 @@ pub fn record_stages(timeline: &Timeline, stages: &[(&'static str, Option<f64>)]
     }
 }
 
-/// A started instance ended without ever having accepted a connection.
+/// No connection followed the SYN or knock that started the function.
 pub fn record_unused(function: &str) {
     counter!(UNUSED, "function" => function.to_owned()).increment(1);
 }
@@ -207,11 +238,10 @@ pub fn record_refused(reason: &'static str) {
 
 /// Values that are read when somebody looks, not counted as they happen.
 pub mod scrape {
-    use headstart_ebpf::event::Stat;
+    pub use super::kernel::syn_counters;
 
     use super::{
-        INSTANCES, POOL, POOL_DISCARDS, POOL_FALLBACKS, SYN_LOST, SYN_PACKETS, SYN_SENSOR, counter, float,
-        gauge,
+        INSTANCES, POOL, POOL_DISCARDS, POOL_FALLBACKS, SYN_BUDGET, SYN_SENSOR, counter, float, gauge,
     };
 
     /// Connections of a backend in a state.
@@ -234,28 +264,19 @@ pub mod scrape {
         gauge!(INSTANCES, "function" => function.to_owned(), "state" => state).set(float(instances));
     }
 
-    /// What the kernel half has counted so far.
-    pub fn syn_counters(counters: &[(Stat, u64)]) {
-        for (stat, total) in counters {
-            let kind = match stat {
-                Stat::Packets => continue,
-                Stat::Malformed => "malformed",
-                Stat::NotSyn => "not_syn",
-                Stat::Unowned => "unowned",
-                Stat::Warm => "warm",
-                Stat::Event => "event",
-                Stat::RingFull => {
-                    counter!(SYN_LOST, "reason" => "ring_full").absolute(*total);
-                    continue;
-                }
-            };
-            counter!(SYN_PACKETS, "kind" => kind).absolute(*total);
-        }
+    /// Starts per second that SYNs without a key may cause: of a function, or on the node.
+    pub fn budget(function: Option<&str>, rate: u32) {
+        let gauge = match function {
+            Some(function) => gauge!(SYN_BUDGET, "scope" => "function", "function" => function.to_owned()),
+            None => gauge!(SYN_BUDGET, "scope" => "global"),
+        };
+        gauge.set(f64::from(rate));
     }
 
-    /// The mode of the sensor on an interface.
-    pub fn syn_sensor(interface: &str, mode: &'static str) {
-        gauge!(SYN_SENSOR, "interface" => interface.to_owned(), "mode" => mode).set(1.0);
+    /// Whether a sensor works in this mode on an interface.
+    pub fn syn_sensor(interface: &str, mode: &'static str, on: bool) {
+        let value = if on { 1.0 } else { 0.0 };
+        gauge!(SYN_SENSOR, "interface" => interface.to_owned(), "mode" => mode).set(value);
     }
 }
 

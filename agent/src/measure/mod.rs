@@ -1,5 +1,6 @@
 //! `measure`: every step's time, as a timeline, a log line and metrics.
 
+mod kernel;
 mod metrics;
 mod timeline;
 

@@ -44,7 +44,7 @@ pub struct Timeline {
     pub trigger: Trigger,
     /// How it ended.
     pub outcome: Outcome,
-    /// The SYN passed the kernel half; or the accept queue became readable; or the API was called.
+    /// The SYN or the knock passed the kernel half; or the accept queue became readable; or the API was called.
     pub syn_ns: u64,
     /// The agent learned of it.
     pub event_ns: u64,

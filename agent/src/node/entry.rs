@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::decision::{self, Action, Policy};
-use crate::event::InstanceId;
+use crate::event::{FunctionId, InstanceId};
 use crate::inject::Dowry;
 use crate::measure;
 use crate::serve::Watch;
@@ -66,10 +66,10 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(service: Service) -> Self {
+    pub(super) fn new(number: FunctionId, service: Service) -> Self {
         measure::declare(&service.name);
         let watch = Watch::new(Arc::clone(&service.dowry.listener));
-        let state = decision::Function::new(service.policy);
+        let state = decision::Function::new(number, service.policy);
         Self {
             service,
             state,
@@ -110,6 +110,10 @@ impl Entry {
                 measure::record_suppressed(*reason);
                 ("suppress", reason.as_str())
             }
+            Action::Unused => {
+                measure::record_unused(&self.service.name);
+                return;
+            }
             Action::Discard(_) | Action::Watch | Action::Unwatch | Action::Warm(_) | Action::Timer(_) => {
                 return;
             }
@@ -123,5 +127,6 @@ impl Entry {
             measure::scrape::instances(&self.service.name, state, usize::from(state == phase));
         }
         measure::scrape::instances(&self.service.name, "parked", self.state.parked());
+        measure::scrape::budget(Some(&self.service.name), self.state.rate());
     }
 }

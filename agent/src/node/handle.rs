@@ -1,11 +1,14 @@
 //! How others speak to the node.
 
-use headstart_ebpf::event::SynEvent;
+use std::sync::Arc;
+
+use headstart_ebpf::event::{EventKind, SynEvent};
 use tokio::sync::{mpsc, oneshot};
 
+use super::allow::Allow;
 use super::entry::FunctionStatus;
-use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
-use crate::measure::now_ns;
+use crate::event::{Client, Demand, Event, FunctionId, InstanceId, Trigger};
+use crate::measure::{self, now_ns};
 use crate::start::Parked;
 
 /// What an operator can ask for.
@@ -32,14 +35,33 @@ pub(super) enum Message {
 
 /// How others speak to the node.
 #[derive(Clone)]
-pub struct Handle(pub(super) mpsc::Sender<Message>);
+pub struct Handle {
+    pub(super) inbox: mpsc::Sender<Message>,
+    pub(super) allow: Arc<Allow>,
+}
 
 impl Handle {
-    /// A SYN came out of the ring. False when it had to be left to the accept queue.
+    /// A SYN or a knock came out of a ring. False when it had to be left to the accept queue: those of
+    /// clients with a key may fill the inbox, the others only half of it, so that a flood leaves room.
     #[must_use]
     pub fn syn(&self, event: &SynEvent) -> bool {
-        let demand = Demand { trigger: Trigger::Syn, at_ns: event.timestamp_ns, seen_ns: now_ns() };
-        self.0.try_send(Message::Event(event.function, Event::Demand(demand))).is_ok()
+        let Some(kind) = event.kind() else {
+            measure::record_lost("record_kind");
+            return true;
+        };
+        if !event.is_authenticated() && self.inbox.capacity() <= self.inbox.max_capacity() / 2 {
+            return false;
+        }
+        let trigger = match kind {
+            EventKind::Syn => Trigger::Syn,
+            EventKind::Lookup => Trigger::Lookup,
+            EventKind::Knock => Trigger::Knock,
+        };
+        let trusted = event.is_authenticated() || self.allow.contains(event.src);
+        let client = Some(Client { address: event.source(), isn: event.isn });
+        let (at_ns, seen_ns) = (event.timestamp_ns, now_ns());
+        let demand = Demand { trigger, trusted, client, at_ns, seen_ns };
+        self.inbox.try_send(Message::Event(event.function, Event::Demand(demand))).is_ok()
     }
 
     /// Carries out an operation; false when there is no such function.
@@ -69,12 +91,12 @@ impl Handle {
 
     /// Waits for room; while the agent is leaving there is nobody left to tell.
     pub(super) async fn send(&self, message: Message) {
-        drop(self.0.send(message).await);
+        drop(self.inbox.send(message).await);
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(question(sender)).await.ok()?;
+        self.inbox.send(question(sender)).await.ok()?;
         answer.await.ok()
     }
 }

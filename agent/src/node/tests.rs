@@ -1,0 +1,301 @@
+//! The node with containers that are only pretended: the tests play the functions.
+
+use std::net::Ipv4Addr;
+use std::sync::Mutex;
+
+use headstart_config::Cidr;
+use headstart_ebpf::event::{AUTHENTICATED, EventKind, SynEvent};
+use headstart_wire::{Channel, ToAgent};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::sync::watch;
+
+use super::*;
+use crate::decision::{Policy, Rates};
+use crate::inject::Dowry;
+use crate::start::{BoxFuture, Control, Exit, Parked, Process, Runtime, StartError};
+
+/// Longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Short for a start that goes by unused, long for one that is confirmed.
+const UNUSED_AFTER: Duration = Duration::from_secs(2);
+
+/// The node's budget where it is no matter.
+const PLENTY: Rates = Rates { min: 1, max: 128 };
+
+/// A source that the operator allows.
+const ALLOWED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// A container without anything in it.
+struct Hollow(watch::Sender<bool>);
+
+impl Process for Hollow {
+    fn release(&self) -> BoxFuture<'_, Result<u64, StartError>> {
+        Box::pin(async { Ok(now_ns()) })
+    }
+    fn exited(&self) -> BoxFuture<'_, Exit> {
+        let mut ended = self.0.subscribe();
+        Box::pin(async move {
+            ended.wait_for(|ended| *ended).await.unwrap();
+            Exit { code: Some(0), ..Exit::default() }
+        })
+    }
+    fn terminate(&self) -> BoxFuture<'_, ()> {
+        self.0.send_replace(true);
+        Box::pin(async {})
+    }
+    fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        self.0.send_replace(true);
+        Box::pin(async { Ok(()) })
+    }
+    fn owns(&self, _pid: i32) -> bool {
+        true
+    }
+}
+
+/// Keeps the functions' ends of the control sockets, oldest first.
+#[derive(Default)]
+struct Pretended(Mutex<Vec<Channel>>);
+
+impl Runtime for Pretended {
+    fn name(&self) -> &'static str {
+        "pretended"
+    }
+    fn prepare<'a>(&'a self, _instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
+        let (agent, function) = Channel::pair().unwrap();
+        self.0.lock().unwrap().push(function);
+        let process = Arc::new(Hollow(watch::Sender::new(false)));
+        Box::pin(async { Ok(Parked { control: Control::Connected(agent), process }) })
+    }
+}
+
+/// A running node with two functions, each with one parked container.
+struct Bed {
+    node: Handle,
+    /// Of the first function.
+    runtime: Arc<Pretended>,
+    page: PrometheusHandle,
+}
+
+impl Bed {
+    async fn new(unused_after: Duration, global: Rates, page: PrometheusHandle) -> Self {
+        let (orders, runtime) = service("orders", unused_after);
+        let (other, _) = service("other", unused_after);
+        let admission = Admission::new(global, unused_after);
+        let allow = Allow::new(&[Cidr { address: ALLOWED.into(), bits: 32 }]);
+        let (node, handle) = Node::new(vec![orders, other], admission, allow, None, Arc::default());
+        tokio::spawn(node.run());
+        let bed = Self { node: handle, runtime, page };
+        bed.until(async || bed.node.status().await.iter().all(|function| function.prepared == 1)).await;
+        bed
+    }
+
+    /// Of the first function.
+    async fn status(&self) -> FunctionStatus {
+        self.node.status().await.remove(0)
+    }
+
+    /// The value of a series, as it stands on the page.
+    async fn value(&self, series: &str) -> f64 {
+        self.node.scrape().await;
+        let page = self.page.render();
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{page}")).parse().unwrap()
+    }
+
+    /// Asks again and again: the pages that show it tell nobody of a change.
+    async fn until(&self, condition: impl AsyncFn() -> bool) {
+        let asked = async {
+            while !condition().await {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, asked).await.unwrap();
+    }
+
+    async fn is(&self, series: &str, value: f64) {
+        self.until(async || self.value(series).await == value).await;
+    }
+
+    /// What an instance says, the first container being number 0.
+    fn say(&self, instance: usize, messages: &[ToAgent]) {
+        let channels = self.runtime.0.lock().unwrap();
+        for message in messages {
+            channels[instance].send(message, &[]).unwrap();
+        }
+    }
+
+    /// Lets a start go by unused, so that the budgets have something to gain; then all is as before.
+    async fn waste_a_start(&self) {
+        assert!(self.node.syn(&syn(1)));
+        self.is(UNUSED, 1.0).await;
+        assert_eq!((self.value(OWN_BUDGET).await, self.value(GLOBAL_BUDGET).await), (8.0, 64.0));
+        assert_eq!(self.status().await.instances, 1, "it runs on all the same");
+        self.say(0, &[HELLO, ACK, READY]);
+        self.until(async || self.status().await.state == "ready").await;
+        assert!(self.node.operate("orders".into(), Operation::Stop).await);
+        self.until(async || self.status().await.state == "cold" && self.status().await.prepared == 1).await;
+    }
+}
+
+fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
+    let runtime = Arc::new(Pretended::default());
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let starts = Rates { min: 1, max: 16 };
+    let service = Service {
+        name: name.into(),
+        listen: listener.local_addr().unwrap(),
+        policy: Policy { prepared: 1, init_timeout: LIMIT, retry_max: LIMIT, unused_after, starts },
+        stop_grace: LIMIT,
+        runtime: Arc::clone(&runtime) as Arc<dyn Runtime>,
+        dowry: Dowry { function: name.into(), listener: Arc::new(listener.into()), pools: Vec::new() },
+    };
+    (service, runtime)
+}
+
+/// Runs a test on one thread, with metrics of its own.
+fn run<F: Future<Output = ()>>(unused_after: Duration, global: Rates, test: impl FnOnce(Bed) -> F) {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let page = recorder.handle();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async { test(Bed::new(unused_after, global, page).await).await });
+    });
+}
+
+fn event(client: u16, kind: EventKind, flags: u8) -> SynEvent {
+    let isn = if kind == EventKind::Syn { 7 } else { 0 };
+    SynEvent {
+        timestamp_ns: now_ns(),
+        function: 0,
+        isn,
+        src: Ipv4Addr::new(198, 51, 100, 7).to_ipv6_mapped().octets(),
+        dst: Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(),
+        src_port: client,
+        dst_port: 80,
+        kind: kind as u8,
+        ip_version: 4,
+        flags,
+        pad: 0,
+    }
+}
+
+fn syn(client: u16) -> SynEvent {
+    event(client, EventKind::Syn, 0)
+}
+
+const HELLO: ToAgent = ToAgent::Hello { shim: String::new(), hello_ns: 1 };
+const ACK: ToAgent = ToAgent::Ack { injected_ns: 2 };
+const READY: ToAgent = ToAgent::Ready { ready_ns: 3 };
+const SERVED: ToAgent = ToAgent::Served { accept_ns: 4, first_response_ns: 5 };
+
+const GLOBAL_BUDGET: &str = "headstart_syn_budget_starts{scope=\"global\"}";
+const OWN_BUDGET: &str = "headstart_syn_budget_starts{scope=\"function\",function=\"orders\"}";
+const UNUSED: &str = "headstart_starts_unused_total{function=\"orders\"}";
+
+#[test]
+fn one_syn_that_both_sensors_see_is_one_start_and_one_duplicate() {
+    run(LIMIT, PLENTY, async |bed| {
+        assert!(bed.node.syn(&syn(4000)));
+        assert!(bed.node.syn(&event(4000, EventKind::Lookup, 0)));
+        assert!(bed.node.syn(&event(4001, EventKind::Lookup, 0)));
+        assert_eq!(bed.status().await.instances, 1);
+        let seen = |kind| format!("headstart_syn_events_total{{function=\"orders\",kind=\"{kind}\"}}");
+        assert_eq!(bed.value(&seen("syn")).await, 1.0);
+        assert_eq!(bed.value(&seen("lookup")).await, 1.0, "that of another client");
+        for reason in ["duplicate", "starting"] {
+            assert_eq!(
+                bed.value(&format!("headstart_syn_suppressed_total{{reason=\"{reason}\"}}")).await,
+                1.0
+            );
+        }
+        bed.node.shutdown().await;
+    });
+}
+
+#[test]
+fn a_start_that_nobody_follows_halves_the_budgets_and_a_first_answer_adds_to_them() {
+    run(UNUSED_AFTER, PLENTY, async |bed| {
+        assert_eq!(bed.value(UNUSED).await, 0.0);
+        bed.waste_a_start().await;
+        assert!(bed.node.syn(&syn(2)));
+        bed.say(1, &[HELLO, ACK, READY, SERVED]);
+        bed.is(OWN_BUDGET, 9.0).await;
+        assert_eq!((bed.value(GLOBAL_BUDGET).await, bed.value(UNUSED).await), (65.0, 1.0));
+        bed.node.shutdown().await;
+    });
+}
+
+#[test]
+fn a_connection_in_the_accept_queue_confirms_a_start_before_the_function_is_ready() {
+    run(UNUSED_AFTER, PLENTY, async |bed| {
+        bed.waste_a_start().await;
+        assert!(bed.node.syn(&syn(2)));
+        let _client = std::net::TcpStream::connect(bed.status().await.listen).unwrap();
+        bed.is(OWN_BUDGET, 9.0).await;
+        assert_eq!((bed.value(GLOBAL_BUDGET).await, bed.value(UNUSED).await), (65.0, 1.0));
+        assert_eq!(bed.status().await.state, "starting");
+        bed.node.shutdown().await;
+    });
+}
+
+#[test]
+fn every_kind_of_event_starts_a_function_and_is_the_trigger_of_its_timeline() {
+    for (kind, flags, trigger) in [
+        (EventKind::Syn, 0, "syn"),
+        (EventKind::Syn, AUTHENTICATED, "syn"),
+        (EventKind::Lookup, 0, "lookup"),
+        (EventKind::Knock, AUTHENTICATED, "knock"),
+    ] {
+        run(LIMIT, PLENTY, async |bed| {
+            let event = event(4000, kind, flags);
+            assert!(bed.node.syn(&event));
+            bed.say(0, &[HELLO, ACK, READY]);
+            bed.until(async || bed.status().await.state == "ready").await;
+            let labels = format!("function=\"orders\",trigger=\"{trigger}\",outcome=\"ready\"");
+            assert_eq!(bed.value(&format!("headstart_coldstarts_total{{{labels}}}")).await, 1.0);
+            bed.node.shutdown().await;
+        });
+    }
+}
+
+#[test]
+fn a_flood_fills_half_of_the_inbox_and_clients_with_a_key_the_rest() {
+    let (sender, _inbox) = mpsc::channel(INBOX_MAX);
+    let node = Handle { inbox: sender, allow: Arc::default() };
+    let taken =
+        |flags| (0..10_000u16).filter(|client| node.syn(&event(*client, EventKind::Syn, flags))).count();
+    assert_eq!(taken(0), INBOX_MAX / 2);
+    assert_eq!(taken(AUTHENTICATED), INBOX_MAX / 2);
+    assert_eq!((taken(0), taken(AUTHENTICATED)), (0, 0));
+}
+
+#[test]
+fn a_key_and_an_allowed_source_start_what_the_budget_refuses_to_others() {
+    let one = Rates { min: 1, max: 1 };
+    let allowed = SynEvent { src: ALLOWED.to_ipv6_mapped().octets(), ..syn(3) };
+    for trusted in [allowed, event(3, EventKind::Syn, AUTHENTICATED)] {
+        run(LIMIT, one, async |bed| {
+            assert!(bed.node.syn(&SynEvent { function: 1, ..syn(1) }));
+            assert!(bed.node.syn(&syn(2)));
+            assert_eq!(bed.value("headstart_syn_suppressed_total{reason=\"budget\"}").await, 1.0);
+            assert_eq!(bed.status().await.instances, 0);
+            assert!(bed.node.syn(&trusted));
+            assert_eq!(bed.status().await.instances, 1);
+            bed.node.shutdown().await;
+        });
+    }
+}
+
+#[test]
+fn an_event_of_an_unknown_kind_or_function_changes_nothing() {
+    run(LIMIT, PLENTY, async |bed| {
+        assert!(bed.node.syn(&SynEvent { kind: 9, ..syn(4000) }));
+        assert!(bed.node.syn(&SynEvent { function: 2, ..syn(4000) }));
+        assert!(bed.node.syn(&SynEvent { function: u32::MAX, ..syn(4000) }));
+        let status = bed.status().await;
+        assert_eq!((status.state, status.prepared), ("cold", 1));
+        assert_eq!(bed.value("headstart_syn_lost_total{reason=\"record_kind\"}").await, 1.0);
+        bed.node.shutdown().await;
+    });
+}
