@@ -8,6 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// Where the hierarchies are mounted on every current distribution.
 const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -90,8 +92,16 @@ impl Cgroup {
         })
     }
 
+    /// Kills whatever is in it.
+    pub(super) fn kill(&self) {
+        for pid in self.processes().into_iter().filter_map(Pid::from_raw) {
+            // Gone in between is what is wanted.
+            let _gone = kill_process(pid, Signal::KILL);
+        }
+    }
+
     /// Its processes.
-    pub(super) fn processes(&self) -> Vec<i32> {
+    fn processes(&self) -> Vec<i32> {
         let read = |file: PathBuf| fs::read_to_string(file).unwrap_or_default();
         let mut pids: Vec<i32> = self
             .join_files()

@@ -15,8 +15,10 @@
 //! configured command replaces only the image's `CMD`.
 
 mod api;
+mod left;
 
-use std::collections::BTreeSet;
+pub(super) use left::survivors;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -38,16 +40,17 @@ const DIRECTORY: &str = "docker";
 /// The control socket in an instance's directory.
 const CONTROL_FILE: &str = "control.sock";
 
+/// Tells the containers of one agent from those of another.
+const STATE_DIR_LABEL: &str = "headstart.state-dir";
+
+/// Names the instance.
+const INSTANCE_LABEL: &str = "headstart.instance";
+
 /// Connections that may wait on a control socket. The shim makes one.
 const BACKLOG: i32 = 8;
 
 /// Between attempts to ask a daemon that does not answer how a container ended.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-
-/// The functions that have instances under `state_dir`.
-pub(super) fn functions(state_dir: &Path) -> BTreeSet<String> {
-    name::functions_in(&state_dir.join(DIRECTORY))
-}
 
 /// Makes Docker containers of one function.
 pub struct Docker {
@@ -98,19 +101,6 @@ impl Runtime for Docker {
             prepared
         })
     }
-
-    fn sweep(&self) -> BoxFuture<'_, Result<usize, StartError>> {
-        Box::pin(async move {
-            let containers = self.node.api.list(&self.node.labels()).await?;
-            for id in &containers {
-                self.node.api.remove(id).await?;
-            }
-            for instance in name::instances_in(&self.node.directory, &self.node.spec.function) {
-                super::remove_directory(&self.node.directory.join(instance))?;
-            }
-            Ok(containers.len())
-        })
-    }
 }
 
 impl Node {
@@ -137,7 +127,7 @@ impl Node {
     fn labels(&self) -> Vec<(&'static str, String)> {
         vec![
             ("headstart.function", self.spec.function.clone()),
-            ("headstart.state-dir", self.state_dir.display().to_string()),
+            (STATE_DIR_LABEL, self.state_dir.display().to_string()),
         ]
     }
 }

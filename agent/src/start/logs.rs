@@ -1,5 +1,8 @@
 //! What functions print becomes the agent's log, with the target `function`.
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +15,17 @@ const MAX_LINE_BYTES: usize = 4096;
 /// Read at a time, in bytes: with [`MAX_LINE_BYTES`] all that is buffered of one
 /// instance. A function that prints faster than that is logged waits in its write.
 const READ_BYTES: usize = 4096;
+
+/// A pipe for an instance's output: the agent's end, and the instance's.
+///
+/// The instance's end can be read too, only so that the pipe has a reader when
+/// the agent dies: without one, the next line that a function prints would end it
+/// (`SIGPIPE`), with the requests that it is answering. The next agent reads on.
+pub(super) fn pipe() -> io::Result<(io::PipeReader, File)> {
+    let (output, writer) = io::pipe()?;
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    Ok((output, OpenOptions::new().read(true).write(true).open(path)?))
+}
 
 /// Cuts a stream into lines.
 pub(super) struct Lines {

@@ -26,6 +26,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, Channel};
 
@@ -37,10 +38,13 @@ mod cgroup;
 mod error;
 mod logs;
 mod name;
+mod nice;
+mod survivors;
 mod tick;
 mod watch;
 
 pub use error::StartError;
+pub use survivors::Survivors;
 
 /// `PATH` of an instance whose configuration sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -54,7 +58,7 @@ const TMP_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Open files of an instance. Above the 1024 that `select` can hold, so that a
 /// function that never asks for more still serves a burst.
-const OPEN_FILES: u64 = 4096;
+pub(crate) const OPEN_FILES: u64 = 4096;
 
 /// A boxed future, so that runtimes can stand behind one `dyn` type.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -66,9 +70,6 @@ pub trait Runtime: Send + Sync {
 
     /// Creates a container and parks it just before its exec.
     fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>>;
-
-    /// Removes what earlier agents left behind of this function; returns how many containers.
-    fn sweep(&self) -> BoxFuture<'_, Result<usize, StartError>>;
 }
 
 /// What every runtime needs to know of a function.
@@ -178,39 +179,14 @@ pub fn become_subreaper() -> std::io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }
 
-/// Removes what earlier agents left under `state_dir`, of functions that are still configured and of others.
-///
-/// Must come before anything is prepared or bound: what was left may hold ports.
+/// Ends and removes, without any grace, what an earlier agent left under `state_dir`.
 pub async fn sweep(state_dir: &Path, runc: &Path, docker_socket: &Path) {
-    let spec = |function: &String| ContainerSpec {
-        function: function.clone(),
-        command: Vec::new(),
-        env: Vec::new(),
-        memory_bytes: 0,
-        pids: 0,
-    };
-    let mut left: Vec<(String, Box<dyn Runtime>)> = Vec::new();
-    for function in oci::functions(state_dir) {
-        let runtime = oci::Oci::new(spec(&function), "".into(), runc.to_owned(), state_dir);
-        left.push((function, Box::new(runtime)));
-    }
-    for function in process::functions(state_dir) {
-        let runtime = process::Plain::new(spec(&function), process::Helper::default(), state_dir);
-        left.push((function, Box::new(runtime)));
-    }
-    for function in docker::functions(state_dir) {
-        let (image, network) = (String::new(), String::new());
-        let runtime =
-            docker::Docker::new(spec(&function), image, network, docker_socket.to_owned(), state_dir);
-        left.push((function, Box::new(runtime)));
-    }
-    for (function, runtime) in left {
-        match runtime.sweep().await {
-            Ok(0) => {}
-            Ok(swept) => tracing::info!(function, swept, "removed what an earlier agent left"),
-            Err(error) => tracing::warn!(function, "cannot remove what an earlier agent left: {error}"),
-        }
-    }
+    Survivors::find(state_dir, runc, docker_socket).await.end(Duration::ZERO).await;
+}
+
+/// What a runtime needs to know to remove the containers of an earlier agent: nothing of their functions.
+fn nobody() -> ContainerSpec {
+    ContainerSpec { function: String::new(), command: Vec::new(), env: Vec::new(), memory_bytes: 0, pids: 0 }
 }
 
 /// Removes what instances share and none of them can remove: call it when all are gone.

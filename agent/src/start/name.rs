@@ -34,18 +34,14 @@ pub(super) fn check(instance: &str, function: &str) -> Result<(), StartError> {
     Err(StartError::InstanceName { instance: instance.to_owned(), function: function.to_owned() })
 }
 
-/// The functions that have instances in `directory`.
-pub(super) fn functions_in(directory: &Path) -> BTreeSet<String> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten();
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter_map(|name| Some(name.rsplit_once('-')?.0.to_owned())).collect()
+/// The function of an instance.
+pub(super) fn function_of(instance: &str) -> &str {
+    instance.rsplit_once('-').map_or(instance, |(function, _)| function)
 }
 
-/// The names in `directory` that are instances of `function`. None when it does not exist.
-pub(super) fn instances_in(directory: &Path, function: &str) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| belongs(name, function))
-        .collect()
+/// The instances that have an entry in `directory`. None when it does not exist.
+pub(super) fn instances_in(directory: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| check(name, function_of(name)).is_ok()).collect()
 }

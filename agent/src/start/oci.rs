@@ -17,10 +17,12 @@
 //! The rootfs needs the directories `/proc`, `/dev` and `/tmp`; runc makes them
 //! when they are missing.
 
+mod left;
 mod seccomp;
 mod spec;
 
-use std::collections::BTreeSet;
+pub(super) use left::survivors;
+
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,10 +41,12 @@ use tokio::sync::Mutex;
 
 use super::cgroup::Cgroup;
 use super::error::within;
-use super::logs::Logs;
+use super::logs::{self, Logs};
+use super::survivors::PARKED_FILE;
 use super::tick::Ticks;
 use super::watch::{Image, Watch};
-use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name};
+use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name, nice};
+use crate::manager;
 
 /// `runc create` takes some 40 ms; a node that starts many at once may need seconds.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -70,15 +74,11 @@ const ROOT: &str = "runc";
 /// One directory per instance is in here, below the state directory.
 const BUNDLES: &str = "oci";
 
+/// On which the parked init waits, in runc's state of a container.
+const FIFO: &str = "exec.fifo";
+
 /// What to do when runc cannot be run.
 const INSTALL: &str = "install runc (`apt install runc`), or use another `runtime`";
-
-/// The functions that have instances under `state_dir`.
-pub(super) fn functions(state_dir: &Path) -> BTreeSet<String> {
-    let mut functions = name::functions_in(&state_dir.join(BUNDLES));
-    functions.extend(name::functions_in(&state_dir.join(ROOT)));
-    functions
-}
 
 /// Makes OCI containers of one function.
 pub struct Oci {
@@ -122,19 +122,6 @@ impl Runtime for Oci {
             prepared
         })
     }
-
-    fn sweep(&self) -> BoxFuture<'_, Result<usize, StartError>> {
-        Box::pin(async move {
-            let function = &self.node.spec.function;
-            let containers = name::instances_in(&self.node.root, function);
-            let mut all = name::instances_in(&self.node.bundles, function);
-            all.extend(containers.iter().filter(|name| !all.contains(name)).cloned().collect::<Vec<_>>());
-            for instance in &all {
-                self.node.delete(instance).await?;
-            }
-            Ok(containers.len())
-        })
-    }
 }
 
 impl Node {
@@ -154,11 +141,16 @@ impl Node {
         let cgroup = Cgroup::of(instance);
         let oom = cgroup.clone();
         let watch = Watch::new(pid, move || oom.oom_killed())?;
+        let parked = Image::of(pid);
+        if let Some(parked) = &parked {
+            fs::write(bundle.join(PARKED_FILE), parked.to_line())
+                .map_err(StartError::system("noting what a parked container runs"))?;
+        }
         let container = Container {
             node: Arc::clone(self),
             instance: instance.to_owned(),
             logs: Logs::follow(&self.spec.function, instance, output),
-            parked: Image::of(pid),
+            parked,
             watch,
             cgroup,
             released: AtomicBool::new(false),
@@ -187,10 +179,9 @@ impl Node {
         control: OwnedFd,
     ) -> Result<pipe::Receiver, StartError> {
         let step = "making an output pipe";
-        let (output, stdout) = io::pipe().map_err(StartError::system(step))?;
+        let (output, stdout) = logs::pipe().map_err(StartError::system(step))?;
         let stderr = stdout.try_clone().map_err(StartError::system(step))?;
-        let mut command = Command::new(&self.runc);
-        command.arg("--root").arg(&self.root);
+        let mut command = self.command();
         command.arg("--log").arg(bundle.join("log")).args(["--log-format", "json"]);
         command.arg("create").arg("--bundle").arg(bundle);
         command.arg("--pid-file").arg(bundle.join("pid")).args(["--preserve-fds", "1", instance]);
@@ -201,6 +192,7 @@ impl Node {
             .fd_mappings(vec![mapping])
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
         let mut child = command.spawn().map_err(|error| self.spawn_error(error))?;
+        nice::to_background(child.id());
         // Our copies of the function's ends live in the command: they must go, or no end-of-file ever comes.
         drop(command);
         let status = within(CREATE_TIMEOUT, "runc create", child.wait())
@@ -210,6 +202,16 @@ impl Node {
             return Err(self.create_error(&bundle.join("log")));
         }
         pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::system(step))
+    }
+
+    /// runc, without what the service manager told the agent: it would pass it on to the function.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.runc);
+        for variable in manager::VARIABLES {
+            command.env_remove(variable);
+        }
+        command.arg("--root").arg(&self.root);
+        command
     }
 
     fn spawn_error(&self, error: io::Error) -> StartError {
@@ -241,8 +243,8 @@ impl Node {
     async fn delete(&self, instance: &str) -> Result<(), StartError> {
         let state = self.root.join(instance);
         if state.exists() {
-            let mut command = Command::new(&self.runc);
-            command.arg("--root").arg(&self.root).args(["delete", "--force", instance]);
+            let mut command = self.command();
+            command.args(["delete", "--force", instance]);
             command.stdin(Stdio::null()).kill_on_drop(true);
             let output = within(REMOVE_TIMEOUT, "runc delete", command.output())
                 .await?
@@ -280,7 +282,8 @@ impl Process for Container {
             if self.released.swap(true, Ordering::Relaxed) {
                 return Err(StartError::AlreadyReleased);
             }
-            let fifo = self.node.root.join(&self.instance).join("exec.fifo");
+            nice::to_foreground(self.watch.pid());
+            let fifo = self.node.root.join(&self.instance).join(FIFO);
             let let_go = async {
                 self.read_fifo(&fifo).await?;
                 self.exec().await

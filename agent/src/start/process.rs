@@ -11,9 +11,11 @@
 //! `nobody`, with a `/tmp`, `/proc` and network namespace of its own, and no
 //! filter on system calls: a shorter way, for programs that are trusted.
 
+mod left;
 pub mod park;
 
-use std::collections::BTreeSet;
+pub(super) use left::{noted, survivors};
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -27,7 +29,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use headstart_wire::{CONTROL_FD, Channel};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -37,9 +39,10 @@ use tokio::sync::Mutex;
 use self::park::{Order, Report};
 use super::cgroup::Cgroup;
 use super::error::within;
-use super::logs::Logs;
-use super::watch::Watch;
-use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name};
+use super::logs::{self, Logs};
+use super::survivors::PARKED_FILE;
+use super::watch::{Image, Watch};
+use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name, nice};
 
 /// Making namespaces takes milliseconds; a node that starts many at once may need seconds.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,11 +73,6 @@ impl Default for Helper {
     fn default() -> Self {
         Self { program: PathBuf::from("/proc/self/exe"), args: Vec::new() }
     }
-}
-
-/// The functions that have instances under `state_dir`.
-pub(super) fn functions(state_dir: &Path) -> BTreeSet<String> {
-    name::functions_in(&state_dir.join(DIRECTORY))
 }
 
 /// Runs programs of this node as instances of one function.
@@ -117,16 +115,6 @@ impl Runtime for Plain {
             parked
         })
     }
-
-    fn sweep(&self) -> BoxFuture<'_, Result<usize, StartError>> {
-        Box::pin(async move {
-            let instances = name::instances_in(&self.node.directory, &self.node.spec.function);
-            for instance in &instances {
-                self.node.clean(instance).await?;
-            }
-            Ok(instances.len())
-        })
-    }
 }
 
 impl Node {
@@ -156,6 +144,9 @@ impl Node {
         match self.read_report(&mut release).await? {
             Report::Parked => {}
             other => return Err(StartError::Create { detail: format!("the helper said {other:?}") }),
+        }
+        if let Some(parked) = Image::of(pid) {
+            fs::write(directory.join(PARKED_FILE), parked.to_line()).map_err(system("noting an instance"))?;
         }
         let instance = Instance {
             node: Arc::clone(self),
@@ -192,7 +183,7 @@ impl Node {
         release: StdStream,
     ) -> Result<pipe::Receiver, StartError> {
         let step = "making an output pipe";
-        let (output, stdout) = io::pipe().map_err(StartError::system(step))?;
+        let (output, stdout) = logs::pipe().map_err(StartError::system(step))?;
         let stderr = stdout.try_clone().map_err(StartError::system(step))?;
         let mut command = Command::new(&self.helper.program);
         command.args(&self.helper.args).arg(park::OUTER).arg(instance).args(join_files);
@@ -212,6 +203,7 @@ impl Node {
             },
             _ => StartError::System { step: "running the helper", source },
         })?;
+        nice::to_background(child.id());
         // Only an orphan becomes our child: the inner helper can be watched from here on.
         child.wait().await.map_err(StartError::system("waiting for the helper"))?;
         pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::system(step))
@@ -252,10 +244,10 @@ impl Node {
     /// Ends whatever runs of an instance and removes its traces.
     async fn clean(&self, instance: &str) -> Result<(), StartError> {
         let (cgroup, directory) = (Cgroup::of(instance), self.directory.join(instance));
-        let first = fs::read_to_string(directory.join("pid")).ok().and_then(|text| still_there(&text));
-        for pid in cgroup.processes().into_iter().chain(first) {
-            // Gone in between is what is wanted.
-            let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        cgroup.kill();
+        if let Some(first) = noted(&directory).and_then(Pid::from_raw) {
+            // Without a cgroup. Gone in between is what is wanted.
+            let _gone = kill_process(first, Signal::KILL);
         }
         cgroup.remove().await.map_err(|error| StartError::Left { detail: format!("cgroup {error}") })?;
         super::remove_directory(&directory)
@@ -266,11 +258,6 @@ impl Node {
 fn marker(pid: i32) -> String {
     let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap_or_default();
     format!("{pid} {}", namespace.display())
-}
-
-fn still_there(text: &str) -> Option<i32> {
-    let pid = text.split(' ').next()?.parse().ok()?;
-    (marker(pid) == text).then_some(pid)
 }
 
 /// One process.
@@ -321,6 +308,7 @@ impl Process for Instance {
     fn release(&self) -> BoxFuture<'_, Result<u64, StartError>> {
         Box::pin(async move {
             let release = self.release.lock().await.take().ok_or(StartError::AlreadyReleased)?;
+            nice::to_foreground(self.watch.pid());
             within(RELEASE_TIMEOUT, "letting a process go", self.let_go(release)).await?
         })
     }

@@ -12,6 +12,7 @@ use futures_util::FutureExt as _;
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::*;
+use crate::privilege::{self, Need};
 use bed::Bed;
 
 /// Far above what any step here takes, also on a busy machine.
@@ -23,9 +24,12 @@ const ALONE: &str = "HEADSTART_TEST_ALONE";
 /// Runs a test of this kind in a process of its own: descriptors and children
 /// are counted per process, and tests beside it come and go with theirs.
 async fn alone(kind: bed::Kind, promise: &str) {
-    let test = format!("start::tests::on_{}::{promise}", format!("{kind:?}").to_lowercase());
+    alone_as(&format!("start::tests::on_{}::{promise}", format!("{kind:?}").to_lowercase())).await;
+}
+
+async fn alone_as(test: &str) {
     let mut copy = tokio::process::Command::new(std::env::current_exe().unwrap());
-    copy.args(["--exact", &test, "--test-threads=1"]).env(ALONE, "1");
+    copy.args(["--exact", test, "--test-threads=1"]).env(ALONE, "1");
     let output = copy.output().await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -51,18 +55,20 @@ every_runtime! {
     on_oci Oci: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
-        runs_only_once owns_its_processes_only nothing_is_left sweep_takes_its_own_only
-        strange_names_are_refused;
+        runs_only_once owns_its_processes_only nothing_is_left
+        survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
+        is_prepared_in_the_background_and_runs_in_the_foreground;
     on_process Process: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
-        runs_only_once owns_its_processes_only nothing_is_left sweep_takes_its_own_only
-        strange_names_are_refused;
+        runs_only_once owns_its_processes_only nothing_is_left
+        survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
+        is_prepared_in_the_background_and_runs_in_the_foreground;
     on_docker Docker: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named
-        runs_only_once owns_its_processes_only nothing_is_left sweep_takes_its_own_only
-        strange_names_are_refused;
+        runs_only_once owns_its_processes_only nothing_is_left
+        survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused;
 }
 
 async fn parked_runs_nothing(bed: Bed) {
@@ -84,6 +90,22 @@ async fn released_runs_and_reports_its_code(bed: Bed) {
         assert_eq!(one, two);
         parked.process.remove().await.unwrap();
     }
+}
+
+async fn is_prepared_in_the_background_and_runs_in_the_foreground(bed: Bed) {
+    let own = rustix::process::getpriority_process(None).unwrap();
+    // The nice value is field 19 (proc_pid_stat(5)); the shell's own name holds no blank.
+    let parked = bed
+        .prepare(&format!("read -r line </proc/self/stat; set -- $line; [ ${{19}} = {own} ] && exit 7"))
+        .await;
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pid = pids.find(|pid| parked.process.owns(*pid)).expect("a parked process");
+    let prepared = rustix::process::getpriority_process(rustix::process::Pid::from_raw(pid)).unwrap();
+    assert_eq!(prepared, (own + 10).min(19));
+    parked.process.release().await.unwrap();
+    assert_eq!(parked.process.exited().await.code, Some(7));
+    parked.process.remove().await.unwrap();
 }
 
 async fn control_reaches_the_function(bed: Bed) {
@@ -231,22 +253,91 @@ async fn nothing_is_left(bed: Bed) {
     bed.assert_no_trace();
 }
 
-async fn sweep_takes_its_own_only(bed: Bed) {
+/// A function that says goodbye, and that has begun when its `sleep` runs.
+const POLITE: &str = "trap 'exit 5' TERM; sleep 65 & while :; do sleep 0.02; done";
+
+async fn survivors_may_finish_and_the_parked_go(bed: Bed) {
     let parked = bed.prepare("sleep 60").await;
-    let running = bed.prepare("sleep 60").await;
+    let running = bed.prepare(POLITE).await;
     running.process.release().await.unwrap();
-    let other = bed.runtime_for("f-more", &["/bin/sh", "-c", "sleep 60"]);
-    let others = other.prepare(&format!("{}-1", bed.function("f-more"))).await.unwrap();
-    assert_eq!(bed.runtime(&["/bin/true"]).sweep().await.unwrap(), 2);
-    for swept in [parked, running] {
-        let exit = tokio::time::timeout(SOON, swept.process.exited()).await.unwrap();
-        assert_ne!(exit.code, Some(0));
-        swept.process.remove().await.unwrap();
-    }
-    others.process.release().await.unwrap();
-    assert_eq!(other.sweep().await.unwrap(), 1);
-    assert_eq!(bed.runtime(&["/bin/true"]).sweep().await.unwrap(), 0);
+    bed.eventually(|| bed::pid_of("sleep 65")).await;
+    // Of a function that ignores it, and is no longer configured.
+    let other = bed.runtime_for("f-more", &["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.02; done"]);
+    let stubborn = other.prepare(&format!("{}-1", bed.function("f-more"))).await.unwrap();
+    stubborn.process.release().await.unwrap();
+
+    let survivors = bed.survivors().await;
+    assert_eq!(survivors.running(), 2);
+    // What is made from here on is this agent's own.
+    let own = bed.prepare("sleep 60").await;
+    survivors.end(Duration::from_secs(2)).await;
+    let ended = async |survivor: Parked| {
+        tokio::time::timeout(SOON, survivor.process.exited()).await.expect("it ended")
+    };
+    assert_eq!(ended(running).await.code, Some(5));
+    assert_eq!(ended(stubborn).await.signal, Some(9));
+    assert_ne!(ended(parked).await.code, Some(0));
+    own.process.release().await.unwrap();
+    own.process.remove().await.unwrap();
     bed.assert_no_trace();
+    assert_eq!(bed.survivors().await.running(), 0);
+}
+
+async fn room_is_made_as_needed_only(bed: Bed) {
+    let _parked = bed.prepare("sleep 60").await;
+    let running = bed.prepare(POLITE).await;
+    running.process.release().await.unwrap();
+    bed.eventually(|| bed::pid_of("sleep 65")).await;
+    let asked = std::cell::Cell::new(0);
+    let enough_at = |last| {
+        asked.set(0);
+        let asked = &asked;
+        move || asked.replace(asked.get() + 1) == last
+    };
+    let mut survivors = bed.survivors().await;
+    survivors.make_room(SOON, enough_at(0)).await;
+    // The parked one was enough.
+    survivors.make_room(SOON, enough_at(1)).await;
+    assert_eq!(survivors.running(), 1);
+    assert!(running.process.exited().now_or_never().is_none());
+    // One more: it is asked, and waited for.
+    survivors.make_room(SOON, enough_at(1)).await;
+    assert_eq!(tokio::time::timeout(SOON, running.process.exited()).await.unwrap().code, Some(5));
+    bed.assert_no_trace();
+    // There is nothing left to end: that is the end too.
+    survivors.make_room(SOON, || false).await;
+}
+
+#[test]
+fn kept_privileges_suffice_for_oci() {
+    kept_privileges_suffice(bed::Kind::Oci, Need::Oci, "start::tests::kept_privileges_suffice_for_oci");
+}
+
+#[test]
+fn kept_privileges_suffice_for_process() {
+    let test = "start::tests::kept_privileges_suffice_for_process";
+    kept_privileges_suffice(bed::Kind::Process, Need::Process, test);
+}
+
+/// Again what needs most, in a process that has given up all that the agent does.
+fn kept_privileges_suffice(kind: bed::Kind, need: Need, test: &str) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all();
+    if std::env::var_os(ALONE).is_none() {
+        return runtime.build().unwrap().block_on(alone_as(test));
+    }
+    // The test runner's own thread keeps what it has, and that is reported. Those that begin now do not.
+    let dropped = privilege::drop_all_but(&[need]);
+    assert!(matches!(dropped, Ok(_) | Err(privilege::PrivilegeError::Threads(1))), "{dropped:?}");
+    runtime.build().unwrap().block_on(async {
+        let Some(bed) = bed::lay(kind).await else { return };
+        released_runs_and_reports_its_code(bed).await;
+        is_alone_and_powerless(bed::lay(kind).await.unwrap()).await;
+        terminate_asks(bed::lay(kind).await.unwrap()).await;
+        memory_is_limited(bed::lay(kind).await.unwrap()).await;
+        owns_its_processes_only(bed::lay(kind).await.unwrap()).await;
+        survivors_may_finish_and_the_parked_go(bed::lay(kind).await.unwrap()).await;
+    });
 }
 
 async fn strange_names_are_refused(bed: Bed) {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{Exit, StartError};
 
-/// A container's first process, a child of the agent. Its number cannot be
+/// A container's first process. The number of a child of the agent cannot be
 /// reused before the task here has waited for it.
 pub(super) struct Watch {
     pid: i32,
@@ -27,15 +27,34 @@ impl Watch {
     /// Begins to watch `pid`; its former parent must be gone. `oom` tells,
     /// after the end, whether the kernel killed for lack of memory.
     pub(super) fn new(pid: i32, oom: impl Fn() -> bool + Send + 'static) -> Result<Self, StartError> {
+        Self::begin(pid, async move |pidfd| {
+            let mut end = wait(&pidfd).await;
+            end.oom = end.code != Some(0) && oom();
+            end
+        })
+    }
+
+    /// Begins to watch somebody else's child: that it ended will be seen, but not how.
+    pub(super) fn stranger(pid: i32) -> Result<Self, StartError> {
+        Self::begin(pid, async |pidfd| {
+            // An error only means that the whole runtime shuts down.
+            let _gone = pidfd.readable().await;
+            Exit::default()
+        })
+    }
+
+    fn begin<F>(pid: i32, end: impl FnOnce(AsyncFd<OwnedFd>) -> F) -> Result<Self, StartError>
+    where
+        F: Future<Output = Exit> + Send + 'static,
+    {
         let failed = StartError::system("watching a container");
         let number = Pid::from_raw(pid).ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
         let ready = pidfd.try_clone().and_then(readiness).map_err(failed)?;
         let (sender, exit) = watch::channel(None);
+        let end = end(ready);
         tokio::spawn(async move {
-            let mut end = wait(&ready).await;
-            end.oom = end.code != Some(0) && oom();
-            sender.send_replace(Some(end));
+            sender.send_replace(Some(end.await));
         });
         Ok(Self { pid, pidfd, exit, namespace: namespace_of(pid) })
     }
@@ -111,6 +130,20 @@ impl Image {
         let file = fs::metadata(format!("/proc/{pid}/exe")).ok().map(|file| (file.dev(), file.ino()));
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         Some(Self { file, name })
+    }
+
+    /// As [`Image::parse`] reads it.
+    pub(super) fn to_line(&self) -> String {
+        let (device, inode) = self.file.unwrap_or_default();
+        format!("{device} {inode} {}", self.name)
+    }
+
+    /// Reads what [`Image::to_line`] wrote of a process that was not a zombie.
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let mut words = line.splitn(3, ' ');
+        let mut number = || words.next()?.parse().ok();
+        let file = Some((number()?, number()?));
+        Some(Self { file, name: words.next()?.to_owned() })
     }
 
     /// Whether it was not yet a zombie.

@@ -8,7 +8,8 @@ use bollard::ClientVersion;
 use bollard::container::LogOutput;
 use bollard::errors::Error;
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+    ContainerCreateBody, ContainerSummaryStateEnum as State, HostConfig, HostConfigLogConfig, Mount,
+    MountType, ResourcesUlimits,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
@@ -19,7 +20,7 @@ use futures_util::StreamExt as _;
 use headstart_wire::CONTROL_PATH;
 use tokio::sync::OnceCell;
 
-use super::Node;
+use super::{INSTANCE_LABEL, Node};
 use crate::start::error::within;
 use crate::start::logs::Lines;
 use crate::start::{ContainerSpec, Exit, OPEN_FILES, StartError, TMP_BYTES};
@@ -40,6 +41,19 @@ pub(super) const KILLED: Exit = Exit { code: None, signal: Some(9), oom: false }
 
 /// Exit codes above this are, by convention of shells and daemons, signal numbers.
 const SIGNAL_BASE: i64 = 128;
+
+/// What the daemon calls an instance's container.
+pub(super) fn container_name(instance: &str) -> String {
+    format!("headstart-{instance}")
+}
+
+/// A container that the daemon has.
+pub(super) struct Listed {
+    pub(super) id: String,
+    pub(super) instance: String,
+    /// It was started and has not ended.
+    pub(super) runs: bool,
+}
 
 /// The daemon.
 pub(super) struct Api {
@@ -80,7 +94,7 @@ impl Api {
         instance: &str,
         control: &Path,
     ) -> Result<String, StartError> {
-        let name = CreateContainerOptionsBuilder::default().name(&format!("headstart-{instance}")).build();
+        let name = CreateContainerOptionsBuilder::default().name(&container_name(instance)).build();
         let call = self.client().await?.create_container(Some(name), body(node, instance, control));
         match within(CALL_TIMEOUT, "creating a container", call).await? {
             Ok(created) => Ok(created.id),
@@ -188,15 +202,23 @@ impl Api {
         }
     }
 
-    /// The ids of all containers with these labels, running or not.
-    pub(super) async fn list(&self, labels: &[(&str, String)]) -> Result<Vec<String>, StartError> {
+    /// All containers with these labels, running or not.
+    pub(super) async fn list(&self, labels: &[(&str, String)]) -> Result<Vec<Listed>, StartError> {
         let labels = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let filters = HashMap::from([("label".to_owned(), labels)]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let call = self.client().await?.list_containers(Some(options));
         let found = within(CALL_TIMEOUT, "listing containers", call).await?;
         let found = found.map_err(|error| self.explain(error))?;
-        Ok(found.into_iter().filter_map(|container| container.id).collect())
+        let listed = found.into_iter().filter_map(|container| {
+            let instance = container.labels?.remove(INSTANCE_LABEL)?;
+            let runs = matches!(
+                container.state?,
+                State::RUNNING | State::PAUSED | State::RESTARTING | State::STOPPING
+            );
+            Some(Listed { id: container.id?, instance, runs })
+        });
+        Ok(listed.collect())
     }
 
     fn explain(&self, error: Error) -> StartError {
@@ -225,7 +247,7 @@ fn body(node: &Node, instance: &str, control: &Path) -> ContainerCreateBody {
     let own_path = spec.env.iter().any(|(name, _)| name == "PATH");
     let env =
         env.filter(|(name, _)| own_path || name != "PATH").map(|(name, value)| format!("{name}={value}"));
-    let labels = node.labels().into_iter().chain([("headstart.instance", instance.to_owned())]);
+    let labels = node.labels().into_iter().chain([(INSTANCE_LABEL, instance.to_owned())]);
     ContainerCreateBody {
         image: Some(node.image.clone()),
         hostname: Some(crate::start::name::host(instance).to_owned()),

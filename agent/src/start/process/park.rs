@@ -31,12 +31,13 @@ use headstart_wire::CONTROL_FD;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{
-    AccessFlags, Gid, Uid, access, chdir, dup2_stdin, setgroups, sethostname, setresgid, setresuid,
+    AccessFlags, Gid, Uid, access, chdir, dup2_stdin, setgroups, sethostname, setresgid, setresuid, setsid,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
+use crate::privilege;
 use crate::start::{DEFAULT_PATH, FUNCTION_ID, OPEN_FILES, TMP_BYTES};
 
 /// Arguments that select this mode: for the agent, and for the outer helper.
@@ -166,6 +167,8 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), String> {
     mounts().map_err(at("mounting"))?;
     sethostname(crate::start::name::host(&instance.to_string_lossy())).map_err(at("naming the host"))?;
     chdir("/").map_err(at("entering the root directory"))?;
+    // A terminal's Ctrl-C is for the agent, which ends its functions; and the session has one priority to set.
+    setsid().map_err(at("beginning a session"))?;
     limit(Resource::Nofile, OPEN_FILES).map_err(at("limiting open files"))?;
     limit(Resource::Core, 0).map_err(at("limiting core files"))?;
     let null = File::open("/dev/null").map_err(at("opening /dev/null"))?;
@@ -234,14 +237,7 @@ fn mounts() -> nix::Result<()> {
 
 /// Gives up groups, user, every capability, and the way to get any back.
 fn drop_privileges() -> Result<(), String> {
-    let last =
-        fs::read_to_string("/proc/sys/kernel/cap_last_cap").map_err(at("reading the last capability"))?;
-    let last: u32 = last.trim().parse().map_err(at("reading the last capability"))?;
-    for number in 0..=last.min(63) {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        rustix::thread::remove_capability_from_bounding_set(capability)
-            .map_err(at("dropping a capability"))?;
-    }
+    privilege::bound(CapabilitySet::empty()).map_err(at("dropping a capability"))?;
     setgroups(&[]).map_err(at("dropping groups"))?;
     let (user, group) = (Uid::from_raw(FUNCTION_ID), Gid::from_raw(FUNCTION_ID));
     setresgid(group, group, group).map_err(at("changing the group"))?;

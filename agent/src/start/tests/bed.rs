@@ -173,6 +173,13 @@ impl Bed {
         }
     }
 
+    /// What the next agent would find.
+    pub(super) async fn survivors(&self) -> Survivors {
+        let docker = if self.kind == Kind::Docker { daemon::socket() } else { "/no/docker.sock".into() };
+        let runc = find("runc").unwrap_or_default();
+        Survivors::find(&self.state_dir(), &runc, &docker).await
+    }
+
     pub(super) fn instance(&self) -> String {
         format!("{}-{:016x}", self.function("f"), self.next.fetch_add(1, Ordering::Relaxed))
     }

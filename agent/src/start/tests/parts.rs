@@ -55,6 +55,64 @@ async fn output_is_cut_into_bounded_lines() {
 }
 
 #[tokio::test]
+async fn output_outlives_its_reader_and_is_followed_again() {
+    let (output, stdout) = super::super::logs::pipe().unwrap();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "read go; echo one; read go; echo two"]);
+    let mut child = command.stdin(std::process::Stdio::piped()).stdout(stdout).spawn().unwrap();
+    drop(command);
+    // As when the agent is killed.
+    drop(output);
+    let mut stdin = child.stdin.take().unwrap();
+    let mut go = || std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+    go();
+    let pid = child.id() as i32;
+    let logs = super::super::survivors::follow_again("f-1", pid).expect("a pipe");
+    go();
+    assert_eq!(logs.last(SOON).await, "two");
+    assert!(child.wait().unwrap().success(), "no line was its end");
+}
+
+/// As a creation that the earlier agent did not live to see the end of.
+#[tokio::test]
+async fn what_is_still_being_made_is_ended_first() {
+    let state = tempfile::tempdir().unwrap();
+    let bundle = state.path().join("oci/f-1");
+    std::fs::create_dir_all(&bundle).unwrap();
+    let runc = Path::new("/no/runc");
+    let mut command = std::process::Command::new("sleep");
+    let mut other = command.arg("59").spawn().unwrap();
+    let mut command = std::process::Command::new("sh");
+    let mut child = command
+        .args(["-c", "echo begun; read forever", "sh"])
+        .arg(&bundle)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A process that has only just exec'd has no command line yet.
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+    let survivors = oci::survivors(state.path(), runc);
+    assert!(survivors.len() == 1 && !survivors[0].runs());
+    survivors[0].remove().await.unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    assert!(!bundle.exists());
+    assert!(other.try_wait().unwrap().is_none(), "another process");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_parked_image_is_read_back() {
+    let image = watch::Image::of(std::process::id() as i32).unwrap();
+    assert_eq!(watch::Image::parse(&image.to_line()), Some(image));
+    for strange in ["", "1", "1 2", "x 2 name", "1 y name"] {
+        assert_eq!(watch::Image::parse(strange), None, "{strange:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_child_is_watched_to_its_end() {
     #[expect(clippy::zombie_processes, reason = "the watch waits for it")]
     let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
