@@ -1,0 +1,47 @@
+//! Messages to the service manager, sd_notify(3).
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+
+/// How long a manager may leave a message unread before it is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A socket to the manager.
+pub(super) struct Notify {
+    socket: UnixDatagram,
+    manager: UnixAddr,
+}
+
+impl Notify {
+    /// To the value of `NOTIFY_SOCKET`: a path, or `@` and a name in the abstract namespace.
+    pub(super) fn to(path: &OsStr) -> io::Result<Self> {
+        let manager = match path.as_bytes() {
+            [b'/', ..] => UnixAddr::new(path)?,
+            [b'@', name @ ..] if !name.is_empty() => UnixAddr::new_abstract(name)?,
+            _ => {
+                let what = "it is neither a path nor an abstract socket (\"@name\")";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+            }
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { socket, manager })
+    }
+
+    /// Sends one message, with or without a descriptor.
+    pub(super) fn send(&self, state: &str, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let descriptors: Vec<_> = descriptor.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let control = if descriptors.is_empty() { &[] } else { &rights[..] };
+        let text = [IoSlice::new(state.as_bytes())];
+        let (from, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+        sendmsg(from, &text, control, flags, Some(&self.manager))?;
+        Ok(())
+    }
+}
