@@ -24,6 +24,7 @@ use axum::routing::{get, post};
 use headstart_injector::{Pool, PoolStatus};
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::measure::{self, Export, Starts, Timeline};
 use crate::node::{FunctionStatus, Handle, Operation};
@@ -48,8 +49,8 @@ pub struct Admin {
     pub export: Export,
     /// Every pool.
     pub pools: Vec<Pool>,
-    /// Where the kernel half is attached.
-    pub attached: Vec<Attached>,
+    /// Where the kernel half is attached, as that changes.
+    pub attached: watch::Receiver<Vec<Attached>>,
     /// What is configured and not served.
     pub unavailable: Vec<Unavailable>,
 }
@@ -102,8 +103,8 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     for pool in &admin.pools {
         scrape_pool(&pool.status());
     }
-    for Attached { interface, mode } in &admin.attached {
-        measure::scrape::syn_sensor(interface, mode.as_str());
+    for Attached { interface, mode, on } in &*admin.attached.borrow() {
+        measure::scrape::syn_sensor(interface, mode.as_str(), *on);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.export.render())
 }

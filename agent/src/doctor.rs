@@ -5,9 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
+use headstart_config::Config;
+use headstart_config::keys::Keys;
 use nix::sys::resource::{Resource, getrlimit};
+use rustix::thread::CapabilitySet;
 
-use crate::syn::{Sensor, uplinks};
+use crate::syn::{Kernel, Part, uplinks};
 
 /// Descriptors for a node of a few hundred functions with their pools.
 const OPEN_FILES_MIN: u64 = 65_536;
@@ -19,9 +22,9 @@ struct Finding {
     found: Result<String, String>,
 }
 
-/// Prints one line for each thing that Headstart can use.
-pub fn print() {
-    for Finding { what, found } in findings() {
+/// Prints one line for each thing that Headstart can use, also of what `config` names.
+pub fn print(config: Option<&Config>) {
+    for Finding { what, found } in findings().into_iter().chain(config.and_then(keys)) {
         match found {
             Ok(found) => println!("ok       {what:<14} {found}"),
             Err(lack) => println!("missing  {what:<14} {lack}"),
@@ -30,10 +33,15 @@ pub fn print() {
 }
 
 fn findings() -> Vec<Finding> {
-    vec![
+    let mut findings = vec![
         Finding { what: "kernel", found: kernel() },
         Finding { what: "privileges", found: privileges() },
-        Finding { what: "xdp", found: xdp() },
+        Finding { what: "capabilities", found: capabilities() },
+        Finding { what: "btf", found: btf() },
+    ];
+    findings.extend(sensors());
+    findings.extend([
+        Finding { what: "pinning", found: pinning() },
         Finding { what: "interfaces", found: interfaces() },
         Finding { what: "accept queue", found: Ok("always there: starts functions without eBPF".into()) },
         Finding { what: "cgroups", found: cgroups() },
@@ -44,7 +52,8 @@ fn findings() -> Vec<Finding> {
         Finding { what: "docker", found: docker() },
         Finding { what: "syn cookies", found: syn_cookies() },
         Finding { what: "open files", found: open_files() },
-    ]
+    ]);
+    findings
 }
 
 fn read(path: &str) -> Option<String> {
@@ -64,12 +73,83 @@ fn privileges() -> Result<String, String> {
     }
 }
 
-fn xdp() -> Result<String, String> {
-    match Sensor::load(headstart_ebpf::OBJECT) {
-        Ok(_) => Ok("the program loads; `headstart run` logs the mode of each interface".into()),
-        Err(error) => {
-            Err(format!("starts happen at the end of the handshake, one round trip later: {error}"))
+/// What the kernel half needs, each of which root has.
+const CAPABILITIES: [(&str, CapabilitySet); 3] = [
+    ("CAP_BPF", CapabilitySet::BPF),
+    ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+    ("CAP_PERFMON", CapabilitySet::PERFMON),
+];
+
+fn capabilities() -> Result<String, String> {
+    let own = rustix::thread::capabilities(None).map_err(|error| error.to_string())?.effective;
+    let lacking: Vec<_> =
+        CAPABILITIES.iter().filter(|(_, needed)| !own.contains(*needed)).map(|(name, _)| *name).collect();
+    if lacking.is_empty() {
+        return Ok("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, to load and attach the eBPF programs".into());
+    }
+    Err(format!("no eBPF, starts happen one round trip later: {} is not here", lacking.join(", ")))
+}
+
+fn btf() -> Result<String, String> {
+    let path = "/sys/kernel/btf/vmlinux";
+    match Path::new(path).exists() {
+        true => Ok("the kernel describes its types".into()),
+        false => {
+            Err(format!("no eBPF, starts happen one round trip later: {path} needs CONFIG_DEBUG_INFO_BTF"))
         }
+    }
+}
+
+/// Each program of the kernel half: whether this kernel takes it. Where it can be attached is known only by
+/// attaching, which `headstart run` does and logs.
+fn sensors() -> Vec<Finding> {
+    let kernel = Kernel::load(headstart_ebpf::OBJECT, None);
+    let sensor = |part| {
+        let (what, does) = match part {
+            Part::Xdp => ("xdp", "loads; native where the driver can, else generic"),
+            Part::Tcx => ("tcx", "loads; for interfaces that refuse XDP or have another program"),
+            Part::Lookup => (
+                "sk_lookup",
+                "loads; sees loopback, containers of this host, DNAT; shared ports and the lobby",
+            ),
+            Part::Gate => ("gate", "loads; require_auth = \"connect\" holds on every path"),
+        };
+        let found = match &kernel {
+            Ok(kernel) => match kernel.refused().get(&part) {
+                None => Ok(does.to_owned()),
+                Some(error) => Err(error.to_string()),
+            },
+            Err(error) => Err(format!("{}: {error}", part.cost())),
+        };
+        Finding { what, found }
+    };
+    Part::ALL.into_iter().map(sensor).collect()
+}
+
+/// The key file, when one is configured.
+fn keys(config: &Config) -> Option<Finding> {
+    let file = config.syn.key_file.as_ref()?;
+    let found = match Keys::load(file) {
+        Ok(keys) if keys.is_empty() => Err(format!("{}: nobody has a key", file.display())),
+        Ok(keys) => Ok(format!("{}: {} keys", file.display(), keys.iter().count())),
+        Err(error) => Err(format!("nobody has a key: {error}")),
+    };
+    Some(Finding { what: "key file", found })
+}
+
+fn pinning() -> Result<String, String> {
+    let mounted = read("/proc/self/mounts").unwrap_or_default();
+    let dir = mounted.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let dir = words.next()?;
+        (words.next()? == "bpf").then(|| dir.to_owned())
+    });
+    match dir {
+        Some(dir) => Ok(format!("a BPF file system is on {dir}: sensors outlive the agent")),
+        None if nix::unistd::geteuid().is_root() && Path::new("/sys/fs/bpf").is_dir() => {
+            Ok("no BPF file system is mounted; `headstart run` mounts one on /sys/fs/bpf".into())
+        }
+        None => Err("while the agent restarts nothing is seen: mount -t bpf bpf /sys/fs/bpf".into()),
     }
 }
 

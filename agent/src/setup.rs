@@ -3,26 +3,28 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_config::{self as config, Config, Interfaces, Protocol};
+use headstart_config::{self as config, Config, Interfaces, Protocol, RequireAuth};
 use headstart_injector::{Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret};
 
 use crate::admin::Unavailable;
-use crate::decision::Policy;
-use crate::event::FunctionId;
+use crate::decision::{Admission, Policy, Rates};
 use crate::inject::Dowry;
-use crate::node::Service;
-use crate::serve;
+use crate::manager::{Manager, Place};
+use crate::node::{Allow, Service};
+use crate::serve::{self, ListenError};
 use crate::start::{
     ContainerSpec, Runtime,
     docker::Docker,
     oci::Oci,
     process::{Helper, Plain},
 };
-use crate::syn::{self, Attached, Sensor};
+use crate::syn::{self, Kernel, PinError, Pins, Route, Sensing, SynError};
 
 /// Shortest pause after a failed connect to a backend.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -31,15 +33,22 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub struct Setup {
     /// What is served.
     pub services: Vec<Service>,
+    /// How clients reach each of them, in the same order.
+    pub routes: Vec<Route>,
+    /// What they share when they decide.
+    pub admission: Admission,
+    /// To whom no budget applies.
+    pub allow: Allow,
     /// The pools, connecting already.
     pub pools: Vec<Pool>,
     /// What is not served, and why.
     pub unavailable: Vec<Unavailable>,
 }
 
-/// Binds every port, fills the pools, chooses the runtimes. Must be called within a tokio runtime.
+/// Binds every port that no earlier agent has left open, fills the pools, chooses the runtimes.
+/// What needs a part of the kernel half that is not there is not served. Must be called within a tokio runtime.
 #[must_use]
-pub fn build(config: &Config) -> Setup {
+pub fn build(config: &Config, manager: &mut Manager, kernel: Result<&Kernel, &String>) -> Setup {
     let mut unavailable = Vec::new();
     let mut pools = HashMap::new();
     for backend in &config.backends {
@@ -50,10 +59,15 @@ pub fn build(config: &Config) -> Setup {
         }
         pools.insert(backend.name.as_str(), pool);
     }
-    let mut services = Vec::new();
+    let (mut services, mut routes) = (Vec::new(), Vec::new());
     for function in &config.functions {
-        match service(config, function, &pools) {
-            Ok(service) => services.push(service),
+        let served = route(config, function, manager, kernel)
+            .and_then(|route| Ok((service(config, function, &pools, &route)?, route)));
+        match served {
+            Ok((service, route)) => {
+                services.push(service);
+                routes.push(route);
+            }
             Err(reason) => {
                 tracing::error!(function = function.name, "not served: {reason}");
                 unavailable.push(Unavailable { name: function.name.clone(), reason });
@@ -62,13 +76,24 @@ pub fn build(config: &Config) -> Setup {
     }
     let pools =
         config.backends.iter().filter_map(|backend| pools.remove(backend.name.as_str())?.ok()).collect();
-    Setup { services, pools, unavailable }
+    let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
+    let allow = Allow::new(&config.syn.allow);
+    Setup { services, routes, admission, allow, pools, unavailable }
+}
+
+/// Whether every port can be bound that was not inherited. Instances of an
+/// earlier agent hold the sockets that they were given.
+#[must_use]
+pub fn ports_are_free(config: &Config, manager: &Manager) -> bool {
+    let mut own = config.functions.iter().filter(|function| !manager.has(Place::Bound(function.listen)));
+    own.all(|function| serve::is_free(function.listen))
 }
 
 fn service(
     config: &Config,
     function: &config::Function,
     pools: &HashMap<&str, Result<Pool, String>>,
+    route: &Route,
 ) -> Result<Service, String> {
     let own = function.backends.iter().map(|name| match pools.get(name.as_str()) {
         Some(Ok(pool)) => Ok(pool.clone()),
@@ -76,7 +101,6 @@ fn service(
         None => Err(format!("there is no backend {name:?}")),
     });
     let pools = own.collect::<Result<_, _>>()?;
-    let listener = serve::listen(function.listen, function.backlog).map_err(|error| error.to_string())?;
     Ok(Service {
         name: function.name.clone(),
         listen: function.listen,
@@ -84,11 +108,70 @@ fn service(
             prepared: u32::try_from(function.prepared).unwrap_or(u32::MAX),
             init_timeout: function.init_timeout,
             retry_max: function.retry_max,
+            unused_after: config.syn.unused_after,
+            starts: rates(config.syn.starts.function),
         },
         stop_grace: function.stop_grace,
         runtime: runtime(&config.agent, function),
-        dowry: Dowry { function: function.name.clone(), listener: Arc::new(listener), pools },
+        dowry: Dowry { function: function.name.clone(), listener: Arc::clone(&route.listener), pools },
     })
+}
+
+fn rates(range: config::BudgetRange) -> Rates {
+    Rates { min: range.min, max: range.max }
+}
+
+/// Opens what the function's instances accept from. Functions with an ID on a port of several have a listener
+/// that only the socket lookup leads to; the port itself is of the one without.
+fn route(
+    config: &Config,
+    function: &config::Function,
+    manager: &mut Manager,
+    kernel: Result<&Kernel, &String>,
+) -> Result<Route, String> {
+    let (listen, auth) = (function.listen, function.require_auth);
+    let shared = config.functions.iter().filter(|other| other.listen == listen).count() > 1;
+    let hidden = function.id.filter(|_| shared);
+    if hidden.is_some() && !kernel.is_ok_and(Kernel::can_steer) {
+        return Err(format!(
+            "it shares {listen}, and the kernel cannot give it its connections ({}): give it a port of its own",
+            kernel.err().map_or("sk_lookup is not attached", String::as_str)
+        ));
+    }
+    let guard = match (auth, kernel) {
+        (RequireAuth::Connect, Ok(kernel)) => Some(kernel),
+        (RequireAuth::Connect, Err(why)) => {
+            return Err(format!("require_auth = \"connect\" cannot be kept: {why}"));
+        }
+        (RequireAuth::No | RequireAuth::Wake, _) => None,
+    };
+    let guard = |socket: BorrowedFd<'_>| guard.map_or(Ok(()), |kernel| kernel.guard(socket));
+    let (place, address) = match hidden {
+        None => (Place::Bound(listen), listen),
+        Some(id) => (Place::Hidden(listen, id), serve::hidden(listen)),
+    };
+    let listener = listener(manager, place, address, function.backlog, guard);
+    let listener = Arc::new(listener.map_err(|error| error.to_string())?);
+    Ok(Route { listen, id: function.id, auth, steered: hidden.is_some(), listener })
+}
+
+/// The socket that an earlier agent had for this place, or a new one, which the next agent will get. Nobody
+/// reaches it unless `guard` has closed it to strangers, where it is to be closed.
+fn listener(
+    manager: &mut Manager,
+    place: Place,
+    address: SocketAddr,
+    backlog: u16,
+    guard: impl FnOnce(BorrowedFd<'_>) -> Result<(), SynError>,
+) -> Result<OwnedFd, ListenError> {
+    if let Some(inherited) = manager.take(place) {
+        // One that cannot be guarded would come back at each start.
+        guard(inherited.as_fd()).inspect_err(|_| manager.forget(place))?;
+        return serve::adopt(inherited, address, backlog);
+    }
+    let listener = serve::listen_behind(address, backlog, guard)?;
+    manager.keep(place, &listener);
+    Ok(listener)
 }
 
 fn runtime(agent: &config::Agent, function: &config::Function) -> Arc<dyn Runtime> {
@@ -158,43 +241,74 @@ fn password(file: &Path) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
-/// Loads the kernel half and attaches it where the configuration says. `None`
-/// without interfaces, or when the kernel refuses: functions then start when
-/// their first connection is complete.
-#[must_use]
-pub fn sensor(config: &Config, services: &[Service]) -> Option<(Sensor, syn::Ring, Vec<Attached>)> {
-    let interfaces = match &config.agent.interfaces {
-        Interfaces::Auto => syn::uplinks(),
-        Interfaces::Named(names) => names.clone(),
-    };
-    if interfaces.is_empty() {
-        tracing::info!(
-            "no interfaces: functions start when their first connection is complete, not at its SYN"
-        );
-        return None;
+/// Locks the directory where programs and maps outlive the agent; `None` where nothing can be pinned, or
+/// nothing is to be watched.
+///
+/// # Errors
+/// [`syn::PinError::Locked`] when another agent runs there.
+pub fn pins(config: &Config, keep: bool) -> Result<Option<Arc<Pins>>, PinError> {
+    let dir = &config.syn.pin_dir;
+    if !is_watching(config) && !syn::is_pinned(dir) {
+        return Ok(None);
     }
-    let (mut sensor, ring) = match Sensor::load(headstart_ebpf::OBJECT) {
-        Ok(loaded) => loaded,
+    match Pins::open(dir, keep) {
+        Ok(pins) => Ok(Some(Arc::new(pins))),
+        Err(error @ PinError::Locked(_)) => Err(error),
+        Err(error) => {
+            tracing::warn!("nothing is watched while the agent restarts: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Loads the kernel half, and attaches the socket lookup, on which shared ports depend. Otherwise says why there
+/// is none.
+///
+/// # Errors
+/// Why nothing is watched: functions then start when their first connection is complete.
+pub fn kernel(config: &Config, pins: Option<Arc<Pins>>) -> Result<Kernel, String> {
+    if !is_watching(config) {
+        tracing::info!(
+            "nothing is watched: functions start when their first connection is complete, not at its SYN"
+        );
+        if let Some(Err(error)) = pins.map(|pins| pins.clear()) {
+            tracing::warn!("what an earlier agent pinned stays: {error}");
+        }
+        return Err("nothing is watched: [agent] interfaces is empty and [syn] lookup is false".into());
+    }
+    let mut kernel = Kernel::load(headstart_ebpf::OBJECT, pins).map_err(|error| {
+        tracing::error!("no early starts: {error}");
+        error.to_string()
+    })?;
+    for error in kernel.refused().values() {
+        tracing::warn!("{error}");
+    }
+    if config.syn.lookup
+        && !kernel.refused().contains_key(&syn::Part::Lookup)
+        && let Err(error) = kernel.attach_lookup()
+    {
+        tracing::warn!("{error}");
+    }
+    Ok(kernel)
+}
+
+fn is_watching(config: &Config) -> bool {
+    config.syn.lookup || config.agent.interfaces != Interfaces::Named(Vec::new())
+}
+
+/// Tells the kernel half of the functions and attaches it to interfaces.
+#[must_use]
+pub fn watch(config: &Config, kernel: Result<Kernel, String>, routes: &[Route]) -> Option<Sensing> {
+    if config.agent.interfaces == Interfaces::Named(Vec::new()) && routes.iter().any(|route| route.steered) {
+        tracing::warn!(
+            "no interface is watched, so nobody reads which function of a shared port clients name"
+        );
+    }
+    match kernel.ok()?.watch(routes, &config.syn, &config.agent.interfaces) {
+        Ok(sensing) => Some(sensing),
         Err(error) => {
             tracing::error!("no early starts: {error}");
-            return None;
-        }
-    };
-    for (function, service) in services.iter().enumerate() {
-        let function = FunctionId::try_from(function).unwrap_or(FunctionId::MAX);
-        if let Err(error) = sensor.set(service.listen, function, false) {
-            tracing::error!(function = service.name, "no early starts: {error}");
+            None
         }
     }
-    let mut attached = Vec::new();
-    for interface in &interfaces {
-        match sensor.attach(interface) {
-            Ok(done) => {
-                tracing::info!(interface, mode = done.mode.as_str(), "watching for SYNs");
-                attached.push(done);
-            }
-            Err(error) => tracing::error!(interface, "no early starts from this interface: {error}"),
-        }
-    }
-    Some((sensor, ring, attached))
 }

@@ -1,14 +1,84 @@
-//! Which interfaces carry clients when the configuration says "auto".
+//! Which interfaces are to be watched, as they come and go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
 
-/// The interfaces with a default route, IPv4 or IPv6, from `/proc/net` (proc(5)).
+use headstart_config::Interfaces;
+use nix::errno::Errno;
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::fd;
+
+/// The shortest time between two looks: a router's table changes thousands of times a second.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The interfaces that are to be watched now and exist, by name, with their index.
+pub(super) fn wanted(interfaces: &Interfaces) -> BTreeMap<String, u32> {
+    let names = match interfaces {
+        Interfaces::Auto => uplinks(),
+        Interfaces::Named(names) => names.clone(),
+    };
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let index = if_nametoindex(name.as_str()).ok()?;
+            Some((name, index))
+        })
+        .collect()
+}
+
+/// The interfaces with a default route, IPv4 or IPv6, from `/proc/net` (proc(5)). Ports of a bond or a bridge
+/// are never among them, as their master sees the same packets; nor are containers' interfaces, to which no
+/// default route leads.
 #[must_use]
 pub fn uplinks() -> Vec<String> {
     let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
     let v6 = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
-    defaults(&v4, &v6)
+    let mut names = defaults(&v4, &v6);
+    names.retain(|name| !Path::new("/sys/class/net").join(name).join("master").exists());
+    names
+}
+
+/// Tells when interfaces or routes have changed (rtnetlink(7)). What has changed is looked up, not parsed: the
+/// kernel may drop messages, and then says only that it did.
+pub(super) struct Changes(AsyncFd<OwnedFd>);
+
+impl Changes {
+    /// Listens from now on; a change after this is not missed.
+    pub(super) fn listen() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE;
+        bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups.cast_unsigned()))?;
+        Ok(Self(fd::register(netlink, Interest::READABLE)?))
+    }
+
+    /// Waits for the next change, and until the last look is long enough ago.
+    pub(super) async fn next(&mut self) -> io::Result<()> {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let mut ready = self.0.readable_mut().await?;
+        let mut message = [0; 4096];
+        loop {
+            match recv(ready.get_inner().as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT) {
+                // Overrun: some messages are lost, which is a change too.
+                Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        ready.clear_ready();
+        Ok(())
+    }
 }
 
 fn defaults(v4: &str, v6: &str) -> Vec<String> {

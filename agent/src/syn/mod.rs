@@ -1,17 +1,38 @@
 //! `syn`: the kernel half, attached and read.
 //!
 //! ```text
-//! interface ──native──> XDP ──refused──> generic ──refused──> (accept queue only)
-//!                        └──ring──> reader ──> event
+//! interface ── XDP native ──refused──> XDP generic ──refused──> tcx ──refused──> (accept queue only)
+//! namespace ── sk_lookup: loopback, containers of this host, ports after DNAT, shared ports, the lobby
+//! listener  ── gate: keeps unauthenticated clients from functions that are closed to them
+//!      └── rings (authenticated, open) ──> reader ──> event
 //! ```
 //!
-//! Only an accelerator: without it, or with an event lost, a function starts
-//! when its connection is completed instead of begun.
+//! Only an accelerator: without it, or with an event lost, a function starts when its connection is completed
+//! instead of begun. What it must have, a gate or a shared port, makes a function unavailable without it.
+//!
+//! Owners: [`Sensor`] belongs to the node, which says who is warm; [`Background`] follows interfaces and the
+//! clock; [`KeyStore`] is written when an operator asks; [`Pins`] is held to the agent's end.
 
+mod error;
+mod fill;
 mod interfaces;
+mod kernel;
+mod keys;
+mod ladder;
+mod lobby;
+mod pins;
 mod ring;
-mod xdp;
+mod sensors;
+mod settings;
+mod table;
 
+pub use error::{Part, SynError};
 pub use interfaces::uplinks;
-pub use ring::{Ring, read};
-pub use xdp::{Attached, Mode, Sensor, SynError};
+pub use kernel::{Background, Kernel, Sensing, Sensor, Watching};
+pub use keys::{KeyStore, ReloadError};
+pub use ladder::{Attached, Ladder};
+pub use pins::{PinError, Pins, is_pinned};
+pub use ring::{Ring, Rings, Seen, read};
+pub use sensors::Mode;
+pub use settings::Clock;
+pub use table::Route;

@@ -1,0 +1,69 @@
+//! The keys of clients, as the kernel half knows them.
+
+use std::path::PathBuf;
+
+use aya::maps::{Array, MapData};
+use headstart_config::keys::{KeyError, Keys};
+use headstart_ebpf::maps::{KEYS_MAX, KeySlot};
+
+use super::SynError;
+
+/// Why keys were not read again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file cannot be used.
+    #[error("{0}; the keys stay as they were")]
+    Keys(#[from] KeyError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Map(#[from] SynError),
+}
+
+/// The kernel's keys, and the file they come from.
+pub struct KeyStore {
+    map: Array<MapData, KeySlot>,
+    file: Option<PathBuf>,
+}
+
+impl KeyStore {
+    /// Forgets the keys of an earlier agent and writes those of the file. A file that cannot be used leaves no
+    /// key: closed functions stay closed.
+    pub(super) fn new(map: Array<MapData, KeySlot>, file: Option<PathBuf>) -> Result<Self, SynError> {
+        let mut store = Self { map, file };
+        match store.load() {
+            Ok(keys) => store.write(&keys)?,
+            Err(error) => {
+                tracing::error!("nobody has a key: {error}; correct the file and send SIGHUP");
+                store.write(&Keys::default())?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// Reads the file again; how many keys it has, or `None` when there is no file.
+    ///
+    /// # Errors
+    /// [`ReloadError::Keys`] leaves the keys as they were.
+    pub fn reload(&mut self) -> Result<Option<usize>, ReloadError> {
+        let keys = self.load()?;
+        if self.file.is_none() {
+            return Ok(None);
+        }
+        self.write(&keys)?;
+        Ok(Some(keys.iter().count()))
+    }
+
+    fn load(&self) -> Result<Keys, KeyError> {
+        self.file.as_ref().map_or_else(|| Ok(Keys::default()), Keys::load)
+    }
+
+    fn write(&mut self, keys: &Keys) -> Result<(), SynError> {
+        for (slot, number) in (0..KEYS_MAX as u32).zip(0_u8..) {
+            let words = keys.get(number);
+            let slot_value =
+                KeySlot { words: words.unwrap_or_default(), present: u64::from(words.is_some()) };
+            self.map.set(slot, slot_value, 0)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,296 @@
+//! What outlives the agent, so that a restart leaves no gap: maps and links, pinned in a BPF file system.
+//!
+//! ```text
+//! PIN_DIR/                       locked (flock(2)) by the agent that owns it
+//!   maps-<layout>/FUNCTIONS ...  one file for each map of the contract
+//!   links/xdp-native-<ifindex>   xdp-generic-, tcx-; and lookup
+//! ```
+//!
+//! The new agent opens the maps, writes its own functions into them, and replaces the program behind each link
+//! in place. Maps of another layout are left alone until that is done, and then removed.
+
+use std::fs::{self, File};
+use std::io;
+use std::mem::size_of;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use headstart_ebpf::event::{Counters, SynEvent};
+use headstart_ebpf::maps::{
+    self, ENTRIES_MAX, EVENTS_BYTES, FUNCTIONS_MAX, Flow, FunctionEntry, KEYS_MAX, KeySlot, LISTENERS_MAX,
+    OpenedKey, PortKey, REMEMBERED_MAX, SOURCES_MAX, Settings, Told,
+};
+use headstart_ebpf::replay::{SETS, Set};
+use headstart_ebpf::sketch::Sketch;
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::error::chain;
+
+/// Where systemd and everybody else mounts the BPF file system.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The maps that user space and several programs share. Others, such as scratch space, belong to one program.
+pub(super) const MAPS: [&str; 16] = [
+    maps::FUNCTIONS,
+    maps::PORTS,
+    maps::SETTINGS,
+    maps::KEYS,
+    maps::SOURCES,
+    maps::FUNCTION_GATES,
+    maps::GLOBAL_GATE,
+    maps::SKETCH,
+    maps::TOLD,
+    maps::REPLAYS,
+    maps::OPENED,
+    maps::STEERED,
+    maps::LISTENERS,
+    maps::EVENTS_AUTHENTICATED,
+    maps::EVENTS_OPEN,
+    maps::STATS,
+];
+
+/// Why nothing can be pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// Another agent owns the directory.
+    #[error(
+        "another agent runs with the pin directory {}: stop it, or set another `pin_dir` in [syn]",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// It is not on a BPF file system, and cannot be.
+    #[error(
+        "{} is not on a BPF file system ({why}): mount -t bpf bpf {BPFFS}, and set `pin_dir` in [syn] to a \
+         directory below it",
+        .dir.display()
+    )]
+    NotBpffs {
+        /// The configured directory.
+        dir: PathBuf,
+        /// What was found or tried.
+        why: String,
+    },
+    /// The file system refuses something.
+    #[error("{}: {error}", .path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+    /// A link cannot be pinned.
+    #[error("{} cannot be pinned: {why}", .path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        why: String,
+    },
+}
+
+/// A locked pin directory.
+pub struct Pins {
+    dir: PathBuf,
+    keep: bool,
+    /// Held until the agent ends, however it ends.
+    _lock: Flock<File>,
+}
+
+impl Pins {
+    /// Locks the directory, and makes it and the mount below it if they are not there. Without `keep` nothing is
+    /// pinned, and what an earlier agent pinned is taken over and unpinned.
+    ///
+    /// # Errors
+    /// [`PinError::Locked`] when another agent has it; the others mean that this host cannot pin.
+    pub fn open(dir: &Path, keep: bool) -> Result<Self, PinError> {
+        ensure_bpffs(dir)?;
+        let io = |error| PinError::Io { path: dir.to_owned(), error };
+        fs::create_dir_all(dir).map_err(io)?;
+        let lock = match Flock::lock(File::open(dir).map_err(io)?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, nix::Error::EWOULDBLOCK)) => return Err(PinError::Locked(dir.to_owned())),
+            Err((_, error)) => return Err(io(error.into())),
+        };
+        let pins = Self { dir: dir.to_owned(), keep, _lock: lock };
+        if keep {
+            for dir in [pins.links(), pins.maps_dir()] {
+                fs::create_dir_all(&dir).map_err(|error| PinError::Io { path: dir, error })?;
+            }
+        }
+        Ok(pins)
+    }
+
+    /// The directory of this layout's maps; `None` when nothing is to be pinned.
+    pub(super) fn maps(&self) -> Option<PathBuf> {
+        self.keep.then(|| self.maps_dir())
+    }
+
+    /// Whether pins stay.
+    pub(super) fn keeps(&self) -> bool {
+        self.keep
+    }
+
+    fn maps_dir(&self) -> PathBuf {
+        self.dir.join(format!("maps-{:016x}", layout()))
+    }
+
+    fn links(&self) -> PathBuf {
+        self.dir.join("links")
+    }
+
+    /// A link that an earlier agent pinned, now open here too.
+    pub(super) fn opened(&self, name: &str) -> Option<FdLink> {
+        PinnedLink::from_pin(self.links().join(name)).ok().map(FdLink::from)
+    }
+
+    /// Pins a link under a name; whatever had this name is dropped in the same moment.
+    pub(super) fn pin(&self, link: FdLink, name: &str) -> Result<FdLink, PinError> {
+        if !self.keep {
+            self.forget(name);
+            return Ok(link);
+        }
+        let path = self.links().join(name);
+        let next = self.links().join(format!("{name}-next"));
+        // An agent that died at this point left one.
+        let _ = fs::remove_file(&next);
+        let pinned =
+            link.pin(&next).map_err(|error| PinError::Pin { path: path.clone(), why: chain(&error) })?;
+        fs::rename(&next, &path).map_err(|error| PinError::Io { path, error })?;
+        Ok(pinned.into())
+    }
+
+    /// Drops a pinned link: it detaches when nobody holds it open.
+    pub(super) fn forget(&self, name: &str) {
+        remove(fs::remove_file(self.links().join(name)), name);
+    }
+
+    /// Drops every link that is not among `names`, and the maps of other layouts.
+    pub(super) fn retain(&self, names: &[String]) {
+        for name in list(&self.links()).into_iter().filter(|name| !names.contains(name)) {
+            self.forget(&name);
+        }
+        let current = self.maps();
+        for name in list(&self.dir).into_iter().filter(|name| name.starts_with("maps-")) {
+            let path = self.dir.join(&name);
+            if current.as_ref() != Some(&path) {
+                remove(fs::remove_dir_all(&path), &name);
+            }
+        }
+    }
+
+    /// Drops everything, also the directory. Programs detach when the agent closes its own descriptors.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn clear(&self) -> Result<(), PinError> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(PinError::Io { path: self.dir.clone(), error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether there is anything at `dir` that an agent could have pinned.
+#[must_use]
+pub fn is_pinned(dir: &Path) -> bool {
+    is_bpffs(dir).unwrap_or(false)
+}
+
+fn remove(outcome: io::Result<()>, name: &str) {
+    if let Err(error) = outcome
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(pin = name, "a pin of an earlier agent cannot be removed: {error}");
+    }
+}
+
+fn list(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Mounts the BPF file system where everybody expects it, as systemd does at boot, if it is not there.
+fn ensure_bpffs(dir: &Path) -> Result<(), PinError> {
+    let lack = |why: String| PinError::NotBpffs { dir: dir.to_owned(), why };
+    let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match is_bpffs(existing) {
+        Ok(true) => return Ok(()),
+        Ok(false) if dir.starts_with(BPFFS) && dir != Path::new(BPFFS) => {}
+        Ok(false) => return Err(lack(format!("{} is another one", existing.display()))),
+        Err(error) => return Err(lack(error.to_string())),
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), BPFFS, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|error| lack(format!("mounting one on {BPFFS}: {}", error.desc())))?;
+    tracing::info!("mounted the BPF file system on {BPFFS}");
+    Ok(())
+}
+
+fn is_bpffs(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// What the maps of this build look like, as one number: the layout's own and every size that depends on it.
+fn layout() -> u64 {
+    let sizes = [
+        maps::LAYOUT as usize,
+        size_of::<PortKey>(),
+        size_of::<FunctionEntry>(),
+        size_of::<Settings>(),
+        size_of::<KeySlot>(),
+        size_of::<Sketch>(),
+        size_of::<Set>(),
+        size_of::<Told>(),
+        size_of::<Flow>(),
+        size_of::<OpenedKey>(),
+        size_of::<Counters>(),
+        size_of::<SynEvent>(),
+        ENTRIES_MAX,
+        FUNCTIONS_MAX,
+        KEYS_MAX,
+        SOURCES_MAX,
+        REMEMBERED_MAX,
+        SETS,
+        LISTENERS_MAX,
+        EVENTS_BYTES,
+    ];
+    let sizes = sizes.iter().flat_map(|size| size.to_le_bytes());
+    fnv1a(sizes.chain(MAPS.iter().flat_map(|name| name.bytes())))
+}
+
+/// FNV-1a (draft-eastlake-fnv): stable over builds, and nobody attacks it here.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        assert_eq!(fnv1a(b"foobar".iter().copied()), 0x8594_4171_f739_67e8);
+    }
+
+    #[test]
+    fn every_map_is_pinned_once() {
+        let mut names = MAPS.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), MAPS.len());
+        assert!(MAPS.iter().all(|name| !name.contains('.')), "bpffs refuses dots");
+    }
+
+    #[test]
+    fn a_directory_on_another_file_system_is_refused_with_advice() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Pins::open(&dir.path().join("pins"), true).err().unwrap();
+        assert!(matches!(error, PinError::NotBpffs { .. }));
+        assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{error}");
+        assert!(!dir.path().join("pins").exists());
+    }
+}

@@ -1,0 +1,112 @@
+//! From the served functions to the entries of the kernel's table: who gets which SYN.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use headstart_config::RequireAuth;
+use headstart_ebpf::maps::{
+    FUNCTION_AUTH_CONNECT, FUNCTION_AUTH_WAKE, FUNCTION_NONE, FUNCTION_OPTION, FunctionEntry, PORT_WORDS,
+    PortKey,
+};
+
+use crate::event::FunctionId;
+
+/// Where one function is reached.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The configured address. Functions may share it.
+    pub listen: SocketAddr,
+    /// The ID that clients may name.
+    pub id: Option<u32>,
+    /// What clients must prove.
+    pub auth: RequireAuth,
+    /// Whether `listener` is a hidden one, to which the socket lookup gives the connections that name the ID.
+    /// Otherwise it is bound to `listen`, and the function gets that port's connections that name nobody.
+    pub steered: bool,
+    /// The socket that instances accept from.
+    pub listener: Arc<OwnedFd>,
+}
+
+/// What the kernel is told of all functions.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    /// Cold, by function number.
+    pub(super) functions: Vec<Vec<(PortKey, FunctionEntry)>>,
+    /// Ports that several functions share and none has by default.
+    pub(super) nobody: Vec<(PortKey, FunctionEntry)>,
+    /// All ports that occur.
+    pub(super) ports: BTreeSet<u16>,
+}
+
+impl Table {
+    /// The table for these functions; a function's number is its place. With `keys`, clients may have one.
+    pub(super) fn new(routes: &[Route], keys: bool) -> Self {
+        let mut addresses: BTreeMap<SocketAddr, Vec<&Route>> = BTreeMap::new();
+        for route in routes {
+            addresses.entry(route.listen).or_default().push(route);
+        }
+        let option = |listen: &SocketAddr| {
+            let named =
+                addresses.get(listen).is_some_and(|routes| routes.iter().any(|route| route.id.is_some()));
+            if named || keys { FUNCTION_OPTION } else { 0 }
+        };
+        let functions = routes.iter().zip(0..).map(|(route, function)| {
+            let flags = option(&route.listen) | auth(route.auth);
+            keys_of(route).into_iter().map(|key| (key, FunctionEntry { function, flags })).collect()
+        });
+        let nobody = addresses.iter().filter(|(_, routes)| routes.iter().all(|route| route.steered));
+        let nobody = nobody.map(|(listen, _)| {
+            let flags = FUNCTION_NONE | FUNCTION_OPTION;
+            (PortKey::listener(*listen), FunctionEntry { function: 0, flags })
+        });
+        Self {
+            functions: functions.collect(),
+            nobody: nobody.collect(),
+            ports: routes.iter().map(|route| route.listen.port()).collect(),
+        }
+    }
+
+    /// Every entry.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (PortKey, FunctionEntry)> {
+        self.functions.iter().flatten().chain(&self.nobody).copied()
+    }
+
+    /// The bits of the kernel's port map.
+    pub(super) fn port_words(&self) -> [u64; PORT_WORDS] {
+        let mut words = [0; PORT_WORDS];
+        for port in &self.ports {
+            words[usize::from(port / 64)] |= 1 << (port % 64);
+        }
+        words
+    }
+}
+
+/// The numbers of the functions to which the socket lookup may have to give connections.
+pub(super) fn named(routes: &[Route]) -> impl Iterator<Item = (FunctionId, &Arc<OwnedFd>)> {
+    (0..).zip(routes).filter(|(_, route)| route.id.is_some()).map(|(number, route)| (number, &route.listener))
+}
+
+fn keys_of(route: &Route) -> Vec<PortKey> {
+    let port = PortKey::listener(route.listen);
+    let mut keys = Vec::new();
+    if !route.steered {
+        keys.push(port);
+    }
+    if let Some(id) = route.id {
+        keys.extend([port.with_id(id), PortKey::id(id)]);
+    }
+    keys
+}
+
+fn auth(auth: RequireAuth) -> u32 {
+    match auth {
+        RequireAuth::No => 0,
+        RequireAuth::Wake => FUNCTION_AUTH_WAKE,
+        RequireAuth::Connect => FUNCTION_AUTH_CONNECT,
+    }
+}
+
+#[cfg(test)]
+mod tests;
