@@ -19,9 +19,12 @@ pub mod serve;
 pub mod measure;
 
 pub mod admin;
+pub mod client;
 pub mod doctor;
 mod fd;
 mod instance;
+pub mod manager;
 pub mod node;
+pub mod privilege;
 pub mod setup;
 pub mod status;

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use headstart_agent::admin::{self, Admin};
+use headstart_agent::manager::Manager;
 use headstart_agent::measure::{self, Starts};
-use headstart_agent::node::Node;
-use headstart_agent::{doctor, setup, start, syn};
-use headstart_config::{Config, LogFormat};
+use headstart_agent::node::{Handle, Node};
+use headstart_agent::syn::{KeyStore, Rings, Seen, Sensing, Watching};
+use headstart_agent::{client, doctor, privilege, setup, start, syn};
+use headstart_config::{Agent, Config, LogFormat};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -39,6 +41,19 @@ enum Command {
         /// The configuration.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Leaves nothing in the kernel when the agent ends, however it ends: functions that clients ask for
+        /// before the next agent runs start when it does, one round trip later.
+        #[arg(long)]
+        unpin: bool,
+    },
+    /// Removes what an agent left: pinned eBPF programs and maps, containers, its state directory.
+    #[command(
+        after_help = "Example: systemctl stop headstart && headstart uninstall --config headstart.toml"
+    )]
+    Uninstall {
+        /// The configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Checks a configuration and lists every problem with file, line and key.
     #[command(after_help = "Example: headstart check --config headstart.toml && systemctl restart headstart")]
@@ -58,8 +73,36 @@ enum Command {
         json: bool,
     },
     /// Tells what this host can do, and what each lack costs.
-    Doctor,
+    #[command(after_help = "Example: headstart doctor --config /etc/headstart/headstart.toml")]
+    Doctor {
+        /// A configuration whose key file is looked at too.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Has unmodified programs name a function in the SYNs they send.
+    ///
+    /// For the machine that calls functions; it needs no agent there. The name is a TCP option of 16 bytes; a
+    /// SYN without room for it goes out as it is, and so does every SYN once this program has ended.
+    /// Needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
+    #[command(after_help = TAG_HELP)]
+    Tag(client::TagArgs),
+    /// Asks a node for a function, with one UDP packet, before anybody connects.
+    ///
+    /// Needs no privilege. Exit code 0 says that the packet was sent: nobody confirms it, and it may be lost.
+    /// To knock again is harmless: a function that runs is not started twice.
+    #[command(
+        after_help = "Example: headstart knock --to node1:9465 --function 7 --key-file ~/.config/headstart/keys"
+    )]
+    Knock(client::KnockArgs),
 }
+
+const TAG_HELP: &str = "\
+Examples:
+  headstart tag --function 7 --to node1:8081 --key-file /etc/headstart/keys -- curl http://node1:8081/
+  headstart tag --function 7 --to node1:8081 --cgroup /sys/fs/cgroup/user.slice
+
+With a COMMAND, its exit code, 128 + N when signal N killed it, 127 when there is none of that name, and 126
+when it cannot be executed. Else 0 after SIGTERM or Ctrl-C, 1 failed, 2 bad usage or key file.";
 
 fn main() -> ExitCode {
     // A parked process is this program too: it must not become an agent.
@@ -67,15 +110,15 @@ fn main() -> ExitCode {
         return start::process::park::park_main();
     }
     let outcome = match Cli::parse().command {
-        Command::Run { config } => run(&config),
+        Command::Run { config, unpin } => run(&config, unpin),
+        Command::Uninstall { config } => uninstall(&config),
         Command::Check { config } => check(&config),
         Command::Status { admin, json } => {
             headstart_agent::status::print(&admin, json).map(|()| ExitCode::SUCCESS)
         }
-        Command::Doctor => {
-            doctor::print();
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Doctor { config } => Ok(diagnose(config.as_deref())),
+        Command::Tag(args) => Ok(client::finish(client::tag(&args))),
+        Command::Knock(args) => Ok(client::finish(client::knock(&args))),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("headstart: {error:#}");
@@ -88,6 +131,16 @@ fn load(file: &Path) -> Result<Config, ExitCode> {
         eprintln!("{errors}");
         ExitCode::from(2)
     })
+}
+
+fn diagnose(file: Option<&Path>) -> ExitCode {
+    match file.map(load).transpose() {
+        Ok(config) => {
+            doctor::print(config.as_ref());
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
 }
 
 fn check(file: &Path) -> anyhow::Result<ExitCode> {
@@ -107,68 +160,138 @@ fn check(file: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(file: &Path) -> anyhow::Result<ExitCode> {
+fn run(file: &Path, unpin: bool) -> anyhow::Result<ExitCode> {
+    // Both before anything is opened: what the service manager kept may be many descriptors.
+    let raised = raise_open_files();
+    let manager = Manager::from_environment();
     let config = match load(file) {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
     init_log(config.agent.log);
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
     let _lock = lock(&config.agent.state_dir)?;
-    raise_open_files();
     start::become_subreaper().context("cannot become the reaper of containers")?;
     // One thread: a start passes through several tasks, and waking another thread costs more than any of them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(agent(config))?;
+    runtime.block_on(agent(config, manager, unpin))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn agent(config: Config) -> anyhow::Result<()> {
+fn uninstall(file: &Path) -> anyhow::Result<ExitCode> {
+    let config = match load(file) {
+        Ok(config) => config,
+        Err(code) => return Ok(code),
+    };
+    let Agent { state_dir, runc, docker_socket, .. } = &config.agent;
+    let _lock = lock(state_dir)?;
+    if syn::is_pinned(&config.syn.pin_dir) {
+        syn::Pins::open(&config.syn.pin_dir, false)?.clear()?;
+        println!("removed what was pinned in {}", config.syn.pin_dir.display());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let grace = config.functions.iter().map(|function| function.stop_grace).max().unwrap_or_default();
+    runtime.block_on(async {
+        start::Survivors::find(state_dir, runc, docker_socket).await.end(grace).await;
+    });
+    std::fs::remove_dir_all(state_dir).with_context(|| format!("cannot remove {}", state_dir.display()))?;
+    println!("removed the containers of earlier agents and {}", state_dir.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn agent(config: Config, mut manager: Manager, unpin: bool) -> anyhow::Result<()> {
     // Before anything exists that a default SIGTERM would leave behind.
-    let asked = asked_to_stop().context("signals cannot be received")?;
+    let mut asked = Box::pin(asked_to_stop().context("signals cannot be received")?);
+    let hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
+    let pins = setup::pins(&config, !unpin)?;
     let export = measure::install()?;
     let listener = admin::listen(config.agent.admin).await.map_err(anyhow::Error::msg)?;
-    start::sweep(&config.agent.state_dir, &config.agent.runc, &config.agent.docker_socket).await;
-    let setup = setup::build(&config);
-    let sensor = setup::sensor(&config, &setup.services);
-    let (sensor, ring, attached) = match sensor {
-        Some((sensor, ring, attached)) => (Some(sensor), Some(ring), attached),
-        None => (None, None, Vec::new()),
-    };
+    let node = &config.agent;
+    let mut survivors = start::Survivors::find(&node.state_dir, &node.runc, &node.docker_socket).await;
+    let grace = config.functions.iter().map(|function| function.stop_grace).max().unwrap_or_default();
+    tokio::select! {
+        () = survivors.make_room(grace, || setup::ports_are_free(&config, &manager)) => {}
+        signal = &mut asked => {
+            tracing::info!("{signal}: stopping before anything was served");
+            return Ok(());
+        }
+    }
+    let kernel = setup::kernel(&config, pins.clone());
+    let setup = setup::build(&config, &mut manager, kernel.as_ref());
+    let sensing = setup::watch(&config, kernel, &setup.routes);
     let starts = Arc::new(Starts::default());
-    let (node, handle) = Node::new(setup.services, sensor, Arc::clone(&starts));
-    if let Some(ring) = ring {
-        tokio::spawn(watch_ring(ring, handle.clone()));
+    let attached = sensing.as_ref().map_or_else(|| watch::channel(Vec::new()).1, |s| s.attached.clone());
+    let (sensor, watching) = sensing.map(Sensing::split).unzip();
+    let (node, handle) = Node::new(setup.services, setup.admission, setup.allow, sensor, Arc::clone(&starts));
+    if let Some(Watching { rings, since_ns, keys, background }) = watching {
+        tokio::spawn(watch_rings(rings, since_ns, handle.clone()));
+        tokio::spawn(background.run());
+        tokio::spawn(reload(keys, hangup));
     }
     let address = listener.local_addr()?;
     let (stopping, mut stopped) = watch::channel(());
     let (pools, unavailable) = (setup.pools.clone(), setup.unavailable);
     let admin = Admin { node: handle.clone(), starts, export, pools, attached, unavailable };
     let pages = tokio::spawn(admin::serve(listener, admin, async move { drop(stopped.changed().await) }));
+    give_up_privileges(&privilege::needs(&config, !survivors.is_empty()));
+    manager.ready();
     tracing::info!(admin = %address, functions = config.functions.len(), "headstart is up");
 
+    let survivors = tokio::spawn(survivors.end(grace));
     tokio::spawn(async move {
         tracing::info!("{}: stopping", asked.await);
+        manager.stopping();
         handle.shutdown().await;
     });
     node.run().await;
+    // They were asked to stop before our own.
+    survivors.await?;
     start::tidy();
     for pool in &setup.pools {
         pool.close();
     }
     drop(stopping);
     pages.await??;
+    if unpin && let Some(pins) = pins {
+        pins.clear()?;
+    }
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn watch_ring(ring: syn::Ring, node: headstart_agent::node::Handle) {
-    let read = syn::read(ring, |event| match event {
-        Some(event) if node.syn(&event) => {}
-        Some(_) => measure::record_lost("inbox_full"),
-        None => measure::record_lost("record_length"),
+/// Everything that needs them is done. No thread may exist yet: look-ups of names begin threads, so
+/// the pools, which are spawned already, must not have run.
+fn give_up_privileges(needs: &[privilege::Need]) {
+    match privilege::drop_all_but(needs) {
+        Ok(kept) => tracing::info!(?kept, "capabilities dropped that are not needed any more"),
+        Err(error) => tracing::error!("{error}"),
+    }
+}
+
+async fn watch_rings(rings: Rings, since_ns: u64, node: Handle) {
+    let read = syn::read(rings, since_ns, |seen| match seen {
+        Seen::Event(event) if node.syn(&event) => {}
+        Seen::Event(_) => measure::record_lost("inbox_full"),
+        Seen::Stale => measure::record_lost("stale"),
+        Seen::Malformed => measure::record_lost("record_length"),
     });
     if let Err(error) = read.await {
-        tracing::error!("no early starts any more, the ring cannot be read: {error}");
+        tracing::error!("no early starts any more, the rings cannot be read: {error}");
+    }
+}
+
+/// Reads the keys again at each SIGHUP.
+async fn reload(mut keys: KeyStore, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        match keys.reload() {
+            Ok(Some(count)) => {
+                tracing::info!(keys = count, "SIGHUP: the key file is read again, nothing else")
+            }
+            Ok(None) => tracing::info!("SIGHUP: only a key file would be read again, and none is configured"),
+            Err(error) => tracing::error!("SIGHUP: {error}"),
+        }
     }
 }
 
@@ -196,12 +319,9 @@ fn init_log(format: LogFormat) {
 }
 
 /// Listeners, control sockets and pooled connections are all descriptors: take as many as are allowed.
-fn raise_open_files() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!("the limit of open files stays as it is: {error}");
-    }
+fn raise_open_files() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }
 
 /// Only one agent may own a state directory: it removes what it does not know.
