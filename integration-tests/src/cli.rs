@@ -1,13 +1,14 @@
 //! The agent's command line, for what [`crate::lab::Agent`] does not do: commands that end, and
 //! agents that are not to become ready.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::lab::{Process, Scratch, binary};
+use crate::lab::{Process, Scratch, binary, unique};
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// The pause between two looks.
@@ -31,11 +32,16 @@ pub fn headstart(arguments: &[&str]) -> Result<Outcome> {
     Ok(Outcome { code, stdout: process.stdout(), all: process.log() })
 }
 
-/// An agent with the configuration `text`, which is kept in `files`. It may never become ready.
+/// An agent with the configuration `text`, which is kept in `files`. It may never become ready. Without a
+/// section `[syn]` it gets one that keeps it apart from every other agent.
 pub fn run(files: &Scratch, text: &str) -> Result<Process> {
     let config = files.path().join("headstart.toml");
+    let mut text = text.to_owned();
+    if !text.contains("[syn]") {
+        writeln!(text, "\n[syn]\npin_dir = \"/sys/fs/bpf/{}\"\nlookup = false", unique("pins"))?;
+    }
     fs::write(&config, text)?;
-    Process::spawn(Command::new(binary()?).args(["run", "--config"]).arg(config))
+    Process::spawn(Command::new(binary()?).args(["run", "--unpin", "--config"]).arg(config))
 }
 
 /// Looks again and again until there is something to see; `what` names it in the error.

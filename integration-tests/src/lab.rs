@@ -8,6 +8,8 @@ mod sweep;
 
 mod netns;
 
+pub mod flood;
+
 mod delay;
 mod nfqueue;
 
@@ -17,13 +19,16 @@ mod rootfs;
 mod docker;
 
 mod agent;
+mod manager;
 mod metrics;
+mod pins;
 
-pub use agent::{Agent, AgentSetup, binary};
+pub use agent::{Agent, AgentSetup, Ended, binary, now_ns};
 pub use claim::free_port;
 pub use command::{run, run_within};
 pub use delay::Delay;
 pub use docker::Docker;
+pub use manager::Manager;
 pub use metrics::{Metrics, Sample};
 pub use netns::{Link, Namespace};
 pub use postgres::{Postgres, PostgresSetup};

@@ -21,9 +21,14 @@ pub mod privilege;
 
 pub mod lab;
 
+pub mod asker;
 pub mod cli;
 pub mod client;
 pub mod fixture;
 pub mod leaks;
+pub mod node;
+pub mod report;
+pub mod siege;
 pub mod site;
+pub mod usage;
 pub mod usual;

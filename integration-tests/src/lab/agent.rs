@@ -1,21 +1,26 @@
 //! The agent as its users run it: the binary, a configuration file, a log, an admin address.
 
-use super::{
-    claim::free_port, command::run_within, docker::Docker, metrics::Metrics, process::Process, rootfs::cargo,
-    scratch::Scratch, target_dir,
-};
+mod setup;
+
+use super::{command::run_within, metrics::Metrics, process::Process, rootfs::cargo, target_dir};
 use crate::client::{self, Reply};
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::Signal,
+    time::{ClockId, clock_gettime},
+};
 use serde_json::Value;
+use setup::Place;
 use std::{
-    env, fs,
+    env,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
-    sync::OnceLock,
+    process::ExitStatus,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
+
+pub use setup::AgentSetup;
 
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -26,96 +31,56 @@ const DROP_LIMIT: Duration = Duration::from_secs(5);
 /// The pause between two looks at a state that only the agent can change.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// How an [`Agent`] is to run.
-#[derive(Clone, Debug, Default)]
-pub struct AgentSetup {
-    interfaces: Vec<String>,
-    settings: Vec<(String, String)>,
-    sections: String,
-    variables: Vec<(String, String)>,
-    binary: Option<PathBuf>,
-}
-
-impl AgentSetup {
-    /// Watches `interface` for SYNs. With none, functions start when a connection is complete.
-    pub fn interface(mut self, interface: &str) -> Self {
-        self.interfaces.push(interface.to_owned());
-        self
-    }
-
-    /// Sets a key of `[agent]` to `value`, which is TOML: strings bring their quotes.
-    pub fn setting(mut self, key: &str, value: &str) -> Self {
-        self.settings.push((key.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Uses this Docker daemon.
-    pub fn docker(self, docker: &Docker) -> Self {
-        self.setting("docker_socket", &format!("{:?}", docker.socket()))
-    }
-
-    /// Adds to the configuration: `[[backend]]` and `[[function]]` sections.
-    pub fn config(mut self, sections: &str) -> Self {
-        self.sections.push_str(sections);
-        self.sections.push('\n');
-        self
-    }
-
-    /// Sets an environment variable of the agent.
-    pub fn variable(mut self, name: &str, value: &str) -> Self {
-        self.variables.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Runs this program instead of `HEADSTART_BIN` or the one cargo builds.
-    pub fn binary(mut self, path: &Path) -> Self {
-        self.binary = Some(path.to_owned());
-        self
-    }
-
-    /// Starts the agent and waits until `/readyz` says so.
-    pub fn start(self) -> Result<Agent> {
-        let files = Scratch::new("agent")?;
-        let (admin, config) = (free_port()?, files.path().join("headstart.toml"));
-        let state_dir = files.path().join("state");
-        fs::create_dir(&state_dir)?;
-        fs::write(&config, self.text(admin, &state_dir))?;
-        let binary = match self.binary {
-            Some(path) => path,
-            None => binary()?,
-        };
-        let mut command = Command::new(binary);
-        command.args(["run", "--config"]).arg(&config).envs(self.variables);
-        let agent = Agent { process: Process::spawn(&mut command)?, admin, config, state_dir, _files: files };
-        agent.wait_ready()?;
-        Ok(agent)
-    }
-
-    fn text(&self, admin: SocketAddr, state_dir: &Path) -> String {
-        let (interfaces, state_dir) = (&self.interfaces, state_dir.display().to_string());
-        let settings: String =
-            self.settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
-        format!(
-            "[agent]\ninterfaces = {interfaces:?}\nadmin = \"{admin}\"\nstate_dir = {state_dir:?}\n{settings}\n{}",
-            self.sections
-        )
-    }
-}
-
 /// A running agent. Killed on drop; [`Agent::stop`] is the clean way.
 #[derive(Debug)]
 pub struct Agent {
     process: Process,
-    admin: SocketAddr,
-    config: PathBuf,
-    state_dir: PathBuf,
-    _files: Scratch,
+    started_ns: u64,
+    place: Arc<Place>,
+}
+
+/// Where an agent has ended: the place for the next one. Dropped after a kill without a next one, it is cleaned up.
+#[derive(Debug)]
+pub struct Ended(Arc<Place>);
+
+impl Ended {
+    /// Starts the next agent, with the same configuration, directories and addresses, and waits until it is ready.
+    pub fn start(self) -> Result<Agent> {
+        Agent::start(self.0)
+    }
+
+    /// `headstart uninstall` with its configuration.
+    pub fn uninstall(&self) -> Result<String> {
+        self.0.uninstall()
+    }
+
+    /// The directory for pins.
+    pub fn pin_dir(&self) -> &Path {
+        self.0.pins.path()
+    }
 }
 
 impl Agent {
-    /// The address of `/metrics` and the API.
+    fn start(place: Arc<Place>) -> Result<Self> {
+        let started_ns = now_ns()?;
+        let agent = Self { process: place.spawn()?, started_ns, place };
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// The address of `/metrics` and the API; in the agent's network, if that is its own.
     pub fn admin(&self) -> SocketAddr {
-        self.admin
+        self.place.admin
+    }
+
+    /// When its program was started, in nanoseconds of `CLOCK_MONOTONIC`, as its timelines have them.
+    pub fn started_ns(&self) -> u64 {
+        self.started_ns
+    }
+
+    /// The directory for what it pins; there is none while it has pinned nothing.
+    pub fn pin_dir(&self) -> &Path {
+        self.place.pins.path()
     }
 
     /// Its process id.
@@ -125,12 +90,12 @@ impl Agent {
 
     /// Its configuration file.
     pub fn config(&self) -> &Path {
-        &self.config
+        &self.place.config
     }
 
     /// The directory for its own files.
     pub fn state_dir(&self) -> &Path {
-        &self.state_dir
+        &self.place.state_dir
     }
 
     /// What it has logged so far.
@@ -145,7 +110,8 @@ impl Agent {
 
     /// Asks the admin address; any status is an answer.
     pub fn ask(&self, method: &str, path: &str) -> Result<Reply> {
-        client::request(self.admin, method, path, "", REQUEST_LIMIT)
+        self.place
+            .inside(|| client::request(self.place.admin, method, path, "", REQUEST_LIMIT))?
             .with_context(|| format!("{method} {path}; the agent says:\n{}", self.log()))
     }
 
@@ -204,7 +170,34 @@ impl Agent {
 
     /// Asks it to end (SIGTERM) and returns how it did.
     pub fn stop(mut self) -> Result<ExitStatus> {
-        self.process.stop(Signal::SIGTERM, STOP_LIMIT)
+        self.end(STOP_LIMIT)
+    }
+
+    fn end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let status = self.process.stop(Signal::SIGTERM, limit)?;
+        if status.success() {
+            self.place.litter(false);
+        }
+        Ok(status)
+    }
+
+    /// Kills it, as a crash would: nothing is cleaned up, and instances go on.
+    pub fn kill(mut self) -> Result<Ended> {
+        self.place.litter(true);
+        self.process.stop(Signal::SIGKILL, STOP_LIMIT)?;
+        Ok(Ended(Arc::clone(&self.place)))
+    }
+
+    /// As [`Agent::stop`], where another agent is to follow.
+    pub fn halt(mut self) -> Result<Ended> {
+        let status = self.end(STOP_LIMIT)?;
+        ensure!(status.success(), "{status}:\n{}", self.log());
+        Ok(Ended(Arc::clone(&self.place)))
+    }
+
+    /// `headstart uninstall` with its configuration: refused while it runs.
+    pub fn uninstall(&self) -> Result<String> {
+        self.place.uninstall()
     }
 
     /// Sends it a signal, SIGKILL for instance, and waits for its end.
@@ -221,7 +214,8 @@ impl Agent {
     fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + READY_LIMIT;
         loop {
-            let said = match client::get(self.admin, "/readyz", REQUEST_LIMIT) {
+            let asked = self.place.inside(|| client::get(self.place.admin, "/readyz", REQUEST_LIMIT))?;
+            let said = match asked {
                 Ok(reply) if reply.status == 200 => return Ok(()),
                 Ok(reply) => format!("{} {}", reply.status, reply.body),
                 Err(failure) => failure.to_string(),
@@ -235,8 +229,17 @@ impl Agent {
 impl Drop for Agent {
     /// A killed agent leaves parked containers that nobody finds once its state directory is gone: it may clean up.
     fn drop(&mut self) {
-        let _killed_in_the_end = self.process.stop(Signal::SIGTERM, DROP_LIMIT);
+        // After `kill` the process is gone, and the place is the next agent's business.
+        if !self.process.ended_within(Duration::ZERO) {
+            let _killed_in_the_end = self.end(DROP_LIMIT);
+        }
     }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds: the clock of timelines and of the kernel's events.
+pub fn now_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
 }
 
 /// `HEADSTART_BIN`, or the release build of this workspace, made at most once per process.

@@ -77,9 +77,11 @@ impl Drop for Inner {
     }
 }
 
-/// A veth pair between the host and a namespace, with an address on each end. Removed on drop.
+/// A veth pair between the host, or a namespace in its place, and a namespace, with an address on each end.
+/// Removed on drop.
 #[derive(Debug)]
 pub struct Link {
+    host: Option<Namespace>,
     host_if: String,
     peer_if: String,
     host_ip: Ipv4Addr,
@@ -92,10 +94,20 @@ impl Link {
     /// Connects `namespace` with the host. The interfaces have no addresses but these two, so that
     /// no packet crosses the link that a test did not send (ARP apart).
     pub fn connect(namespace: &Namespace) -> Result<Self> {
+        Self::make(None, namespace)
+    }
+
+    /// Connects `namespace` with `host`, which then is the host in all that is said here.
+    pub fn between(host: &Namespace, namespace: &Namespace) -> Result<Self> {
+        Self::make(Some(host.clone()), namespace)
+    }
+
+    fn make(host: Option<Namespace>, namespace: &Namespace) -> Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let subnet = Claim::take("subnet", SUBNETS)?;
         let [_, _, high, low] = (subnet.number() * 4).to_be_bytes();
         let link = Self {
+            host,
             host_if: format!("{}v{}", prefix(), NEXT.fetch_add(1, Ordering::Relaxed)),
             peer_if: format!("eth{}", namespace.0.links.fetch_add(1, Ordering::Relaxed)),
             host_ip: Ipv4Addr::new(10, 213, high, low + 1),
@@ -109,14 +121,30 @@ impl Link {
 
     fn set_up(&self) -> Result<()> {
         let (host_if, peer_if, inside) = (&self.host_if, &self.peer_if, self.namespace.name());
-        ip(&format!("link add {host_if} type veth peer name {peer_if} netns {inside}"))?;
-        let ends = [(String::new(), host_if, self.host_ip), (format!("-n {inside} "), peer_if, self.peer_ip)];
+        let near = self.at_host();
+        ip(&format!("{near}link add {host_if} type veth peer name {peer_if} netns {inside}"))?;
+        let ends = [(near, host_if, self.host_ip), (format!("-n {inside} "), peer_if, self.peer_ip)];
         for (at, interface, address) in ends {
             ip(&format!("{at}link set {interface} addrgenmode none"))?;
             ip(&format!("{at}address add {address}/30 dev {interface}"))?;
             ip(&format!("{at}link set {interface} up"))?;
         }
         Ok(())
+    }
+
+    /// What makes `ip` act where the host's end is.
+    fn at_host(&self) -> String {
+        self.host.as_ref().map_or_else(String::new, |host| format!("-n {} ", host.name()))
+    }
+
+    /// The namespace in the host's place, if there is one.
+    pub fn host_namespace(&self) -> Option<&Namespace> {
+        self.host.as_ref()
+    }
+
+    /// The namespace at the other end.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
     }
 
     /// The interface on the host: where the agent attaches its XDP program.
@@ -143,7 +171,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         // The namespace is still there, so the interface is too, unless set-up failed before it.
-        if let Err(error) = ip(&format!("link delete {}", self.host_if)) {
+        if let Err(error) = ip(&format!("{}link delete {}", self.at_host(), self.host_if)) {
             eprintln!("{error:#}");
         }
     }

@@ -10,7 +10,7 @@ use std::{
     fmt::Write as _,
     io::{BufRead, BufReader, Read},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -54,6 +54,15 @@ impl Process {
         let text = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self::adopt(text.clone(), command.spawn().with_context(|| format!("starting {text}"))?)
+    }
+
+    /// The same, with a pipe to its standard input.
+    pub fn spawn_with_input(command: &mut Command) -> Result<(Self, ChildStdin)> {
+        let text = command.get_program().to_string_lossy().into_owned();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("starting {text}"))?;
+        let input = child.stdin.take().context("a piped input is there to take")?;
+        Ok((Self::adopt(text, child)?, input))
     }
 
     fn adopt(text: String, mut child: Child) -> Result<Self> {

@@ -1,9 +1,9 @@
-//! Clears what killed runs left behind: processes, containers, cgroups, interfaces, namespaces,
+//! Clears what killed runs left behind: processes, containers, cgroups, interfaces, namespaces, pins,
 //! mounts, directories. A run is dead when nobody holds the lock of its directory.
 
 use super::{
     command::{ip, run},
-    docker, process, scratch,
+    docker, pins, process, scratch,
 };
 use anyhow::Result;
 use nix::{
@@ -52,6 +52,7 @@ fn clear(prefix: &str, path: &Path) {
     for interface in interfaces(&format!("{prefix}v")) {
         let _ = ip(&format!("link delete {interface}"));
     }
+    pins::sweep(&format!("{prefix}-"));
     remove_cgroups(&format!("{prefix}-"));
     fs::read_dir(path)
         .into_iter()

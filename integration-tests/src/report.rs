@@ -1,0 +1,255 @@
+//! The report of the benches: `report.json` for machines, `report.md` for people.
+//!
+//! ```json
+//! {"figures":[{"name","labels":{..},"unit","n","p50","p90","p99","min","max","mean"}],"machine":{..}}
+//! ```
+//!
+//! Percentiles are by nearest rank: the smallest sample that at least that part of all samples do not exceed.
+//! So each is a value that was measured; with n samples the highest percentile that is not simply the maximum
+//! is 100 (n - 1) / n.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+/// The columns of a figure that are numbers, in their order.
+const COLUMNS: [&str; 7] = ["n", "p50", "p90", "p99", "min", "max", "mean"];
+
+/// What one series of samples says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// Stem and unit, `cold_ms` for instance.
+    pub name: String,
+    /// What tells it from others of its name.
+    pub labels: BTreeMap<String, String>,
+    /// As in the name.
+    pub unit: String,
+    /// The samples, ascending; at least one.
+    sorted: Vec<f64>,
+}
+
+impl Figure {
+    /// The figure of these samples, of which there must be some, and all finite.
+    pub fn new(name: &str, labels: &[(&str, &str)], unit: &str, samples: &[f64]) -> Result<Self> {
+        ensure!(!samples.is_empty(), "{name} {labels:?}: no samples");
+        ensure!(samples.iter().all(|sample| sample.is_finite()), "{name} {labels:?}: {samples:?}");
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Ok(Self { name: name.to_owned(), labels: labels.collect(), unit: unit.to_owned(), sorted })
+    }
+
+    /// The percentile `percent`, by nearest rank.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank is between 1 and the number of samples"
+    )]
+    pub fn percentile(&self, percent: f64) -> f64 {
+        let rank = (percent / 100.0 * self.sorted.len() as f64).ceil() as usize;
+        self.sorted[rank.clamp(1, self.sorted.len()) - 1]
+    }
+
+    /// The arithmetic mean.
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
+    pub fn mean(&self) -> f64 {
+        self.sorted.iter().sum::<f64>() / self.sorted.len() as f64
+    }
+
+    /// As it stands in the report.
+    pub fn value(&self) -> Value {
+        json!({
+            "name": self.name,
+            "labels": self.labels,
+            "unit": self.unit,
+            "n": self.sorted.len(),
+            "p50": round(self.percentile(50.0)),
+            "p90": round(self.percentile(90.0)),
+            "p99": round(self.percentile(99.0)),
+            "min": round(self.percentile(0.0)),
+            "max": round(self.percentile(100.0)),
+            "mean": round(self.mean()),
+        })
+    }
+}
+
+/// All figures of one run on one machine.
+#[derive(Clone, Debug)]
+pub struct Report {
+    figures: Vec<Value>,
+    machine: Value,
+}
+
+impl Report {
+    /// An empty one, of this machine.
+    pub fn new() -> Result<Self> {
+        Ok(Self { figures: Vec::new(), machine: machine()? })
+    }
+
+    /// Adds a figure.
+    pub fn add(&mut self, figure: &Figure) {
+        self.figures.push(figure.value());
+    }
+
+    /// Adds the figures that another bench has written to `file`: a list, or an object that has it as `figures`.
+    /// False when there is no such file.
+    pub fn merge(&mut self, file: &Path) -> Result<bool> {
+        let text = match fs::read_to_string(file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            text => text.with_context(|| format!("reading {}", file.display()))?,
+        };
+        let found: Value = serde_json::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+        let list = if found.is_array() { &found } else { &found["figures"] };
+        let figures =
+            list.as_array().with_context(|| format!("{} has no list of figures", file.display()))?;
+        self.figures.extend(figures.iter().cloned());
+        Ok(true)
+    }
+
+    /// Writes `report.json` and `report.md` to `directory`.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory)?;
+        let all = json!({ "figures": self.figures, "machine": self.machine });
+        fs::write(directory.join("report.json"), serde_json::to_string_pretty(&all)? + "\n")?;
+        fs::write(directory.join("report.md"), self.markdown()?)?;
+        Ok(())
+    }
+
+    /// A table for each name, in the order in which they came.
+    pub fn markdown(&self) -> Result<String> {
+        let mut text =
+            "# Bench report\n\nPercentiles are by nearest rank; n is the number of samples.\n".to_owned();
+        for (key, value) in self.machine.as_object().into_iter().flatten() {
+            write!(text, "\n- {key}: {}", plain(value))?;
+        }
+        text.push('\n');
+        let mut names: Vec<&Value> = Vec::new();
+        for figure in &self.figures {
+            if !names.contains(&&figure["name"]) {
+                names.push(&figure["name"]);
+            }
+        }
+        for name in names {
+            let of_name: Vec<_> = self.figures.iter().filter(|figure| figure["name"] == *name).collect();
+            write!(text, "\n## {} ({})\n\n", plain(name), plain(&of_name[0]["unit"]))?;
+            writeln!(
+                text,
+                "| labels | {} |\n| --- |{}",
+                COLUMNS.join(" | "),
+                " ---: |".repeat(COLUMNS.len())
+            )?;
+            for figure in of_name {
+                write!(text, "| {} |", labels(&figure["labels"]))?;
+                COLUMNS.iter().try_for_each(|column| write!(text, " {} |", plain(&figure[column])))?;
+                text.push('\n');
+            }
+        }
+        Ok(text)
+    }
+}
+
+fn labels(labels: &Value) -> String {
+    let pairs = labels.as_object().into_iter().flatten();
+    pairs.map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(", ")
+}
+
+/// A value without quotes; a missing one is a dash.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// To six places: more would only look precise.
+fn round(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
+}
+
+/// What figures depend on.
+fn machine() -> Result<Value> {
+    let kernel = nix::sys::utsname::uname()?;
+    let (cpus, memory) = (fs::read_to_string("/proc/cpuinfo")?, fs::read_to_string("/proc/meminfo")?);
+    let after = |text: &str, key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.split_once(':'));
+        line.map(|(_, value)| value.trim().to_owned())
+    };
+    Ok(json!({
+        "kernel": format!("{} {}", kernel.sysname().display(), kernel.release().display()),
+        "architecture": kernel.machine().to_string_lossy(),
+        "cpu": after(&cpus, "model name"),
+        "cpus": cpus.lines().filter(|line| line.starts_with("processor")).count(),
+        "memory": after(&memory, "MemTotal"),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Scratch;
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        let samples: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        let figure = Figure::new("a_ms", &[], "ms", &samples).unwrap();
+        let expected = [(0.0, 1.0), (50.0, 50.0), (90.0, 90.0), (99.0, 99.0), (99.1, 100.0), (100.0, 100.0)];
+        for (percent, value) in expected {
+            assert!((figure.percentile(percent) - value).abs() < f64::EPSILON, "{percent}");
+        }
+        assert!((figure.mean() - 50.5).abs() < f64::EPSILON);
+        // The example that defines the term: five samples.
+        let five = Figure::new("a_ms", &[], "ms", &[15.0, 20.0, 35.0, 40.0, 50.0]).unwrap();
+        let ranks = [5.0, 30.0, 40.0, 50.0, 100.0].map(|percent| five.percentile(percent));
+        assert_eq!(ranks.map(|value| value.to_string()), ["15", "20", "20", "35", "50"]);
+        // Of few samples the highest percentile is the maximum.
+        assert!((five.percentile(99.0) - 50.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn no_samples_and_no_numbers_are_no_figure() {
+        assert!(Figure::new("a_ms", &[], "ms", &[]).is_err());
+        assert!(Figure::new("a_ms", &[], "ms", &[1.0, f64::NAN]).is_err());
+    }
+
+    #[test]
+    fn a_report_holds_what_was_added_and_what_others_measured() {
+        let files = Scratch::new("report").unwrap();
+        let other = files.path().join("xdp_ns.json");
+        let mut report = Report::new().unwrap();
+        assert!(!report.merge(&other).unwrap());
+        fs::write(
+            &other,
+            r#"{"figures":[{"name":"xdp_ns","labels":{"case":"udp"},"unit":"ns","n":7,"p50":3}]}"#,
+        )
+        .unwrap();
+        assert!(report.merge(&other).unwrap());
+        for flood in ["off", "on"] {
+            report.add(&Figure::new("cold_ms", &[("flood", flood)], "ms", &[1.0, 2.25]).unwrap());
+        }
+        report.write(files.path()).unwrap();
+
+        let read = |name: &str| fs::read_to_string(files.path().join(name)).unwrap();
+        let json: Value = serde_json::from_str(&read("report.json")).unwrap();
+        let names: Vec<_> =
+            json["figures"].as_array().unwrap().iter().map(|figure| &figure["name"]).collect();
+        assert_eq!(names, ["xdp_ns", "cold_ms", "cold_ms"]);
+        assert_eq!(json["figures"][2]["labels"]["flood"], "on");
+        assert_eq!(json["figures"][2]["p50"], 1.0);
+        assert_eq!(json["figures"][2]["n"], 2);
+        assert!(json["machine"]["cpus"].as_u64().unwrap() >= 1);
+        let text = read("report.md");
+        for line in ["## xdp_ns (ns)", "| case=udp | 7 | 3 | - | - | - | - | - |", "## cold_ms (ms)"] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(text.contains("| flood=on | 2 | 1.0 | 2.25 | 2.25 | 1.0 | 2.25 | 1.625 |"), "{text}");
+        fs::write(&other, "{}").unwrap();
+        assert!(report.merge(&other).unwrap_err().to_string().contains("no list of figures"));
+    }
+}
