@@ -6,6 +6,10 @@
 #[path = "harness/common.rs"]
 mod common;
 
+#[path = "harness/flood.rs"]
+mod flood;
+#[path = "harness/manager.rs"]
+mod manager;
 #[path = "harness/network.rs"]
 mod network;
 #[path = "harness/servers.rs"]

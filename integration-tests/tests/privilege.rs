@@ -1,0 +1,134 @@
+//! Least privilege: what an agent keeps once it serves, and that this is enough.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use headstart_integration_tests::client::Lines;
+use headstart_integration_tests::lab::{AgentSetup, Docker, Link, Namespace};
+use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::{privilege, usage};
+
+/// What no serving agent keeps: numbers of capabilities(7), `include/uapi/linux/capability.h`.
+const DROPPED: [(&str, u32); 17] = [
+    ("CAP_LINUX_IMMUTABLE", 9),
+    ("CAP_NET_BIND_SERVICE", 10),
+    ("CAP_NET_RAW", 13),
+    ("CAP_IPC_LOCK", 14),
+    ("CAP_IPC_OWNER", 15),
+    ("CAP_SYS_MODULE", 16),
+    ("CAP_SYS_RAWIO", 17),
+    ("CAP_SYS_BOOT", 22),
+    ("CAP_SYS_TIME", 25),
+    ("CAP_AUDIT_WRITE", 29),
+    ("CAP_AUDIT_CONTROL", 30),
+    ("CAP_MAC_OVERRIDE", 32),
+    ("CAP_MAC_ADMIN", 33),
+    ("CAP_SYSLOG", 34),
+    ("CAP_AUDIT_READ", 37),
+    ("CAP_PERFMON", 38),
+    ("CAP_BPF", 39),
+];
+
+/// Needed for interfaces and containers only.
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_NICE: u32 = 23;
+
+#[test]
+fn no_thread_of_a_serving_agent_keeps_what_it_no_longer_needs_and_functions_start_all_the_same() {
+    if !ready() {
+        return;
+    }
+    let client = Namespace::new("client").unwrap();
+    let link = Link::connect(&client).unwrap();
+    let docker = Docker::shared().unwrap();
+    let upstream = echo();
+    // An example with a backend, as it needs no inherited control socket, which Docker cannot pass on.
+    let functions = ["oci", "process", "docker"].map(|runtime| {
+        let name = format!("privilege-{runtime}-{}", std::process::id());
+        (name, Function::example("echo", runtime).unwrap())
+    });
+    let mut setup = AgentSetup::default()
+        .interface(link.host_if())
+        .docker(&docker)
+        .config(&format!("[[backend]]\nname = \"upstream\"\nkind = \"tcp\"\naddress = \"{upstream}\"\n"));
+    for (name, function) in &functions {
+        setup = setup.config(&function.text(name, &["upstream"]));
+    }
+    let agent = setup.start().unwrap();
+    agent.wait_log("headstart is up", LIMIT).unwrap();
+    // Twice: what was parked may have been made with more than what is left.
+    for _ in 0..2 {
+        assert_dropped(agent.id(), &DROPPED);
+        for (name, function) in &functions {
+            function.rest(&agent, name).unwrap();
+            let target = link.host(function.port);
+            let answer = client.enter(|| Lines::connect(target, LIMIT)?.ask("hello")).unwrap();
+            let answer = answer.unwrap_or_else(|failure| panic!("{name}: {failure}\n{}", agent.log()));
+            assert_eq!(answer, "hello", "{name}");
+            function.cool(&agent, name).unwrap();
+        }
+    }
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn an_agent_without_containers_and_interfaces_keeps_no_power_over_the_host() {
+    if !ready() {
+        return;
+    }
+    let agent = AgentSetup::default().start().unwrap();
+    agent.wait_log("headstart is up", LIMIT).unwrap();
+    let mut dropped = DROPPED.to_vec();
+    dropped.extend([
+        ("CAP_SYS_ADMIN", CAP_SYS_ADMIN),
+        ("CAP_NET_ADMIN", CAP_NET_ADMIN),
+        ("CAP_SYS_NICE", CAP_SYS_NICE),
+    ]);
+    assert_dropped(agent.id(), &dropped);
+    assert!(agent.stop().unwrap().success());
+}
+
+fn ready() -> bool {
+    privilege::require_root("namespaces, XDP and containers")
+        && privilege::require_tools(&["ip", "runc", "dockerd"])
+}
+
+/// A server that says every line again, until the process ends.
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                    if writeln!(&stream, "{line}").is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Asserts that no set of any thread has one of these.
+fn assert_dropped(process: u32, dropped: &[(&str, u32)]) {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+    let mut threads = 0;
+    for task in tasks {
+        // A thread of a pool may end meanwhile.
+        let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
+        threads += 1;
+        for (set, bits) in usage::capabilities(&status).unwrap() {
+            for (name, number) in dropped {
+                assert_eq!(bits >> number & 1, 0, "{} has {name} in {set}", task.path().display());
+            }
+        }
+    }
+    assert!(threads >= 1);
+}

@@ -1,0 +1,143 @@
+//! The agent is killed and started again while clients keep coming: nobody notices more than a delay.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use headstart_integration_tests::lab::{Agent, Manager, now_ns};
+use headstart_integration_tests::node::Node;
+use headstart_integration_tests::site::LIMIT;
+use headstart_integration_tests::{cli, client, fixture};
+use nix::poll::poll;
+
+const FUNCTIONS: usize = 30;
+const REQUESTS: usize = 200;
+const EVERY: Duration = Duration::from_millis(50);
+/// After so many requests the agent is killed.
+const KILLED_AFTER: usize = 80;
+/// From the start of the next agent to its first early start.
+const RESUMED_WITHIN: Duration = Duration::from_secs(1);
+
+/// What became of a request.
+struct Request {
+    function: usize,
+    done_ns: u64,
+    outcome: Result<u16, String>,
+}
+
+#[test]
+fn a_killed_agent_loses_no_request_and_the_next_one_starts_early_within_a_second() {
+    let Some(node) = Node::new().unwrap() else { return };
+    let manager = Manager::new().unwrap();
+    let mut setup = node.watching().lookup(true).pinned().manager(&manager);
+    let functions: Vec<_> = (0..FUNCTIONS)
+        .map(|number| (format!("f{number}"), fixture::function("plain", "oci", "").unwrap()))
+        .collect();
+    for (name, function) in &functions {
+        setup = setup.config(&function.text(name, &[]));
+    }
+    let first = setup.start().unwrap();
+    for (name, function) in &functions {
+        function.rest(&first, name).unwrap();
+    }
+    assert!(manager.stored().unwrap().len() >= FUNCTIONS, "it stores its listeners");
+
+    let ports: Vec<_> = functions.iter().map(|(_, function)| function.port).collect();
+    let trickle =
+        Trickle { node: &node, ports, admin: first.admin(), done: Mutex::default(), sent: Mutex::default() };
+    let (before, killed_ns, next) = thread::scope(|scope| {
+        scope.spawn(|| trickle.run());
+        trickle.wait_sent(KILLED_AFTER);
+        let before = cold_starts(&first);
+        let killed_ns = now_ns().unwrap();
+        let killed = first.kill().unwrap();
+        // Somebody comes while there is no agent.
+        let sent = *trickle.sent.lock().unwrap();
+        trickle.wait_sent(sent + 1);
+        (before, killed_ns, killed.start().unwrap())
+    });
+
+    let requests = trickle.done.into_inner().unwrap();
+    assert_eq!(requests.len(), REQUESTS);
+    let lost: Vec<_> = requests.iter().filter(|request| request.outcome != Ok(200)).collect();
+    let said = |request: &&Request| format!("f{}: {:?}", request.function, request.outcome);
+    assert!(lost.is_empty(), "{:?}\n{}", lost.iter().map(said).collect::<Vec<_>>(), next.log());
+
+    resumed(&next);
+    let after = cold_starts(&next);
+    for (number, (name, _)) in functions.iter().enumerate() {
+        let asked =
+            requests.iter().filter(|request| request.function == number && request.done_ns >= killed_ns);
+        let (asked, started) = (asked.count(), after[number]);
+        assert!(started <= asked as f64, "{name} was started {started} times for {asked} requests");
+    }
+    let cold = before.iter().chain(&after).sum::<f64>();
+    println!("{cold} cold starts of {REQUESTS} requests");
+    assert!(cold >= REQUESTS as f64 * 0.75, "only {cold} of the requests were cold");
+    let stale = next.metrics().unwrap().sum("headstart_syn_lost_total", &[("reason", "stale")]);
+    assert!(stale >= 1.0, "what the kernel saw while there was no agent is recognised");
+    assert!(next.stop().unwrap().success());
+}
+
+/// The first early start of this agent came in time.
+fn resumed(agent: &Agent) {
+    let starts = agent.starts().unwrap();
+    let early = starts.as_array().unwrap().iter().filter(|start| start["trigger"] == "syn");
+    let first_ns = early.filter_map(|start| start["start_ns"].as_u64()).min();
+    let first_ns = first_ns.unwrap_or_else(|| panic!("no early starts: {starts}\n{}", agent.log()));
+    let after = Duration::from_nanos(first_ns - agent.started_ns());
+    println!("the first early start came {after:?} after the next agent's start");
+    assert!(after <= RESUMED_WITHIN, "early starts resumed after {after:?}");
+}
+
+/// Cold starts by function, whatever their trigger and outcome.
+fn cold_starts(agent: &Agent) -> Vec<f64> {
+    let metrics = agent.metrics().unwrap();
+    let of = |number| metrics.sum("headstart_coldstarts_total", &[("function", &*format!("f{number}"))]);
+    (0..FUNCTIONS).map(of).collect()
+}
+
+/// Clients that come one after another, at a steady pace, whatever becomes of those before them.
+struct Trickle<'a> {
+    node: &'a Node,
+    ports: Vec<u16>,
+    admin: SocketAddr,
+    done: Mutex<Vec<Request>>,
+    sent: Mutex<usize>,
+}
+
+impl Trickle<'_> {
+    fn run(&self) {
+        let begin = Instant::now();
+        thread::scope(|scope| {
+            for number in 0..REQUESTS {
+                let due = begin + EVERY * u32::try_from(number).unwrap();
+                while let left @ 1.. = due.saturating_duration_since(Instant::now()).as_millis() {
+                    poll(&mut [], u8::try_from(left).unwrap()).unwrap();
+                }
+                scope.spawn(move || self.ask(number % self.ports.len()));
+                *self.sent.lock().unwrap() += 1;
+            }
+        });
+    }
+
+    /// One request; then the function is stopped, so that the next request to it is a cold one again.
+    fn ask(&self, function: usize) {
+        let target = self.node.link.host(self.ports[function]);
+        let reply = self.node.client.enter(|| client::get(target, "/", LIMIT)).unwrap();
+        let outcome = reply.map(|reply| reply.status).map_err(|failure| failure.to_string());
+        self.done.lock().unwrap().push(Request { function, done_ns: now_ns().unwrap(), outcome });
+        let path = format!("/api/v1/functions/f{function}/stop");
+        let stop = || client::request(self.admin, "POST", &path, "", LIMIT);
+        // While there is no agent it cannot be asked; then the next request finds the function warm.
+        let _answer = self.node.node.enter(stop).unwrap();
+    }
+
+    fn wait_sent(&self, number: usize) {
+        let sent = || Ok((*self.sent.lock().unwrap() >= number).then_some(()));
+        cli::eventually("requests are sent", LIMIT, sent).unwrap();
+    }
+}
