@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 EBPF_OBJECT := $(CURDIR)/target/ebpf/headstart-ebpf.o
 
-.PHONY: help demo test check ebpf install build
+.PHONY: help demo bench test check ebpf install build
 
 help: ## Lists the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,13 @@ build: ## Builds the agent, target/release/headstart.
 demo: install ## Three requests side by side: warm, cold, cold the usual way (root).
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@target/release/demo
+
+# Both halves run, also when the first breaks a promise: the report shows by how much.
+bench: install ## Measures cost per packet, and cold starts under a flood: target/bench/report.md (root).
+	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
+	@rm -rf target/bench && mkdir -p target/bench
+	@packets=0; cargo bench --locked -p headstart-ebpf || packets=$$?; \
+	target/release/bench && exit "$$packets"
 
 ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 	@bash ebpf/build.sh
