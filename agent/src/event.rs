@@ -13,7 +13,7 @@ pub type FunctionId = u32;
 pub type InstanceId = u64;
 
 /// What first asked for a start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
     /// The client's SYN was seen by the kernel half, on an interface.

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use headstart_agent::admin::{self, Admin};
 use headstart_agent::manager::Manager;
 use headstart_agent::measure::{self, Starts};
-use headstart_agent::node::{Handle, Node};
+use headstart_agent::node::{Handle, Node, Operation};
 use headstart_agent::syn::{KeyStore, Rings, Seen, Sensing, Watching};
-use headstart_agent::{client, doctor, privilege, setup, start, syn};
+use headstart_agent::{client, doctor, explain, operate, privilege, setup, start, status, syn};
 use headstart_config::{Agent, Config, LogFormat};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -65,12 +65,41 @@ enum Command {
     /// Shows every function of the running agent.
     #[command(after_help = "Example: headstart status --admin 127.0.0.1:9464")]
     Status {
-        /// The `admin` address of the agent.
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
-        admin: String,
+        #[command(flatten)]
+        agent: AgentArg,
         /// The API's JSON instead of a table.
         #[arg(long)]
         json: bool,
+        /// Again every second until Ctrl-C; with --json, one document per line.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Tells why a function is in its state, what the next SYN would do, and how its last start went.
+    #[command(after_help = "Example: headstart explain orders")]
+    Explain {
+        /// The function.
+        name: String,
+        #[command(flatten)]
+        agent: AgentArg,
+        /// The same facts as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Starts a function as if a client had come.
+    #[command(after_help = "Example: headstart wake orders")]
+    Wake {
+        /// The function.
+        name: String,
+        #[command(flatten)]
+        agent: AgentArg,
+    },
+    /// Stops the running instance of a function; the next client starts it again.
+    #[command(after_help = "Example: headstart stop orders")]
+    Stop {
+        /// The function.
+        name: String,
+        #[command(flatten)]
+        agent: AgentArg,
     },
     /// Tells what this host can do, and what each lack costs.
     #[command(after_help = "Example: headstart doctor --config /etc/headstart/headstart.toml")]
@@ -96,6 +125,13 @@ enum Command {
     Knock(client::KnockArgs),
 }
 
+#[derive(Args)]
+struct AgentArg {
+    /// The `admin` address of the agent.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    admin: String,
+}
+
 const TAG_HELP: &str = "\
 Examples:
   headstart tag --function 7 --to node1:8081 --key-file /etc/headstart/keys -- curl http://node1:8081/
@@ -113,9 +149,10 @@ fn main() -> ExitCode {
         Command::Run { config, unpin } => run(&config, unpin),
         Command::Uninstall { config } => uninstall(&config),
         Command::Check { config } => check(&config),
-        Command::Status { admin, json } => {
-            headstart_agent::status::print(&admin, json).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Status { agent, json, watch } => done(status::print(&agent.admin, json, watch)),
+        Command::Explain { name, agent, json } => done(explain::print(&agent.admin, &name, json)),
+        Command::Wake { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Wake)),
+        Command::Stop { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Stop)),
         Command::Doctor { config } => Ok(diagnose(config.as_deref())),
         Command::Tag(args) => Ok(client::finish(client::tag(&args))),
         Command::Knock(args) => Ok(client::finish(client::knock(&args))),
@@ -124,6 +161,11 @@ fn main() -> ExitCode {
         eprintln!("headstart: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// For commands whose only failure is an error.
+fn done(outcome: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 fn load(file: &Path) -> Result<Config, ExitCode> {

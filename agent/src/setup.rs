@@ -104,6 +104,8 @@ fn service(
     Ok(Service {
         name: function.name.clone(),
         listen: function.listen,
+        id: function.id,
+        require_auth: function.require_auth,
         policy: Policy {
             prepared: u32::try_from(function.prepared).unwrap_or(u32::MAX),
             init_timeout: function.init_timeout,

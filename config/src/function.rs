@@ -68,6 +68,18 @@ pub enum RequireAuth {
     Connect,
 }
 
+impl RequireAuth {
+    /// What a key is needed for, in one word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Wake => "wake",
+            Self::Connect => "connect",
+        }
+    }
+}
+
 /// How instances of a function are run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Runtime {

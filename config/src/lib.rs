@@ -44,3 +44,4 @@ pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
 pub use function::{Env, Function, MAX_FUNCTION_BACKENDS, Network, RequireAuth, Runtime};
 pub use problem::{Errors, Origin, Problem};
 pub use syn::{BudgetRange, Cidr, EventLimits, MAX_CIDRS, StartBudget, Syn};
+pub use table::closest;

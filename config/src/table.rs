@@ -176,7 +176,7 @@ impl<'a> Table<'a> {
 }
 
 /// The word that was probably meant by `typed`.
-pub(crate) fn closest<'w>(typed: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+pub fn closest<'w>(typed: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     /// Similarity, of 1, from which a suggestion helps more than a list of all words does.
     const ALIKE: f64 = 0.85;
     words

@@ -134,6 +134,17 @@ impl Function {
         self.starts.rate()
     }
 
+    /// When a start or a container that failed is tried again, in nanoseconds of `CLOCK_MONOTONIC`; `None` when
+    /// nothing has failed since the last success. A time in the past says that it is being tried.
+    #[must_use]
+    pub fn retry_at_ns(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Failed { until_ns } => Some(until_ns),
+            Phase::Closed => None,
+            _ => (self.prepare_failures > 0).then_some(self.prepare_after_ns),
+        }
+    }
+
     /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and says what to do, in order.
     /// `node` is what all functions of the node share. Events about instances that are long gone are ignored.
     pub fn on(&mut self, event: Event, now_ns: u64, node: &mut Admission) -> Vec<Action> {

@@ -127,6 +127,7 @@ fn failed_starts_back_off_exponentially_and_look_for_waiting_clients_afterwards(
         let actions = function.on(Event::Gone { instance, clean: false }, now);
         let until = now + delay_ms * MS;
         assert_eq!(actions, [Action::Unwatch, Action::Timer(until)]);
+        assert_eq!(function.retry_at_ns(), Some(until));
         assert_eq!(
             function.on(Event::Demand(demand(now)), now),
             [Action::Suppress(demand(now), Reason::Backoff)]
@@ -154,7 +155,9 @@ fn an_instance_that_never_gets_ready_is_stopped_at_its_deadline_and_counts_as_fa
 fn a_prepare_that_fails_is_retried_later_and_fails_the_demand_that_waits_for_it() {
     let mut function = Alone::new(policy(1));
     function.on(Event::Configured, 0);
+    assert_eq!(function.retry_at_ns(), None);
     assert_eq!(function.on(Event::PrepareFailed(1), 5), [Action::Timer(5 + 100 * MS)]);
+    assert_eq!(function.retry_at_ns(), Some(5 + 100 * MS));
     assert_eq!(function.on(Event::Timer, 5 + 100 * MS), [Action::Prepare(2, Reason::Refill)]);
     function.on(Event::Demand(demand(200 * MS)), 200 * MS);
     function.on(Event::PrepareFailed(2), 201 * MS);

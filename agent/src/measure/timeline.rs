@@ -1,11 +1,11 @@
 //! One cold start, step by step.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::event::Trigger;
 
 /// How a cold start ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Not ended yet.
@@ -69,7 +69,7 @@ pub struct Timeline {
 }
 
 /// Durations of the stages in seconds; `None` until a stage is over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stages {
     /// From the SYN to the agent.
     pub syn_to_event: Option<f64>,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use headstart_config::RequireAuth;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -22,6 +23,10 @@ pub struct Service {
     pub name: String,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// What clients may put into their SYN to name it.
+    pub id: Option<u32>,
+    /// What clients without a key may do.
+    pub require_auth: RequireAuth,
     /// What decisions depend on.
     pub policy: Policy,
     /// From SIGTERM to the kill.
@@ -39,18 +44,26 @@ pub struct FunctionStatus {
     pub name: String,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// What clients may put into their SYN to name it.
+    pub id: Option<u32>,
+    /// What clients need a key for: `no`, `wake` or `connect`.
+    pub require_auth: &'static str,
     /// `oci`, `docker` or `process`.
     pub runtime: &'static str,
     /// See [`decision::Phase`].
     pub state: &'static str,
     /// Containers that wait to be let go.
     pub prepared: usize,
+    /// Containers that are being created.
+    pub preparing: u32,
     /// Instances that were let go and are not known to be gone.
     pub instances: usize,
     /// Ended or discarded containers whose traces are being removed.
     pub removing: usize,
     /// What went wrong last, with a container or an instance, until one is ready.
     pub last_error: Option<String>,
+    /// Until a start, or a container, that failed is tried again.
+    pub retry_in_seconds: Option<f64>,
 }
 
 /// A function and its containers.
@@ -91,13 +104,22 @@ impl Entry {
         FunctionStatus {
             name: self.service.name.clone(),
             listen: self.service.listen,
+            id: self.service.id,
+            require_auth: self.service.require_auth.as_str(),
             runtime: self.service.runtime.name(),
             state: self.state.phase().as_str(),
             prepared: self.state.parked(),
+            preparing: self.state.preparing(),
             instances: self.running.len(),
             removing: self.removing,
             last_error: self.last_error.clone(),
+            retry_in_seconds: self.retry_in().map(|pause| pause.as_secs_f64()),
         }
+    }
+
+    fn retry_in(&self) -> Option<Duration> {
+        let pause_ns = self.state.retry_at_ns()?.checked_sub(measure::now_ns())?;
+        Some(Duration::from_nanos(pause_ns))
     }
 
     /// Counts an action that starts, stops, or declines to.

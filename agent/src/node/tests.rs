@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
-use headstart_config::Cidr;
+use headstart_config::{Cidr, RequireAuth};
 use headstart_ebpf::event::{AUTHENTICATED, EventKind, SynEvent};
 use headstart_wire::{Channel, ToAgent};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -145,6 +145,8 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
     let service = Service {
         name: name.into(),
         listen: listener.local_addr().unwrap(),
+        id: None,
+        require_auth: RequireAuth::No,
         policy: Policy { prepared: 1, init_timeout: LIMIT, retry_max: LIMIT, unused_after, starts },
         stop_grace: LIMIT,
         runtime: Arc::clone(&runtime) as Arc<dyn Runtime>,

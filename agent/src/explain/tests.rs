@@ -1,0 +1,145 @@
+//! What is said of each state.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// An explanation of what the API says; `with` goes over a cold function with one parked container.
+fn explain(with: Value, start: Option<Value>) -> Explanation {
+    let mut function = json!({
+        "name": "orders", "listen": "0.0.0.0:8081", "runtime": "oci", "id": null, "require_auth": "no",
+        "state": "cold", "prepared": 1, "preparing": 0, "instances": 0, "removing": 0,
+        "last_error": null, "retry_in_seconds": null,
+    });
+    function.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+    let start = start.map(|start| serde_json::from_value(start).unwrap());
+    Explanation::of(serde_json::from_value(function).unwrap(), start)
+}
+
+#[test]
+fn every_state_says_why_how_long_and_what_a_syn_would_do() {
+    for (with, next, sentences) in [
+        (
+            json!({}),
+            Next::LetGo,
+            [
+                "orders (0.0.0.0:8081, oci) is cold: no instance runs, and one container is parked.",
+                "It stays so: until a client connects or an operator wakes it (headstart wake).",
+                "The next SYN: a parked container is let go at once.",
+            ],
+        ),
+        (
+            json!({ "prepared": 0, "id": 7, "last_error": "an old one" }),
+            Next::Make,
+            [
+                "orders (0.0.0.0:8081, oci, ID 7) is cold: no instance runs, and no container is parked.",
+                "It stays so: until a client connects",
+                "The next SYN: a container has to be made first: none is parked.",
+            ],
+        ),
+        (
+            json!({ "prepared": 0, "preparing": 1 }),
+            Next::Make,
+            ["is cold", "until a client connects", "none is parked, and one is being made."],
+        ),
+        (
+            json!({ "prepared": 0, "last_error": "no such image", "retry_in_seconds": 2.0 }),
+            Next::Make,
+            ["is cold", "making the last one has failed.", "The last error: no such image."],
+        ),
+        (
+            json!({ "state": "starting", "prepared": 0 }),
+            Next::Join,
+            ["its container is still being made.", "until the container is made", "nothing more"],
+        ),
+        (
+            json!({ "state": "starting", "instances": 1 }),
+            Next::Join,
+            ["has not said yet that it is ready.", "`init_timeout`", "nothing more"],
+        ),
+        (
+            json!({ "state": "ready", "instances": 1, "prepared": 2 }),
+            Next::Nothing,
+            ["2 containers are parked for the next start.", "headstart stop", "an instance accepts already."],
+        ),
+        (
+            json!({ "state": "stopping", "instances": 1 }),
+            Next::WaitForEnd,
+            ["was asked to go.", "`stop_grace`", "waits until the instance is gone"],
+        ),
+        (
+            json!({ "state": "failed", "retry_in_seconds": 3.24, "last_error": "exit code 3" }),
+            Next::WaitForRetry,
+            [
+                "the pause after the failure is over, in 3.2 s.",
+                "is tried again in 3.2 s.",
+                "error: exit code 3.",
+            ],
+        ),
+        (
+            json!({ "state": "failed" }),
+            Next::WaitForRetry,
+            ["could not be started", "which is now.", "is tried again now."],
+        ),
+        (
+            json!({ "state": "closed" }),
+            Next::NotServed,
+            ["the agent is stopping.", "another agent", "nothing:"],
+        ),
+    ] {
+        let explanation = explain(with.clone(), None);
+        assert_eq!(explanation.next_syn, next, "{with}");
+        let text = explanation.text();
+        for sentence in sentences {
+            assert!(text.contains(sentence), "{with} lacks {sentence:?}:\n{text}");
+        }
+        assert!(text.contains("The last start: none is remembered"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_served_says_why() {
+    let function = json!({ "name": "orders", "state": "unavailable", "reason": "port 80 is in use" });
+    let text = Explanation::of(serde_json::from_value(function).unwrap(), None).text();
+    assert!(text.starts_with("orders is unavailable: port 80 is in use.\n"), "{text}");
+    assert!(text.contains("nothing: the agent does not serve this function."), "{text}");
+}
+
+#[test]
+fn which_clients_may_wake_it_is_said_where_it_matters() {
+    for (auth, state, said) in [
+        ("no", "cold", Some("beyond the budget")),
+        ("no", "ready", None),
+        ("wake", "cold", Some("others do it a round trip later")),
+        ("wake", "ready", None),
+        ("connect", "cold", Some("SYNs of others are dropped")),
+        ("connect", "ready", Some("SYNs of others are dropped")),
+        ("connect", "closed", None),
+    ] {
+        let explanation = explain(json!({ "require_auth": auth, "state": state }), None);
+        match (explanation.clients, said) {
+            (Some(clients), Some(said)) => assert!(clients.contains(said), "{auth} {state}: {clients}"),
+            (clients, said) => assert_eq!(clients, said, "{auth} {state}"),
+        }
+    }
+}
+
+#[test]
+fn the_last_start_is_told_stage_by_stage_as_far_as_it_came() {
+    let mut start = json!({
+        "function": "orders", "instance": "orders-3", "trigger": "syn", "outcome": "ready",
+        "stages": { "syn_to_event": 0.000_075, "init": 0.002, "total": 0.0043, "hidden": 0.0043, "exposed": 0.0 },
+    });
+    let text = explain(json!({}), Some(start.clone())).text();
+    for said in [
+        "The last start (orders-3, asked for by syn): ready after 4.300 ms; a connected client waited for 0.000 ms",
+        "  syn_to_event            0.075 ms\n",
+        "  init                    2.000 ms\n",
+        "  first_response              - ms\n",
+    ] {
+        assert!(text.contains(said), "{said:?}:\n{text}");
+    }
+    start["outcome"] = "failed".into();
+    let text = explain(json!({}), Some(start)).text();
+    assert!(text.contains("asked for by syn): failed; a stage without a time was not reached.\n"), "{text}");
+}
