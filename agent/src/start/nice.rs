@@ -7,6 +7,7 @@
 use std::io;
 
 use rustix::process::{Pid, getpriority_process, setpriority_pgrp, setpriority_process};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// Added to the agent's own nice value: a tenth of the weight of a process at normal priority (sched(7)).
 const BACKGROUND: i32 = 10;
@@ -14,12 +15,20 @@ const BACKGROUND: i32 = 10;
 /// The highest nice value there is.
 const NICE_MAX: i32 = 19;
 
-/// What a process that was just spawned does, and all that it starts, is not urgent.
-pub(super) fn to_background(process: Option<u32>) {
-    // None would be the agent itself.
-    if let Some(pid) = process.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
-        told(setpriority_process(Some(pid), own().saturating_add(BACKGROUND).min(NICE_MAX)));
+/// Runs `spawn`, whose child, and all that it starts, is not urgent. A nice value belongs to a thread, and is
+/// inherited: this thread has the child's for as long as the spawn takes. To set it afterwards would be a race.
+pub(super) fn spawn_in_background<T>(spawn: impl FnOnce() -> T) -> T {
+    let own = own();
+    // Without the right to come back, nothing is lowered.
+    let may_return = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_NICE));
+    if may_return {
+        told(setpriority_process(None, own.saturating_add(BACKGROUND).min(NICE_MAX)));
     }
+    let spawned = spawn();
+    if may_return {
+        told(setpriority_process(None, own));
+    }
+    spawned
 }
 
 /// The container that is about to be let go is as urgent as the agent: all threads of its init, which leads a

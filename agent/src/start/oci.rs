@@ -191,8 +191,8 @@ impl Node {
             .as_std_mut()
             .fd_mappings(vec![mapping])
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
-        let mut child = command.spawn().map_err(|error| self.spawn_error(error))?;
-        nice::to_background(child.id());
+        let child = nice::spawn_in_background(|| command.spawn());
+        let mut child = child.map_err(|error| self.spawn_error(error))?;
         // Our copies of the function's ends live in the command: they must go, or no end-of-file ever comes.
         drop(command);
         let status = within(CREATE_TIMEOUT, "runc create", child.wait())

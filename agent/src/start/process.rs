@@ -193,7 +193,7 @@ impl Node {
             .as_std_mut()
             .fd_mappings(vec![mapping])
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
-        let child = command.kill_on_drop(true).spawn();
+        let child = nice::spawn_in_background(|| command.kill_on_drop(true).spawn());
         // Our copies of the function's ends live in the command: they must go, or no end-of-file ever comes.
         drop(command);
         let mut child = child.map_err(|source| match source.kind() {
@@ -203,7 +203,6 @@ impl Node {
             },
             _ => StartError::System { step: "running the helper", source },
         })?;
-        nice::to_background(child.id());
         // Only an orphan becomes our child: the inner helper can be watched from here on.
         child.wait().await.map_err(StartError::system("waiting for the helper"))?;
         pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::system(step))
