@@ -110,7 +110,7 @@ fn without_interfaces_the_accept_queue_starts_functions() {
     let Some(site) = Site::new() else { return };
     let function = function();
     let agent = AgentSetup::default().config(&function.text("orders", &[])).start().unwrap();
-    agent.wait_log("no interfaces", LIMIT).unwrap();
+    agent.wait_log("nothing is watched", LIMIT).unwrap();
     for _ in 0..2 {
         function.rest(&agent, "orders").unwrap();
         let reply = site.get(function.port);
