@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cli;
 use crate::fixture;
 use crate::lab::flood::{Flood, Running, Spoofed};
 use crate::lab::{Agent, Link, Namespace};
@@ -131,10 +132,13 @@ impl Siege {
         let names = running.filter_map(|function| function["name"].as_str()).filter(|name| *name != CLOSED);
         let names: Vec<_> = names.collect();
         for name in &names {
-            self.agent.stop_function(name)?;
-        }
-        for name in names {
-            self.agent.wait_state(name, "cold", LIMIT)?;
+            // A function whose container is still being made has nothing to stop yet: ask again.
+            cli::eventually(&format!("{name} is cold"), LIMIT, || {
+                self.agent.stop_function(name)?;
+                let all = self.agent.functions()?;
+                let found = all.as_array().and_then(|all| all.iter().find(|one| one["name"] == **name));
+                Ok(found.filter(|one| one["state"] == "cold").map(drop))
+            })?;
         }
         Ok(())
     }
