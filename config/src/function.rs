@@ -51,6 +51,32 @@ pub struct Function {
     pub backlog: u16,
     /// Ceiling of the back-off after failed starts, 100 ms to 1 h. Default 30 s.
     pub retry_max: Duration,
+    /// Connections that one instance serves at a time, 1 to 65535. Default `None`: `"unlimited"`.
+    pub concurrency: Option<u32>,
+    /// Instances that are started ahead, initialised and kept ready, 0 to 64 and at most `max_instances`.
+    /// Default 0.
+    pub min_ready: u32,
+    /// The most instances at a time, 0 to 1000. Default 16; 0 turns the function off, its connections get the
+    /// [`Overload`] answer.
+    pub max_instances: u32,
+    /// How long a connection may wait in the accept queue before it gets the [`Overload`] answer, 100 ms to
+    /// 1 h. Default 30 s.
+    pub queue_timeout: Duration,
+    /// What connections get that no instance can take. Default [`Overload::Http503`].
+    pub overload: Overload,
+    /// Idle time after which an instance is frozen, 10 ms to 24 h and less than `stop_after`. Default `None`:
+    /// `false`, never.
+    pub freeze_after: Option<Duration>,
+    /// Idle time after which an instance is stopped, 10 ms to 24 h. `None` is `false`, never. Default 15 m.
+    pub stop_after: Option<Duration>,
+    /// What becomes of an instance's backend connections while it is frozen. Default
+    /// [`FreezeBackends::Keep`].
+    pub freeze_backends: FreezeBackends,
+    /// Failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3.
+    pub start_attempts: u32,
+    /// How long a function that failed so often is left alone, 100 ms to 1 h; its connections get the
+    /// [`Overload`] answer meanwhile. Default 30 s.
+    pub cooldown: Duration,
     /// Where this section is in the file.
     pub origin: Origin,
 }
@@ -76,6 +102,49 @@ impl RequireAuth {
             Self::No => "no",
             Self::Wake => "wake",
             Self::Connect => "connect",
+        }
+    }
+}
+
+/// The answer to connections that no instance can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overload {
+    /// `"http-503"`: Service Unavailable (RFC 9110, 15.6.4), with Retry-After.
+    Http503,
+    /// `"http-429"`: Too Many Requests (RFC 6585, 4), with Retry-After.
+    Http429,
+    /// `"reset"`: none, the connection is reset. For functions that do not speak HTTP.
+    Reset,
+}
+
+impl Overload {
+    /// The word in the file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http503 => "http-503",
+            Self::Http429 => "http-429",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// What becomes of the backend connections of an instance that is frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreezeBackends {
+    /// `"keep"`: they stay open, and keep their places in the pools.
+    Keep,
+    /// `"return"`: they are closed before, and the instance gets others when it is thawed.
+    Return,
+}
+
+impl FreezeBackends {
+    /// The word in the file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Return => "return",
         }
     }
 }

@@ -41,7 +41,9 @@ pub mod keys;
 pub use agent::{Agent, Interfaces, LogFormat};
 pub use backend::{Address, Backend, Pool, Postgres, Protocol};
 pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
-pub use function::{Env, Function, MAX_FUNCTION_BACKENDS, Network, RequireAuth, Runtime};
+pub use function::{
+    Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Network, Overload, RequireAuth, Runtime,
+};
 pub use problem::{Errors, Origin, Problem};
 pub use syn::{BudgetRange, Cidr, EventLimits, MAX_CIDRS, StartBudget, Syn};
 pub use table::closest;

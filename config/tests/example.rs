@@ -78,6 +78,14 @@ fn what_the_example_calls_a_default_is_one() {
         (f.prepared, f.memory_bytes, f.pids, f.init_timeout, f.stop_grace, f.backlog, f.retry_max)
     };
     assert_eq!(defaults(orders), defaults(echo));
+    let scale = |f: &headstart_config::Function| {
+        (f.concurrency, f.min_ready, f.max_instances, f.queue_timeout, f.overload)
+    };
+    assert_eq!(scale(orders), scale(echo));
+    let rest = |f: &headstart_config::Function| {
+        (f.freeze_after, f.stop_after, f.freeze_backends, f.start_attempts, f.cooldown)
+    };
+    assert_eq!(rest(orders), rest(echo));
     assert_eq!(config.backend("orders-db").unwrap().pool, headstart_config::Pool::default());
 
     assert_eq!((orders.require_auth, echo.id, echo.require_auth), (RequireAuth::No, None, RequireAuth::No));

@@ -1,11 +1,13 @@
 //! Reads a `[[function]]` section.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Env, Function, MAX_FUNCTION_BACKENDS, Network, RequireAuth, Runtime};
+use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Network, Overload, RequireAuth, Runtime};
 use crate::config::{Known, Taker};
 use crate::table::{Table, Value, closest};
+use crate::units;
 
 impl Function {
     pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
@@ -21,35 +23,42 @@ impl Function {
             table.require("runtime", ": \"oci\", \"docker\" or \"process\"", |v| v.choice(&Kind::WORDS));
         let runtime = runtime(&mut table, kind);
         let command = command(&mut table, kind);
-        let env = table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t)));
-        let backends = table.or("backends", Vec::new(), |v| backends(&v, known));
-        let prepared = table.or("prepared", 1, |v| v.integer(0..=64));
-        // `docker run` refuses less than 6 MiB.
-        let memory_bytes = table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30));
-        // PID_MAX_LIMIT of 64-bit kernels (proc(5), /proc/sys/kernel/pid_max).
-        let pids = table.or("pids", 64, |v| v.integer(1..=4_194_304));
-        let init_timeout = table.or("init_timeout", secs(30), |v| v.duration(ms(100)..=hours(1)));
-        let stop_grace = table.or("stop_grace", secs(10), |v| v.duration(ms(0)..=mins(10)));
-        let backlog = table.or("backlog", 1024, |v| v.integer(1..=65_535));
-        let retry_max = table.or("retry_max", secs(30), |v| v.duration(ms(100)..=hours(1)));
-        let origin = table.finish();
+        let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
+        let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
         Some(Self {
-            name: name?,
             id,
-            listen: listen?,
             require_auth,
+            env: table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t))),
+            backends: table.or("backends", Vec::new(), |v| backends(&v, known)),
+            prepared: table.or("prepared", 1, |v| v.integer(0..=64)),
+            // `docker run` refuses less than 6 MiB.
+            memory_bytes: table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30)),
+            // PID_MAX_LIMIT of 64-bit kernels (proc(5), /proc/sys/kernel/pid_max).
+            pids: table.or("pids", 64, |v| v.integer(1..=4_194_304)),
+            init_timeout: table.or("init_timeout", secs(30), |v| v.duration(ms(100)..=hours(1))),
+            stop_grace: table.or("stop_grace", secs(10), |v| v.duration(ms(0)..=mins(10))),
+            backlog: table.or("backlog", 1024, |v| v.integer(1..=65_535)),
+            retry_max: table.or("retry_max", secs(30), |v| v.duration(ms(100)..=hours(1))),
+            concurrency: table.or("concurrency", None, |v| v.integer_or("unlimited", 1..=65_535)),
+            min_ready: table.or("min_ready", 0, |v| min_ready(&v, max_instances)),
+            max_instances,
+            queue_timeout: table.or("queue_timeout", secs(30), |v| v.duration(ms(100)..=hours(1))),
+            overload: table.or("overload", Overload::Http503, |v| {
+                v.choice(&[Overload::Http503, Overload::Http429, Overload::Reset].map(|o| (o.as_str(), o)))
+            }),
+            freeze_after: table.or("freeze_after", None, |v| freeze_after(&v, stop_after)),
+            stop_after,
+            freeze_backends: table.or("freeze_backends", FreezeBackends::Keep, |v| {
+                v.choice(&[FreezeBackends::Keep, FreezeBackends::Return].map(|f| (f.as_str(), f)))
+            }),
+            start_attempts: table.or("start_attempts", 3, |v| v.integer(1..=10)),
+            cooldown: table.or("cooldown", secs(30), |v| v.duration(ms(100)..=hours(1))),
+            origin: table.finish(),
+            // These come last, when every other key has had its problems reported.
+            name: name?,
+            listen: listen?,
             runtime: runtime?,
             command: command?,
-            env,
-            backends,
-            prepared,
-            memory_bytes,
-            pids,
-            init_timeout,
-            stop_grace,
-            backlog,
-            retry_max,
-            origin,
         })
     }
 }
@@ -236,4 +245,37 @@ fn backends(value: &Value<'_>, known: &Known) -> Option<Vec<String>> {
         names.push(name.to_owned());
     }
     Some(names)
+}
+
+/// A wrong number is like the largest one, so that `min_ready` is not wrong because of it.
+fn max_instances(value: &Value<'_>) -> Option<u32> {
+    const MOST: u32 = 1_000;
+    value.integer(0..=MOST).or(Some(MOST))
+}
+
+fn min_ready(value: &Value<'_>, max_instances: u32) -> Option<u32> {
+    let min_ready = value.integer(0..=64)?;
+    if min_ready > max_instances {
+        return value.fail(format!("must be at most max_instances, which is {max_instances}"));
+    }
+    Some(min_ready)
+}
+
+/// Between what idle times are.
+const IDLE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(24);
+
+/// A wrong time is like none, so that `freeze_after` is not wrong because of it.
+fn stop_after(value: &Value<'_>) -> Option<Option<Duration>> {
+    Some(value.false_or_duration(IDLE).flatten())
+}
+
+fn freeze_after(value: &Value<'_>, stop_after: Option<Duration>) -> Option<Option<Duration>> {
+    let freeze_after = value.false_or_duration(IDLE)?;
+    match (freeze_after, stop_after) {
+        (Some(freeze), Some(stop)) if freeze >= stop => {
+            let stop = units::show_duration(stop);
+            value.fail(format!("must be less than stop_after, which is {stop}"))
+        }
+        _ => Some(freeze_after),
+    }
 }

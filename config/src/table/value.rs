@@ -127,47 +127,72 @@ impl<'a> Value<'a> {
     where
         T: TryFrom<i64> + PartialOrd + Display,
     {
-        let Some(integer) = self.value.as_integer() else {
+        if !self.value.is_integer() {
             return self.mistyped("a whole number");
-        };
-        let number =
-            i64::from_str_radix(integer.as_str(), integer.radix()).ok().and_then(|n| T::try_from(n).ok());
-        match number.filter(|number| range.contains(number)) {
-            Some(number) => Some(number),
-            None => self.fail(format!("must be {} to {}", range.start(), range.end())),
         }
+        let message = || format!("must be {} to {}", range.start(), range.end());
+        self.integer_in(&range).or_else(|| self.fail(message()))
+    }
+
+    /// A whole number within `range`, or `word` for none.
+    pub(crate) fn integer_or<T>(&self, word: &str, range: RangeInclusive<T>) -> Option<Option<T>>
+    where
+        T: TryFrom<i64> + PartialOrd + Display,
+    {
+        if self.value.as_str() == Some(word) {
+            return Some(None);
+        }
+        let message = || format!("must be {} to {} or \"{word}\"", range.start(), range.end());
+        self.integer_in(&range).map(Some).or_else(|| self.fail(message()))
+    }
+
+    /// The value, if it is a whole number within `range`; nothing is reported.
+    fn integer_in<T: TryFrom<i64> + PartialOrd>(&self, range: &RangeInclusive<T>) -> Option<T> {
+        let integer = self.value.as_integer()?;
+        let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok()?;
+        T::try_from(number).ok().filter(|number| range.contains(number))
     }
 
     /// A duration within `range`.
     pub(crate) fn duration(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
-        self.quantity(units::DURATION, units::duration, range, units::show_duration)
+        self.quantity("", units::DURATION, units::duration, range, units::show_duration)
+    }
+
+    /// `false` for none, or a duration within `range`.
+    pub(crate) fn false_or_duration(&self, range: RangeInclusive<Duration>) -> Option<Option<Duration>> {
+        if self.value.as_bool() == Some(false) {
+            return Some(None);
+        }
+        self.quantity("false or ", units::DURATION, units::duration, range, units::show_duration).map(Some)
     }
 
     /// A size within `range`, in bytes.
     pub(crate) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
-        self.quantity(units::SIZE, units::size, range, units::show_size)
+        self.quantity("", units::SIZE, units::size, range, units::show_size)
     }
 
+    /// A number with a unit; `or` is what messages say may stand in its place.
     fn quantity<T: PartialOrd + Copy>(
         &self,
+        or: &str,
         form: &str,
         read: fn(&str) -> Option<T>,
         range: RangeInclusive<T>,
         show: fn(T) -> String,
     ) -> Option<T> {
         if self.value.is_integer() || self.value.is_float() {
-            return self.fail(format!("has no unit: must be {form}"));
+            return self.fail(format!("has no unit: must be {or}{form}"));
         }
         let Some(text) = self.value.as_str() else {
-            return self.mistyped(form);
+            return self.mistyped(&format!("{or}{form}"));
         };
         match read(text) {
             Some(quantity) if range.contains(&quantity) => Some(quantity),
-            Some(_) => self.fail(format!("must be {} to {}", show(*range.start()), show(*range.end()))),
+            Some(_) => self.fail(format!("must be {or}{} to {}", show(*range.start()), show(*range.end()))),
             None if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
-                self.fail(format!("has no unit: must be {form}"))
+                self.fail(format!("has no unit: must be {or}{form}"))
             }
-            None => self.fail(format!("must be {form}")),
+            None => self.fail(format!("must be {or}{form}")),
         }
     }
 

@@ -5,6 +5,7 @@
 use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS};
 use proptest::prelude::*;
 
+mod lifecycle;
 mod syn;
 
 /// A function that has no problem, for files whose mistakes are elsewhere.
@@ -362,6 +363,12 @@ fn line() -> impl Strategy<Value = String> {
         "admin",
         "id",
         "require_auth",
+        "concurrency",
+        "min_ready",
+        "max_instances",
+        "freeze_after",
+        "stop_after",
+        "overload",
         "key_file",
         "knock_port",
         "allow",
@@ -382,6 +389,8 @@ fn line() -> impl Strategy<Value = String> {
         "{ max = 3, wait = \"1s\" }",
         "false",
         "\"wake\"",
+        "\"unlimited\"",
+        "\"reset\"",
         "[\"10.0.0.0/8\", \"::/0\"]",
         "1979-05-27",
         "0x10",

@@ -1,0 +1,132 @@
+//! How many instances a function has, when they rest, and what happens when there are not enough.
+
+use std::time::Duration;
+
+use headstart_config::{Config, FreezeBackends, Function, Overload};
+
+use crate::{GOOD, check};
+
+fn function(keys: &str) -> Function {
+    Config::parse("h.toml", &format!("[[function]]\n{GOOD}{keys}")).unwrap().functions.remove(0)
+}
+
+#[test]
+fn every_key_has_a_default() {
+    let f = function("");
+    assert_eq!((f.concurrency, f.min_ready, f.max_instances), (None, 0, 16));
+    assert_eq!((f.queue_timeout, f.overload), (Duration::from_secs(30), Overload::Http503));
+    assert_eq!((f.freeze_after, f.stop_after), (None, Some(Duration::from_mins(15))));
+    assert_eq!(f.freeze_backends, FreezeBackends::Keep);
+    assert_eq!((f.start_attempts, f.cooldown), (3, Duration::from_secs(30)));
+}
+
+#[test]
+fn every_key_is_read() {
+    let f = function(
+        "concurrency = 65535\nmin_ready = 64\nmax_instances = 1000\nqueue_timeout = \"1h\"\n\
+         overload = \"reset\"\nfreeze_after = \"10ms\"\nstop_after = \"24h\"\n\
+         freeze_backends = \"return\"\nstart_attempts = 10\ncooldown = \"100ms\"",
+    );
+    assert_eq!((f.concurrency, f.min_ready, f.max_instances), (Some(65_535), 64, 1_000));
+    assert_eq!((f.queue_timeout, f.overload), (Duration::from_hours(1), Overload::Reset));
+    let (freeze_after, stop_after) = (Duration::from_millis(10), Duration::from_hours(24));
+    assert_eq!((f.freeze_after, f.stop_after), (Some(freeze_after), Some(stop_after)));
+    assert_eq!(f.freeze_backends, FreezeBackends::Return);
+    assert_eq!((f.start_attempts, f.cooldown), (10, Duration::from_millis(100)));
+
+    assert_eq!(function("concurrency = \"unlimited\"").concurrency, None);
+    assert_eq!(function("concurrency = 1").concurrency, Some(1));
+    assert_eq!(function("max_instances = 0").max_instances, 0);
+    let never = function("freeze_after = false\nstop_after = false");
+    assert_eq!((never.freeze_after, never.stop_after), (None, None));
+}
+
+#[test]
+fn words_are_those_of_the_file() {
+    for overload in [Overload::Http503, Overload::Http429, Overload::Reset] {
+        assert_eq!(function(&format!("overload = \"{}\"", overload.as_str())).overload, overload);
+    }
+    for kept in [FreezeBackends::Keep, FreezeBackends::Return] {
+        let read = function(&format!("freeze_backends = \"{}\"", kept.as_str())).freeze_backends;
+        assert_eq!(read, kept);
+    }
+}
+
+#[test]
+fn keys() {
+    let concurrency = "concurrency: must be 1 to 65535 or \"unlimited\"";
+    let idle = "must be false or a whole number with a unit (ms, s, m, h), as in \"10s\"";
+    let cases = [
+        ("concurrency = 0", concurrency.to_owned()),
+        ("concurrency = 65536", concurrency.to_owned()),
+        ("concurrency = \"unlimted\"", concurrency.to_owned()),
+        ("concurrency = \"7\"", concurrency.to_owned()),
+        ("concurrency = false", concurrency.to_owned()),
+        ("min_ready = 65", "min_ready: must be 0 to 64".to_owned()),
+        ("min_ready = \"1\"", "min_ready: must be a whole number, not a string".to_owned()),
+        ("max_instances = 1001", "max_instances: must be 0 to 1000".to_owned()),
+        ("max_instances = -1", "max_instances: must be 0 to 1000".to_owned()),
+        ("queue_timeout = \"99ms\"", "queue_timeout: must be 100ms to 1h".to_owned()),
+        ("queue_timeout = \"2h\"", "queue_timeout: must be 100ms to 1h".to_owned()),
+        (
+            "overload = \"http-530\"",
+            "overload: unknown value \"http-530\", did you mean \"http-503\"?".to_owned(),
+        ),
+        (
+            "overload = \"drop\"",
+            "overload: unknown value \"drop\"; must be \"http-503\" or \"http-429\" or \"reset\"".to_owned(),
+        ),
+        ("overload = 503", "overload: must be a string, not an integer".to_owned()),
+        ("freeze_after = true", format!("freeze_after: {idle}, not a boolean")),
+        ("freeze_after = 0", format!("freeze_after: has no unit: {idle}")),
+        ("freeze_after = \"9ms\"", "freeze_after: must be false or 10ms to 24h".to_owned()),
+        ("stop_after = \"false\"", format!("stop_after: {idle}")),
+        ("stop_after = \"900\"", format!("stop_after: has no unit: {idle}")),
+        ("stop_after = \"25h\"", "stop_after: must be false or 10ms to 24h".to_owned()),
+        (
+            "freeze_backends = \"close\"",
+            "freeze_backends: unknown value \"close\"; must be \"keep\" or \"return\"".to_owned(),
+        ),
+        ("start_attempts = 0", "start_attempts: must be 1 to 10".to_owned()),
+        ("start_attempts = 11", "start_attempts: must be 1 to 10".to_owned()),
+        ("cooldown = \"2h\"", "cooldown: must be 100ms to 1h".to_owned()),
+        ("max_instance = 3", "max_instance: unknown key, did you mean \"max_instances\"?".to_owned()),
+    ];
+    for (text, message) in cases {
+        check(&format!("[[function]]\n{GOOD}{text}"), &[&format!("6: function.f.{message}")]);
+    }
+}
+
+#[test]
+fn no_more_are_ready_than_may_be() {
+    let at_most = |most| format!("6: function.f.min_ready: must be at most max_instances, which is {most}");
+    check(&format!("[[function]]\n{GOOD}min_ready = 17"), &[&at_most(16)]);
+    check(&format!("[[function]]\n{GOOD}min_ready = 4\nmax_instances = 3"), &[&at_most(3)]);
+    check(&format!("[[function]]\n{GOOD}min_ready = 1\nmax_instances = 0"), &[&at_most(0)]);
+    check(&format!("[[function]]\n{GOOD}min_ready = 3\nmax_instances = 3"), &[]);
+    // One mistake is one problem.
+    check(
+        &format!("[[function]]\n{GOOD}min_ready = 17\nmax_instances = 1001"),
+        &["7: function.f.max_instances: must be 0 to 1000"],
+    );
+}
+
+#[test]
+fn instances_freeze_before_they_stop() {
+    let less = |stop| format!("6: function.f.freeze_after: must be less than stop_after, which is {stop}");
+    check(&format!("[[function]]\n{GOOD}freeze_after = \"15m\""), &[&less("15m")]);
+    check(&format!("[[function]]\n{GOOD}freeze_after = \"2s\"\nstop_after = \"1s\""), &[&less("1s")]);
+    check(&format!("[[function]]\n{GOOD}freeze_after = \"999ms\"\nstop_after = \"1s\""), &[]);
+    check(&format!("[[function]]\n{GOOD}freeze_after = \"24h\"\nstop_after = false"), &[]);
+    // One mistake is one problem.
+    check(
+        &format!("[[function]]\n{GOOD}freeze_after = \"1h\"\nstop_after = \"1ms\""),
+        &["7: function.f.stop_after: must be false or 10ms to 24h"],
+    );
+    check(
+        &format!("[[function]]\n{GOOD}freeze_after = \"1d\"\nstop_after = \"1s\""),
+        &[
+            "6: function.f.freeze_after: must be false or a whole number with a unit (ms, s, m, h), as in \"10s\"",
+        ],
+    );
+}
