@@ -7,7 +7,7 @@ use crate::problem::Origin;
 use crate::table::{Table, Value};
 
 /// The daemon's own settings. All have defaults, so the section may be left out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
     /// Where the eBPF programs that see packets are attached. Default `[]`: nowhere, starts are then triggered
     /// by the socket lookup ([`Syn::lookup`]), and by the accept queue.

@@ -9,7 +9,7 @@ use crate::problem::Origin;
 use crate::table::{Table, Value};
 
 /// A server to which the agent keeps connections for functions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// Unique; 1 to 63 of a-z, 0-9 and "-". Functions and metrics use it.
     pub name: String,
@@ -91,6 +91,12 @@ impl Default for Pool {
 }
 
 impl Backend {
+    /// Whether `other` says the same, wherever it stands in its file.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self == other
+    }
+
     pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
         let line = table.line();
         let name = table.require("name", "", |v| {

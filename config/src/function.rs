@@ -14,7 +14,7 @@ mod read;
 pub const MAX_FUNCTION_BACKENDS: usize = 16;
 
 /// A program that is started when a client comes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// Unique; 1 to 63 of a-z, 0-9 and "-". Metrics and container names use it.
     pub name: String,
@@ -79,6 +79,14 @@ pub struct Function {
     pub cooldown: Duration,
     /// Where this section is in the file.
     pub origin: Origin,
+}
+
+impl Function {
+    /// Whether `other` says the same, wherever it stands in its file.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self == other
+    }
 }
 
 /// What a client needs a key of [`Syn::key_file`] for.

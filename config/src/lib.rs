@@ -5,6 +5,7 @@
 //!
 //! - [`Config`] is the whole file: one [`Agent`], one [`Syn`], the [`Backend`]s and the [`Function`]s;
 //! - `table` walks the TOML tree and collects [`Problem`]s, `units` reads `"10m"` and `"64MiB"`;
+//! - `fingerprint` tells agents which instances they can take over ([`Config::fingerprint`]);
 //! - `host` asks the host what the file alone cannot tell ([`Config::check_host`]);
 //! - [`keys`] reads the file with the keys of clients, which agents and clients share.
 //!
@@ -35,6 +36,8 @@ mod table;
 mod units;
 
 mod host;
+
+mod fingerprint;
 
 pub mod keys;
 

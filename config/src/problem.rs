@@ -69,6 +69,8 @@ impl std::error::Error for Errors {}
 /// Where a section was written, kept so that what is found out later (by [`Config::check_host`] or when the
 /// agent binds a port) is reported with file, line and key as well. The default is "nowhere".
 ///
+/// All origins are equal: sections that say the same are, wherever they stand.
+///
 /// [`Config::check_host`]: crate::Config::check_host
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
@@ -80,6 +82,14 @@ pub struct Origin {
     /// Lines of the keys that are present.
     pub(crate) lines: BTreeMap<&'static str, usize>,
 }
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Origin {}
 
 impl Origin {
     /// A problem with `key` of this section, on the key's line, or on the section's where the key is not

@@ -11,7 +11,7 @@ mod read;
 pub use cidr::{Cidr, MAX_CIDRS};
 
 /// The settings of the sensors. All have defaults, so the section may be left out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Syn {
     /// Directory on a BPF file system where programs and maps outlive the agent; an absolute path. Default
     /// `/sys/fs/bpf/headstart`.

@@ -1,0 +1,121 @@
+//! What an instance was started with, in one word.
+//!
+//! An agent that takes over an instance compares the fingerprint that was kept with it to that of the function
+//! as it is configured now. Agents of different versions must agree, so what is hashed is spelt out here: each
+//! setting is its key and its value, both after their length in bytes (64 bits, little-endian), in the order
+//! below. A setting that is absent is left out; so should be one that a later version adds, where it has its
+//! default.
+
+use std::os::unix::ffi::OsStrExt;
+
+use sha2::{Digest, Sha256};
+
+use crate::{Backend, Config, Function, Postgres, Protocol, Runtime};
+
+impl Config {
+    /// The SHA-256, in hexadecimal, of what instances of `function` depend on: its settings, except those that
+    /// only the agent's decisions use, and its backends, except their pools. It does not depend on where
+    /// things stand in the file.
+    ///
+    /// Values of the environment are hashed too. They cannot be read from it, but short ones could be guessed:
+    /// keep it where only the agent looks.
+    #[must_use]
+    pub fn fingerprint(&self, function: &Function) -> String {
+        let mut hash = Fingerprint(Sha256::new());
+        hash.function(function);
+        for backend in function.backends.iter().filter_map(|name| self.backend(name)) {
+            hash.backend(backend);
+        }
+        hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The hash of what was added so far. Every field of a section is named, so that a new one has to take a side.
+struct Fingerprint(Sha256);
+
+impl Fingerprint {
+    fn add(&mut self, key: &str, value: impl AsRef<[u8]>) {
+        for part in [key.as_bytes(), value.as_ref()] {
+            self.0.update((part.len() as u64).to_le_bytes());
+            self.0.update(part);
+        }
+    }
+
+    fn function(&mut self, function: &Function) {
+        let Function {
+            name,
+            runtime,
+            command,
+            env,
+            backends,
+            memory_bytes,
+            pids,
+            concurrency,
+            freeze_backends,
+            id: _,
+            listen: _,
+            require_auth: _,
+            prepared: _,
+            init_timeout: _,
+            stop_grace: _,
+            backlog: _,
+            retry_max: _,
+            min_ready: _,
+            max_instances: _,
+            queue_timeout: _,
+            overload: _,
+            freeze_after: _,
+            stop_after: _,
+            start_attempts: _,
+            cooldown: _,
+            origin: _,
+        } = function;
+        self.add("function", name);
+        self.runtime(runtime);
+        for word in command {
+            self.add("command", word);
+        }
+        for (name, value) in env.iter() {
+            self.add(&format!("env.{name}"), value);
+        }
+        for name in backends {
+            self.add("backends", name);
+        }
+        self.add("memory", memory_bytes.to_string());
+        self.add("pids", pids.to_string());
+        self.add("concurrency", concurrency.map_or("unlimited".to_owned(), |most| most.to_string()));
+        self.add("freeze_backends", freeze_backends.as_str());
+    }
+
+    fn runtime(&mut self, runtime: &Runtime) {
+        self.add("runtime", runtime.as_str());
+        match runtime {
+            Runtime::Oci { rootfs } => self.add("rootfs", rootfs.as_os_str().as_bytes()),
+            Runtime::Docker { image, network } => {
+                self.add("image", image);
+                self.add("network", network.as_str());
+            }
+            Runtime::Process => {}
+        }
+    }
+
+    fn backend(&mut self, backend: &Backend) {
+        let Backend { name, protocol, address, pool: _, origin: _ } = backend;
+        self.add("backend", name);
+        self.add("address", address.to_string());
+        match protocol {
+            Protocol::Tcp => self.add("kind", "tcp"),
+            Protocol::Postgres(Postgres { user, database, password_file, application_name }) => {
+                self.add("kind", "postgres");
+                self.add("user", user);
+                self.add("database", database);
+                if let Some(path) = password_file {
+                    self.add("password_file", path.as_os_str().as_bytes());
+                }
+                if let Some(name) = application_name {
+                    self.add("application_name", name);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What counts as a change, for an agent that reads its file again and for one that takes over instances.
+
+use std::collections::BTreeSet;
+
+use headstart_config::Config;
+
+/// A function and its backends, each key on a line of its own.
+const BEFORE: &str = r#"
+[[backend]]
+name = "db"
+kind = "postgres"
+address = "10.0.0.5:5432"
+user = "app"
+database = "orders"
+password_file = "/etc/db"
+application_name = "headstart"
+pool = { max = 8 }
+
+[[backend]]
+name = "cache"
+kind = "tcp"
+address = "unix:/run/cache"
+
+[[function]]
+name = "orders"
+id = 1
+listen = "[::]:81"
+require_auth = false
+runtime = "oci"
+rootfs = "/srv/orders"
+command = ["/orders", "--quiet"]
+env = { A = "x", B = "y" }
+backends = ["db", "cache"]
+prepared = 1
+memory = "128MiB"
+pids = 64
+init_timeout = "30s"
+stop_grace = "10s"
+backlog = 1024
+retry_max = "30s"
+concurrency = "unlimited"
+min_ready = 0
+max_instances = 16
+queue_timeout = "30s"
+overload = "http-503"
+freeze_after = false
+stop_after = "15m"
+freeze_backends = "keep"
+start_attempts = 3
+cooldown = "30s"
+
+[syn]
+key_file = "/etc/keys"
+"#;
+
+/// What instances depend on: a line, and another in its place.
+const COUNTS: [(&str, &str); 20] = [
+    ("name = \"orders\"", "name = \"sales\""),
+    ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
+    ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
+    ("rootfs = \"/srv/orders\"", "rootfs = \"/srv/order\""),
+    ("command = [\"/orders\", \"--quiet\"]", "command = [\"/orders\", \"--quie\", \"t\"]"),
+    ("env = { A = \"x\", B = \"y\" }", "env = { A = \"x\", B = \"z\" }"),
+    ("env = { A = \"x\", B = \"y\" }", "env = { A = \"x\", C = \"y\" }"),
+    ("backends = [\"db\", \"cache\"]", "backends = [\"db\"]"),
+    ("backends = [\"db\", \"cache\"]", "backends = [\"cache\", \"db\"]"),
+    ("memory = \"128MiB\"", "memory = \"129MiB\""),
+    ("pids = 64", "pids = 65"),
+    ("concurrency = \"unlimited\"", "concurrency = 1"),
+    ("freeze_backends = \"keep\"", "freeze_backends = \"return\""),
+    ("address = \"10.0.0.5:5432\"", "address = \"10.0.0.5:543\""),
+    ("kind = \"tcp\"", "kind = \"postgres\"\nuser = \"u\""),
+    ("user = \"app\"", "user = \"root\""),
+    ("database = \"orders\"", "database = \"order\""),
+    ("password_file = \"/etc/db\"", "password_file = \"/etc/bd\""),
+    ("password_file = \"/etc/db\"", ""),
+    ("application_name = \"headstart\"", ""),
+];
+
+/// What only the agent's decisions depend on.
+const DOES_NOT_COUNT: [(&str, &str); 17] = [
+    ("id = 1", "id = 2"),
+    ("listen = \"[::]:81\"", "listen = \"[::]:82\""),
+    ("require_auth = false", "require_auth = \"wake\""),
+    ("prepared = 1", "prepared = 2"),
+    ("init_timeout = \"30s\"", "init_timeout = \"31s\""),
+    ("stop_grace = \"10s\"", "stop_grace = \"11s\""),
+    ("backlog = 1024", "backlog = 1023"),
+    ("retry_max = \"30s\"", "retry_max = \"31s\""),
+    ("min_ready = 0", "min_ready = 1"),
+    ("max_instances = 16", "max_instances = 0"),
+    ("queue_timeout = \"30s\"", "queue_timeout = \"31s\""),
+    ("overload = \"http-503\"", "overload = \"http-429\""),
+    ("freeze_after = false", "freeze_after = \"1s\""),
+    ("stop_after = \"15m\"", "stop_after = false"),
+    ("start_attempts = 3", "start_attempts = 4"),
+    ("cooldown = \"30s\"", "cooldown = \"31s\""),
+    ("pool = { max = 8 }", "pool = { max = 9 }"),
+];
+
+/// What says the same in other words, or elsewhere.
+const SAME: [(&str, &str); 5] = [
+    ("\n[[backend]]\nname = \"db\"", "# A comment.\n\n\n[[backend]]\nname = \"db\""),
+    ("memory = \"128MiB\"", ""),
+    ("stop_after = \"15m\"", "stop_after = \"900s\""),
+    ("env = { A = \"x\", B = \"y\" }", "env = { B = \"y\", A = \"x\" }"),
+    ("id = 1\nlisten = \"[::]:81\"", "listen = \"[::]:81\"\nid = 1"),
+];
+
+fn read(text: &str) -> Config {
+    Config::parse("h.toml", text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+fn after((line, other): (&str, &str)) -> Config {
+    assert_eq!(BEFORE.matches(line).count(), 1, "{line}");
+    read(&BEFORE.replace(line, other))
+}
+
+fn fingerprint(config: &Config) -> String {
+    config.fingerprint(&config.functions[0])
+}
+
+#[test]
+fn fingerprints_change_with_what_instances_depend_on() {
+    let mut seen = BTreeSet::from([fingerprint(&read(BEFORE))]);
+    for change in COUNTS {
+        assert!(seen.insert(fingerprint(&after(change))), "{change:?}");
+    }
+    for change in DOES_NOT_COUNT.into_iter().chain(SAME) {
+        assert_eq!(fingerprint(&after(change)), fingerprint(&read(BEFORE)), "{change:?}");
+    }
+}
+
+/// Where this fails, agents no longer know the instances of earlier ones.
+#[test]
+fn fingerprints_are_those_of_earlier_versions() {
+    assert_eq!(
+        fingerprint(&read(BEFORE)),
+        "def5f68103de2033e09b23c60d00b39d439ca5bf7a3bb19d752f01845d5accee"
+    );
+}
+
+/// Asks the parser for the keys of a function by a key that is far from all of them.
+#[test]
+fn every_key_of_a_function_is_on_one_side() {
+    let errors = Config::parse("h.toml", "[[function]]\n0 = 0").unwrap_err();
+    let unknown = errors
+        .problems()
+        .iter()
+        .find_map(|problem| problem.message.strip_prefix("unknown key; the keys here are "));
+    let known = unknown.unwrap().split(", ");
+    let changed: BTreeSet<_> = COUNTS
+        .into_iter()
+        .chain(DOES_NOT_COUNT)
+        .flat_map(|(before, after)| before.lines().chain(after.lines()))
+        .filter_map(|line| Some(line.split_once(" = ")?.0))
+        .collect();
+    let missing: Vec<_> = known.filter(|key| !changed.contains(key)).collect();
+    assert_eq!(missing, ["network"], "it belongs to another runtime, and has a test of its own");
+}
+
+#[test]
+fn fingerprints_change_with_the_network() {
+    let docker = |network: &str| {
+        let runtime = format!("runtime = \"docker\"\nimage = \"i\"\nnetwork = {network:?}");
+        fingerprint(&after(("runtime = \"oci\"\nrootfs = \"/srv/orders\"", &runtime)))
+    };
+    assert_ne!(docker("none"), docker("bridge"));
+}
+
+#[test]
+fn sections_that_say_the_same_are_the_same() {
+    let before = read(BEFORE);
+    for change in SAME {
+        let after = after(change);
+        assert!(before.functions[0].is_same(&after.functions[0]), "{change:?}");
+        assert!(before.backends[0].is_same(&after.backends[0]), "{change:?}");
+        assert!(before.agent == after.agent && before.syn == after.syn, "{change:?}");
+    }
+    for change in COUNTS.into_iter().chain(DOES_NOT_COUNT) {
+        let after = after(change);
+        let same = |i: usize| before.backends[i].is_same(&after.backends[i]);
+        let functions = before.functions[0].is_same(&after.functions[0]);
+        assert_eq!([functions, same(0), same(1)].iter().filter(|same| !**same).count(), 1, "{change:?}");
+        assert!(before.agent == after.agent && before.syn == after.syn, "{change:?}");
+    }
+    assert_ne!(before.syn, after(("key_file = \"/etc/keys\"", "lookup = true")).syn);
+    assert_ne!(before.agent, after(("[syn]", "[agent]\nlog = \"json\"\n[syn]")).agent);
+}
+
+/// Lengths keep apart what would be the same bytes one after another.
+#[test]
+fn settings_do_not_run_into_each_other() {
+    let command = "command = [\"/orders\", \"--quiet\"]";
+    let words =
+        ["[\"/ab\", \"c\"]", "[\"/a\", \"bc\"]", "[\"/abc\"]", "[\"/abc\", \"\"]", "[\"/a\", \"b\", \"c\"]"];
+    let all: BTreeSet<_> =
+        words.iter().map(|words| fingerprint(&after((command, &format!("command = {words}"))))).collect();
+    assert_eq!(all.len(), words.len());
+}
