@@ -18,6 +18,12 @@ impl Process for Still {
     fn exited(&self) -> BoxFuture<'_, Exit> {
         Box::pin(std::future::pending())
     }
+    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async { Ok(()) })
+    }
     fn terminate(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }

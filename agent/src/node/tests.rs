@@ -40,6 +40,12 @@ impl Process for Hollow {
             Exit { code: Some(0), ..Exit::default() }
         })
     }
+    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async { Ok(()) })
+    }
     fn terminate(&self) -> BoxFuture<'_, ()> {
         self.0.send_replace(true);
         Box::pin(async {})

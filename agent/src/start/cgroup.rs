@@ -3,6 +3,8 @@
 //! Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 //! In a hybrid system the controllers are in the v1 hierarchies; the v2 tree has none.
 
+pub(super) mod freezer;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,12 +27,14 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 /// One instance's cgroup.
 #[derive(Debug, Clone)]
 pub(super) struct Cgroup {
+    /// Where the hierarchies are mounted.
+    mount: PathBuf,
     instance: String,
 }
 
 impl Cgroup {
     pub(super) fn of(instance: &str) -> Self {
-        Self { instance: instance.to_owned() }
+        Self { mount: MOUNT.into(), instance: instance.to_owned() }
     }
 
     /// The path below each hierarchy's root, as an OCI configuration names it.
@@ -41,10 +45,10 @@ impl Cgroup {
     /// Makes the cgroup with its limits.
     pub(super) fn create(&self, memory_bytes: u64, pids: u64) -> io::Result<()> {
         let memory = memory_bytes.to_string();
-        if is_unified() {
-            let parent = Path::new(MOUNT).join(PARENT);
+        if self.is_unified() {
+            let parent = self.mount.join(PARENT);
             fs::create_dir_all(&parent)?;
-            fs::write(Path::new(MOUNT).join("cgroup.subtree_control"), "+memory +pids")?;
+            fs::write(self.mount.join("cgroup.subtree_control"), "+memory +pids")?;
             fs::write(parent.join("cgroup.subtree_control"), "+memory +pids")?;
             let directory = self.controller("");
             fs::create_dir_all(&directory)?;
@@ -53,10 +57,14 @@ impl Cgroup {
             return fs::write(directory.join("pids.max"), pids.to_string());
         }
         for controller in ["memory", "pids"] {
-            if !Path::new(MOUNT).join(controller).is_dir() {
+            if !self.mount.join(controller).is_dir() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("no {controller} controller")));
             }
             fs::create_dir_all(self.controller(controller))?;
+        }
+        // Without it the function runs all the same, and cannot be frozen.
+        if self.mount.join(freezer::HIERARCHY).is_dir() {
+            fs::create_dir_all(self.controller(freezer::HIERARCHY))?;
         }
         fs::write(self.controller("memory").join("memory.limit_in_bytes"), &memory)?;
         write_if_present(&self.controller("memory").join("memory.memsw.limit_in_bytes"), &memory)?;
@@ -65,13 +73,15 @@ impl Cgroup {
 
     /// The files into which a process writes `0` to enter the cgroup.
     pub(super) fn join_files(&self) -> Vec<PathBuf> {
-        let controllers: &[&str] = if is_unified() { &[""] } else { &["memory", "pids"] };
-        controllers.iter().map(|controller| self.controller(controller).join("cgroup.procs")).collect()
+        let controllers: &[&str] =
+            if self.is_unified() { &[""] } else { &["memory", "pids", freezer::HIERARCHY] };
+        let directories = controllers.iter().map(|controller| self.controller(controller));
+        directories.filter(|directory| directory.is_dir()).map(|own| own.join("cgroup.procs")).collect()
     }
 
     /// Whether the kernel killed a process of it for lack of memory.
     pub(super) fn oom_killed(&self) -> bool {
-        let file = if is_unified() {
+        let file = if self.is_unified() {
             self.controller("").join("memory.events")
         } else {
             self.controller("memory").join("memory.oom_control")
@@ -92,12 +102,13 @@ impl Cgroup {
         })
     }
 
-    /// Kills whatever is in it.
+    /// Kills whatever is in it, frozen or not.
     pub(super) fn kill(&self) {
         for pid in self.processes().into_iter().filter_map(Pid::from_raw) {
             // Gone in between is what is wanted.
             let _gone = kill_process(pid, Signal::KILL);
         }
+        self.ensure_thawed();
     }
 
     /// Its processes.
@@ -116,9 +127,9 @@ impl Cgroup {
     /// Every directory that this instance has in any hierarchy.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
         let hierarchies =
-            fs::read_dir(MOUNT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+            fs::read_dir(&self.mount).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
         hierarchies
-            .chain([PathBuf::from(MOUNT)])
+            .chain([self.mount.clone()])
             .map(|hierarchy| hierarchy.join(PARENT).join(&self.instance))
             .filter(|directory| directory.is_dir())
             .collect()
@@ -147,7 +158,11 @@ impl Cgroup {
     }
 
     fn controller(&self, controller: &str) -> PathBuf {
-        Path::new(MOUNT).join(controller).join(PARENT).join(&self.instance)
+        self.mount.join(controller).join(PARENT).join(&self.instance)
+    }
+
+    fn is_unified(&self) -> bool {
+        is_unified(&self.mount)
     }
 }
 
@@ -162,11 +177,11 @@ pub(super) fn remove_parents() {
 
 /// Whether swap can be limited here: v1 kernels without `swapaccount` have no such file.
 pub(super) fn limits_swap() -> bool {
-    is_unified() || Path::new(MOUNT).join("memory/memory.memsw.limit_in_bytes").exists()
+    is_unified(Path::new(MOUNT)) || Path::new(MOUNT).join("memory/memory.memsw.limit_in_bytes").exists()
 }
 
-fn is_unified() -> bool {
-    Path::new(MOUNT).join("cgroup.controllers").exists()
+fn is_unified(mount: &Path) -> bool {
+    mount.join("cgroup.controllers").exists()
 }
 
 fn write_if_present(file: &Path, text: &str) -> io::Result<()> {

@@ -118,6 +118,7 @@ impl Node {
             id,
             ended,
             released: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             removal: Mutex::new(()),
         };
         Ok(Parked { control: Control::Listening(listener), process: Arc::new(container) })
@@ -172,6 +173,8 @@ struct Container {
     id: String,
     ended: Arc<watch::Sender<Option<Exit>>>,
     released: AtomicBool,
+    /// It is paused, or about to be: a call of the daemon is saved otherwise.
+    frozen: AtomicBool,
     /// Removals take turns.
     removal: Mutex<()>,
 }
@@ -197,6 +200,13 @@ impl Container {
             };
             tokio::join!(logs, end);
         });
+    }
+
+    /// Nothing reaches a frozen container.
+    async fn ensure_thawed(&self) {
+        if let Err(error) = self.thaw().await {
+            tracing::warn!(instance = self.instance, "cannot be thawed: {error}");
+        }
     }
 }
 
@@ -225,17 +235,43 @@ impl Process for Container {
         })
     }
 
+    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async {
+            if let Some(exit) = *self.ended.borrow() {
+                return Err(StartError::Freeze { detail: format!("it has ended ({exit})") });
+            }
+            self.frozen.store(true, Ordering::Relaxed);
+            let frozen = self.node.api.pause(&self.id).await;
+            if frozen.is_err() {
+                self.ensure_thawed().await;
+            }
+            frozen
+        })
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async {
+            if self.frozen.load(Ordering::Relaxed) {
+                self.node.api.unpause(&self.id).await?;
+                self.frozen.store(false, Ordering::Relaxed);
+            }
+            Ok(())
+        })
+    }
+
     fn terminate(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             if let Err(error) = self.node.api.terminate(&self.id).await {
                 tracing::debug!(instance = self.instance, %error, "a container was not asked to stop");
             }
+            self.ensure_thawed().await;
         })
     }
 
     fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(async move {
             let _turn = self.removal.lock().await;
+            self.ensure_thawed().await;
             self.node.api.remove(&self.id).await?;
             set_killed(&self.ended);
             super::remove_directory(&self.node.directory.join(&self.instance))

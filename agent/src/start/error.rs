@@ -89,6 +89,18 @@ pub enum StartError {
         /// The deadline.
         after: Duration,
     },
+    /// It was not stopped, and runs on. A retry may help.
+    #[error("the instance could not be frozen and runs on: {detail}")]
+    Freeze {
+        /// Why, and what to do.
+        detail: String,
+    },
+    /// It may still be frozen: whatever waits for it waits on. A retry may help.
+    #[error("the instance could not be thawed: {detail}; stop it if it stays so")]
+    Thaw {
+        /// Why.
+        detail: String,
+    },
     /// A container is gone, but not all of its traces.
     #[error("the container left something behind: {detail}")]
     Left {
@@ -121,6 +133,8 @@ impl StartError {
             Self::Exec { .. } => "exec",
             Self::AlreadyReleased => "already_released",
             Self::TimedOut { .. } => "timed_out",
+            Self::Freeze { .. } => "freeze",
+            Self::Thaw { .. } => "thaw",
             Self::Left { .. } => "left",
             Self::System { .. } => "system",
         }

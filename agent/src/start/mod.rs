@@ -1,8 +1,12 @@
 //! `start`: parked containers, let go at the SYN.
 //!
 //! ```text
-//! prepare ──> Parked ──release──> running ──exited──> remove
-//!               └──────────────── discard ──────────────^
+//!                                   ┌──freeze──┐
+//!                                   │          v
+//! prepare ──> Parked ──release──> running    frozen
+//!               │                   │ ^        │
+//!               │                exited └─thaw─┘
+//!               └────── discard ────┴──> remove
 //! ```
 //!
 //! Everything that does not depend on the request (root file system,
@@ -157,7 +161,14 @@ pub trait Process: Send + Sync {
     /// Resolves when the container's first process is gone, parked or running.
     fn exited(&self) -> BoxFuture<'_, Exit>;
 
-    /// Asks it to stop (`SIGTERM`). Harmless when it is gone.
+    /// Stops every process of it, so that it uses no processor time (cgroup freezer). Resolves when all are
+    /// stopped. On an error it has been thawed again.
+    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>>;
+
+    /// Lets it run again. Can be repeated.
+    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>>;
+
+    /// Asks it to stop (`SIGTERM`), and thaws it for that. Harmless when it is gone.
     fn terminate(&self) -> BoxFuture<'_, ()>;
 
     /// Ends it at once and removes every trace: processes, cgroup, mounts, files. Can be repeated.

@@ -37,7 +37,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use self::park::{Order, Report};
-use super::cgroup::Cgroup;
+use super::cgroup::{Cgroup, freezer};
 use super::error::within;
 use super::logs::{self, Logs};
 use super::survivors::PARKED_FILE;
@@ -316,14 +316,26 @@ impl Process for Instance {
         Box::pin(self.watch.exited())
     }
 
+    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(freezer::freeze(&self.cgroup, &self.watch))
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async { freezer::thaw(&self.cgroup) })
+    }
+
     fn terminate(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async { self.watch.signal(Signal::TERM) })
+        Box::pin(async {
+            self.watch.signal(Signal::TERM);
+            self.cgroup.ensure_thawed();
+        })
     }
 
     fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(async move {
             let _turn = self.removal.lock().await;
             self.watch.signal(Signal::KILL);
+            self.cgroup.ensure_thawed();
             within(REMOVE_TIMEOUT, "killing a process", self.watch.exited()).await?;
             self.node.clean(&self.instance).await
         })

@@ -50,7 +50,7 @@ pub(super) trait Survivor: Send + Sync {
     /// It was let go and has not ended: somebody may wait for its answer.
     fn runs(&self) -> bool;
 
-    /// Asks it to stop (`SIGTERM`).
+    /// Asks it to stop (`SIGTERM`), and thaws it for that.
     fn terminate(&self) -> BoxFuture<'_, ()>;
 
     /// Resolves when nothing of it runs.
@@ -241,6 +241,7 @@ impl<C: Clean> Survivor for Local<C> {
         Box::pin(async {
             if let Some(watch) = &self.watch {
                 watch.signal(rustix::process::Signal::TERM);
+                Cgroup::of(&self.instance).ensure_thawed();
             }
         })
     }
@@ -257,6 +258,7 @@ impl<C: Clean> Survivor for Local<C> {
         Box::pin(async {
             if let Some(watch) = &self.watch {
                 watch.signal(rustix::process::Signal::KILL);
+                Cgroup::of(&self.instance).ensure_thawed();
                 within(REMOVE_TIMEOUT, "killing a container", watch.exited()).await?;
             }
             self.cleaner.clean(&self.instance).await

@@ -2,6 +2,7 @@
 
 mod bed;
 mod errors;
+mod freeze;
 mod measure;
 mod parts;
 
@@ -14,6 +15,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use super::*;
 use crate::privilege::{self, Need};
 use bed::Bed;
+use freeze::*;
 
 /// Far above what any step here takes, also on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -56,18 +58,24 @@ every_runtime! {
         terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         runs_only_once owns_its_processes_only nothing_is_left
+        frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
+        the_dead_are_not_frozen frozen_survivors_may_finish_too
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
     on_process Process: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         runs_only_once owns_its_processes_only nothing_is_left
+        frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
+        the_dead_are_not_frozen frozen_survivors_may_finish_too
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
     on_docker Docker: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named
         runs_only_once owns_its_processes_only nothing_is_left
+        frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
+        the_dead_are_not_frozen frozen_survivors_may_finish_too
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused;
 }
 
@@ -336,6 +344,8 @@ fn kept_privileges_suffice(kind: bed::Kind, need: Need, test: &str) {
         terminate_asks(bed::lay(kind).await.unwrap()).await;
         memory_is_limited(bed::lay(kind).await.unwrap()).await;
         owns_its_processes_only(bed::lay(kind).await.unwrap()).await;
+        frozen_stands_still_until_it_is_thawed(bed::lay(kind).await.unwrap()).await;
+        the_frozen_hear_that_they_shall_stop(bed::lay(kind).await.unwrap()).await;
         survivors_may_finish_and_the_parked_go(bed::lay(kind).await.unwrap()).await;
     });
 }

@@ -53,6 +53,8 @@ pub(super) struct Listed {
     pub(super) instance: String,
     /// It was started and has not ended.
     pub(super) runs: bool,
+    /// It is paused.
+    pub(super) frozen: bool,
 }
 
 /// The daemon.
@@ -182,6 +184,38 @@ impl Api {
         lines.flush();
     }
 
+    /// Stops all processes of a running container. Can be repeated.
+    pub(super) async fn pause(&self, id: &str) -> Result<(), StartError> {
+        let call = self.client().await?.pause_container(id);
+        let paused = within(CALL_TIMEOUT, "freezing a container", call).await?;
+        match paused {
+            Err(Error::DockerResponseServerError { message, .. }) if message.contains("already paused") => {
+                Ok(())
+            }
+            Err(Error::DockerResponseServerError { message, .. }) => {
+                Err(StartError::Freeze { detail: message })
+            }
+            paused => paused.map_err(|error| self.explain(error)),
+        }
+    }
+
+    /// Lets a paused container run again; nothing happens when it runs, or is gone.
+    pub(super) async fn unpause(&self, id: &str) -> Result<(), StartError> {
+        let call = self.client().await?.unpause_container(id);
+        match within(CALL_TIMEOUT, "thawing a container", call).await? {
+            Err(error) if is_status(&error, 404) => Ok(()),
+            Err(Error::DockerResponseServerError { message, .. })
+                if ["is not paused", "is not running"].iter().any(|what| message.contains(what)) =>
+            {
+                Ok(())
+            }
+            Err(Error::DockerResponseServerError { message, .. }) => {
+                Err(StartError::Thaw { detail: message })
+            }
+            thawed => thawed.map_err(|error| self.explain(error)),
+        }
+    }
+
     pub(super) async fn terminate(&self, id: &str) -> Result<(), StartError> {
         let signal = KillContainerOptionsBuilder::default().signal("SIGTERM").build();
         let call = self.client().await?.kill_container(id, Some(signal));
@@ -212,11 +246,10 @@ impl Api {
         let found = found.map_err(|error| self.explain(error))?;
         let listed = found.into_iter().filter_map(|container| {
             let instance = container.labels?.remove(INSTANCE_LABEL)?;
-            let runs = matches!(
-                container.state?,
-                State::RUNNING | State::PAUSED | State::RESTARTING | State::STOPPING
-            );
-            Some(Listed { id: container.id?, instance, runs })
+            let state = container.state?;
+            let frozen = state == State::PAUSED;
+            let runs = frozen || matches!(state, State::RUNNING | State::RESTARTING | State::STOPPING);
+            Some(Listed { id: container.id?, instance, runs, frozen })
         });
         Ok(listed.collect())
     }

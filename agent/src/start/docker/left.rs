@@ -21,14 +21,14 @@ pub(in crate::start) async fn survivors(
     }
     let mut found: Vec<Box<dyn Survivor>> = Vec::new();
     let label = (STATE_DIR_LABEL, node.state_dir.display().to_string());
-    for Listed { id, instance, runs } in node.api.list(&[label]).await? {
+    for Listed { id, instance, runs, frozen } in node.api.list(&[label]).await? {
         names.remove(&instance);
-        found.push(Box::new(Left { node: Arc::clone(&node), instance, id, runs }));
+        found.push(Box::new(Left { node: Arc::clone(&node), instance, id, runs, frozen }));
     }
     for instance in names {
         // The daemon may only now be making it; a name will do as well.
         let id = container_name(&instance);
-        found.push(Box::new(Left { node: Arc::clone(&node), instance, id, runs: false }));
+        found.push(Box::new(Left { node: Arc::clone(&node), instance, id, runs: false, frozen: false }));
     }
     Ok(found)
 }
@@ -39,6 +39,18 @@ struct Left {
     instance: String,
     id: String,
     runs: bool,
+    frozen: bool,
+}
+
+impl Left {
+    /// Nothing reaches a frozen container.
+    async fn ensure_thawed(&self) {
+        if self.frozen
+            && let Err(error) = self.node.api.unpause(&self.id).await
+        {
+            tracing::warn!(instance = self.instance, "cannot be thawed: {error}");
+        }
+    }
 }
 
 impl Survivor for Left {
@@ -55,6 +67,7 @@ impl Survivor for Left {
             if let Err(error) = self.node.api.terminate(&self.id).await {
                 tracing::warn!(instance = self.instance, "was not asked to stop: {error}");
             }
+            self.ensure_thawed().await;
         })
     }
 
@@ -69,6 +82,7 @@ impl Survivor for Left {
 
     fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(async {
+            self.ensure_thawed().await;
             self.node.api.remove(&self.id).await?;
             remove_directory(&self.node.directory.join(&self.instance))
         })

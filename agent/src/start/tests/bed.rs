@@ -261,6 +261,24 @@ impl Bed {
         tokio::time::timeout(SOON, met).await.expect("the condition is met")
     }
 
+    /// All processes of an instance.
+    pub(super) fn processes(&self, process: &dyn Process) -> Vec<i32> {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| process.owns(*pid)).collect()
+    }
+
+    /// Processor time that an instance's processes have used, in clock ticks (fields 14 and 15, proc_pid_stat(5)).
+    pub(super) fn ticks(&self, process: &dyn Process) -> u64 {
+        let used = |pid: i32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name, which may hold anything, ends at the last parenthesis.
+            let fields = text.rsplit_once(')')?.1.split_whitespace();
+            Some(fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum::<u64>())
+        };
+        self.processes(process).into_iter().filter_map(used).sum()
+    }
+
     /// Kills the parked container from outside.
     pub(super) async fn kill_parked(&self) {
         for pid in cgroup_pids(&self.function("f")) {

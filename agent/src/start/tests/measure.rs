@@ -1,10 +1,18 @@
 //! How long preparing and letting go take: `cargo test measure -- --ignored --nocapture`.
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, send};
+
 use super::bed::{self, Bed, Kind};
+use super::{Control, Parked};
 
 const ROUNDS: usize = 30;
+
+/// Instances are thawed more often: it is much quicker, and the slowest matter.
+const THAWS: usize = 200;
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -78,4 +86,52 @@ async fn measure_letting_go() {
         median(ours),
         median(theirs)
     );
+}
+
+/// Until an instance that echoes on its control socket has answered, from its thaw on if it is frozen first.
+async fn answers_ms(parked: &Parked, frozen: bool) -> f64 {
+    let Control::Connected(channel) = &parked.control else { panic!("it inherits its end") };
+    let socket = channel.as_raw_fd();
+    if frozen {
+        parked.process.freeze().await.unwrap();
+    }
+    let start = Instant::now();
+    send(socket, b"hello", MsgFlags::empty()).unwrap();
+    if frozen {
+        parked.process.thaw().await.unwrap();
+    }
+    let mut watched = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut watched, PollTimeout::from(5_000u16)), Ok(1));
+    let elapsed = since_ms(start);
+    assert_eq!(recv(socket, &mut [0; 8], MsgFlags::empty()), Ok(5));
+    elapsed
+}
+
+/// From the thaw to the first thing that the instance does, and the same of one that was not frozen, by turns.
+#[tokio::test]
+#[ignore = "measures, promises nothing"]
+async fn measure_thawing() {
+    for kind in [Kind::Oci, Kind::Process] {
+        let Some(bed) = bed::lay(kind).await else { return };
+        let parked = bed.prepare("exec cat <&3 >&3").await;
+        parked.process.release().await.unwrap();
+        answers_ms(&parked, false).await;
+        let (mut awake, mut thawed, mut frozen) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..THAWS {
+            awake.push(answers_ms(&parked, false).await);
+            thawed.push(answers_ms(&parked, true).await);
+            let start = Instant::now();
+            parked.process.freeze().await.unwrap();
+            frozen.push(since_ms(start));
+            parked.process.thaw().await.unwrap();
+        }
+        parked.process.remove().await.unwrap();
+        let figures = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            format!("{:.3} ms, p99 {:.3} ms", values[THAWS / 2], values[THAWS * 99 / 100])
+        };
+        println!("{kind:?}: answer when awake {}", figures(awake));
+        println!("{kind:?}: thaw and answer {}", figures(thawed));
+        println!("{kind:?}: freeze {}", figures(frozen));
+    }
 }
