@@ -30,6 +30,9 @@ impl Process for Still {
     fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(async { Ok(()) })
     }
+    fn directory(&self) -> &std::path::Path {
+        std::path::Path::new("")
+    }
     fn owns(&self, _pid: i32) -> bool {
         self.owns
     }

@@ -54,6 +54,9 @@ impl Process for Hollow {
         self.0.send_replace(true);
         Box::pin(async { Ok(()) })
     }
+    fn directory(&self) -> &std::path::Path {
+        std::path::Path::new("")
+    }
     fn owns(&self, _pid: i32) -> bool {
         true
     }
@@ -72,6 +75,9 @@ impl Runtime for Pretended {
         self.0.lock().unwrap().push(function);
         let process = Arc::new(Hollow(watch::Sender::new(false)));
         Box::pin(async { Ok(Parked { control: Control::Connected(agent), process }) })
+    }
+    fn adopt<'a>(&'a self, _instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>> {
+        Box::pin(async { Ok(Arc::new(Hollow(watch::Sender::new(false))) as Arc<dyn Process>) })
     }
 }
 

@@ -31,7 +31,7 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use tokio::sync::{Mutex, watch};
 
-use self::api::Api;
+use self::api::{Api, Output};
 use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name};
 
 /// One directory per instance is in here, below the state directory.
@@ -101,6 +101,13 @@ impl Runtime for Docker {
             prepared
         })
     }
+
+    fn adopt<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>> {
+        Box::pin(async move {
+            name::check(instance, &self.node.spec.function)?;
+            Ok(Arc::new(self.node.adopt(instance).await?) as Arc<dyn Process>)
+        })
+    }
 }
 
 impl Node {
@@ -110,18 +117,24 @@ impl Node {
         super::private_directory(&directory).map_err(StartError::system("making an instance's directory"))?;
         let listener = listen_in(&directory).map_err(StartError::system("making a control socket"))?;
         let id = self.api.create(self, instance, &path).await?;
+        let container = self.container(instance, id);
+        Ok(Parked { control: Control::Listening(listener), process: Arc::new(container) })
+    }
+
+    /// One that is created and not let go.
+    fn container(self: &Arc<Self>, instance: &str, id: String) -> Container {
         let ended = Arc::new(watch::channel(None).0);
         tokio::spawn(watch_removal(Arc::clone(self), id.clone(), Arc::clone(&ended)));
-        let container = Container {
+        Container {
             node: Arc::clone(self),
             instance: instance.to_owned(),
+            directory: self.directory.join(instance),
             id,
             ended,
             released: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             removal: Mutex::new(()),
-        };
-        Ok(Parked { control: Control::Listening(listener), process: Arc::new(container) })
+        }
     }
 
     /// The labels that every container of this function and agent carries.
@@ -170,6 +183,7 @@ fn set_killed(ended: &watch::Sender<Option<Exit>>) {
 struct Container {
     node: Arc<Node>,
     instance: String,
+    directory: PathBuf,
     id: String,
     ended: Arc<watch::Sender<Option<Exit>>>,
     released: AtomicBool,
@@ -181,12 +195,12 @@ struct Container {
 
 impl Container {
     /// Follows a started container: its output, and how it ends.
-    fn follow(&self) {
+    fn follow(&self, output: Output) {
         let (node, id) = (Arc::clone(&self.node), self.id.clone());
         let instance = self.instance.clone();
         let ended = Arc::clone(&self.ended);
         tokio::spawn(async move {
-            let logs = node.api.follow_logs(&id, &node.spec.function, &instance);
+            let logs = node.api.follow_logs(&id, &node.spec.function, &instance, output);
             let end = async {
                 loop {
                     match node.api.wait(&id).await {
@@ -223,7 +237,7 @@ impl Process for Container {
             }
             started?;
             let exec_ns = headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock"))?;
-            self.follow();
+            self.follow(Output::Whole);
             Ok(exec_ns)
         })
     }
@@ -274,8 +288,12 @@ impl Process for Container {
             self.ensure_thawed().await;
             self.node.api.remove(&self.id).await?;
             set_killed(&self.ended);
-            super::remove_directory(&self.node.directory.join(&self.instance))
+            super::remove_directory(&self.directory)
         })
+    }
+
+    fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn owns(&self, pid: i32) -> bool {

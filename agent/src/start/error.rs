@@ -81,6 +81,14 @@ pub enum StartError {
     /// It was let go before: a container runs once.
     #[error("the container was let go before: this is a fault of the agent")]
     AlreadyReleased,
+    /// An earlier agent's instance that does not run any more. Another one must be started.
+    #[error("the instance {instance:?} of an earlier agent cannot be taken over: {detail}; start another")]
+    Adopt {
+        /// Its name.
+        instance: String,
+        /// What was seen.
+        detail: &'static str,
+    },
     /// A step took longer than it ever should: an overloaded node, or a stuck daemon. A retry may help.
     #[error("{step} took longer than {} s: the node is overloaded, or what it waits for is stuck", after.as_secs_f32())]
     TimedOut {
@@ -132,6 +140,7 @@ impl StartError {
             Self::Died { .. } => "died",
             Self::Exec { .. } => "exec",
             Self::AlreadyReleased => "already_released",
+            Self::Adopt { .. } => "adopt",
             Self::TimedOut { .. } => "timed_out",
             Self::Freeze { .. } => "freeze",
             Self::Thaw { .. } => "thaw",

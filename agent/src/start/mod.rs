@@ -43,11 +43,13 @@ mod error;
 mod logs;
 mod name;
 mod nice;
+mod note;
 mod survivors;
 mod tick;
 mod watch;
 
 pub use error::StartError;
+pub use note::Note;
 pub use survivors::Survivors;
 
 /// `PATH` of an instance whose configuration sets none.
@@ -74,6 +76,10 @@ pub trait Runtime: Send + Sync {
 
     /// Creates a container and parks it just before its exec.
     fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>>;
+
+    /// Takes over a running instance that an earlier agent of this function's
+    /// configuration left. How it ends may not be known.
+    fn adopt<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>>;
 }
 
 /// What every runtime needs to know of a function.
@@ -173,6 +179,9 @@ pub trait Process: Send + Sync {
 
     /// Ends it at once and removes every trace: processes, cgroup, mounts, files. Can be repeated.
     fn remove(&self) -> BoxFuture<'_, Result<(), StartError>>;
+
+    /// The instance's own directory, for root only, which is removed with it. A [`Note`] has its place there.
+    fn directory(&self) -> &Path;
 
     /// Whether `pid` (in the agent's PID namespace) runs inside this container.
     fn owns(&self, pid: i32) -> bool;

@@ -122,6 +122,13 @@ impl Runtime for Oci {
             prepared
         })
     }
+
+    fn adopt<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>> {
+        Box::pin(async move {
+            name::check(instance, &self.node.spec.function)?;
+            Ok(Arc::new(self.node.adopt(instance)?) as Arc<dyn Process>)
+        })
+    }
 }
 
 impl Node {
@@ -149,7 +156,8 @@ impl Node {
         let container = Container {
             node: Arc::clone(self),
             instance: instance.to_owned(),
-            logs: Logs::follow(&self.spec.function, instance, output),
+            bundle,
+            logs: Some(Logs::follow(&self.spec.function, instance, output)),
             parked,
             watch,
             cgroup,
@@ -266,8 +274,10 @@ impl Node {
 struct Container {
     node: Arc<Node>,
     instance: String,
+    bundle: PathBuf,
     watch: Watch,
-    logs: Logs,
+    /// Unless it was taken over, and has put something else there.
+    logs: Option<Logs>,
     cgroup: Cgroup,
     /// What the parked init runs, to tell it from the function.
     parked: Option<Image>,
@@ -323,6 +333,10 @@ impl Process for Container {
             within(REMOVE_TIMEOUT, "killing a container", self.watch.exited()).await?;
             self.node.delete(&self.instance).await
         })
+    }
+
+    fn directory(&self) -> &Path {
+        &self.bundle
     }
 
     fn owns(&self, pid: i32) -> bool {
@@ -382,7 +396,10 @@ impl Container {
     /// Tells a function that has ended already from an init that could not exec it.
     async fn ended(&self, certainly_failed: bool) -> Result<(), StartError> {
         let exit = self.watch.exited().await;
-        let detail = self.logs.last(LAST_WORDS_TIMEOUT).await;
+        let detail = match &self.logs {
+            Some(logs) => logs.last(LAST_WORDS_TIMEOUT).await,
+            None => String::new(),
+        };
         if certainly_failed || (exit.code == Some(1) && detail.contains("exec")) {
             let command = self.node.spec.program().to_owned();
             return Err(StartError::Exec { command, detail });

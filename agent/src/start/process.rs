@@ -115,6 +115,13 @@ impl Runtime for Plain {
             parked
         })
     }
+
+    fn adopt<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>> {
+        Box::pin(async move {
+            name::check(instance, &self.node.spec.function)?;
+            Ok(Arc::new(self.node.adopt(instance)?) as Arc<dyn Process>)
+        })
+    }
 }
 
 impl Node {
@@ -151,7 +158,8 @@ impl Node {
         let instance = Instance {
             node: Arc::clone(self),
             instance: instance.to_owned(),
-            _logs: Logs::follow(&self.spec.function, instance, output),
+            directory,
+            _logs: Some(Logs::follow(&self.spec.function, instance, output)),
             watch,
             cgroup,
             release: Mutex::new(Some(release)),
@@ -263,8 +271,10 @@ fn marker(pid: i32) -> String {
 struct Instance {
     node: Arc<Node>,
     instance: String,
+    directory: PathBuf,
     watch: Watch,
-    _logs: Logs,
+    /// Unless it was taken over, and has put something else there.
+    _logs: Option<Logs>,
     cgroup: Cgroup,
     /// Taken by the release.
     release: Mutex<Option<BufReader<UnixStream>>>,
@@ -339,6 +349,10 @@ impl Process for Instance {
             within(REMOVE_TIMEOUT, "killing a process", self.watch.exited()).await?;
             self.node.clean(&self.instance).await
         })
+    }
+
+    fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn owns(&self, pid: i32) -> bool {

@@ -3,12 +3,14 @@
 //! ```text
 //! parked   ──────────────────────────────> remove
 //! running  ──SIGTERM──> gone, or grace ──> remove
+//!    └─────keep──> the new agent's own (`Runtime::adopt`)
 //! ```
 //!
 //! A parked container holds nothing that a client waits for and is removed at
 //! once. An instance that runs may be in the middle of an answer: it is asked to
 //! stop and gets the time that its function has for that. It still accepts until
-//! then, from the same socket as those of this agent.
+//! then, from the same socket as those of this agent. What it prints is read from
+//! then on, too: until then it is in its pipe, for whoever takes it over.
 //!
 //! All names are taken before this agent makes its first container, so its own
 //! are never among them.
@@ -16,8 +18,8 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::libc;
@@ -30,7 +32,7 @@ use super::cgroup::Cgroup;
 use super::error::within;
 use super::logs::Logs;
 use super::watch::{Image, Watch};
-use super::{BoxFuture, StartError, docker, name, oci, process};
+use super::{BoxFuture, Note, StartError, docker, name, oci, process};
 
 /// In an instance's directory: the [`Image`] that it had while it was parked.
 pub(super) const PARKED_FILE: &str = "parked";
@@ -46,6 +48,9 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) trait Survivor: Send + Sync {
     /// Its name.
     fn instance(&self) -> &str;
+
+    /// Its directory.
+    fn directory(&self) -> &Path;
 
     /// It was let go and has not ended: somebody may wait for its answer.
     fn runs(&self) -> bool;
@@ -99,6 +104,27 @@ impl Survivors {
     #[must_use]
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// The names of those.
+    #[must_use]
+    pub fn running_names(&self) -> Vec<String> {
+        self.running.iter().map(|survivor| survivor.instance().to_owned()).collect()
+    }
+
+    /// What the earlier agent noted of those, where it did.
+    #[must_use]
+    pub fn notes(&self) -> Vec<(String, Note)> {
+        let noted = self.running.iter().filter_map(|survivor| {
+            let note = Note::read(survivor.directory())?;
+            Some((survivor.instance().to_owned(), note))
+        });
+        noted.collect()
+    }
+
+    /// Leaves one of those alone: it is about to be taken over ([`super::Runtime::adopt`]).
+    pub fn keep(&mut self, instance: &str) {
+        self.running.retain(|survivor| survivor.instance() != instance);
     }
 
     /// Ends them until `free` says that it is enough: first the idle, then those
@@ -167,30 +193,26 @@ pub(super) trait Clean: Send + Sync {
     fn clean<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<(), StartError>>;
 }
 
-/// A survivor whose first process is on this node. It is nobody's child here:
-/// its end is seen on a pidfd, its status is not.
-pub(super) struct Local<C> {
-    instance: String,
-    cleaner: Arc<C>,
+/// The first process of an instance that an earlier agent left on this node. It is
+/// nobody's child here: its end is seen on a pidfd, its status is not.
+pub(super) struct First {
     /// Nothing is left but files.
     watch: Option<Watch>,
     runs: bool,
-    _logs: Option<Logs>,
 }
 
-impl<C: Clean> Local<C> {
-    /// The instance whose files are in `directory` and whose first process may
-    /// be `pid`. `runs` tells, when the directory does not, from what it runs now.
+impl First {
+    /// That of the instance whose files are in `directory`; it may be `pid`.
+    /// `otherwise` tells whether it runs when the directory does not.
     pub(super) fn find(
-        instance: String,
-        cleaner: Arc<C>,
+        instance: &str,
         directory: &Path,
         pid: Option<i32>,
         otherwise: impl FnOnce() -> bool,
     ) -> Self {
         let watch = pid.and_then(|pid| Watch::stranger(pid).ok());
         // After its pidfd was opened: a number that was given to another process meanwhile is not in there.
-        let watch = watch.filter(|watch| belongs(&instance, directory, watch.pid()));
+        let watch = watch.filter(|watch| belongs(instance, directory, watch.pid()));
         let runs = watch.as_ref().and_then(|watch| Image::of(watch.pid())).is_some_and(|now| {
             let parked = fs::read_to_string(directory.join(PARKED_FILE)).ok();
             match parked.and_then(|text| Image::parse(&text)) {
@@ -198,8 +220,32 @@ impl<C: Clean> Local<C> {
                 None => otherwise(),
             }
         });
-        let logs = watch.as_ref().filter(|_| runs).and_then(|watch| follow_again(&instance, watch.pid()));
-        Self { instance, cleaner, watch, runs, _logs: logs }
+        Self { watch, runs }
+    }
+
+    /// To be taken over.
+    pub(super) fn running(self, instance: &str) -> Result<Watch, StartError> {
+        let detail = if self.watch.is_some() { "it was not let go yet" } else { "it has ended" };
+        let running = self.watch.filter(|_| self.runs);
+        running.ok_or_else(|| StartError::Adopt { instance: instance.to_owned(), detail })
+    }
+}
+
+/// A survivor on this node.
+pub(super) struct Local<C> {
+    instance: String,
+    cleaner: Arc<C>,
+    directory: PathBuf,
+    first: First,
+    /// Opened while the agent may, and read when it is this one's to read.
+    output: Mutex<Option<pipe::Receiver>>,
+}
+
+impl<C: Clean> Local<C> {
+    pub(super) fn new(instance: String, cleaner: Arc<C>, directory: PathBuf, first: First) -> Self {
+        let running = first.watch.as_ref().filter(|_| first.runs);
+        let output = Mutex::new(running.and_then(|watch| output_of(&instance, watch.pid())));
+        Self { instance, cleaner, directory, first, output }
     }
 }
 
@@ -210,6 +256,11 @@ fn belongs(instance: &str, directory: &Path, pid: i32) -> bool {
 /// The instance's output goes to a pipe whose reader died with the earlier agent:
 /// reads on, so that it neither fills nor is lost.
 pub(super) fn follow_again(instance: &str, pid: i32) -> Option<Logs> {
+    output_of(instance, pid).map(|output| Logs::follow(name::function_of(instance), instance, output))
+}
+
+/// The reading end of that pipe; nothing is read yet.
+pub(super) fn output_of(instance: &str, pid: i32) -> Option<pipe::Receiver> {
     let path = format!("/proc/{pid}/fd/1");
     let open = || -> io::Result<pipe::Receiver> {
         // What the function has put there instead is not opened.
@@ -219,13 +270,8 @@ pub(super) fn follow_again(instance: &str, pid: i32) -> Option<Logs> {
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         pipe::Receiver::from_file(fs::OpenOptions::new().read(true).custom_flags(flags).open(&path)?)
     };
-    match open() {
-        Ok(output) => Some(Logs::follow(name::function_of(instance), instance, output)),
-        Err(error) => {
-            tracing::debug!(instance, "its output cannot be followed any more: {error}");
-            None
-        }
-    }
+    let told = |error: &_| tracing::debug!(instance, "its output cannot be followed any more: {error}");
+    open().inspect_err(told).ok()
 }
 
 impl<C: Clean> Survivor for Local<C> {
@@ -233,13 +279,20 @@ impl<C: Clean> Survivor for Local<C> {
         &self.instance
     }
 
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     fn runs(&self) -> bool {
-        self.runs
+        self.first.runs
     }
 
     fn terminate(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            if let Some(watch) = &self.watch {
+            if let Some(watch) = &self.first.watch {
+                let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let function = name::function_of(&self.instance);
+                let _to_its_end = output.map(|output| Logs::follow(function, &self.instance, output));
                 watch.signal(rustix::process::Signal::TERM);
                 Cgroup::of(&self.instance).ensure_thawed();
             }
@@ -248,7 +301,7 @@ impl<C: Clean> Survivor for Local<C> {
 
     fn gone(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            if let Some(watch) = &self.watch {
+            if let Some(watch) = &self.first.watch {
                 watch.exited().await;
             }
         })
@@ -256,7 +309,7 @@ impl<C: Clean> Survivor for Local<C> {
 
     fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(async {
-            if let Some(watch) = &self.watch {
+            if let Some(watch) = &self.first.watch {
                 watch.signal(rustix::process::Signal::KILL);
                 Cgroup::of(&self.instance).ensure_thawed();
                 within(REMOVE_TIMEOUT, "killing a container", watch.exited()).await?;

@@ -1,5 +1,6 @@
 //! The same promises, asked of every runtime.
 
+mod adopt;
 mod bed;
 mod errors;
 mod freeze;
@@ -14,6 +15,7 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::*;
 use crate::privilege::{self, Need};
+use adopt::*;
 use bed::Bed;
 use freeze::*;
 
@@ -60,6 +62,7 @@ every_runtime! {
         runs_only_once owns_its_processes_only nothing_is_left
         frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
         the_dead_are_not_frozen frozen_survivors_may_finish_too
+        the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
     on_process Process: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
@@ -68,6 +71,7 @@ every_runtime! {
         runs_only_once owns_its_processes_only nothing_is_left
         frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
         the_dead_are_not_frozen frozen_survivors_may_finish_too
+        the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
     on_docker Docker: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
@@ -76,6 +80,7 @@ every_runtime! {
         runs_only_once owns_its_processes_only nothing_is_left
         frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
         the_dead_are_not_frozen frozen_survivors_may_finish_too
+        the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused;
 }
 
@@ -344,6 +349,7 @@ fn kept_privileges_suffice(kind: bed::Kind, need: Need, test: &str) {
         terminate_asks(bed::lay(kind).await.unwrap()).await;
         memory_is_limited(bed::lay(kind).await.unwrap()).await;
         owns_its_processes_only(bed::lay(kind).await.unwrap()).await;
+        the_running_are_taken_over(bed::lay(kind).await.unwrap()).await;
         frozen_stands_still_until_it_is_thawed(bed::lay(kind).await.unwrap()).await;
         the_frozen_hear_that_they_shall_stop(bed::lay(kind).await.unwrap()).await;
         survivors_may_finish_and_the_parked_go(bed::lay(kind).await.unwrap()).await;

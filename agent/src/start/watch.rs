@@ -14,6 +14,9 @@ use tokio::sync::watch;
 
 use super::{Exit, StartError};
 
+/// Where the end of a process is told.
+type Ending = watch::Sender<Option<Exit>>;
+
 /// A container's first process. The number of a child of the agent cannot be
 /// reused before the task here has waited for it.
 pub(super) struct Watch {
@@ -27,36 +30,36 @@ impl Watch {
     /// Begins to watch `pid`; its former parent must be gone. `oom` tells,
     /// after the end, whether the kernel killed for lack of memory.
     pub(super) fn new(pid: i32, oom: impl Fn() -> bool + Send + 'static) -> Result<Self, StartError> {
-        Self::begin(pid, async move |pidfd| {
+        let (watch, pidfd, sender) = Self::begin(pid)?;
+        tokio::spawn(async move {
             let mut end = wait(&pidfd).await;
             end.oom = end.code != Some(0) && oom();
-            end
-        })
+            sender.send_replace(Some(end));
+        });
+        Ok(watch)
     }
 
-    /// Begins to watch somebody else's child: that it ended will be seen, but not how.
+    /// Begins to watch somebody else's child: that it ended will be seen, but not
+    /// how. It is let alone when nobody asks any more.
     pub(super) fn stranger(pid: i32) -> Result<Self, StartError> {
-        Self::begin(pid, async |pidfd| {
-            // An error only means that the whole runtime shuts down.
-            let _gone = pidfd.readable().await;
-            Exit::default()
-        })
+        let (watch, pidfd, sender) = Self::begin(pid)?;
+        tokio::spawn(async move {
+            tokio::select! {
+                // An error only means that the whole runtime shuts down.
+                _gone = pidfd.readable() => drop(sender.send_replace(Some(Exit::default()))),
+                () = sender.closed() => {}
+            }
+        });
+        Ok(watch)
     }
 
-    fn begin<F>(pid: i32, end: impl FnOnce(AsyncFd<OwnedFd>) -> F) -> Result<Self, StartError>
-    where
-        F: Future<Output = Exit> + Send + 'static,
-    {
+    fn begin(pid: i32) -> Result<(Self, AsyncFd<OwnedFd>, Ending), StartError> {
         let failed = StartError::system("watching a container");
         let number = Pid::from_raw(pid).ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
         let ready = pidfd.try_clone().and_then(readiness).map_err(failed)?;
         let (sender, exit) = watch::channel(None);
-        let end = end(ready);
-        tokio::spawn(async move {
-            sender.send_replace(Some(end.await));
-        });
-        Ok(Self { pid, pidfd, exit, namespace: namespace_of(pid) })
+        Ok((Self { pid, pidfd, exit, namespace: namespace_of(pid) }, ready, sender))
     }
 
     /// The process number in the agent's namespace. Only meaningful until the exit.

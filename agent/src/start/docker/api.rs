@@ -57,6 +57,15 @@ pub(super) struct Listed {
     pub(super) frozen: bool,
 }
 
+/// What of a container's output is logged.
+#[derive(Clone, Copy)]
+pub(super) enum Output {
+    /// All of it.
+    Whole,
+    /// What it prints from now on: an earlier agent has logged the rest, up to its own end.
+    New,
+}
+
 /// The daemon.
 pub(super) struct Api {
     socket: PathBuf,
@@ -171,9 +180,14 @@ impl Api {
     }
 
     /// Logs what a started container prints, until it ends.
-    pub(super) async fn follow_logs(&self, id: &str, function: &str, instance: &str) {
+    pub(super) async fn follow_logs(&self, id: &str, function: &str, instance: &str, output: Output) {
         let Ok(client) = self.client().await else { return };
-        let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true).build();
+        let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true);
+        let options = match output {
+            Output::Whole => options,
+            Output::New => options.tail("0"),
+        };
+        let options = options.build();
         let mut output = std::pin::pin!(client.logs(id, Some(options)));
         let mut lines = Lines::new(function, instance);
         while let Some(Ok(LogOutput::StdOut { message } | LogOutput::StdErr { message })) =

@@ -1,10 +1,11 @@
 //! What earlier agents left of this runtime.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::api::{Listed, container_name};
-use super::{Docker, Node, RETRY_PAUSE, STATE_DIR_LABEL};
+use super::api::{Listed, Output, container_name};
+use super::{Container, Docker, INSTANCE_LABEL, Node, RETRY_PAUSE, STATE_DIR_LABEL};
 use crate::start::survivors::Survivor;
 use crate::start::{BoxFuture, StartError, name, nobody, remove_directory};
 
@@ -21,51 +22,74 @@ pub(in crate::start) async fn survivors(
     }
     let mut found: Vec<Box<dyn Survivor>> = Vec::new();
     let label = (STATE_DIR_LABEL, node.state_dir.display().to_string());
-    for Listed { id, instance, runs, frozen } in node.api.list(&[label]).await? {
-        names.remove(&instance);
-        found.push(Box::new(Left { node: Arc::clone(&node), instance, id, runs, frozen }));
+    for listed in node.api.list(&[label]).await? {
+        names.remove(&listed.instance);
+        found.push(Box::new(Left::new(&node, listed)));
     }
     for instance in names {
         // The daemon may only now be making it; a name will do as well.
-        let id = container_name(&instance);
-        found.push(Box::new(Left { node: Arc::clone(&node), instance, id, runs: false, frozen: false }));
+        let listed = Listed { id: container_name(&instance), instance, runs: false, frozen: false };
+        found.push(Box::new(Left::new(&node, listed)));
     }
     Ok(found)
+}
+
+impl Node {
+    /// Takes over a container that runs.
+    pub(super) async fn adopt(self: &Arc<Self>, instance: &str) -> Result<Container, StartError> {
+        let labels =
+            [(STATE_DIR_LABEL, self.state_dir.display().to_string()), (INSTANCE_LABEL, instance.to_owned())];
+        let running = self.api.list(&labels).await?.into_iter().find(|listed| listed.runs);
+        let Some(Listed { id, frozen, .. }) = running else {
+            return Err(StartError::Adopt { instance: instance.to_owned(), detail: "it does not run" });
+        };
+        let container = self.container(instance, id);
+        container.released.store(true, Ordering::Relaxed);
+        container.frozen.store(frozen, Ordering::Relaxed);
+        container.follow(Output::New);
+        Ok(container)
+    }
 }
 
 /// A container of an earlier agent, or only its directory.
 struct Left {
     node: Arc<Node>,
-    instance: String,
-    id: String,
-    runs: bool,
-    frozen: bool,
+    directory: PathBuf,
+    listed: Listed,
 }
 
 impl Left {
+    fn new(node: &Arc<Node>, listed: Listed) -> Self {
+        Self { node: Arc::clone(node), directory: node.directory.join(&listed.instance), listed }
+    }
+
     /// Nothing reaches a frozen container.
     async fn ensure_thawed(&self) {
-        if self.frozen
-            && let Err(error) = self.node.api.unpause(&self.id).await
+        if self.listed.frozen
+            && let Err(error) = self.node.api.unpause(&self.listed.id).await
         {
-            tracing::warn!(instance = self.instance, "cannot be thawed: {error}");
+            tracing::warn!(instance = self.listed.instance, "cannot be thawed: {error}");
         }
     }
 }
 
 impl Survivor for Left {
     fn instance(&self) -> &str {
-        &self.instance
+        &self.listed.instance
+    }
+
+    fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn runs(&self) -> bool {
-        self.runs
+        self.listed.runs
     }
 
     fn terminate(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            if let Err(error) = self.node.api.terminate(&self.id).await {
-                tracing::warn!(instance = self.instance, "was not asked to stop: {error}");
+            if let Err(error) = self.node.api.terminate(&self.listed.id).await {
+                tracing::warn!(instance = self.listed.instance, "was not asked to stop: {error}");
             }
             self.ensure_thawed().await;
         })
@@ -73,8 +97,8 @@ impl Survivor for Left {
 
     fn gone(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            while let Err(error) = self.node.api.wait(&self.id).await {
-                tracing::debug!(id = self.id, %error, "waiting for a container is interrupted");
+            while let Err(error) = self.node.api.wait(&self.listed.id).await {
+                tracing::debug!(id = self.listed.id, %error, "waiting for a container is interrupted");
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         })
@@ -83,8 +107,8 @@ impl Survivor for Left {
     fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(async {
             self.ensure_thawed().await;
-            self.node.api.remove(&self.id).await?;
-            remove_directory(&self.node.directory.join(&self.instance))
+            self.node.api.remove(&self.listed.id).await?;
+            remove_directory(&self.directory)
         })
     }
 }

@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::process::Signal;
+use tokio::sync::Mutex;
 
-use super::{FIFO, Node, Oci, REMOVE_TIMEOUT};
+use super::{Container, FIFO, Node, Oci, REMOVE_TIMEOUT};
 use crate::start::cgroup::Cgroup;
 use crate::start::error::within;
-use crate::start::survivors::{Clean, Local, PARKED_FILE, Survivor};
+use crate::start::survivors::{Clean, First, Local, PARKED_FILE, Survivor, follow_again};
 use crate::start::watch::Watch;
 use crate::start::{BoxFuture, StartError, name, nobody, remove_directory};
 
@@ -19,13 +21,35 @@ pub(in crate::start) fn survivors(state_dir: &Path, runc: &Path) -> Vec<Box<dyn 
     let mut names = name::instances_in(&node.bundles);
     names.extend(name::instances_in(&node.root));
     let found = names.into_iter().map(|instance| {
-        let bundle = node.bundles.join(&instance);
-        let pid = fs::read_to_string(bundle.join("pid")).ok().and_then(|text| text.trim().parse().ok());
-        let fifo = node.root.join(&instance).join(FIFO);
-        let survivor = Local::find(instance, Arc::clone(&node), &bundle, pid, || !fifo.exists());
-        Box::new(survivor) as Box<dyn Survivor>
+        let (bundle, first) = (node.bundles.join(&instance), node.first(&instance));
+        Box::new(Local::new(instance, Arc::clone(&node), bundle, first)) as Box<dyn Survivor>
     });
     found.collect()
+}
+
+impl Node {
+    fn first(&self, instance: &str) -> First {
+        let bundle = self.bundles.join(instance);
+        let pid = fs::read_to_string(bundle.join("pid")).ok().and_then(|text| text.trim().parse().ok());
+        let fifo = self.root.join(instance).join(FIFO);
+        First::find(instance, &bundle, pid, || !fifo.exists())
+    }
+
+    /// Takes over a container that runs.
+    pub(super) fn adopt(self: &Arc<Self>, instance: &str) -> Result<Container, StartError> {
+        let watch = self.first(instance).running(instance)?;
+        Ok(Container {
+            node: Arc::clone(self),
+            instance: instance.to_owned(),
+            bundle: self.bundles.join(instance),
+            logs: follow_again(instance, watch.pid()),
+            parked: None,
+            watch,
+            cgroup: Cgroup::of(instance),
+            released: AtomicBool::new(true),
+            removal: Mutex::new(()),
+        })
+    }
 }
 
 impl Clean for Node {

@@ -4,20 +4,44 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Helper, Node, Plain, marker};
-use crate::start::survivors::{Clean, Local, Survivor};
+use tokio::sync::Mutex;
+
+use super::{Helper, Instance, Node, Plain, marker};
+use crate::start::cgroup::Cgroup;
+use crate::start::survivors::{Clean, First, Local, Survivor, follow_again};
 use crate::start::{BoxFuture, StartError, name, nobody};
 
 /// What earlier agents left under `state_dir`.
 pub(in crate::start) fn survivors(state_dir: &Path) -> Vec<Box<dyn Survivor>> {
     let node = Plain::new(nobody(), Helper::default(), state_dir).node;
     let found = name::instances_in(&node.directory).into_iter().map(|instance| {
-        let directory = node.directory.join(&instance);
-        // One that was never parked to the end was not let go either.
-        let survivor = Local::find(instance, Arc::clone(&node), &directory, noted(&directory), || false);
-        Box::new(survivor) as Box<dyn Survivor>
+        let (directory, first) = (node.directory.join(&instance), node.first(&instance));
+        Box::new(Local::new(instance, Arc::clone(&node), directory, first)) as Box<dyn Survivor>
     });
     found.collect()
+}
+
+impl Node {
+    fn first(&self, instance: &str) -> First {
+        let directory = self.directory.join(instance);
+        // One that was never parked to the end was not let go either.
+        First::find(instance, &directory, noted(&directory), || false)
+    }
+
+    /// Takes over a process that runs.
+    pub(super) fn adopt(self: &Arc<Self>, instance: &str) -> Result<Instance, StartError> {
+        let watch = self.first(instance).running(instance)?;
+        Ok(Instance {
+            node: Arc::clone(self),
+            instance: instance.to_owned(),
+            directory: self.directory.join(instance),
+            _logs: follow_again(instance, watch.pid()),
+            watch,
+            cgroup: Cgroup::of(instance),
+            release: Mutex::new(None),
+            removal: Mutex::new(()),
+        })
+    }
 }
 
 /// The first process of the instance that has this directory, if it is still there.
