@@ -1,15 +1,20 @@
-//! The service manager: keeps the listening sockets while the agent is away.
+//! The service manager: keeps what the next agent needs while the agent is away. These are the listening
+//! sockets, and of each running instance the control socket and the activity page.
 //!
 //! ```text
 //! agent 1 ──FDSTORE=1, FDNAME=..., descriptor──> manager
-//!   dies                                           │ clients' connections wait in the accept queues
+//!   dies                                           │ clients' connections wait in the accept queues,
+//!                                                  │ instances' messages in their control sockets
 //! agent 2 <──LISTEN_FDS, LISTEN_FDNAMES────────────┘
 //! ```
 //!
 //! Protocols: sd_notify(3) and sd_listen_fds(3). Without a manager that keeps
 //! descriptors nothing here does anything: then the sockets die with the agent.
 
+mod keeper;
 mod notify;
+
+pub use keeper::{Keeper, NotKept};
 
 use std::collections::HashMap;
 use std::env;
@@ -18,11 +23,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Protocol, Socket, Type};
 
-use self::notify::Notify;
+use self::notify::{Notify, Wait};
 
 /// What the manager tells in the environment. Children of the agent must not see it.
 pub const VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -75,7 +81,7 @@ impl Place {
 /// The service manager, or the lack of one.
 #[derive(Default)]
 pub struct Manager {
-    notify: Option<Notify>,
+    notify: Option<Arc<Notify>>,
     /// What an earlier agent stored, by its name, as far as it was not taken.
     inherited: HashMap<String, Vec<OwnedFd>>,
 }
@@ -96,7 +102,7 @@ impl Manager {
             }
         }
         let notify = env::var_os("NOTIFY_SOCKET").and_then(|path| match Notify::to(&path) {
-            Ok(notify) => Some(notify),
+            Ok(notify) => Some(Arc::new(notify)),
             Err(error) => {
                 eprintln!("headstart: NOTIFY_SOCKET={} cannot be used: {error}", path.display());
                 None
@@ -130,6 +136,34 @@ impl Manager {
         None
     }
 
+    /// An earlier agent's control socket and activity page of an instance, which stay kept. What has their
+    /// name and is something else is closed, and so is one without the other.
+    pub fn take_instance(&mut self, instance: &str) -> Option<(OwnedFd, OwnedFd)> {
+        let name = keeper::name(instance);
+        let (mut control, mut page) = (None, None);
+        for descriptor in self.inherited.remove(&name)? {
+            if keeper::is_control(&descriptor) {
+                control = Some(descriptor);
+            } else if keeper::is_page(&descriptor) {
+                page = Some(descriptor);
+            } else {
+                tracing::warn!(name, "an inherited descriptor is not what its name says: closed");
+            }
+        }
+        let both = control.zip(page);
+        if both.is_none() {
+            tracing::warn!(name, "not all that was kept of an instance is there: closed");
+            self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
+        }
+        both
+    }
+
+    /// What has instances kept, and can be shared.
+    #[must_use]
+    pub fn keeper(&self) -> Keeper {
+        Keeper::new(self.notify.clone())
+    }
+
     /// Has a new socket kept for the next agent.
     pub fn keep(&self, place: Place, listener: &OwnedFd) {
         self.tell(&format!("FDSTORE=1\nFDNAME={place}"), Some(listener));
@@ -145,7 +179,7 @@ impl Manager {
     pub fn ready(&mut self) {
         let unused: Vec<String> = self.inherited.drain().map(|(name, _closed)| name).collect();
         for name in unused {
-            tracing::info!(name, "an inherited socket belongs to no function any more: closed");
+            tracing::info!(name, "what was inherited belongs to nothing any more: closed");
             if is_legal(&name) {
                 self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
             }
@@ -161,7 +195,8 @@ impl Manager {
 
     fn tell(&self, state: &str, descriptor: Option<&OwnedFd>) {
         let Some(notify) = &self.notify else { return };
-        if let Err(error) = notify.send(state, descriptor.map(AsFd::as_fd)) {
+        let descriptors = descriptor.map(AsFd::as_fd);
+        if let Err(error) = notify.send(state, descriptors.as_slice(), Wait::Patiently) {
             let said = state.replace('\n', " ");
             tracing::warn!(said, "the service manager does not listen: {error}");
         }

@@ -12,6 +12,15 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 /// How long a manager may leave a message unread before it is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What to do while the manager's queue is full.
+#[derive(Clone, Copy)]
+pub(super) enum Wait {
+    /// Wait for room, at most [`PATIENCE`]: while the agent is set up, or leaves.
+    Patiently,
+    /// Give up.
+    Never,
+}
+
 /// A socket to the manager.
 pub(super) struct Notify {
     socket: UnixDatagram,
@@ -34,14 +43,17 @@ impl Notify {
         Ok(Self { socket, manager })
     }
 
-    /// Sends one message, with or without a descriptor.
-    pub(super) fn send(&self, state: &str, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let descriptors: Vec<_> = descriptor.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
+    /// Sends one message, with or without descriptors.
+    pub(super) fn send(&self, state: &str, descriptors: &[BorrowedFd<'_>], wait: Wait) -> io::Result<()> {
+        let descriptors: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&descriptors)];
         let control = if descriptors.is_empty() { &[] } else { &rights[..] };
         let text = [IoSlice::new(state.as_bytes())];
-        let (from, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
-        sendmsg(from, &text, control, flags, Some(&self.manager))?;
+        let flags = match wait {
+            Wait::Patiently => MsgFlags::MSG_NOSIGNAL,
+            Wait::Never => MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+        };
+        sendmsg(self.socket.as_raw_fd(), &text, control, flags, Some(&self.manager))?;
         Ok(())
     }
 }

@@ -12,6 +12,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod keeping;
+
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
@@ -33,25 +35,32 @@ fn listening(path: &str) -> (UnixDatagram, Manager) {
         None => UnixAddress::from_pathname(path).unwrap(),
     };
     let socket = UnixDatagram::bind_addr(&at).unwrap();
-    (socket, Manager { notify: Some(Notify::to(path.as_ref()).unwrap()), inherited: HashMap::new() })
+    let notify = Some(Arc::new(Notify::to(path.as_ref()).unwrap()));
+    (socket, Manager { notify, inherited: HashMap::new() })
 }
 
 /// The next message, and how many descriptors came with it.
 fn received(socket: &UnixDatagram) -> (String, usize) {
+    let (text, descriptors) = stored(socket);
+    (text, descriptors.len())
+}
+
+/// The next message, and the descriptors that came with it.
+fn stored(socket: &UnixDatagram) -> (String, Vec<OwnedFd>) {
     let mut bytes = [0u8; 1024];
     let mut space = nix::cmsg_space!([RawFd; 4]);
     let mut parts = [io::IoSliceMut::new(&mut bytes)];
     let message =
         recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_DONTWAIT).unwrap();
-    let mut count = 0;
+    let mut descriptors = Vec::new();
     for control in message.cmsgs().unwrap() {
         if let ControlMessageOwned::ScmRights(numbers) = control {
-            count += numbers.len();
-            numbers.into_iter().for_each(|number| nix::unistd::close(number).unwrap());
+            let numbers = numbers.into_iter().map(|number| (number, String::new())).collect();
+            descriptors.extend(take(numbers).unwrap().into_iter().map(|(_, descriptor)| descriptor));
         }
     }
     let length = message.bytes;
-    (String::from_utf8_lossy(&bytes[..length]).into_owned(), count)
+    (String::from_utf8_lossy(&bytes[..length]).into_owned(), descriptors)
 }
 
 #[test]
