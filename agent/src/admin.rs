@@ -9,7 +9,8 @@
 //! | `GET /api/v1/functions` | every function with its state |
 //! | `GET /api/v1/backends` | every pool with its connections and its last error |
 //! | `POST /api/v1/functions/NAME/wake` | start it as if a client had come |
-//! | `POST /api/v1/functions/NAME/stop` | stop the running instance |
+//! | `POST /api/v1/functions/NAME/freeze` | freeze the idle instances |
+//! | `POST /api/v1/functions/NAME/stop` | stop the running instances |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -144,7 +145,7 @@ async fn starts(State(admin): State<Arc<Admin>>) -> Json<Vec<Timeline>> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Row {
-    Served(FunctionStatus),
+    Served(Box<FunctionStatus>),
     Unavailable {
         #[serde(flatten)]
         function: Unavailable,
@@ -153,7 +154,7 @@ enum Row {
 }
 
 async fn functions(State(admin): State<Arc<Admin>>) -> Json<Vec<Row>> {
-    let served = admin.node.status().await.into_iter().map(Row::Served);
+    let served = admin.node.status().await.into_iter().map(|function| Row::Served(Box::new(function)));
     let state = "unavailable";
     let rest = admin.unavailable.iter().cloned().map(|function| Row::Unavailable { function, state });
     Json(served.chain(rest).collect())
@@ -169,8 +170,9 @@ async fn operate(
 ) -> (StatusCode, String) {
     let operation = match operation.as_str() {
         "wake" => Operation::Wake,
+        "freeze" => Operation::Freeze,
         "stop" => Operation::Stop,
-        _ => return (StatusCode::NOT_FOUND, "there are wake and stop\n".into()),
+        _ => return (StatusCode::NOT_FOUND, "there are wake, freeze and stop\n".into()),
     };
     if admin.node.operate(name.clone(), operation).await {
         (StatusCode::ACCEPTED, String::new())

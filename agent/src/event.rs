@@ -6,10 +6,13 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use crate::decision::Policy;
+
 /// Index of a function in the configuration. The kernel half uses the same number.
 pub type FunctionId = u32;
 
-/// Number of an instance, unique within its function while the agent runs.
+/// Number of an instance, unique within its function while the agent runs. The decision numbers those that it
+/// orders upwards from 1.
 pub type InstanceId = u64;
 
 /// What first asked for a start.
@@ -26,11 +29,14 @@ pub enum Trigger {
     Accept,
     /// An operator asked through the API.
     Api,
+    /// Nobody: the configuration wants instances ready at all times (`min_ready`).
+    Provision,
 }
 
 impl Trigger {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Syn, Self::Lookup, Self::Knock, Self::Accept, Self::Api];
+    pub const ALL: [Self; 6] =
+        [Self::Syn, Self::Lookup, Self::Knock, Self::Accept, Self::Api, Self::Provision];
 
     /// The metric label.
     #[must_use]
@@ -41,6 +47,7 @@ impl Trigger {
             Self::Knock => "knock",
             Self::Accept => "accept",
             Self::Api => "api",
+            Self::Provision => "provision",
         }
     }
 
@@ -49,7 +56,7 @@ impl Trigger {
     pub fn is_early(self) -> bool {
         match self {
             Self::Syn | Self::Lookup | Self::Knock => true,
-            Self::Accept | Self::Api => false,
+            Self::Accept | Self::Api | Self::Provision => false,
         }
     }
 }
@@ -99,32 +106,96 @@ impl Demand {
     }
 }
 
+/// How an instance, parked or running, came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// By itself, with exit code 0.
+    Exited,
+    /// It was asked to.
+    Asked,
+    /// By itself, with another exit code, or by a signal.
+    Crashed,
+    /// The kernel killed it for lack of memory.
+    OutOfMemory,
+    /// It could not be let go, or not be given its lease.
+    NotStarted,
+    /// Nobody knows: it was the child of an earlier agent.
+    Unknown,
+}
+
+impl End {
+    /// The `reason` label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Asked => "asked",
+            Self::Crashed => "crashed",
+            Self::OutOfMemory => "out_of_memory",
+            Self::NotStarted => "not_started",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Nothing went wrong.
+    #[must_use]
+    pub fn is_clean(self) -> bool {
+        matches!(self, Self::Exited | Self::Asked)
+    }
+}
+
 /// Something that happened to one function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The agent begins to serve the function.
     Configured,
+    /// An instance of an earlier agent runs, and is now this one's.
+    Adopted {
+        /// The number it has from now on; the agent gives it.
+        instance: InstanceId,
+        /// It is frozen.
+        frozen: bool,
+    },
+    /// The configuration was read again.
+    Changed {
+        /// What holds from now on.
+        policy: Policy,
+        /// Instances of before are of no use any more.
+        replace: bool,
+    },
     /// Somebody wants the function up.
     Demand(Demand),
     /// A container is created and waits.
     Parked(InstanceId),
     /// A container could not be created.
     PrepareFailed(InstanceId),
-    /// An instance finished its initialisation and accepts.
+    /// An instance finished its initialisation and accepts, or accepts again after it was thawed.
     Ready(InstanceId),
     /// An instance says that it has answered its first connection.
     Served(InstanceId),
+    /// An instance is frozen.
+    Frozen(InstanceId),
+    /// An instance that was to be frozen is not, and accepts.
+    NotFrozen {
+        /// Which one.
+        instance: InstanceId,
+        /// Somebody is connected to it; otherwise it could not be frozen.
+        busy: bool,
+    },
     /// An instance is gone, parked or running, wanted or not.
     Gone {
         /// Which one.
         instance: InstanceId,
-        /// It exited by itself with code 0, or was asked to.
-        clean: bool,
+        /// How that came.
+        end: End,
     },
     /// A time that [`crate::decision::Action::Timer`] asked for has come.
     Timer,
-    /// An operator wants the running instance stopped.
+    /// An operator wants idle instances frozen.
+    Freeze,
+    /// An operator wants the running instances stopped.
     Stop,
-    /// The agent is leaving: nothing may be started any more.
+    /// The agent is leaving, or the function is not configured any more: nothing may be started.
     Shutdown,
 }

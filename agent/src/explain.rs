@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Trigger;
 use crate::measure::{Outcome, Stages};
-use crate::status::{self, Function, State};
+use crate::status::{self, Function, Instance, State};
 
 /// Prints it as sentences, or the same facts as JSON.
 ///
@@ -44,12 +44,18 @@ enum Next {
     Make,
     /// The start under way is for it too.
     Join,
-    /// An instance accepts already.
+    /// An instance has room for it.
     Nothing,
-    /// It waits for the instance to go.
+    /// A frozen instance is thawed.
+    Thaw,
+    /// It waits for room in an instance: there may be no more of them.
+    WaitForRoom,
+    /// It waits for an instance to go.
     WaitForEnd,
     /// It waits for the pause after a failure to be over.
     WaitForRetry,
+    /// It is told at once that nobody serves it.
+    TurnedAway,
     /// Nobody will serve it.
     NotServed,
 }
@@ -61,6 +67,8 @@ struct Explanation {
     function: Function,
     why: String,
     stays: String,
+    /// What keeps its instances from being frozen or stopped.
+    awake: Option<String>,
     next_syn: Next,
     next_syn_text: String,
     /// Which clients that holds for.
@@ -74,6 +82,7 @@ impl Explanation {
         Self {
             why: why(&function),
             stays: stays(&function),
+            awake: awake(&function),
             next_syn,
             next_syn_text: next_text(next_syn, &function),
             clients: clients(&function, next_syn),
@@ -85,36 +94,30 @@ impl Explanation {
     fn text(&self) -> String {
         let Function { name, state, last_error, .. } = &self.function;
         let mut text = format!("{name}{} is {}: {}.\n", place(&self.function), state.as_str(), self.why);
-        let mut tell = |what: &str, said: &str| text.push_str(&format!("{what}: {said}.\n"));
-        tell("It stays so", &self.stays);
-        tell("The next SYN", &self.next_syn_text);
+        let tell = |text: &mut String, what: &str, said: &str| text.push_str(&format!("{what}: {said}.\n"));
+        tell(&mut text, "It stays so", &self.stays);
+        if let Some(awake) = &self.awake {
+            tell(&mut text, "What keeps it awake", awake);
+        }
+        tell(&mut text, "The next SYN", &self.next_syn_text);
         if let Some(clients) = self.clients {
-            tell("Which clients", clients);
+            tell(&mut text, "Which clients", clients);
         }
         if let Some(error) = last_error {
-            tell("The last error", error.trim_end().trim_end_matches('.'));
+            tell(&mut text, "The last error", error.trim_end().trim_end_matches('.'));
+        }
+        for instance in &self.function.running {
+            text.push_str(&instance.text());
         }
         match &self.last_start {
             Some(start) => text.push_str(&start.text()),
-            None => {
-                tell("The last start", "none is remembered (the agent keeps the last 256 of all functions)")
-            }
+            None => tell(
+                &mut text,
+                "The last start",
+                "none is remembered (the agent keeps the last 256 of all functions)",
+            ),
         }
         text
-    }
-}
-
-impl State {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Cold => "cold",
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Stopping => "stopping",
-            Self::Failed => "failed",
-            Self::Closed => "closed",
-            Self::Unavailable => "unavailable",
-        }
     }
 }
 
@@ -137,11 +140,24 @@ fn why(function: &Function) -> String {
         State::Starting if function.instances == 0 => {
             "a client or an operator has asked for it, and its container is still being made".into()
         }
-        State::Starting => "its container was let go and has not said yet that it is ready".into(),
-        State::Ready => format!("an instance accepts connections, and {parked} for the next start"),
-        State::Stopping => "its instance was asked to go".into(),
+        State::Starting => "an instance was let go or thawed and has not said yet that it is ready".into(),
+        State::Ready => {
+            let ready = function.running.iter().filter(|one| one.state == "ready").count().max(1);
+            let accept = if ready == 1 { "an instance accepts" } else { "instances accept" };
+            let queued = match function.queued {
+                0 => String::new(),
+                count => format!(", {count} of them wait"),
+            };
+            format!("{accept} connections{queued}, and {parked} for the next start")
+        }
+        State::Frozen => "nobody was connected for long enough, or an operator asked for it".into(),
+        State::Stopping => "its instances were asked to go".into(),
+        State::Failed if function.failed_starts == 0 => {
+            "as many starts have failed in a row as `start_attempts` allows, or ended within a second".into()
+        }
         State::Failed => "it could not be started, or ended within a second".into(),
-        State::Closed => "the agent is stopping".into(),
+        State::Off => "its `max_instances` is 0".into(),
+        State::Closed => "the agent is stopping, or the function is not configured any more".into(),
         State::Unavailable => function.reason.clone().unwrap_or_else(|| "the agent's log says why".into()),
     }
 }
@@ -151,26 +167,91 @@ fn stays(function: &Function) -> String {
         State::Cold => "until a client connects or an operator wakes it (headstart wake)".into(),
         State::Starting if function.instances == 0 => "until the container is made, or cannot be".into(),
         State::Starting => "until it is ready or ends; it is killed after its `init_timeout`".into(),
-        State::Ready => {
-            "until the instance ends by itself or is stopped (headstart stop): idle ones are kept".into()
-        }
-        State::Stopping => "until the instance is gone; it is killed after its `stop_grace`".into(),
+        State::Ready => match (function.freeze_after_seconds, function.stop_after_seconds) {
+            (Some(freeze), _) => format!("until nobody was connected for {freeze} s, or it is stopped"),
+            (None, Some(stop)) => format!("until nobody was connected for {stop} s, or it is stopped"),
+            (None, None) => {
+                "until the instance ends by itself or is stopped (headstart stop): idle ones are kept".into()
+            }
+        },
+        State::Frozen => match function.stop_after_seconds {
+            Some(stop) => {
+                format!("until a client connects; or until it was idle for {stop} s, then it is stopped")
+            }
+            None => "until a client connects".into(),
+        },
+        State::Stopping => "until the instances are gone; they are killed after `stop_grace`".into(),
         State::Failed => {
             format!("until the pause after the failure is over, {}", left(function.retry_in_seconds))
         }
+        State::Off => "until the configuration allows instances".into(),
         State::Closed => "until another agent runs".into(),
         State::Unavailable => "until the cause is gone and the agent has been restarted".into(),
     }
 }
 
+/// What keeps instances that accept from being frozen or stopped.
+fn awake(function: &Function) -> Option<String> {
+    let ready: Vec<_> = function.running.iter().filter(|one| one.state == "ready").collect();
+    if ready.is_empty() {
+        return None;
+    }
+    let open: u32 = ready.iter().filter_map(|one| one.open).sum();
+    let silent = ready.iter().filter(|one| one.open.is_none()).count();
+    let kept = ready.iter().any(|one| matches!(one.reason.as_str(), "freeze_failed"));
+    let mut reasons = Vec::new();
+    match open {
+        0 => {}
+        1 => reasons.push("one open connection".to_owned()),
+        count => reasons.push(format!("{count} open connections")),
+    }
+    if function.queued > 0 {
+        reasons.push(format!("{} connections that wait", function.queued));
+    }
+    if silent > 0 {
+        reasons.push("it does not count its connections, so that nobody knows when it is idle".into());
+    }
+    if function.min_ready > 0 {
+        reasons.push(format!("min_ready = {}", function.min_ready));
+    }
+    if kept {
+        reasons.push("the last attempt to freeze it failed".into());
+    }
+    if function.freeze_after_seconds.is_none() && function.stop_after_seconds.is_none() {
+        reasons.push("neither freeze_after nor stop_after is set".into());
+    }
+    if reasons.is_empty() {
+        let idle = ready.iter().filter_map(|one| one.idle_seconds).fold(0.0, f64::max);
+        return Some(format!("nothing: it has been idle for {idle:.1} s"));
+    }
+    Some(reasons.join(", "))
+}
+
+/// Whether the ready instances take one more connection.
+fn has_room(function: &Function) -> bool {
+    let Some(places) = function.concurrency else { return true };
+    let ready = function.running.iter().filter(|one| one.state == "ready");
+    let free: u32 = ready.map(|one| places.saturating_sub(one.open.unwrap_or(0))).sum();
+    free > function.queued
+}
+
 fn next(function: &Function) -> Next {
+    let start = if function.prepared > 0 { Next::LetGo } else { Next::Make };
+    let room = function.instances < function.max_instances as usize;
     match function.state {
-        State::Cold if function.prepared > 0 => Next::LetGo,
-        State::Cold => Next::Make,
+        State::Cold => start,
         State::Starting => Next::Join,
-        State::Ready => Next::Nothing,
+        State::Ready if has_room(function) => Next::Nothing,
+        State::Ready if function.running.iter().any(|one| one.state == "frozen") => Next::Thaw,
+        State::Ready if room => start,
+        State::Ready => Next::WaitForRoom,
+        State::Frozen => Next::Thaw,
+        State::Stopping if room => start,
         State::Stopping => Next::WaitForEnd,
+        // In a cool-down the count has begun again.
+        State::Failed if function.failed_starts == 0 => Next::TurnedAway,
         State::Failed => Next::WaitForRetry,
+        State::Off => Next::TurnedAway,
         State::Closed | State::Unavailable => Next::NotServed,
     }
 }
@@ -186,14 +267,25 @@ fn next_text(next: Next, function: &Function) -> String {
             "a container has to be made first: none is parked, and making the last one has failed".into()
         }
         Next::Make => "a container has to be made first: none is parked".into(),
-        Next::Join => "nothing more: the start under way is for its connection too".into(),
+        Next::Join => {
+            "nothing more: the start under way is for its connection too, as far as it has room".into()
+        }
         Next::Nothing => "nothing: an instance accepts already".into(),
+        Next::Thaw => "a frozen instance is thawed at once".into(),
+        Next::WaitForRoom => format!(
+            "nothing: its connection waits for room in one of the {} instances, all that `max_instances` allows",
+            function.max_instances
+        ),
         Next::WaitForEnd => {
-            "nothing yet: its connection waits until the instance is gone, and starts the next".into()
+            "nothing yet: its connection waits until an instance is gone, and starts the next".into()
         }
         Next::WaitForRetry => format!(
             "nothing yet: its connection waits, and the function is tried again {}",
             again(function.retry_in_seconds)
+        ),
+        Next::TurnedAway => format!(
+            "nothing: its connection is answered by the agent ({})",
+            function.overload.as_deref().unwrap_or("overload")
         ),
         Next::NotServed => "nothing: the agent does not serve this function".into(),
     }
@@ -202,12 +294,12 @@ fn next_text(next: Next, function: &Function) -> String {
 /// Who may do that, and when.
 fn clients(function: &Function, next: Next) -> Option<&'static str> {
     match (function.require_auth.as_deref()?, next) {
-        (_, Next::NotServed) => None,
+        (_, Next::NotServed | Next::TurnedAway) => None,
         ("connect", _) => Some("those with a key; SYNs of others are dropped"),
-        ("wake", Next::LetGo | Next::Make) => {
+        ("wake", Next::LetGo | Next::Make | Next::Thaw) => {
             Some("those with a key; others do it a round trip later, when their connection is complete")
         }
-        (_, Next::LetGo | Next::Make) => Some(
+        (_, Next::LetGo | Next::Make | Next::Thaw) => Some(
             "all; a SYN that no sensor sees, or beyond the budget of clients without a key, does it a round trip \
              later, when its connection is complete",
         ),
@@ -222,6 +314,17 @@ pub(crate) fn again(retry_in_seconds: Option<f64>) -> String {
 
 fn left(retry_in_seconds: Option<f64>) -> String {
     retry_in_seconds.map_or("which is now".to_owned(), |seconds| format!("in {seconds:.1} s"))
+}
+
+impl Instance {
+    fn text(&self) -> String {
+        let Self { name, state, reason, since_seconds, accepted, .. } = self;
+        let open = match self.open {
+            Some(open) => format!("{open} open of {accepted} accepted connections"),
+            None => "it does not count connections".into(),
+        };
+        format!("Instance {name}: {state} for {since_seconds:.1} s ({reason}); {open}.\n")
+    }
 }
 
 impl Start {

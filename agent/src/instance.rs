@@ -1,27 +1,50 @@
 //! One instance, from its release to its end: the task that talks to it and times it.
 
+mod cold_start;
+
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use headstart_wire::WireError;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::event::Demand;
+use crate::event::{self, Demand};
 use crate::inject::{Conversation, Dowry, Said, until};
-use crate::measure::{self, Outcome, Stages, Starts, Timeline, now_ns};
-use crate::start::{Exit, Parked, Process, StartError};
+use crate::manager::Keeper;
+use crate::measure::{self, Starts, Timeline, now_ns};
+use crate::start::{BoxFuture, Exit, Note, Parked, Process, StartError};
+use cold_start::ColdStart;
+
+/// How long an instance may take to say whether it can be frozen. Above what the shim gives to its hooks.
+const QUIET_WAIT: Duration = Duration::from_secs(5);
+
+/// What the owner of the state tells an instance's task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Ask it to go; kill it when it does not.
+    Stop,
+    /// Freeze it, unless somebody is connected.
+    Freeze,
+    /// Let it run again, for this demand.
+    Thaw(Demand),
+}
 
 /// What an instance's task tells the one that owns the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// It accepts connections.
+    /// It accepts connections; also after a thaw.
     Ready,
     /// It says that it has answered its first connection.
     Served,
+    /// It is frozen.
+    Frozen,
+    /// It is not, and accepts; with what went wrong, unless somebody is connected.
+    NotFrozen { busy: bool, wrong: Option<String> },
     /// It is gone; with what went wrong, unless it was asked to go or exited with code 0.
-    Gone { wrong: Option<String> },
+    Gone { end: event::End, wrong: Option<String> },
 }
 
 /// Who is told.
@@ -34,13 +57,28 @@ pub(crate) trait Reporter: Send + Sync {
 pub(crate) struct Birth {
     pub(crate) name: String,
     pub(crate) runtime: &'static str,
-    pub(crate) parked: Parked,
-    pub(crate) demand: Demand,
+    pub(crate) life: Life,
+    /// What it counts its connections on.
+    pub(crate) page: OwnedFd,
     pub(crate) dowry: Dowry,
+    /// Of its configuration.
+    pub(crate) fingerprint: String,
+    /// It gives its backend connections back when it is frozen.
+    pub(crate) return_backends: bool,
     pub(crate) stop_grace: Duration,
-    /// See [`crate::serve::Watch::connected_ns`].
+    /// Since when connections wait, in nanoseconds of `CLOCK_MONOTONIC`; 0 while none does.
     pub(crate) connected_ns: Arc<AtomicU64>,
     pub(crate) starts: Arc<Starts>,
+    /// Who keeps its descriptors for the next agent.
+    pub(crate) keeper: Keeper,
+}
+
+/// Where its life begins.
+pub(crate) enum Life {
+    /// A parked container is let go.
+    New { parked: Parked, demand: Demand },
+    /// An earlier agent let it go; it runs.
+    Adopted { process: Arc<dyn Process>, control: OwnedFd, note: Note },
 }
 
 /// Why the loop over an instance's life ended.
@@ -50,12 +88,39 @@ enum End {
     NoLease(WireError),
 }
 
+/// Where it is between running and frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// It runs.
+    Awake,
+    /// It was told that it is to be frozen, and has to answer until then.
+    Told(Instant),
+    /// It has answered, and its processes are being stopped.
+    Stopping,
+    /// They are stopped.
+    Frozen,
+    /// It runs again and has not said that it accepts.
+    Woken(Demand),
+}
+
+type Freezing<'a> = Option<BoxFuture<'a, Result<(), StartError>>>;
+
 struct Instance {
-    timeline: Timeline,
+    name: String,
+    function: String,
+    /// Its cold start, unless that was an earlier agent's.
+    cold_start: Option<ColdStart>,
     process: Arc<dyn Process>,
-    connected_ns: Arc<AtomicU64>,
-    starts: Arc<Starts>,
+    page: OwnedFd,
+    keeper: Keeper,
+    note: Note,
+    return_backends: bool,
     stop_grace: Duration,
+    /// It has said that it accepts.
+    ready: bool,
+    rest: Rest,
+    /// Its descriptors are kept for the next agent.
+    kept: bool,
     /// Somebody asked it to go.
     asked: bool,
     /// When it is killed.
@@ -64,43 +129,68 @@ struct Instance {
 
 /// Leases, releases, listens, measures; then cleans up. The last thing that it
 /// reports is always `Gone`.
-pub(crate) async fn run(birth: Birth, mut stop: mpsc::Receiver<()>, report: &impl Reporter) {
-    let (function, name) = (birth.dowry.function.clone(), birth.name.clone());
-    let timeline = Timeline {
-        function,
-        instance: name.clone(),
-        runtime: birth.runtime,
-        trigger: birth.demand.trigger,
-        outcome: Outcome::Starting,
-        syn_ns: birth.demand.at_ns,
-        event_ns: birth.demand.seen_ns,
-        start_ns: 0,
-        exec_ns: None,
-        hello_ns: None,
-        injected_ns: None,
-        ready_ns: None,
-        connected_ns: None,
-        accept_ns: None,
-        first_response_ns: None,
-        stages: Stages::default(),
+pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report: &impl Reporter) {
+    let Birth { name, dowry, page, .. } = birth;
+    let function = dowry.function.clone();
+    let (process, cold_start, note) = match &birth.life {
+        Life::New { parked, demand } => {
+            let timeline = Timeline::begun(function.clone(), name.clone(), birth.runtime, demand);
+            let cold_start = ColdStart::new(timeline, birth.connected_ns, birth.starts);
+            let note = Note {
+                function: function.clone(),
+                fingerprint: birth.fingerprint,
+                trigger: demand.trigger,
+                ready_ns: 0,
+                frozen: false,
+                backends: Vec::new(),
+            };
+            (Arc::clone(&parked.process), Some(cold_start), note)
+        }
+        Life::Adopted { process, note, .. } => (Arc::clone(process), None, note.clone()),
     };
     let mut instance = Instance {
-        timeline,
-        process: Arc::clone(&birth.parked.process),
-        connected_ns: birth.connected_ns,
-        starts: birth.starts,
+        name,
+        function,
+        ready: cold_start.is_none(),
+        kept: cold_start.is_none(),
+        cold_start,
+        process,
+        page,
+        keeper: birth.keeper,
+        rest: if note.frozen { Rest::Frozen } else { Rest::Awake },
+        note,
+        return_backends: birth.return_backends,
         stop_grace: birth.stop_grace,
         asked: false,
         kill_at: None,
     };
-    let end = match Conversation::begin(birth.dowry, &name, birth.parked.control) {
-        Ok(mut conversation) => instance.live(&mut conversation, &mut stop, report).await,
-        Err(error) => End::NoLease(error),
+    let conversation = match birth.life {
+        Life::New { parked, .. } => match instance.page.try_clone() {
+            Ok(page) => Conversation::begin(dowry, &instance.name, parked.control, page),
+            Err(error) => Err(error.into()),
+        },
+        Life::Adopted { control, .. } => Conversation::resume(
+            dowry,
+            &instance.name,
+            control,
+            &instance.note.backends,
+            instance.note.frozen,
+        ),
     };
-    let wrong = instance.ended(&end);
-    report.report(Report::Gone { wrong }).await;
+    let (end, refusal) = match conversation {
+        Ok(mut conversation) => {
+            let end = instance.live(&mut conversation, &mut orders, report).await;
+            (end, conversation.refusal().map(str::to_owned))
+        }
+        Err(error) => (End::NoLease(error), None),
+    };
+    if instance.kept {
+        instance.keeper.forget_instance(&instance.name);
+    }
+    let (end, wrong) = instance.ended(&end, refusal);
+    report.report(Report::Gone { end, wrong }).await;
     if let Err(error) = instance.process.remove().await {
-        tracing::error!(instance = name, "cannot be removed: {error}");
+        tracing::error!(instance = instance.name, "cannot be removed: {error}");
     }
 }
 
@@ -108,46 +198,144 @@ impl Instance {
     async fn live(
         &mut self,
         conversation: &mut Conversation,
-        stop: &mut mpsc::Receiver<()>,
+        orders: &mut mpsc::Receiver<Order>,
         report: &impl Reporter,
     ) -> End {
         let process = Arc::clone(&self.process);
-        self.timeline.start_ns = now_ns();
+        let mut released = self.cold_start.is_none();
+        if let Some(cold_start) = &mut self.cold_start {
+            cold_start.begun();
+        }
+        // Lazy: nothing is let go that runs already.
         let (mut release, mut exited) = (process.release(), process.exited());
-        let (mut released, mut listening) = (false, true);
+        let (mut listening, mut freezing): (_, Freezing<'_>) = (true, None);
         loop {
+            let unanswered = if let Rest::Told(until) = self.rest { Some(until) } else { None };
             tokio::select! {
                 exec = &mut release, if !released => match exec {
                     Ok(exec_ns) => {
                         released = true;
-                        self.executed(exec_ns);
+                        if let Some(cold_start) = &mut self.cold_start {
+                            cold_start.executed(exec_ns);
+                        }
                     }
                     Err(error) => return End::NotStarted(error),
                 },
                 said = conversation.next(&*process), if listening => {
                     listening = said != Said::Closed;
-                    if self.heard(said) {
-                        report.report(Report::Ready).await;
-                    } else if matches!(said, Said::Served { .. }) {
-                        report.report(Report::Served).await;
-                    } else if !listening && self.timeline.ready_ns.is_none() && self.kill_at.is_none() {
-                        // It exited (which we are about to see) or broke the protocol.
-                        self.terminate().await;
+                    if said == Said::Holds {
+                        if self.ready {
+                            self.keep(conversation);
+                        }
+                    } else if said == Said::Quiet && matches!(self.rest, Rest::Told(_)) {
+                        self.rest = Rest::Stopping;
+                        freezing = Some(process.freeze());
+                    } else if let Some(told) = self.heard(said) {
+                        report.report(told).await;
+                        self.keep(conversation);
+                    } else if !listening {
+                        self.unheard(report).await;
                     }
                 }
                 exit = &mut exited => return End::Exited(exit),
-                Some(()) = stop.recv(), if !self.asked => {
-                    self.asked = true;
-                    self.terminate().await;
+                Some(order) = orders.recv(), if !self.asked => match order {
+                    Order::Stop => {
+                        self.asked = true;
+                        freezing = None;
+                        self.terminate().await;
+                    }
+                    Order::Freeze => {
+                        if let Err(error) = conversation.freeze(self.return_backends) {
+                            let wrong = Some(format!("not frozen: it cannot be told: {error}"));
+                            report.report(Report::NotFrozen { busy: false, wrong }).await;
+                        } else {
+                            self.rest = Rest::Told(Instant::now() + QUIET_WAIT);
+                        }
+                    }
+                    Order::Thaw(demand) => self.thaw(demand, conversation).await,
+                },
+                frozen = done(&mut freezing) => {
+                    let told = self.froze(frozen, conversation);
+                    report.report(told).await;
+                }
+                () = until(unanswered) => {
+                    // Whatever it says later is out of order, and it goes on.
+                    self.rest = Rest::Awake;
+                    let _ = conversation.thaw();
+                    let wrong = format!("not frozen: no answer within {} s", QUIET_WAIT.as_secs());
+                    tracing::warn!(instance = self.name, "{wrong}");
+                    report.report(Report::NotFrozen { busy: false, wrong: Some(wrong) }).await;
                 }
                 () = until(self.kill_at) => {
                     self.kill_at = None;
-                    tracing::warn!(instance = self.timeline.instance, "did not stop in time: killed");
+                    tracing::warn!(instance = self.name, "did not stop in time: killed");
                     if let Err(error) = process.remove().await {
-                        tracing::error!(instance = self.timeline.instance, "cannot be killed: {error}");
+                        tracing::error!(instance = self.name, "cannot be killed: {error}");
                     }
                 }
             }
+        }
+    }
+
+    /// The outcome of an attempt to freeze it.
+    fn froze(&mut self, frozen: Result<(), StartError>, conversation: &mut Conversation) -> Report {
+        match frozen {
+            Ok(()) => {
+                self.rest = Rest::Frozen;
+                self.keep(conversation);
+                Report::Frozen
+            }
+            Err(error) => {
+                self.rest = Rest::Awake;
+                // It has been thawed, and waits to be told so.
+                let _ = conversation.thaw();
+                tracing::error!(instance = self.name, reason = error.reason(), "not frozen: {error}");
+                Report::NotFrozen { busy: false, wrong: Some(format!("not frozen: {error}")) }
+            }
+        }
+    }
+
+    async fn thaw(&mut self, demand: Demand, conversation: &mut Conversation) {
+        self.rest = Rest::Woken(demand);
+        // Queued first: it is there when the first instruction runs.
+        let told = conversation.thaw().map_err(|error| error.to_string());
+        let thawed = self.process.thaw().await.map_err(|error| error.to_string());
+        if let Err(error) = told.and(thawed) {
+            tracing::error!(instance = self.name, "not thawed: {error}");
+            self.terminate().await;
+        }
+    }
+
+    /// The control socket is closed: it ended, which we are about to see, or broke the protocol.
+    async fn unheard(&mut self, report: &impl Reporter) {
+        if self.kill_at.is_some() {
+            return;
+        }
+        match self.rest {
+            Rest::Awake if self.ready => {}
+            Rest::Told(_) => {
+                self.rest = Rest::Awake;
+                report.report(Report::NotFrozen { busy: false, wrong: None }).await;
+            }
+            // Nobody would ever learn that it accepts.
+            _ => self.terminate().await,
+        }
+    }
+
+    /// Has it kept for the next agent, as it is now.
+    fn keep(&mut self, conversation: &Conversation) {
+        if !self.kept
+            && let Some(control) = conversation.control()
+        {
+            self.kept = self.keeper.keep_instance(&self.name, control, self.page.as_fd()).is_ok();
+        }
+        if !self.kept {
+            return;
+        }
+        self.note.frozen = self.rest == Rest::Frozen;
+        self.note.backends = conversation.held();
+        if let Err(error) = self.note.write(self.process.directory()) {
+            tracing::error!(instance = self.name, "the next agent will not know it as it is now: {error}");
         }
     }
 
@@ -157,82 +345,89 @@ impl Instance {
         self.process.terminate().await;
     }
 
-    /// The runtime saw the exec, perhaps only after the function has spoken: that it speaks shows it too.
-    fn executed(&mut self, exec_ns: u64) {
-        let timeline = &mut self.timeline;
-        let exec_ns = Timeline::clamp(exec_ns, timeline.start_ns, now_ns());
-        timeline.exec_ns = Some(timeline.exec_ns.map_or(exec_ns, |shown_ns| exec_ns.min(shown_ns)));
-    }
-
-    /// Notes what the instance said. True when it has just become ready.
-    fn heard(&mut self, said: Said) -> bool {
-        let timeline = &mut self.timeline;
-        let now = now_ns();
-        let after = |step: Option<u64>| step.unwrap_or(timeline.start_ns);
+    /// Notes what the instance said, and returns what is to be reported.
+    fn heard(&mut self, said: Said) -> Option<Report> {
         match said {
-            Said::Hello { hello_ns } => {
-                let hello_ns = Timeline::clamp(hello_ns, after(timeline.exec_ns), now);
-                timeline.hello_ns = Some(hello_ns);
-                timeline.exec_ns.get_or_insert(hello_ns);
+            Said::Busy => {
+                self.rest = Rest::Awake;
+                return Some(Report::NotFrozen { busy: true, wrong: None });
             }
-            Said::Injected { injected_ns } => {
-                timeline.injected_ns = Some(Timeline::clamp(injected_ns, after(timeline.hello_ns), now));
+            Said::Thawed { thawed_ns } => {
+                let rest = std::mem::replace(&mut self.rest, Rest::Awake);
+                // Otherwise it was not frozen after all, and that has been reported.
+                let Rest::Woken(demand) = rest else { return None };
+                let thawed_ns = Timeline::clamp(thawed_ns, demand.at_ns, now_ns());
+                measure::record_thaw(&self.function, &demand, thawed_ns);
+                return Some(Report::Ready);
             }
+            Said::Quiet | Said::Holds | Said::Closed => return None,
             Said::Ready { ready_ns } => {
-                timeline.ready_ns = Some(Timeline::clamp(ready_ns, after(timeline.injected_ns), now));
-                let connected_ns = self.connected_ns.load(Ordering::Relaxed);
-                timeline.connected_ns = (connected_ns > 0).then_some(connected_ns);
-                timeline.outcome = Outcome::Ready;
-                timeline.update();
-                measure::record_outcome(timeline);
-                measure::record_stages(timeline, &timeline.stages.named()[..6]);
-                self.starts.put(timeline);
-                return true;
+                self.ready = true;
+                self.note.ready_ns = ready_ns;
             }
-            Said::Served { accept_ns, first_response_ns } => {
-                let accept_ns = Timeline::clamp(accept_ns, after(timeline.ready_ns), now);
-                timeline.accept_ns = Some(accept_ns);
-                timeline.first_response_ns = Some(Timeline::clamp(first_response_ns, accept_ns, now));
-                timeline.update();
-                measure::record_stages(timeline, &timeline.stages.named()[6..]);
-                timeline.log();
-                self.starts.put(timeline);
-            }
-            Said::Closed => {}
+            Said::Hello { .. } | Said::Injected { .. } | Said::Served { .. } => {}
         }
-        false
+        if let Some(cold_start) = &mut self.cold_start {
+            cold_start.heard(said);
+        }
+        match said {
+            Said::Ready { .. } => Some(Report::Ready),
+            Said::Served { .. } => Some(Report::Served),
+            _ => None,
+        }
     }
 
-    /// Says how it ended, and returns what was wrong with that.
-    fn ended(&mut self, end: &End) -> Option<String> {
-        let (asked, instance) = (self.asked, &self.timeline.instance);
-        let early = if self.timeline.ready_ns.is_none() { " before it was ready" } else { "" };
-        let wrong = match end {
-            End::Exited(exit) if asked || exit.code == Some(0) => {
+    /// Says how it ended, and what was wrong with that.
+    fn ended(&mut self, end: &End, refusal: Option<String>) -> (event::End, Option<String>) {
+        let (asked, instance) = (self.asked, &self.name);
+        let early = if self.ready { "" } else { " before it was ready" };
+        let (end, reason, wrong) = match end {
+            End::Exited(exit) if asked => {
                 tracing::info!(instance, asked, "instance ended{early}: {exit}");
-                None
+                (event::End::Asked, "", None)
             }
-            End::Exited(exit) => Some(("exit", format!("instance ended{early}: {exit}"))),
-            End::NotStarted(error) => Some((error.reason(), format!("instance not started: {error}"))),
-            End::NoLease(error) => Some((error.reason(), format!("instance not started: {error}"))),
+            End::Exited(exit) if exit.code == Some(0) && self.ready => {
+                tracing::info!(instance, asked, "instance ended: {exit}");
+                (event::End::Exited, "", None)
+            }
+            End::Exited(exit) => {
+                let end = match exit {
+                    Exit { oom: true, .. } => event::End::OutOfMemory,
+                    Exit { code: Some(0), .. } => event::End::Exited,
+                    Exit { code: None, signal: None, .. } => event::End::Unknown,
+                    _ => event::End::Crashed,
+                };
+                let because = refusal.map(|why| format!("; its control socket was closed: {why}"));
+                (end, "exit", Some(format!("instance ended{early}: {exit}{}", because.unwrap_or_default())))
+            }
+            End::NotStarted(error) => {
+                (event::End::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
+            }
+            End::NoLease(error) => {
+                (event::End::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
+            }
         };
         match &wrong {
             // The function's own doing.
-            Some((reason @ "exit", text)) => tracing::warn!(instance, reason, "{text}"),
-            Some((reason, text)) => tracing::error!(instance, reason, "{text}"),
+            Some(text) if reason == "exit" => tracing::warn!(instance, reason, "{text}"),
+            Some(text) => tracing::error!(instance, reason, "{text}"),
             None => {}
         }
-        let timeline = &mut self.timeline;
-        if timeline.ready_ns.is_none() {
-            timeline.outcome = Outcome::Failed;
-            timeline.update();
-            measure::record_outcome(timeline);
-            measure::record_stages(timeline, &timeline.stages.named()[..6]);
-            self.starts.put(timeline);
+        if let Some(cold_start) = &mut self.cold_start {
+            cold_start.ended();
         }
-        if timeline.accept_ns.is_none() {
-            timeline.log();
+        (end, wrong)
+    }
+}
+
+/// The end of an attempt to freeze, when one is under way; then there is none any more.
+async fn done(freezing: &mut Freezing<'_>) -> Result<(), StartError> {
+    match freezing {
+        Some(attempt) => {
+            let outcome = attempt.await;
+            *freezing = None;
+            outcome
         }
-        wrong.map(|(_, text)| text)
+        None => std::future::pending().await,
     }
 }

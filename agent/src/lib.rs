@@ -19,14 +19,17 @@ pub mod serve;
 pub mod measure;
 
 pub mod admin;
+pub mod adopt;
 pub mod client;
 pub mod doctor;
 pub mod explain;
 mod fd;
+mod http;
 mod instance;
 pub mod manager;
 pub mod node;
 pub mod operate;
+mod overload;
 pub mod privilege;
 pub mod setup;
 pub mod status;

@@ -12,7 +12,7 @@ use headstart_agent::manager::Manager;
 use headstart_agent::measure::{self, Starts};
 use headstart_agent::node::{Handle, Node, Operation};
 use headstart_agent::syn::{KeyStore, Rings, Seen, Sensing, Watching};
-use headstart_agent::{client, doctor, explain, operate, privilege, setup, start, status, syn};
+use headstart_agent::{adopt, client, doctor, explain, operate, privilege, setup, start, status, syn};
 use headstart_config::{Agent, Config, LogFormat};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -93,7 +93,15 @@ enum Command {
         #[command(flatten)]
         agent: AgentArg,
     },
-    /// Stops the running instance of a function; the next client starts it again.
+    /// Freezes the idle instances of a function; the next client thaws one.
+    #[command(after_help = "Example: headstart freeze orders")]
+    Freeze {
+        /// The function.
+        name: String,
+        #[command(flatten)]
+        agent: AgentArg,
+    },
+    /// Stops the running instances of a function; the next client starts it again.
     #[command(after_help = "Example: headstart stop orders")]
     Stop {
         /// The function.
@@ -152,6 +160,7 @@ fn main() -> ExitCode {
         Command::Status { agent, json, watch } => done(status::print(&agent.admin, json, watch)),
         Command::Explain { name, agent, json } => done(explain::print(&agent.admin, &name, json)),
         Command::Wake { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Wake)),
+        Command::Freeze { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Freeze)),
         Command::Stop { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Stop)),
         Command::Doctor { config } => Ok(diagnose(config.as_deref())),
         Command::Tag(args) => Ok(client::finish(client::tag(&args))),
@@ -266,7 +275,11 @@ async fn agent(config: Config, mut manager: Manager, unpin: bool) -> anyhow::Res
     let starts = Arc::new(Starts::default());
     let attached = sensing.as_ref().map_or_else(|| watch::channel(Vec::new()).1, |s| s.attached.clone());
     let (sensor, watching) = sensing.map(Sensing::split).unzip();
-    let (node, handle) = Node::new(setup.services, setup.admission, setup.allow, sensor, Arc::clone(&starts));
+    let adopted = adopt::adopt(&mut survivors, &mut manager, &setup.services).await;
+    let keeper = manager.keeper();
+    let (mut node, handle) =
+        Node::new(setup.services, setup.admission, setup.allow, sensor, Arc::clone(&starts), keeper);
+    node.adopt(adopted);
     if let Some(Watching { rings, since_ns, keys, background }) = watching {
         tokio::spawn(watch_rings(rings, since_ns, handle.clone()));
         tokio::spawn(background.run());

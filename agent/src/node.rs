@@ -6,7 +6,7 @@ mod entry;
 mod handle;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +14,16 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::decision::{Action, Admission, Reason};
-use crate::event::{Demand, Event, FunctionId, Trigger};
+use crate::decision::{Action, Admission, Reason, State, Watch};
+use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
+use crate::instance::Order;
+use crate::manager::Keeper;
 use crate::measure::{self, Starts, now_ns};
 use crate::syn::Sensor;
 pub use allow::Allow;
+pub use containers::Adopted;
 use entry::Entry;
-pub use entry::{FunctionStatus, Service};
+pub use entry::{FunctionStatus, InstanceStatus, Service};
 use handle::Message;
 pub use handle::{Handle, Operation};
 
@@ -31,9 +34,13 @@ const INBOX_MAX: usize = 4096;
 /// Containers created at the same time: creating is CPU work beside the starts.
 const PREPARES_MAX: usize = 2;
 
+/// How often the queue of a function is looked at whose instances accept everything that comes: only one that hangs
+/// would be news.
+const SLOW_WATCH: Duration = Duration::from_millis(250);
+
 /// The owner of the state.
 pub struct Node {
-    entries: Vec<Entry>,
+    entries: BTreeMap<FunctionId, Entry>,
     admission: Admission,
     sensor: Option<Sensor>,
     starts: Arc<Starts>,
@@ -42,6 +49,7 @@ pub struct Node {
     handle: Handle,
     tasks: JoinSet<()>,
     prepares: Arc<Semaphore>,
+    keeper: Keeper,
     /// Tells containers of this agent's life from those of an earlier one.
     boot: u32,
 }
@@ -56,12 +64,13 @@ impl Node {
         allow: Allow,
         sensor: Option<Sensor>,
         starts: Arc<Starts>,
+        keeper: Keeper,
     ) -> (Self, Handle) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let handle = Handle { inbox: sender, allow: Arc::new(allow) };
-        let entries = services.into_iter().enumerate();
+        let entries = (0..).zip(services).map(|(number, service)| (number, Entry::new(number, service)));
         let node = Self {
-            entries: entries.map(|(number, service)| Entry::new(id(number), service)).collect(),
+            entries: entries.collect(),
             admission,
             sensor,
             starts,
@@ -70,6 +79,7 @@ impl Node {
             handle: handle.clone(),
             tasks: JoinSet::new(),
             prepares: Arc::new(Semaphore::new(PREPARES_MAX)),
+            keeper,
             boot: boot_number(),
         };
         (node, handle)
@@ -77,8 +87,8 @@ impl Node {
 
     /// Serves until [`Handle::shutdown`], then stops every instance and removes every container.
     pub async fn run(mut self) {
-        for function in 0..self.entries.len() {
-            self.event(id(function), Event::Configured);
+        for function in self.functions() {
+            self.event(function, Event::Configured);
         }
         while let Some(message) = self.next().await {
             if matches!(message, Message::Shutdown) {
@@ -131,7 +141,7 @@ impl Node {
                 let _ = answer.send(self.operate(&name, operation));
             }
             Message::Status(answer) => {
-                let _ = answer.send(self.entries.iter().map(Entry::status).collect());
+                let _ = answer.send(self.entries.values().map(Entry::status).collect());
             }
             Message::Scrape(answer) => {
                 self.scrape();
@@ -141,29 +151,37 @@ impl Node {
         }
     }
 
+    fn functions(&self) -> Vec<FunctionId> {
+        self.entries.keys().copied().collect()
+    }
+
     fn entry(&mut self, function: FunctionId) -> Option<&mut Entry> {
-        self.entries.get_mut(place(function)?)
+        self.entries.get_mut(&function)
     }
 
     fn event(&mut self, function: FunctionId, event: Event) {
         let Some(entry) = self.entry(function) else { return };
         match &event {
             Event::Gone { instance, .. } => {
-                if let Some((parked, _)) = entry.parked.remove(instance) {
+                if let Some(waiting) = entry.parked.remove(instance) {
                     tracing::warn!(function = entry.service.name, "a container died while it was parked");
-                    self.remove(function, parked);
-                } else if entry.running.remove(instance).is_some() {
+                    self.remove(function, waiting.parked.process);
+                } else if entry.gone(*instance) {
                     // Its own task removes it, and says so.
                     entry.removing += 1;
                 }
             }
-            Event::Ready(_) => entry.last_error = None,
+            // That one hung says something about the next as well, until it has served somebody.
+            Event::Ready(_) if entry.hung => {}
+            Event::Ready(_) | Event::Served(_) => (entry.last_error, entry.hung) = (None, false),
             _ => {}
         }
-        let Some(entry) = place(function).and_then(|at| self.entries.get_mut(at)) else { return };
-        let actions = entry.state.on(event, now_ns(), &mut self.admission);
+        let Some(entry) = self.entries.get_mut(&function) else { return };
+        let now_ns = now_ns();
+        let load = entry.load(now_ns);
+        let actions = entry.state.on(event, &load, now_ns, &mut self.admission);
         if let Event::Demand(demand) = &event
-            && !actions.iter().any(|action| matches!(action, Action::Suppress(_, Reason::Duplicate)))
+            && is_news(demand, &actions)
         {
             measure::record_syn(&entry.service.name, demand);
         }
@@ -177,40 +195,55 @@ impl Node {
             entry.record(&action);
         }
         match action {
-            Action::Prepare(instance, _) => self.prepare(function, instance),
+            Action::Prepare(instance) => self.prepare(function, instance),
             Action::Release(instance, demand) => self.release(function, instance, demand),
-            Action::Stop(instance, _) => {
-                if let Some(stop) = self.entry(function).and_then(|entry| entry.running.get(&instance)) {
-                    // Full means that it has been asked already.
-                    let _ = stop.try_send(());
-                }
-            }
-            Action::Discard(instance) => {
-                if let Some((parked, watch)) =
-                    self.entry(function).and_then(|entry| entry.parked.remove(&instance))
-                {
-                    watch.abort();
-                    self.remove(function, parked);
-                }
-            }
-            Action::Suppress(..) | Action::Unused => {}
-            Action::Watch => {
-                let handle = self.handle.clone();
+            Action::Freeze(instance) => self.order(function, instance, Order::Freeze),
+            Action::Thaw(instance, demand) => self.order(function, instance, Order::Thaw(demand)),
+            Action::Stop(instance) => self.order(function, instance, Order::Stop),
+            Action::Discard(instance) => self.discard(function, instance),
+            Action::Answer(count, reason) => {
                 if let Some(entry) = self.entry(function) {
-                    entry.watch.arm(async move |at_ns| {
-                        let demand = Demand::local(Trigger::Accept, at_ns);
-                        handle.event(function, Event::Demand(demand)).await;
-                    });
+                    entry.answer(count, reason);
                 }
             }
-            Action::Unwatch => {
-                if let Some(entry) = self.entry(function) {
-                    entry.watch.disarm();
-                }
+            Action::Moved(instance, Some(State::Stopping { failed: true }), reason) => {
+                self.failed(function, instance, reason);
             }
+            Action::Suppress(..) | Action::Unused | Action::Moved(..) => {}
+            Action::Watch(watch) => self.watch(function, watch),
             Action::Warm(warm) => self.warm(function, warm),
             Action::Timer(at_ns) => self.timers.push(Reverse((at_ns, function))),
         }
+    }
+
+    fn watch(&mut self, function: FunctionId, watch: Watch) {
+        let handle = self.handle.clone();
+        let Some(entry) = self.entry(function) else { return };
+        let pause = match watch {
+            Watch::Off => return entry.watch.disarm(),
+            Watch::Slow => SLOW_WATCH,
+            Watch::Close => Duration::ZERO,
+        };
+        entry.watch.arm(pause, move |at_ns| {
+            let handle = handle.clone();
+            async move { handle.event(function, Event::Demand(Demand::local(Trigger::Accept, at_ns))).await }
+        });
+    }
+
+    /// An instance is stopped for what it did not do.
+    fn failed(&mut self, function: FunctionId, instance: InstanceId, reason: Reason) {
+        let Some(entry) = self.entry(function) else { return };
+        let service = &entry.service;
+        let what = if reason == Reason::Hung {
+            format!("took no connection while one waited for {:?}", service.policy.queue_timeout)
+        } else {
+            format!("was not ready within init_timeout, {:?}", service.policy.init_timeout)
+        };
+        let name = entry.running.get(&instance).map_or("", |running| &running.name);
+        let text = format!("instance {name} {what}: stopped");
+        tracing::warn!(function = service.name, reason = reason.as_str(), "{text}");
+        entry.last_error = Some(text);
+        entry.hung = reason == Reason::Hung;
     }
 
     fn warm(&mut self, function: FunctionId, warm: bool) {
@@ -223,19 +256,19 @@ impl Node {
     }
 
     fn operate(&mut self, name: &str, operation: Operation) -> bool {
-        let Some(function) = self.entries.iter().position(|entry| entry.service.name == name) else {
-            return false;
-        };
+        let known = self.entries.iter().find(|(_, entry)| entry.service.name == name);
+        let Some(function) = known.map(|(function, _)| *function) else { return false };
         let event = match operation {
             Operation::Stop => Event::Stop,
+            Operation::Freeze => Event::Freeze,
             Operation::Wake => Event::Demand(Demand::local(Trigger::Api, now_ns())),
         };
-        self.event(id(function), event);
+        self.event(function, event);
         true
     }
 
     fn scrape(&self) {
-        for entry in &self.entries {
+        for entry in self.entries.values() {
             entry.scrape();
         }
         measure::scrape::budget(None, self.admission.rate());
@@ -248,12 +281,12 @@ impl Node {
 
     /// Stops everything and waits for it, within the longest grace period.
     async fn close(&mut self) {
-        let grace = self.entries.iter().map(|entry| entry.service.stop_grace).max().unwrap_or_default();
+        let grace = self.entries.values().map(|entry| entry.service.stop_grace).max().unwrap_or_default();
         let deadline = Instant::now() + grace + Duration::from_secs(10);
-        for function in 0..self.entries.len() {
-            self.event(id(function), Event::Shutdown);
+        for function in self.functions() {
+            self.event(function, Event::Shutdown);
         }
-        while self.entries.iter().any(|entry| !entry.is_gone()) {
+        while self.entries.values().any(|entry| !entry.is_gone()) {
             match tokio::time::timeout_at(deadline, self.next()).await {
                 Ok(Some(message)) => self.take(message),
                 Ok(None) => break,
@@ -268,12 +301,14 @@ impl Node {
     }
 }
 
-fn place(function: FunctionId) -> Option<usize> {
-    usize::try_from(function).ok()
-}
-
-fn id(function: usize) -> FunctionId {
-    FunctionId::try_from(function).unwrap_or(FunctionId::MAX)
+/// Whether the demand counts as seen: another report of it does not, nor a connection that an instance takes.
+fn is_news(demand: &Demand, actions: &[Action]) -> bool {
+    if demand.trigger == Trigger::Accept {
+        return actions.iter().any(|action| {
+            matches!(action, Action::Release(..) | Action::Thaw(..) | Action::Prepare(_) | Action::Answer(..))
+        });
+    }
+    !actions.iter().any(|action| matches!(action, Action::Suppress(_, Reason::Duplicate)))
 }
 
 /// A number that differs between two starts of the agent on one node.

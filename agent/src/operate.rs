@@ -1,4 +1,4 @@
-//! `headstart wake` and `headstart stop`: what operators ask for, by the API.
+//! `headstart wake`, `headstart freeze` and `headstart stop`: what operators ask for, by the API.
 
 use anyhow::bail;
 
@@ -17,6 +17,7 @@ pub fn ask(admin: &str, name: &str, operation: Operation) -> anyhow::Result<()> 
     }
     let word = match operation {
         Operation::Wake => "wake",
+        Operation::Freeze => "freeze",
         Operation::Stop => "stop",
     };
     match status::request(admin, "POST", &format!("/api/v1/functions/{name}/{word}"))? {
@@ -30,25 +31,35 @@ pub fn ask(admin: &str, name: &str, operation: Operation) -> anyhow::Result<()> 
 /// What an accepted request does to a function that was in this state before.
 fn outcome(operation: Operation, function: &Function) -> String {
     match (operation, function.state) {
+        (_, State::Closed) => "the agent itself is stopping, and everything with it".into(),
         (Operation::Wake, State::Cold | State::Unavailable) => "it is being started".into(),
         (Operation::Wake, State::Starting) => "a start is under way already".into(),
         (Operation::Wake, State::Ready) => "an instance runs already".into(),
-        (Operation::Wake, State::Stopping) => {
-            "its instance is being stopped; wake it again when it is cold".into()
+        (Operation::Wake, State::Frozen) => "an instance is being thawed".into(),
+        (Operation::Wake, State::Stopping) if function.instances < function.max_instances as usize => {
+            "it is being started".into()
         }
+        (Operation::Wake, State::Stopping) => "it is started when an instance of it is gone: all there may be are \
+             being stopped"
+            .into(),
         (Operation::Wake, State::Failed) => {
             let again = crate::explain::again(function.retry_in_seconds);
             format!("its starts fail, and none is allowed before a pause is over: wake it again {again}")
         }
-        (Operation::Stop, State::Starting | State::Ready) if function.instances > 0 => {
-            "its instance is being stopped".into()
+        (Operation::Wake, State::Off) => "nothing is started: its max_instances is 0".into(),
+        (Operation::Freeze, State::Ready) => {
+            "its instances are being frozen, unless somebody is connected to them (headstart explain says more)"
+                .into()
+        }
+        (Operation::Freeze, State::Frozen) => "it is frozen already".into(),
+        (Operation::Freeze, State::Starting) => "nothing is frozen: it is not ready yet".into(),
+        (Operation::Freeze, _) => "nothing is frozen: no instance accepts connections".into(),
+        (Operation::Stop, State::Starting | State::Ready | State::Frozen) if function.instances > 0 => {
+            "its instances are being stopped".into()
         }
         (Operation::Stop, State::Starting) => "nothing is stopped: its container is still being made".into(),
-        (Operation::Stop, State::Stopping) => "its instance is being stopped already".into(),
-        (Operation::Stop, State::Cold | State::Ready | State::Failed | State::Unavailable) => {
-            "nothing is stopped: no instance runs".into()
-        }
-        (_, State::Closed) => "the agent itself is stopping, and everything with it".into(),
+        (Operation::Stop, State::Stopping) => "its instances are being stopped already".into(),
+        (Operation::Stop, _) => "nothing is stopped: no instance runs".into(),
     }
 }
 
@@ -62,19 +73,28 @@ mod tests {
             (Operation::Wake, "cold", 0, "is being started"),
             (Operation::Wake, "starting", 1, "under way already"),
             (Operation::Wake, "ready", 1, "runs already"),
-            (Operation::Wake, "stopping", 1, "wake it again when it is cold"),
+            (Operation::Wake, "stopping", 1, "is being started"),
+            (Operation::Wake, "stopping", 2, "when an instance of it is gone"),
+            (Operation::Wake, "frozen", 1, "being thawed"),
+            (Operation::Wake, "off", 0, "max_instances is 0"),
+            (Operation::Freeze, "ready", 1, "being frozen, unless"),
+            (Operation::Freeze, "frozen", 1, "frozen already"),
+            (Operation::Freeze, "starting", 1, "not ready yet"),
+            (Operation::Freeze, "cold", 0, "no instance accepts"),
+            (Operation::Freeze, "closed", 0, "agent itself is stopping"),
             (Operation::Wake, "failed", 0, "wake it again in 1.5 s"),
             (Operation::Wake, "closed", 0, "agent itself is stopping"),
             (Operation::Stop, "cold", 0, "no instance runs"),
             (Operation::Stop, "starting", 0, "still being made"),
-            (Operation::Stop, "starting", 1, "instance is being stopped"),
-            (Operation::Stop, "ready", 1, "instance is being stopped"),
+            (Operation::Stop, "starting", 1, "instances are being stopped"),
+            (Operation::Stop, "ready", 1, "instances are being stopped"),
             (Operation::Stop, "stopping", 1, "stopped already"),
             (Operation::Stop, "failed", 0, "no instance runs"),
         ] {
             let retry = (state == "failed").then_some(1.5);
             let function = serde_json::json!({
-                "name": "orders", "state": state, "instances": instances, "retry_in_seconds": retry,
+                "name": "orders", "state": state, "instances": instances, "max_instances": 2,
+                "retry_in_seconds": retry,
             });
             let text = outcome(operation, &serde_json::from_value(function).unwrap());
             assert!(text.contains(said), "{operation:?} {state}: {text}");

@@ -80,7 +80,8 @@ const TABLE: [Row; 13] = [
     row(CapabilitySet::SYS_NICE, "SYS_NICE", &[Need::Oci, Need::Process]),
     row(CapabilitySet::CHOWN, "CHOWN", &[Need::Oci]),
     row(CapabilitySet::FOWNER, "FOWNER", &[Need::Oci]),
-    row(CapabilitySet::DAC_OVERRIDE, "DAC_OVERRIDE", &[Need::Oci, Need::Foreign]),
+    // The root of a cgroup hierarchy is writable for nobody (cgroup-v1 mounts have mode 0555).
+    row(CapabilitySet::DAC_OVERRIDE, "DAC_OVERRIDE", &[Need::Oci, Need::Process, Need::Foreign]),
     row(CapabilitySet::SYS_RESOURCE, "SYS_RESOURCE", &[Need::Limits]),
     row(CapabilitySet::NET_ADMIN, "NET_ADMIN", &[Need::Oci, Need::OldTc]),
     row(CapabilitySet::BPF, "BPF", &[Need::OldBpf]),

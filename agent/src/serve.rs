@@ -6,11 +6,12 @@
 //! the first request cannot be lost, and a readable listener is demand: this is
 //! the sensor that needs no eBPF.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -117,48 +118,47 @@ fn answer(socket: &Socket, backlog: u16) -> io::Result<()> {
     socket.listen(i32::from(backlog))
 }
 
-/// Watches a listener until a connection waits in its accept queue, once.
+/// Tells of connections that come into the accept queue of one listener.
 pub struct Watch {
     listener: Arc<OwnedFd>,
-    connected_ns: Arc<AtomicU64>,
     task: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    /// A watch that is not armed.
+    /// A watch that tells of nothing yet.
     #[must_use]
     pub fn new(listener: Arc<OwnedFd>) -> Self {
-        Self { listener, connected_ns: Arc::default(), task: None }
+        Self { listener, task: None }
     }
 
-    /// When the watch last found a waiting connection, in nanoseconds of
-    /// `CLOCK_MONOTONIC`; 0 when it has not since it was armed.
-    #[must_use]
-    pub fn connected_ns(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.connected_ns)
-    }
-
-    /// Runs `found` with the time, as soon as the accept queue is not empty.
-    pub fn arm<F>(&mut self, found: impl FnOnce(u64) -> F + Send + 'static)
+    /// From now on runs `found` with the time whenever connections have come, but not again before `pause` is
+    /// over. Those that wait already are told of first.
+    pub fn arm<F>(&mut self, pause: Duration, mut found: impl FnMut(u64) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send,
     {
         self.disarm();
-        self.connected_ns.store(0, Ordering::Relaxed);
-        let (listener, connected_ns) = (Arc::clone(&self.listener), Arc::clone(&self.connected_ns));
+        let listener = Arc::clone(&self.listener);
         self.task = Some(tokio::spawn(async move {
-            match readable(&listener).await {
-                Ok(()) => {
-                    let now_ns = now_ns();
-                    connected_ns.store(now_ns, Ordering::Relaxed);
-                    found(now_ns).await;
+            let told: io::Result<Infallible> = async {
+                // The reactor polls the listener on the edge, and without EPOLLEXCLUSIVE: instances on the same
+                // socket are woken too.
+                let watched = fd::register(listener, Interest::READABLE)?;
+                loop {
+                    watched.readable().await?.clear_ready();
+                    found(now_ns()).await;
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
                 }
-                Err(error) => tracing::error!("a listener cannot be watched: {error}"),
             }
+            .await;
+            let Err(error) = told;
+            tracing::error!("a listener cannot be watched: {error}");
         }));
     }
 
-    /// Stops watching: from now on an instance accepts.
+    /// Stops telling.
     pub fn disarm(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
@@ -172,19 +172,11 @@ impl Drop for Watch {
     }
 }
 
-/// Waits for a connection in the accept queue. The duplicate gives the watch a
-/// registration of its own, gone when it ends.
-async fn readable(listener: &OwnedFd) -> io::Result<()> {
-    let watched = fd::register(listener.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
-    watched.readable().await?.retain_ready();
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::TcpStream;
-    use tokio::sync::oneshot;
+    use tokio::sync::mpsc;
 
     fn local() -> (Arc<OwnedFd>, SocketAddr) {
         let fd = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 16).unwrap();
@@ -193,16 +185,42 @@ mod tests {
         (Arc::new(socket.into()), address)
     }
 
+    /// The times that an armed watch tells.
+    fn armed(watch: &mut Watch, pause: Duration) -> mpsc::UnboundedReceiver<u64> {
+        let (sender, found) = mpsc::unbounded_channel();
+        watch.arm(pause, move |ns| {
+            let told = sender.send(ns);
+            async move { told.unwrap() }
+        });
+        found
+    }
+
     #[tokio::test]
-    async fn a_waiting_connection_is_found_also_when_it_came_first() {
+    async fn a_waiting_connection_is_told_of_also_when_it_came_first_and_each_later_one() {
         let (listener, address) = local();
         let _early = TcpStream::connect(address).unwrap();
         let mut watch = Watch::new(listener);
         for _ in 0..2 {
-            let (sender, found) = oneshot::channel();
-            watch.arm(async move |ns| sender.send(ns).unwrap());
-            let found = found.await.unwrap();
-            assert_eq!(watch.connected_ns().load(Ordering::Relaxed), found);
+            let mut found = armed(&mut watch, Duration::ZERO);
+            found.recv().await.unwrap();
+            for _ in 0..3 {
+                let before = now_ns();
+                let _late = TcpStream::connect(address).unwrap();
+                assert!(found.recv().await.unwrap() >= before);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_watch_pauses_and_loses_nothing() {
+        let (listener, address) = local();
+        let mut watch = Watch::new(listener);
+        let mut found = armed(&mut watch, Duration::from_secs(1));
+        let began = tokio::time::Instant::now();
+        for seconds in 0..3 {
+            let _late = TcpStream::connect(address).unwrap();
+            found.recv().await.unwrap();
+            assert_eq!(began.elapsed().as_secs(), seconds);
         }
     }
 
@@ -210,11 +228,10 @@ mod tests {
     async fn a_disarmed_watch_says_nothing() {
         let (listener, address) = local();
         let mut watch = Watch::new(listener);
-        let (sender, found) = oneshot::channel();
-        watch.arm(async move |ns| sender.send(ns).unwrap());
+        let mut found = armed(&mut watch, Duration::ZERO);
         watch.disarm();
         let _late = TcpStream::connect(address).unwrap();
-        assert!(found.await.is_err(), "the sender is dropped unused");
+        assert!(found.recv().await.is_none(), "the sender is dropped unused");
     }
 
     #[test]

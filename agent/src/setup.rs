@@ -108,14 +108,30 @@ fn service(
         require_auth: function.require_auth,
         policy: Policy {
             prepared: u32::try_from(function.prepared).unwrap_or(u32::MAX),
+            concurrency: function.concurrency,
+            min_ready: function.min_ready,
+            max_instances: function.max_instances,
+            queue_timeout: function.queue_timeout,
+            freeze_after: function.freeze_after,
+            stop_after: function.stop_after,
             init_timeout: function.init_timeout,
+            start_attempts: function.start_attempts,
+            cooldown: function.cooldown,
             retry_max: function.retry_max,
             unused_after: config.syn.unused_after,
             starts: rates(config.syn.starts.function),
         },
+        overload: function.overload,
+        freeze_backends: function.freeze_backends,
         stop_grace: function.stop_grace,
         runtime: runtime(&config.agent, function),
-        dowry: Dowry { function: function.name.clone(), listener: Arc::clone(&route.listener), pools },
+        dowry: Dowry {
+            function: function.name.clone(),
+            listener: Arc::clone(&route.listener),
+            concurrency: function.concurrency,
+            pools,
+        },
+        fingerprint: config.fingerprint(function),
     })
 }
 

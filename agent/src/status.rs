@@ -51,6 +51,29 @@ pub struct Function {
     /// Instances that were let go and are not known to be gone.
     #[serde(default)]
     pub instances: usize,
+    /// The same, one by one.
+    #[serde(default)]
+    pub running: Vec<Instance>,
+    /// Connections that wait in the accept queue.
+    #[serde(default)]
+    pub queued: u32,
+    /// Starts that have failed in a row; 0 again in a cool-down.
+    #[serde(default)]
+    pub failed_starts: u32,
+    /// Connections that one instance serves at a time; `None`: all.
+    pub concurrency: Option<u32>,
+    /// Instances that are kept ready without any demand.
+    #[serde(default)]
+    pub min_ready: u32,
+    /// Most instances at a time.
+    #[serde(default)]
+    pub max_instances: u32,
+    /// What clients are told that nobody will serve.
+    pub overload: Option<String>,
+    /// Idle time after which an instance is frozen.
+    pub freeze_after_seconds: Option<f64>,
+    /// Idle time after which an instance is stopped.
+    pub stop_after_seconds: Option<f64>,
     /// What went wrong last, until an instance is ready.
     pub last_error: Option<String>,
     /// Until what failed is tried again.
@@ -59,7 +82,26 @@ pub struct Function {
     pub reason: Option<String>,
 }
 
-/// The state of a function: [`crate::decision::Phase`] by its name, or not served at all.
+/// An instance as the API shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Instance {
+    /// The container's name.
+    pub name: String,
+    /// Where it is: see [`crate::decision::State`].
+    pub state: String,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since_seconds: f64,
+    /// Connections that are open; `None` when it does not count them.
+    pub open: Option<u32>,
+    /// Connections that it has accepted.
+    pub accepted: u64,
+    /// How long nobody has been connected.
+    pub idle_seconds: Option<f64>,
+}
+
+/// The state of a function: [`crate::decision::Summary`] by its name, or not served at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -69,14 +111,36 @@ pub enum State {
     Starting,
     /// One accepts.
     Ready,
-    /// One was asked to go.
+    /// All are frozen.
+    Frozen,
+    /// All were asked to go.
     Stopping,
     /// Starts fail, and the next has to wait.
     Failed,
-    /// The agent is leaving.
+    /// `max_instances` is 0.
+    Off,
+    /// The agent is leaving, or the function was removed.
     Closed,
     /// Configured and not served.
     Unavailable,
+}
+
+impl State {
+    /// Its name in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Frozen => "frozen",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+            Self::Off => "off",
+            Self::Closed => "closed",
+            Self::Unavailable => "unavailable",
+        }
+    }
 }
 
 /// Prints a table of the functions, or the API's JSON; with `watch` every second, until the reader is gone. An
@@ -105,8 +169,8 @@ fn table(body: &str) -> anyhow::Result<String> {
     let functions: Vec<Value> =
         serde_json::from_str(body).context("the answer is not a list of functions")?;
     let mut table = format!(
-        "{:<24} {:<22} {:<8} {:<12} {:>8} {:>9}  NOTE\n",
-        "FUNCTION", "LISTEN", "RUNTIME", "STATE", "PREPARED", "INSTANCES"
+        "{:<24} {:<22} {:<8} {:<12} {:>8} {:>9} {:>6} {:>6}  NOTE\n",
+        "FUNCTION", "LISTEN", "RUNTIME", "STATE", "PREPARED", "INSTANCES", "OPEN", "QUEUED"
     );
     for function in &functions {
         let text = |key: &str| function[key].as_str().unwrap_or("-");
@@ -114,16 +178,24 @@ fn table(body: &str) -> anyhow::Result<String> {
         let note = function["last_error"].as_str().or(function["reason"].as_str()).unwrap_or_default();
         writeln!(
             table,
-            "{:<24} {:<22} {:<8} {:<12} {:>8} {:>9}  {note}",
+            "{:<24} {:<22} {:<8} {:<12} {:>8} {:>9} {:>6} {:>6}  {note}",
             text("name"),
             text("listen"),
             text("runtime"),
             text("state"),
             number("prepared"),
             number("instances"),
+            open(&function["running"]).map_or("-".to_owned(), |open| open.to_string()),
+            number("queued"),
         )?;
     }
     Ok(table)
+}
+
+/// Connections that are open in all instances that count them.
+fn open(running: &Value) -> Option<u64> {
+    let counted = running.as_array()?.iter().filter_map(|instance| instance["open"].as_u64());
+    Some(counted.sum())
 }
 
 /// Writes to standard output; false when nobody reads it any more, which ends a command without an error.
@@ -233,7 +305,7 @@ fn exchange(admin: &str, method: &str, path: &str) -> anyhow::Result<Reply> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::Phase;
+    use crate::decision::Summary;
 
     #[test]
     fn a_mistyped_name_is_answered_with_the_closest_or_with_a_few() {
@@ -250,19 +322,10 @@ mod tests {
     }
 
     #[test]
-    fn every_phase_is_a_state() {
-        let demand = crate::event::Demand::local(crate::event::Trigger::Api, 0);
-        for phase in [
-            Phase::Cold,
-            Phase::Waiting { demand },
-            Phase::Starting { instance: 1, deadline_ns: 0 },
-            Phase::Ready { instance: 1, since_ns: 0 },
-            Phase::Stopping { instance: 1, failed: false },
-            Phase::Failed { until_ns: 0 },
-            Phase::Closed,
-        ] {
-            let state = serde_json::from_value::<State>(phase.as_str().into());
-            assert!(state.is_ok(), "{phase:?}");
+    fn every_summary_is_a_state() {
+        for summary in Summary::ALL {
+            let state = serde_json::from_value::<State>(summary.as_str().into());
+            assert_eq!(state.unwrap().as_str(), summary.as_str());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Functions that misbehave: `src/bin/hostile.rs` in one of its modes.
+//! Functions that misbehave, `src/bin/hostile.rs` in one of its modes, and one that behaves, `src/bin/steady.rs`.
 
 use std::fmt::Write as _;
 
@@ -25,4 +25,11 @@ pub fn function(mode: &str, runtime: &str, keys: &str) -> Result<Function> {
 /// A root filesystem with the fixture in it.
 pub fn rootfs() -> Result<Rootfs> {
     Rootfs::with_binary("hostile", &build_static("headstart-integration-tests", "hostile")?)
+}
+
+/// A function that behaves, on a free port, with one parked container. `keys` are further keys of its section.
+pub fn steady(runtime: &str, keys: &str) -> Result<Function> {
+    let binary = build_static("headstart-integration-tests", "steady")?;
+    let kind = Kind::of(runtime, Rootfs::with_binary("steady", &binary)?)?;
+    Ok(Function { port: free_port()?.port(), prepared: 1, kind, keys: keys.to_owned() })
 }

@@ -1,4 +1,4 @@
-//! The control socket after the lease: grants come in, requests go out.
+//! The control socket after the lease: grants and orders come in, requests and answers go out.
 //!
 //! One task reads the socket. Each backend has a slot:
 //!
@@ -25,9 +25,10 @@ use std::time::Duration;
 use headstart_wire::{Channel, Grant, GrantStatus, Received, ToAgent, ToFunction, WireError};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
+use crate::rest::Order;
 use crate::{Error, Injected, Reason, now_ns, report};
 
 /// The agent, as the function sees it.
@@ -38,6 +39,8 @@ pub(crate) struct Agent {
     /// to read: the safe way to have tokio watch a socket type it does not know.
     readiness: UnixStream,
     slots: BTreeMap<String, Slot>,
+    /// Who answers questions about freezing, until the agent is gone.
+    orders: Mutex<Option<mpsc::Sender<Order>>>,
     gone: AtomicBool,
 }
 
@@ -62,7 +65,9 @@ enum State {
 impl State {
     fn new(status: GrantStatus, descriptor: Option<OwnedFd>) -> Self {
         match (status, descriptor) {
-            (GrantStatus::Ready { session }, Some(socket)) => Self::Ready(Injected { socket, session }),
+            (GrantStatus::Ready { session, expires_ns }, Some(socket)) => {
+                Self::Ready(Injected { socket, session, expires_ns })
+            }
             // The wire crate lets no such message through.
             (GrantStatus::Ready { .. }, None) => Self::Failed(Reason::Failed("no descriptor came".into())),
             (GrantStatus::Pending, _) => Self::Waiting,
@@ -79,14 +84,20 @@ impl Slot {
 
 impl Agent {
     /// Takes over the control socket and starts its reader.
-    pub(crate) fn new(channel: Channel, backends: Vec<(Grant, Option<OwnedFd>)>) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(
+        channel: Channel,
+        backends: Vec<(Grant, Option<OwnedFd>)>,
+        orders: mpsc::Sender<Order>,
+    ) -> Result<Arc<Self>, Error> {
         let slot = |(grant, descriptor): (Grant, Option<OwnedFd>)| {
             let state = Mutex::new(State::new(grant.status, descriptor));
             (grant.backend, Slot { turn: tokio::sync::Mutex::new(()), state, changed: Notify::new() })
         };
         let slots = backends.into_iter().map(slot).collect();
         let readiness = readiness(&channel).map_err(Error::Runtime)?;
-        let agent = Arc::new(Self { control: channel, readiness, slots, gone: AtomicBool::new(false) });
+        let orders = Mutex::new(Some(orders));
+        let agent =
+            Arc::new(Self { control: channel, readiness, slots, orders, gone: AtomicBool::new(false) });
         tokio::spawn(Arc::clone(&agent).read());
         Ok(agent)
     }
@@ -96,7 +107,7 @@ impl Agent {
         self.slots.keys().cloned().collect()
     }
 
-    /// Says something. Nothing depends on it being heard but a [`ToAgent::Request`].
+    /// Says something. Nothing of the function's depends on it being heard but a [`ToAgent::Request`].
     pub(crate) fn tell(&self, message: &ToAgent) -> Result<(), WireError> {
         self.control.send(message, &[])
     }
@@ -146,10 +157,23 @@ impl Agent {
                 Ok(Received { message: ToFunction::Lease(_), .. }) => {
                     report::line("the agent sent a second lease, which is ignored");
                 }
+                Ok(Received { message: ToFunction::Freeze { return_backends }, .. }) => {
+                    self.order(Order::Freeze { return_backends });
+                }
+                Ok(Received { message: ToFunction::Thaw {}, .. }) => self.order(Order::Thaw),
                 Err(error) => break error,
             }
         };
         self.lost(&error);
+    }
+
+    fn order(&self, order: Order) {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if orders.as_ref().is_some_and(|orders| orders.try_send(order).is_err()) {
+            report::line(
+                "the agent asks for more freezes and thaws than it can have answers, which are ignored",
+            );
+        }
     }
 
     async fn receive(&self) -> Result<Received<ToFunction>, WireError> {
@@ -178,6 +202,7 @@ impl Agent {
     fn lost(&self, error: &WireError) {
         report::line(&format!("the agent is gone, serving on without it: {error}"));
         self.gone.store(true, Ordering::Release);
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
         for slot in self.slots.values() {
             let mut state = slot.state();
             if matches!(*state, State::Waiting) {

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use headstart_wire::{CONTROL_PATH, Channel, Grant, Lease, Received, ToAgent, ToFunction, WireError};
+use headstart_wire::{
+    Activity, CONTROL_PATH, Channel, Grant, Lease, Received, ToAgent, ToFunction, WireError,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{Error, Function, control, now_ns};
@@ -56,6 +58,8 @@ pub(crate) struct Attached {
     pub(crate) function: String,
     pub(crate) instance: String,
     pub(crate) listener: TcpListener,
+    pub(crate) activity: Activity,
+    pub(crate) concurrency: Option<u32>,
     /// In the order of the configuration; a descriptor with each ready one.
     pub(crate) backends: Vec<(Grant, Option<OwnedFd>)>,
 }
@@ -105,10 +109,13 @@ fn receive(channel: &Channel, wait: Duration) -> Result<Received<ToFunction>, Er
 /// Gives each descriptor to what it belongs to. The wire crate has checked that
 /// there are as many as the lease announces.
 fn distribute(channel: Channel, lease: Lease, descriptors: Vec<OwnedFd>) -> Result<Attached, Error> {
-    let expected = 1 + lease.backends.iter().filter(|grant| grant.is_ready()).count();
+    let expected = 2 + lease.backends.iter().filter(|grant| grant.is_ready()).count();
     let got = descriptors.len();
+    let missing = || Error::Lease(WireError::Descriptors { expected, got });
     let mut descriptors = descriptors.into_iter();
-    let listener = descriptors.next().ok_or(Error::Lease(WireError::Descriptors { expected, got }))?;
+    let listener = descriptors.next().ok_or_else(missing)?;
+    let page = descriptors.next().ok_or_else(missing)?;
+    let activity = Activity::adopt(page).map_err(|error| Error::Lease(error.into()))?;
     let listener = TcpListener::from(listener);
     // The agent's copy shares the flag and has set it; tokio panics without it.
     listener.set_nonblocking(true).map_err(Error::Accept)?;
@@ -117,7 +124,8 @@ fn distribute(channel: Channel, lease: Lease, descriptors: Vec<OwnedFd>) -> Resu
         (grant, descriptor)
     });
     let backends = backends.collect();
-    Ok(Attached { channel, function: lease.function, instance: lease.instance, listener, backends })
+    let Lease { function, instance, concurrency, .. } = lease;
+    Ok(Attached { channel, function, instance, listener, activity, concurrency, backends })
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub struct Injected {
     pub socket: OwnedFd,
     /// What a driver would have learned while logging in.
     pub session: Session,
+    /// When it gets too old to be used after a thaw, in [`now_ns`](crate::now_ns) time; none for never.
+    pub expires_ns: Option<u64>,
 }
 
 /// A backend that is about to be connected to, from [`Function::backend`].
@@ -68,7 +70,7 @@ impl Backend {
     pub async fn tcp(self) -> Result<TcpStream, Error> {
         match self.source().await? {
             Source::Direct { url, reason } => self.connect(&url, reason).await,
-            Source::Injected(Injected { socket, session: Session::Tcp }) => {
+            Source::Injected(Injected { socket, session: Session::Tcp, .. }) => {
                 let stream = std::net::TcpStream::from(socket);
                 stream
                     .set_nonblocking(true)
@@ -92,7 +94,7 @@ impl Backend {
             Source::Direct { url, reason } => {
                 let stream = self.connect(&url, reason).await?;
                 let stream = stream.into_std().map_err(|source| self.descriptor(source))?;
-                Ok(Injected { socket: stream.into(), session: Session::Tcp })
+                Ok(Injected { socket: stream.into(), session: Session::Tcp, expires_ns: None })
             }
         }
     }
@@ -149,6 +151,11 @@ impl Backend {
             Session::Postgres { .. } => "postgres",
         };
         Error::WrongKind { backend: self.name.clone(), kind }
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn function(&self) -> &Function {
+        &self.function
     }
 
     #[cfg(feature = "postgres")]

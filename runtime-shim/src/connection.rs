@@ -8,18 +8,20 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::places::Open;
 use crate::{Function, now_ns};
 
 /// A client's TCP connection, as [`Function::serve_connections`] hands it out.
 ///
 /// It reads and writes like the `TcpStream` inside. Until the first response of
 /// the instance's life was written it also watches for that one; afterwards it
-/// costs one check per write.
+/// costs one check per write. Until it is dropped the instance counts as busy.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
     first: Option<First>,
+    open: Open,
 }
 
 /// A connection on which the first response may be written.
@@ -30,11 +32,11 @@ struct First {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, peer: SocketAddr, function: &Function) -> Self {
+    pub(crate) fn new(stream: TcpStream, peer: SocketAddr, open: Open, function: &Function) -> Self {
         // Small responses leave at once; a socket that refuses is only slower.
         let _ = stream.set_nodelay(true);
         let first = || First { function: function.clone(), accept_ns: now_ns() };
-        Self { stream, peer, first: (!function.was_served()).then(first) }
+        Self { stream, peer, first: (!function.was_served()).then(first), open }
     }
 
     /// The client's address.
@@ -49,11 +51,11 @@ impl Connection {
         &self.stream
     }
 
-    /// The bare stream. The first response is then yours to report with
-    /// [`Function::served`].
+    /// The bare stream, and the guard that says that it is open: keep it as long. The first response is then
+    /// yours to report with [`Function::served`].
     #[must_use]
-    pub fn into_inner(self) -> TcpStream {
-        self.stream
+    pub fn into_parts(self) -> (TcpStream, Open) {
+        (self.stream, self.open)
     }
 
     #[cold]

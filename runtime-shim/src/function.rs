@@ -1,5 +1,6 @@
 //! The handle that a function works with.
 
+use std::future::Future;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,8 @@ use headstart_wire::ToAgent;
 use crate::agent::Agent;
 use crate::attach::Attachment;
 use crate::fallback::Fallbacks;
+use crate::places::{Open, Places};
+use crate::rest::{self, HookError, Rest};
 use crate::stop::Stop;
 use crate::{Backend, Error, Fallback, Reason, now_ns};
 
@@ -57,6 +60,8 @@ struct Shared {
     ready: AtomicBool,
     served: AtomicBool,
     fallbacks: Fallbacks,
+    places: Arc<Places>,
+    rest: Rest,
     stop: Stop,
 }
 
@@ -72,15 +77,25 @@ impl Function {
             ready: AtomicBool::new(false),
             served: AtomicBool::new(false),
             fallbacks: Fallbacks::default(),
+            places: Places::new(None, None),
+            rest: Rest::default(),
             stop: Stop::default(),
         };
+        let mut ordered = None;
         if let Attachment::Agent(attached) = attachment {
-            shared.agent = Some(Agent::new(attached.channel, attached.backends)?);
+            let (orders, receiver) = tokio::sync::mpsc::channel(rest::ORDERS_MAX);
+            ordered = Some(receiver);
+            shared.agent = Some(Agent::new(attached.channel, attached.backends, orders)?);
             shared.name = Some(attached.function);
             shared.instance = Some(attached.instance);
             shared.listener = Mutex::new(Some(attached.listener));
+            shared.places = Places::new(Some(attached.activity), attached.concurrency);
         }
-        Ok(Self { shared: Arc::new(shared), limits: Limits::default() })
+        let function = Self { shared: Arc::new(shared), limits: Limits::default() };
+        if let Some(ordered) = ordered {
+            tokio::spawn(rest::answer(function.clone(), ordered));
+        }
+        Ok(function)
     }
 
     /// The function's name in the agent's configuration; none without an agent.
@@ -93,6 +108,13 @@ impl Function {
     #[must_use]
     pub fn instance(&self) -> Option<&str> {
         self.shared.instance.as_deref()
+    }
+
+    /// Client connections that this instance may have open at a time, as the agent's configuration has it; none for any
+    /// number, and without an agent. The serving methods keep to it; a server of your own must.
+    #[must_use]
+    pub fn concurrency(&self) -> Option<u32> {
+        self.shared.places.concurrency()
     }
 
     /// The same function with other limits; other clones keep theirs.
@@ -125,6 +147,11 @@ impl Function {
     /// when it is about to accept, [`served`](Self::served) after the first
     /// response, and stop accepting when [`stopping`](Self::stopping) resolves.
     ///
+    /// Hold a [`track`](Self::track) for each connection: of an instance that does not, nobody knows when it is idle,
+    /// and it is never frozen nor stopped for that. Keep to [`concurrency`](Self::concurrency). Never make the socket
+    /// blocking, and do not register it with `EPOLLEXCLUSIVE`: an instance that is frozen in `accept` would take the
+    /// wake-up that another one needs.
+    ///
     /// It is shared with the agent and with other instances of the function: an
     /// accept may find that another one was quicker (tokio then waits on).
     ///
@@ -141,6 +168,34 @@ impl Function {
             None => crate::serve::listen_alone()?,
         };
         tokio::net::TcpListener::from_std(listener).map_err(Error::Runtime)
+    }
+
+    /// Counts one client connection as open until the guard is dropped, for a server of your own. Call it at least once
+    /// before [`ready`](Self::ready): from the first call on the agent believes the count.
+    #[must_use]
+    pub fn track(&self) -> Open {
+        self.shared.places.count();
+        self.shared.places.open()
+    }
+
+    /// Runs `hook` before the instance is frozen, when nobody is connected and nothing is accepted any more: flush
+    /// what must not wait. An error, or more than 2 s for all hooks together, and the instance is not frozen.
+    pub fn on_freeze<H, F>(&self, hook: H)
+    where
+        H: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), HookError>> + Send + 'static,
+    {
+        self.shared.rest.before(move || Box::pin(hook()));
+    }
+
+    /// Runs `hook` after the instance was thawed and before it accepts: look at what may have got old. A client waits
+    /// for it. An error is reported, and the instance serves all the same.
+    pub fn on_thaw<H, F>(&self, hook: H)
+    where
+        H: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), HookError>> + Send + 'static,
+    {
+        self.shared.rest.after(move || Box::pin(hook()));
     }
 
     /// Tells the agent that initialisation is over. Only the first call counts;
@@ -199,9 +254,17 @@ impl Function {
         self.shared.fallbacks.note(backend, reason);
     }
 
-    fn tell(&self, message: &ToAgent) {
+    pub(crate) fn places(&self) -> &Arc<Places> {
+        &self.shared.places
+    }
+
+    pub(crate) fn rest(&self) -> &Rest {
+        &self.shared.rest
+    }
+
+    pub(crate) fn tell(&self, message: &ToAgent) {
         if let Some(agent) = self.agent() {
-            // Only measurements: an agent that is gone does not need them.
+            // An agent that is gone does not need to know.
             let _ = agent.tell(message);
         }
     }

@@ -4,6 +4,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, HeaderValue};
+use axum::middleware::map_response;
+use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -24,13 +28,31 @@ impl Function {
     ///
     /// Like [`serve_connections`](Self::serve_connections); on SIGTERM requests in
     /// flight are answered, and idle keep-alive connections are closed at once.
+    /// When the last place of [`concurrency`](Self::concurrency) is taken it is the same: others may be waiting for
+    /// one. With a concurrency of 1 each connection has one request.
     ///
     /// # Errors
     /// Those of [`serve_connections`](Self::serve_connections).
     pub async fn serve(&self, app: Router) -> Result<(), Error> {
+        let app = match self.concurrency() {
+            None => app,
+            Some(_) => {
+                let function = self.clone();
+                app.layer(map_response(move |response| std::future::ready(announced(&function, response))))
+            }
+        };
         let service = TowerToHyperService::new(app);
         self.serve_connections(|connection| converse(connection, service.clone(), self.clone())).await
     }
+}
+
+/// Says that the connection ends where the last place is taken. Hyper says so by itself only while it still waits for
+/// the answer.
+fn announced(function: &Function, mut response: Response) -> Response {
+    if function.places().is_full() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 async fn converse(connection: Connection, service: TowerToHyperService<Router>, function: Function) {
@@ -48,20 +70,24 @@ async fn converse(connection: Connection, service: TowerToHyperService<Router>, 
         // The conversation first: a request that is there already is in flight.
         biased;
         _ = conversation.as_mut() => return,
-        () = function.stopping() => conversation.as_mut().graceful_shutdown(),
+        () = function.stopping() => {}
+        () = function.places().full() => {}
     }
+    conversation.as_mut().graceful_shutdown();
     let _ = conversation.await;
 }
 
-/// Waits for the client's first bytes: true when they are there.
+/// Waits for the client's first bytes: true when they are there. Whether the socket is said to be readable does not
+/// tell: a new one is, until somebody has tried.
 async fn speaks(connection: &Connection, function: &Function) -> bool {
     let too_late = async {
         function.stopping().await;
         sleep(FIRST_REQUEST_GRACE).await;
     };
+    let mut first = [0];
     tokio::select! {
         biased;
-        readable = connection.get_ref().readable() => readable.is_ok(),
+        bytes = connection.get_ref().peek(&mut first) => bytes.is_ok_and(|bytes| bytes > 0),
         () = too_late => false,
         () = sleep(HEAD_WAIT) => false,
     }

@@ -10,23 +10,24 @@
 //!
 #![cfg_attr(all(feature = "http", feature = "postgres"), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "http", feature = "postgres")), doc = "```ignore")]
-//! use std::{process::ExitCode, sync::Arc};
+//! use std::process::ExitCode;
 //!
 //! use axum::{Router, extract::State, routing::get};
-//! use tokio_postgres::Client;
+//! use headstart::PostgresSession;
 //!
 //! fn main() -> ExitCode {
 //!     headstart::run(async |function| {
 //!         // A session that the agent logged in: no connect, no TLS, no password.
-//!         let db = function.backend("orders-db").postgres().await?;
-//!         let app = Router::new().route("/", get(count)).with_state(Arc::new(db));
+//!         let db = function.backend("orders-db").session().await?;
+//!         let app = Router::new().route("/", get(count)).with_state(db);
 //!         // Tells the agent "ready", serves, and on SIGTERM finishes what it began.
 //!         function.serve(app).await
 //!     })
 //! }
 //!
-//! async fn count(State(db): State<Arc<Client>>) -> String {
-//!     match db.query_one("select count(*) from orders", &[]).await {
+//! async fn count(State(db): State<PostgresSession>) -> String {
+//!     let Ok(client) = db.client().await else { return "no database".into() };
+//!     match client.query_one("select count(*) from orders", &[]).await {
 //!         Ok(row) => row.get::<_, i64>(0).to_string(),
 //!         Err(error) => error.to_string(),
 //!     }
@@ -42,10 +43,16 @@
 //! could not provide that one. Each such [`Fallback`] is one line on standard
 //! error and an entry of [`Function::fallbacks`].
 //!
+//! # Frozen instances
+//!
+//! An idle instance may be frozen: it keeps its memory and uses no processor time. It is asked before, and refuses
+//! while a client is connected. Connections of a `PostgresSession` are looked after by themselves when it is thawed;
+//! for everything else there are [`Function::on_freeze`] and [`Function::on_thaw`].
+//!
 //! # Features
 //!
 //! - `http` (default): `Function::serve` for an axum `Router`, HTTP/1.1.
-//! - `postgres`: `Backend::postgres`, a `tokio_postgres::Client`.
+//! - `postgres`: `Backend::session`, which always has a living `tokio_postgres::Client`; `Backend::postgres`, one.
 //!
 //! Without either there are [`Function::serve_connections`] for any protocol
 //! over TCP, [`Function::listener`] for a server of your own,
@@ -67,6 +74,8 @@ mod fallback;
 mod function;
 
 mod connection;
+mod places;
+mod rest;
 mod serve;
 mod stop;
 
@@ -88,6 +97,10 @@ pub use error::Error;
 pub use fallback::{Fallback, Reason};
 pub use function::{Function, Limits};
 pub use headstart_wire::Session;
+pub use places::Open;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresSession;
+pub use rest::HookError;
 pub use run::run;
 
 /// Now, in nanoseconds of `CLOCK_MONOTONIC`: the clock of [`Function::served`].

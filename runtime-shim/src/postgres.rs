@@ -1,6 +1,7 @@
 //! A tokio-postgres client over a session that the agent logged in.
 
 mod replay;
+mod session;
 
 use std::future::Future;
 use std::io;
@@ -10,16 +11,19 @@ use std::os::unix::net::UnixStream;
 use headstart_wire::Session;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::backend::Source;
 use crate::{Backend, Error, Injected, Reason, report};
 use replay::Replay;
+pub use session::PostgresSession;
 
 impl Backend {
     /// A PostgreSQL client. Its connection runs in a task of the current runtime
-    /// and ends with the client.
+    /// and ends with the client. When the server ends it, and after a thaw, it is not replaced: see
+    /// [`session`](Self::session).
     ///
     /// The agent has logged in: the driver gets a replay of that login, and the
     /// server sees the first query at once. Role, database and parameters are
@@ -33,36 +37,42 @@ impl Backend {
     /// # Errors
     /// Those of [`tcp`](Self::tcp), and [`Error::Postgres`] with the driver's answer.
     pub async fn postgres(self) -> Result<Client, Error> {
+        Ok(self.connect_postgres().await?.client)
+    }
+
+    async fn connect_postgres(&self) -> Result<Connected, Error> {
         match self.source().await? {
             Source::Injected(injected) => self.adopt(injected).await,
             Source::Direct { url, reason } => self.log_in(&url, reason).await,
         }
     }
 
-    async fn adopt(&self, injected: Injected) -> Result<Client, Error> {
+    async fn adopt(&self, injected: Injected) -> Result<Connected, Error> {
         let Session::Postgres { process_id, user, database, parameters } = &injected.session else {
             return Err(self.wrong_kind(&injected.session));
         };
         let mut config = Config::new();
         config.user(user).dbname(database);
         let greeting = replay::greeting(*process_id, parameters);
-        match Stream::adopt(injected.socket).map_err(|source| self.descriptor(source))? {
+        let probe = injected.socket.try_clone().map_err(|source| self.descriptor(source))?;
+        let lent = Lent { probe, expires_ns: injected.expires_ns };
+        let connected = match Stream::adopt(injected.socket).map_err(|source| self.descriptor(source))? {
             Stream::Tcp(stream) => self.talk(Replay::new(stream, greeting), &config).await,
             Stream::Unix(stream) => self.talk(Replay::new(stream, greeting), &config).await,
-        }
+        };
+        Ok(Connected { lent: Some(lent), ..connected? })
     }
 
-    async fn talk<S>(&self, stream: S, config: &Config) -> Result<Client, Error>
+    async fn talk<S>(&self, stream: S, config: &Config) -> Result<Connected, Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let connected = config.connect_raw(stream, NoTls).await;
         let (client, connection) = connected.map_err(|source| self.driver(source))?;
-        self.drive(connection);
-        Ok(client)
+        Ok(Connected { client, task: self.drive(connection), lent: None })
     }
 
-    async fn log_in(&self, url: &str, reason: Reason) -> Result<Client, Error> {
+    async fn log_in(&self, url: &str, reason: Reason) -> Result<Connected, Error> {
         if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
             return Err(self.bad_url("does not begin with postgres://"));
         }
@@ -74,11 +84,10 @@ impl Backend {
             source: io::ErrorKind::TimedOut.into(),
         })?;
         let (client, connection) = connected.map_err(|source| self.driver(source))?;
-        self.drive(connection);
-        Ok(client)
+        Ok(Connected { client, task: self.drive(connection), lent: None })
     }
 
-    fn drive<C>(&self, connection: C)
+    fn drive<C>(&self, connection: C) -> JoinHandle<()>
     where
         C: Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
     {
@@ -87,12 +96,28 @@ impl Backend {
             if let Err(error) = connection.await {
                 report::line(&format!("backend {name:?} ended: {}", report::chain(&error)));
             }
-        });
+        })
     }
 
     fn driver(&self, source: tokio_postgres::Error) -> Error {
         Error::Postgres { backend: self.name().to_owned(), source }
     }
+}
+
+/// A client, and what is behind it.
+struct Connected {
+    client: Client,
+    /// Ends with the client, or when the server ends it.
+    task: JoinHandle<()>,
+    /// Of a connection that came from the agent.
+    lent: Option<Lent>,
+}
+
+/// By which a connection of the agent is judged.
+struct Lent {
+    /// The same socket: to look at it needs no driver.
+    probe: OwnedFd,
+    expires_ns: Option<u64>,
 }
 
 /// The two kinds of socket that a session comes on.

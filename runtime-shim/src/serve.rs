@@ -30,6 +30,9 @@ impl Function {
     /// that did not. A handler that waits for its client should select on
     /// [`stopping`](Self::stopping). A panic in a handler ends its connection only.
     ///
+    /// No more connections are open at a time than [`concurrency`](Self::concurrency) and
+    /// [`Limits::connections_max`](crate::Limits::connections_max) allow; the others wait in the kernel's queue.
+    ///
     /// # Errors
     /// Those of [`listener`](Self::listener); [`Error::Accept`] when the listening
     /// socket breaks; [`Error::Runtime`] when SIGTERM cannot be handled.
@@ -42,16 +45,18 @@ impl Function {
         self.handle_sigterm()?;
         let mut connections = JoinSet::new();
         let mut stopping = pin!(self.stopping());
+        let places = self.places();
+        places.limit(self.limits().connections_max);
+        places.count();
         self.ready();
         loop {
-            let room = connections.len() < self.limits().connections_max;
             tokio::select! {
                 biased;
                 () = stopping.as_mut() => break,
                 Some(_) = connections.join_next() => {}
-                accepted = listener.accept(), if room => match accepted {
-                    Ok((stream, peer)) => {
-                        connections.spawn(handler(Connection::new(stream, peer, self)));
+                accepted = places.accept(&listener) => match accepted {
+                    Ok((stream, peer, open)) => {
+                        connections.spawn(handler(Connection::new(stream, peer, open, self)));
                     }
                     Err(error) => survive(error).await?,
                 },

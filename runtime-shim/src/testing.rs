@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use headstart_wire::{Channel, Grant, GrantStatus, Lease, Session, ToAgent, ToFunction};
+use headstart_wire::{Activity, Channel, Grant, GrantStatus, Lease, Session, ToAgent, ToFunction};
 use tokio::time::{sleep, timeout};
 
 use crate::Function;
@@ -34,8 +34,10 @@ impl FakeAgent {
     pub(crate) fn lease(&self, grants: Vec<(Grant, Option<OwnedFd>)>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (backends, sockets): (Vec<_>, Vec<_>) = grants.into_iter().unzip();
-        let lease = Lease { function: "orders".into(), instance: "orders-1".into(), backends };
-        let mut descriptors = vec![listener.as_fd()];
+        let (_, page) = Activity::create().unwrap();
+        let (function, instance) = ("orders".into(), "orders-1".into());
+        let lease = Lease { function, instance, concurrency: None, backends };
+        let mut descriptors = vec![listener.as_fd(), page.as_fd()];
         descriptors.extend(sockets.iter().flatten().map(AsFd::as_fd));
         self.0.send(&ToFunction::Lease(lease), &descriptors).unwrap();
     }
@@ -65,7 +67,10 @@ impl FakeAgent {
 }
 
 pub(crate) fn ready(backend: &str, session: Session, socket: OwnedFd) -> (Grant, Option<OwnedFd>) {
-    (Grant { backend: backend.into(), status: GrantStatus::Ready { session } }, Some(socket))
+    (
+        Grant { backend: backend.into(), status: GrantStatus::Ready { session, expires_ns: None } },
+        Some(socket),
+    )
 }
 
 pub(crate) fn pending(backend: &str) -> (Grant, Option<OwnedFd>) {

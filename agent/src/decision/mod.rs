@@ -1,77 +1,64 @@
-//! `decision`: a pure function from (state, event, now) to actions.
+//! `decision`: a pure function from (state, event, load, now) to actions.
+//!
+//! One instance:
 //!
 //! ```text
-//!             demand                  parked                 ready
-//!   ┌──────┐ ───────> ┌─────────┐ ─────────> ┌──────────┐ ─────────> ┌───────┐
-//!   │ cold │          │ waiting │  release   │ starting │            │ ready │
-//!   └──────┘ <─────┐  └─────────┘            └──────────┘            └───────┘
-//!      ^  ^        │       │ cannot prepare       │ gone, or init deadline │   │ stop
-//!      │  │ timer  │       v                      v                        │   v
-//!      │  │      ┌────────────┐ <─────────────────┘                  gone  │ ┌──────────┐
-//!      │  └───── │   failed   │                                            │ │ stopping │
-//!      │         └────────────┘                                            │ └──────────┘
-//!      └───────────────────────────────────────────────────────────────────┴──────┘ gone
+//!  prepare            release               ready              idle             frozen
+//! ─────────> parked ──────────> starting ──────────> ready ──────────> freezing ────────> frozen
+//!              │                   │                 ^  │ ^              │ busy, failed    │
+//!              │ surplus,          │ deadline        │  │ └──────────────┘                 │ demand
+//!              │ replaced          v                 │  │ idle, hung, asked                v
+//!              └─> discarded    stopping <───────────┼──┴───────────────────────────── thawing
+//!                                  │ gone            └──────────────────────────────────── │ ready
+//!                                  v
+//!                               (nothing)          gone at any time: crashed, out of memory, ...
 //! ```
 //!
-//! `waiting` has demand and no parked container yet; with one parked, demand
-//! goes to `starting` at once. At most one instance of a function is released
-//! at a time (single flight): every further demand joins it.
+//! The function as a whole only has facts: its instances, who waits (`waiting`), and what has failed (`failure`).
+//! An event changes facts; then `settle` compares them with what should be, and orders what is
+//! missing. So it does not matter which of several events comes first, twice or not at all.
 //!
-//! A SYN or a knock is only a promise of a connection. A function that it takes out of `cold` is on trial
-//! until somebody connects. SYNs that no key vouches for also need a start of two budgets, the function's
-//! and the node's, which the outcome of their trials raises and lowers; without one the function stays
-//! cold, and the connection itself starts it.
+//! Demand is counted in connections: those that are open, those that wait in the accept queue, and those that a SYN
+//! or a knock has promised. `concurrency` of them need one instance. An instance that is on its way counts like one that
+//! is there, so that no unit of demand starts two.
+//!
+//! A promise may be broken. SYNs that no key vouches for need a start of two budgets, the function's and the node's,
+//! before they count for more than the instances that are there; what becomes of them raises and lowers the budgets.
+//! Without one they cost nothing, and the connection itself is demand when it is complete.
+//!
+//! Connections in the queue have a deadline. Those that nobody has accepted by then, and all while the function is
+//! off or is left alone after failures, are answered by the agent.
 //!
 //! No I/O, no clock and no randomness here, so that it can be tested with tables and random schedules.
 
 mod action;
 mod admission;
 mod budget;
-mod phase;
+mod failure;
+mod load;
+mod policy;
 mod recent;
+mod settle;
+mod state;
+mod waiting;
 
-pub use action::{Action, Reason};
+pub use action::{Action, Reason, Watch};
 pub use admission::Admission;
 pub use budget::{Budget, Rates};
-pub use phase::Phase;
+pub use load::{Load, Use};
+pub use policy::Policy;
+pub use state::{Instance, State, Summary};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
-
-/// First delay after a failed start or prepare; doubles with each one that follows.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
+use self::failure::Failures;
+use self::waiting::{Promise, Waiting};
+use crate::event::{Demand, End, Event, FunctionId, InstanceId, Trigger};
 
 /// An instance that crashes sooner than this after it was ready counts as a
 /// failed start, so that a crash loop is slowed down like any other failure.
 const LIFE_MIN: Duration = Duration::from_secs(1);
-
-/// The settings of one function that decisions depend on.
-#[derive(Debug, Clone, Copy)]
-pub struct Policy {
-    /// Containers kept parked while there is no demand.
-    pub prepared: u32,
-    /// From release to ready; an instance that takes longer is killed.
-    pub init_timeout: Duration,
-    /// Longest delay after repeated failures.
-    pub retry_max: Duration,
-    /// How long after a SYN or a knock its connection may come; without one the start was unused.
-    pub unused_after: Duration,
-    /// Starts that SYNs without a key may cause.
-    pub starts: Rates,
-}
-
-/// An early start whose connection has not come yet. It shows in the accept queue, or, when the function is
-/// ready before that, by the first answer: one that takes longer than `unused_after` comes too late.
-#[derive(Debug)]
-struct Trial {
-    /// Until when it may come, in nanoseconds of `CLOCK_MONOTONIC`.
-    deadline_ns: u64,
-    /// It was paid from the budgets, which learn from it. What owners of a key do says nothing about
-    /// SYNs without one: their connections must not pay for a flood.
-    paid: bool,
-}
 
 /// The state of one function.
 #[derive(Debug)]
@@ -79,15 +66,20 @@ pub struct Function {
     number: FunctionId,
     policy: Policy,
     starts: Budget,
-    trial: Option<Trial>,
-    phase: Phase,
+    instances: BTreeMap<InstanceId, Instance>,
+    /// Those of `instances` that are parked, the longest first.
     parked: VecDeque<InstanceId>,
-    preparing: u32,
-    /// Failed starts since the last good one.
-    start_failures: u32,
-    /// Failed prepares since the last good one, and when the next is allowed.
-    prepare_failures: u32,
-    prepare_after_ns: u64,
+    waiting: Waiting,
+    /// An operator wants an instance, and none has been let go for that yet.
+    woken: Option<Demand>,
+    failures: Failures,
+    closed: bool,
+    /// When it was last looked at whether instances take those who wait.
+    looked_ns: u64,
+    warm: bool,
+    watch: Watch,
+    /// The timer that is under way.
+    timer_ns: Option<u64>,
     next_instance: InstanceId,
 }
 
@@ -99,21 +91,48 @@ impl Function {
             number,
             policy,
             starts: Budget::new(policy.starts, policy.unused_after),
-            trial: None,
-            phase: Phase::Cold,
+            instances: BTreeMap::new(),
             parked: VecDeque::new(),
-            preparing: 0,
-            start_failures: 0,
-            prepare_failures: 0,
-            prepare_after_ns: 0,
+            waiting: Waiting::default(),
+            woken: None,
+            failures: Failures::default(),
+            closed: false,
+            looked_ns: 0,
+            warm: false,
+            watch: Watch::Off,
+            timer_ns: None,
             next_instance: 1,
         }
     }
 
-    /// Where the function is.
+    /// What the function is doing, in one word.
     #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.phase
+    pub fn summary(&self, now_ns: u64) -> Summary {
+        let any = |wanted: fn(State) -> bool| self.instances.values().any(|one| wanted(one.state));
+        if self.closed {
+            Summary::Closed
+        } else if any(|state| matches!(state, State::Ready | State::Freezing)) {
+            Summary::Ready
+        } else if any(|state| matches!(state, State::Starting { .. } | State::Thawing { .. })) {
+            Summary::Starting
+        } else if any(|state| state == State::Frozen) {
+            Summary::Frozen
+        } else if self.policy.max_instances == 0 {
+            Summary::Off
+        } else if self.failures.pause(now_ns).is_some() {
+            Summary::Failed
+        } else if self.preparing() > 0 && (self.waiting.demand() > 0 || self.woken.is_some()) {
+            Summary::Starting
+        } else if any(|state| matches!(state, State::Stopping { .. })) {
+            Summary::Stopping
+        } else {
+            Summary::Cold
+        }
+    }
+
+    /// Every instance, from its preparation to its end.
+    pub fn instances(&self) -> impl Iterator<Item = (InstanceId, &Instance)> {
+        self.instances.iter().map(|(id, instance)| (*id, instance))
     }
 
     /// How many containers are parked.
@@ -125,7 +144,13 @@ impl Function {
     /// How many containers are being created.
     #[must_use]
     pub fn preparing(&self) -> u32 {
-        self.preparing
+        self.count(|state| matches!(state, State::Preparing { .. }))
+    }
+
+    /// Connections in the accept queue, when it was last looked at.
+    #[must_use]
+    pub fn queued(&self) -> u32 {
+        self.waiting.queued()
     }
 
     /// Starts per second that SYNs without a key may cause at present.
@@ -138,230 +163,347 @@ impl Function {
     /// nothing has failed since the last success. A time in the past says that it is being tried.
     #[must_use]
     pub fn retry_at_ns(&self) -> Option<u64> {
-        match self.phase {
-            Phase::Failed { until_ns } => Some(until_ns),
-            Phase::Closed => None,
-            _ => (self.prepare_failures > 0).then_some(self.prepare_after_ns),
-        }
+        if self.closed { None } else { self.failures.retry_at_ns() }
+    }
+
+    /// Starts that have failed in a row, and whether the function is left alone for that.
+    #[must_use]
+    pub fn failed_starts(&self, now_ns: u64) -> (u32, bool) {
+        (self.failures.starts(), self.failures.pause(now_ns) == Some(Reason::Cooldown))
+    }
+
+    fn count(&self, wanted: impl Fn(State) -> bool) -> u32 {
+        let count = self.instances.values().filter(|instance| wanted(instance.state)).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and says what to do, in order.
-    /// `node` is what all functions of the node share. Events about instances that are long gone are ignored.
-    pub fn on(&mut self, event: Event, now_ns: u64, node: &mut Admission) -> Vec<Action> {
+    /// `load` is what is seen of the function's connections, `node` what all functions of the node share. Events
+    /// about instances that are long gone are ignored.
+    pub fn on(&mut self, event: Event, load: &Load, now_ns: u64, node: &mut Admission) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.trial.as_ref().is_some_and(|trial| now_ns >= trial.deadline_ns) {
-            self.unused(now_ns, node, &mut actions);
+        for kept in self.waiting.see(load, now_ns) {
+            self.kept(&kept, now_ns, node);
+        }
+        for broken in self.waiting.expired(now_ns) {
+            if broken.started {
+                actions.push(Action::Unused);
+            }
+            if broken.paid {
+                self.starts.unused(now_ns);
+                node.starts.unused(now_ns);
+            }
         }
         match event {
-            Event::Configured => actions.push(Action::Watch),
-            Event::Demand(demand) => self.demand(demand, now_ns, node, &mut actions),
-            // The only word for it that we have is the instance's own: one that lies keeps the
-            // budgets at their maximum, and gains no more than that.
-            Event::Served(instance) if self.phase.instance() == Some(instance) => self.used(now_ns, node),
-            Event::Served(_) => {}
+            Event::Configured => {}
+            Event::Demand(demand) => self.demand(demand, load, now_ns, node, &mut actions),
+            Event::Adopted { instance, frozen } => self.adopted(instance, frozen, now_ns, &mut actions),
+            Event::Changed { policy, replace } => self.changed(policy, replace, now_ns, &mut actions),
             Event::Parked(instance) => self.on_parked(instance, now_ns, &mut actions),
-            Event::PrepareFailed(_) => self.prepare_failed(now_ns, &mut actions),
+            Event::PrepareFailed(instance) => self.prepare_failed(instance, now_ns, &mut actions),
             Event::Ready(instance) => self.ready(instance, now_ns, &mut actions),
-            Event::Gone { instance, clean } => self.gone(instance, clean, now_ns, &mut actions),
-            Event::Timer => self.timer(now_ns, &mut actions),
-            Event::Stop => self.stop(&mut actions),
-            Event::Shutdown => self.shutdown(&mut actions),
+            Event::Served(instance) => self.served(instance, load, now_ns, node),
+            Event::Frozen(instance) => self.frozen(instance, load, now_ns, &mut actions),
+            Event::NotFrozen { instance, busy } => self.not_frozen(instance, busy, now_ns, &mut actions),
+            Event::Gone { instance, end } => self.gone(instance, end, now_ns, &mut actions),
+            Event::Timer => self.timer_ns = self.timer_ns.filter(|at_ns| *at_ns > now_ns),
+            Event::Freeze => self.freeze_all(now_ns, &mut actions),
+            Event::Stop => self.stop_all(Reason::Requested, now_ns, &mut actions),
+            Event::Shutdown => self.shutdown(now_ns, &mut actions),
         }
-        self.refill(now_ns, &mut actions);
+        self.settle(load, now_ns, &mut actions);
         actions
     }
 
-    fn demand(&mut self, demand: Demand, now_ns: u64, node: &mut Admission, actions: &mut Vec<Action>) {
+    fn demand(
+        &mut self,
+        demand: Demand,
+        load: &Load,
+        now_ns: u64,
+        node: &mut Admission,
+        actions: &mut Vec<Action>,
+    ) {
         if node.recent.is_duplicate(self.number, &demand, now_ns) {
             actions.push(Action::Suppress(demand, Reason::Duplicate));
             return;
         }
-        if demand.trigger == Trigger::Accept {
-            self.used(now_ns, node);
+        let needless = self.needless(&demand, load, now_ns);
+        if needless.is_none() && demand.trigger.is_early() && self.is_late(&demand, now_ns) {
+            node.recent.remember(self.number, &demand, false, now_ns);
+            // Its connection is demand already. Where that needs an instance, this is for whom.
+            if self.units(load) <= self.policy.places(self.count(State::has_room)) {
+                actions.push(Action::Suppress(demand, Reason::Late));
+            } else {
+                self.waiting.tell_late(demand);
+            }
+            return;
         }
-        let reason = match self.phase {
-            Phase::Cold if demand.is_open() && !node.spend(&mut self.starts, now_ns) => Some(Reason::Budget),
-            Phase::Cold => None,
-            Phase::Waiting { .. } | Phase::Starting { .. } => Some(Reason::Starting),
-            Phase::Ready { .. } => Some(Reason::Ready),
-            Phase::Stopping { .. } => Some(Reason::Stopping),
-            Phase::Failed { .. } => Some(Reason::Backoff),
-            Phase::Closed => Some(Reason::Closed),
+        let (reason, paid) = match needless {
+            Some(reason) => (Some(reason), false),
+            None if demand.is_open() && !self.fits(load) => {
+                let paid = node.spend(&mut self.starts, now_ns);
+                ((!paid).then_some(Reason::Budget), paid)
+            }
+            None => (None, false),
         };
         node.recent.remember(self.number, &demand, reason == Some(Reason::Budget), now_ns);
-        match reason {
-            Some(reason) => actions.push(Action::Suppress(demand, reason)),
-            None => self.start(demand, now_ns, node, actions),
+        if let Some(reason) = reason {
+            actions.push(Action::Suppress(demand, reason));
+            return;
         }
-    }
-
-    fn start(&mut self, demand: Demand, now_ns: u64, node: &mut Admission, actions: &mut Vec<Action>) {
-        match self.parked.pop_front() {
-            Some(instance) => self.release(instance, demand, now_ns, actions),
-            None => self.phase = Phase::Waiting { demand },
+        if demand.trigger == Trigger::Api {
+            self.woken = Some(demand);
         }
         if demand.trigger.is_early() {
-            // An earlier start is over before another begins, and nobody came to it.
-            self.unused(now_ns, node, actions);
+            let joins = self.fits(load);
             let deadline_ns = now_ns.saturating_add(nanos(self.policy.unused_after));
-            self.trial = Some(Trial { deadline_ns, paid: demand.is_open() });
-            actions.push(Action::Timer(deadline_ns));
+            self.waiting.promise(Promise { demand, deadline_ns, paid, joins, started: false });
+            if joins {
+                let ready = self.instances.values().any(|one| one.state == State::Ready);
+                actions.push(Action::Suppress(demand, if ready { Reason::Ready } else { Reason::Starting }));
+            }
         }
     }
 
-    /// Somebody has connected.
-    fn used(&mut self, now_ns: u64, node: &mut Admission) {
-        if self.trial.take().is_some_and(|trial| trial.paid) {
+    /// Why this demand changes nothing, if it does not.
+    fn needless(&self, demand: &Demand, load: &Load, now_ns: u64) -> Option<Reason> {
+        let any = |wanted: fn(State) -> bool| self.instances.values().any(|one| wanted(one.state));
+        let with_room = self.count(State::has_room);
+        if self.closed {
+            return Some(Reason::Closed);
+        }
+        if self.policy.max_instances == 0 {
+            return Some(Reason::Off);
+        }
+        if with_room == 0
+            && !any(|state| matches!(state, State::Frozen | State::Freezing))
+            && let Some(pause) = self.failures.pause(now_ns)
+        {
+            return Some(pause);
+        }
+        let joins = with_room > 0 && (self.policy.concurrency.is_none() || demand.trigger == Trigger::Api);
+        if joins && any(|state| state == State::Ready) {
+            return Some(Reason::Ready);
+        }
+        if joins {
+            return Some(Reason::Starting);
+        }
+        let full = self.policy.places(self.policy.max_instances);
+        (demand.trigger.is_early() && self.units(load) >= full).then_some(Reason::Ceiling)
+    }
+
+    /// Whether the connection that was announced has come before the news of it, or would have.
+    fn is_late(&mut self, demand: &Demand, now_ns: u64) -> bool {
+        now_ns.saturating_sub(demand.at_ns) >= nanos(self.policy.unused_after)
+            || self.waiting.is_late(demand.at_ns)
+    }
+
+    /// Whether one more connection fits into the instances that are there or on their way.
+    fn fits(&self, load: &Load) -> bool {
+        self.units(load) < self.policy.places(self.count(State::has_room))
+    }
+
+    /// Connections that are open, wait, or were promised.
+    fn units(&self, load: &Load) -> u64 {
+        let serving = self.instances.iter().filter(|(_, instance)| instance.state.has_room());
+        let open = serving.map(|(id, _)| u64::from(load.of(*id).open.unwrap_or(0)));
+        open.sum::<u64>() + self.waiting.demand()
+    }
+
+    /// Somebody has come who was expected.
+    fn kept(&mut self, promise: &Promise, now_ns: u64, node: &mut Admission) {
+        if promise.paid {
             self.starts.confirmed(now_ns);
             node.starts.confirmed(now_ns);
         }
     }
 
-    /// Nobody has connected to the start on trial, if there is one.
-    fn unused(&mut self, now_ns: u64, node: &mut Admission, actions: &mut Vec<Action>) {
-        let Some(trial) = self.trial.take() else { return };
-        actions.push(Action::Unused);
-        if trial.paid {
-            self.starts.unused(now_ns);
-            node.starts.unused(now_ns);
+    fn adopted(&mut self, id: InstanceId, frozen: bool, now_ns: u64, actions: &mut Vec<Action>) {
+        let state = if frozen { State::Frozen } else { State::Ready };
+        self.next_instance = self.next_instance.max(id + 1);
+        let instance = Instance::new(state, Reason::Adopted, now_ns);
+        self.instances.insert(id, Instance { released_ns: now_ns, ready_ns: now_ns, ..instance });
+        actions.push(Action::Moved(id, Some(state), Reason::Adopted));
+    }
+
+    fn changed(&mut self, policy: Policy, replace: bool, now_ns: u64, actions: &mut Vec<Action>) {
+        if policy.starts != self.policy.starts || policy.unused_after != self.policy.unused_after {
+            self.starts = Budget::new(policy.starts, policy.unused_after);
+        }
+        self.policy = policy;
+        // What failed may be mended.
+        self.failures = Failures::default();
+        if !replace {
+            return;
+        }
+        for instance in self.instances.values_mut() {
+            if let State::Preparing { stale } = &mut instance.state {
+                *stale = true;
+            }
+        }
+        self.discard_all(Reason::Replaced, actions);
+        self.stop_all(Reason::Replaced, now_ns, actions);
+    }
+
+    fn on_parked(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
+        let Some(Instance { state: State::Preparing { stale }, .. }) = self.instances.get(&id) else {
+            return;
+        };
+        if *stale || self.closed {
+            let reason = if self.closed { Reason::Closed } else { Reason::Replaced };
+            self.instances.remove(&id);
+            actions.extend([Action::Discard(id), Action::Moved(id, None, reason)]);
+            return;
+        }
+        self.failures.prepared();
+        self.parked.push_back(id);
+        self.set(id, State::Parked, Reason::Refill, now_ns, actions);
+    }
+
+    fn prepare_failed(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
+        let stale = match self.instances.get(&id) {
+            Some(Instance { state: State::Preparing { stale }, .. }) => *stale,
+            _ => return,
+        };
+        self.instances.remove(&id);
+        actions.push(Action::Moved(id, None, Reason::PrepareFailed));
+        if stale {
+            return;
+        }
+        self.failures.prepare_failed(now_ns, &self.policy);
+        // Somebody waits for it: for them it is a start that failed.
+        if self.parked.is_empty() && (self.waiting.demand() > 0 || self.woken.is_some()) {
+            self.start_failed(now_ns);
         }
     }
 
-    fn release(&mut self, instance: InstanceId, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
-        let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
-        self.phase = Phase::Starting { instance, deadline_ns };
-        actions.push(Action::Release(instance, demand));
-        actions.push(Action::Timer(deadline_ns));
-    }
-
-    fn on_parked(&mut self, instance: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
-        self.preparing = self.preparing.saturating_sub(1);
-        self.prepare_failures = 0;
-        match self.phase {
-            Phase::Closed => actions.push(Action::Discard(instance)),
-            Phase::Waiting { demand } => self.release(instance, demand, now_ns, actions),
-            _ => self.parked.push_back(instance),
+    fn ready(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if let State::Starting { .. } | State::Thawing { .. } = instance.state {
+            if instance.ready_ns == 0 {
+                instance.ready_ns = now_ns;
+            }
+            self.set(id, State::Ready, Reason::Initialised, now_ns, actions);
         }
     }
 
-    fn prepare_failed(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        self.preparing = self.preparing.saturating_sub(1);
-        self.prepare_failures = self.prepare_failures.saturating_add(1);
-        self.prepare_after_ns = now_ns.saturating_add(self.backoff_ns(self.prepare_failures));
-        if let Phase::Waiting { .. } = self.phase {
-            self.fail(now_ns, actions);
-        } else if self.phase != Phase::Closed {
-            actions.push(Action::Timer(self.prepare_after_ns));
-        }
-    }
-
-    fn ready(&mut self, instance: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
-        if let Phase::Starting { instance: starting, .. } = self.phase
-            && starting == instance
+    /// The only word for it that we have of an instance that does not count is its own: one that lies keeps the
+    /// budgets at their maximum, and gains no more than that.
+    fn served(&mut self, id: InstanceId, load: &Load, now_ns: u64, node: &mut Admission) {
+        if self.instances.contains_key(&id)
+            && load.of(id).open.is_none()
+            && let Some(promise) = self.waiting.keep_one()
         {
-            self.phase = Phase::Ready { instance, since_ns: now_ns };
-            actions.extend([Action::Warm(true), Action::Unwatch]);
+            self.kept(&promise, now_ns, node);
         }
     }
 
-    fn gone(&mut self, instance: InstanceId, clean: bool, now_ns: u64, actions: &mut Vec<Action>) {
-        if let Some(place) = self.parked.iter().position(|parked| *parked == instance) {
-            // It died while parked: replace it, but never in a tight loop.
-            self.parked.remove(place);
-            self.preparing = self.preparing.saturating_add(1);
-            self.prepare_failed(now_ns, actions);
+    fn frozen(&mut self, id: InstanceId, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+        if self.state(id) != Some(State::Freezing) {
             return;
         }
-        if self.phase.instance() != Some(instance) {
-            return;
-        }
-        let short = |since_ns: u64| now_ns.saturating_sub(since_ns) < nanos(LIFE_MIN);
-        match self.phase {
-            Phase::Starting { .. } | Phase::Stopping { failed: true, .. } => self.fail(now_ns, actions),
-            Phase::Ready { since_ns, .. } if !clean && short(since_ns) => {
-                actions.push(Action::Warm(false));
-                self.fail(now_ns, actions);
-            }
-            _ => {
-                self.phase = Phase::Cold;
-                self.start_failures = 0;
-                actions.extend([Action::Warm(false), Action::Watch]);
-            }
+        self.set(id, State::Frozen, Reason::Idle, now_ns, actions);
+        // Somebody was quicker than the freezer.
+        if load.of(id).open.is_some_and(|open| open > 0) {
+            self.thaw(id, Demand::local(Trigger::Accept, now_ns), Reason::Busy, now_ns, actions);
         }
     }
 
-    fn fail(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        // What failed was not the client, and until the back-off is over nobody looks for one.
-        self.trial = None;
-        self.start_failures = self.start_failures.saturating_add(1);
-        let until_ns = now_ns.saturating_add(self.backoff_ns(self.start_failures));
-        self.phase = Phase::Failed { until_ns };
-        actions.extend([Action::Unwatch, Action::Timer(until_ns)]);
+    fn not_frozen(&mut self, id: InstanceId, busy: bool, now_ns: u64, actions: &mut Vec<Action>) {
+        if self.state(id) == Some(State::Freezing) {
+            // From now on it is idle anew: the next attempt has its time.
+            let reason = if busy { Reason::Busy } else { Reason::FreezeFailed };
+            self.set(id, State::Ready, reason, now_ns, actions);
+        }
     }
 
-    fn timer(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        match self.phase {
-            Phase::Starting { instance, deadline_ns } if now_ns >= deadline_ns => {
-                self.phase = Phase::Stopping { instance, failed: true };
-                actions.push(Action::Stop(instance, Reason::InitTimeout));
+    fn gone(&mut self, id: InstanceId, end: End, now_ns: u64, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.remove(&id) else { return };
+        actions.push(Action::Moved(id, None, Reason::Ended(end)));
+        let short = now_ns.saturating_sub(instance.ready_ns) < nanos(LIFE_MIN);
+        match instance.state {
+            State::Preparing { .. } | State::Parked => {
+                // It died while parked: replace it, but never in a tight loop.
+                self.parked.retain(|parked| *parked != id);
+                self.failures.prepare_failed(now_ns, &self.policy);
             }
-            Phase::Failed { until_ns } if now_ns >= until_ns => {
-                // Whoever still waits sits in the accept queue: watching finds them.
-                self.phase = Phase::Cold;
-                actions.push(Action::Watch);
-            }
+            State::Starting { .. } | State::Stopping { failed: true } => self.start_failed(now_ns),
+            State::Stopping { failed: false } => {}
+            _ if !end.is_clean() && short => self.start_failed(now_ns),
             _ => {}
         }
     }
 
-    fn stop(&mut self, actions: &mut Vec<Action>) {
-        if let Phase::Starting { instance, .. } | Phase::Ready { instance, .. } = self.phase {
-            self.phase = Phase::Stopping { instance, failed: false };
-            actions.push(Action::Stop(instance, Reason::Requested));
+    fn start_failed(&mut self, now_ns: u64) {
+        self.failures.start_failed(now_ns, &self.policy);
+        if self.count(State::is_alive) == 0 {
+            self.waiting.forget_promises();
+            self.woken = None;
         }
     }
 
-    fn shutdown(&mut self, actions: &mut Vec<Action>) {
-        if let Some(instance) = self.phase.instance() {
-            actions.push(Action::Stop(instance, Reason::Closed));
-        }
-        self.trial = None;
-        actions.push(Action::Unwatch);
-        actions.extend(self.parked.drain(..).map(Action::Discard));
-        self.phase = Phase::Closed;
-    }
-
-    /// Orders what is missing. While a start is under way the machine's cores
-    /// belong to it, so the next container is only created after that.
-    fn refill(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        let wanted = match self.phase {
-            Phase::Closed | Phase::Starting { .. } | Phase::Failed { .. } => return,
-            // The demand itself is not delayed by an earlier failure: it has its own back-off.
-            Phase::Waiting { .. } => 1,
-            Phase::Cold | Phase::Ready { .. } | Phase::Stopping { .. } => {
-                if now_ns < self.prepare_after_ns {
-                    return;
-                }
-                self.policy.prepared
-            }
-        };
-        let parked = u32::try_from(self.parked.len()).unwrap_or(u32::MAX);
-        for _ in parked.saturating_add(self.preparing)..wanted {
-            let instance = self.next_instance;
-            self.next_instance += 1;
-            self.preparing += 1;
-            let reason = if wanted == 1 && matches!(self.phase, Phase::Waiting { .. }) {
-                Reason::Cold
-            } else {
-                Reason::Refill
-            };
-            actions.push(Action::Prepare(instance, reason));
+    fn freeze_all(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+        for id in self.in_state(|state| state == State::Ready) {
+            self.set(id, State::Freezing, Reason::Requested, now_ns, actions);
+            actions.push(Action::Freeze(id));
         }
     }
 
-    fn backoff_ns(&self, failures: u32) -> u64 {
-        let doubled = nanos(BACKOFF_MIN).saturating_mul(1u64 << failures.saturating_sub(1).min(20));
-        doubled.min(nanos(self.policy.retry_max)).max(1)
+    fn stop_all(&mut self, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
+        if reason == Reason::Requested {
+            self.woken = None;
+        }
+        for id in self.in_state(|state| state.is_alive() && !matches!(state, State::Stopping { .. })) {
+            self.stop(id, false, reason, now_ns, actions);
+        }
+    }
+
+    fn shutdown(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+        self.closed = true;
+        self.woken = None;
+        self.waiting.forget_promises();
+        self.stop_all(Reason::Closed, now_ns, actions);
+        self.discard_all(Reason::Closed, actions);
+    }
+
+    fn discard_all(&mut self, reason: Reason, actions: &mut Vec<Action>) {
+        for id in std::mem::take(&mut self.parked) {
+            self.instances.remove(&id);
+            actions.extend([Action::Discard(id), Action::Moved(id, None, reason)]);
+        }
+    }
+
+    fn state(&self, id: InstanceId) -> Option<State> {
+        self.instances.get(&id).map(|instance| instance.state)
+    }
+
+    fn in_state(&self, wanted: impl Fn(State) -> bool) -> Vec<InstanceId> {
+        self.instances.iter().filter(|(_, instance)| wanted(instance.state)).map(|(id, _)| *id).collect()
+    }
+
+    fn set(&mut self, id: InstanceId, state: State, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
+        if let Some(instance) = self.instances.get_mut(&id) {
+            (instance.state, instance.reason, instance.since_ns) = (state, reason, now_ns);
+            actions.push(Action::Moved(id, Some(state), reason));
+        }
+    }
+
+    fn stop(&mut self, id: InstanceId, failed: bool, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
+        self.set(id, State::Stopping { failed }, reason, now_ns, actions);
+        actions.push(Action::Stop(id));
+    }
+
+    fn thaw(
+        &mut self,
+        id: InstanceId,
+        demand: Demand,
+        reason: Reason,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
+        self.set(id, State::Thawing { deadline_ns }, reason, now_ns, actions);
+        actions.push(Action::Thaw(id, demand));
     }
 }
 

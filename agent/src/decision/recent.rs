@@ -4,12 +4,16 @@
 //! timeout of 1 s, doubled: RFC 6298, 2.1 and 5.5). Neither is another client.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 
 use crate::event::{Client, Demand, FunctionId, Trigger};
 
-/// Clients that are remembered. Each has one place; who takes it is forgotten no sooner than the window
-/// ends or another client takes it. To be forgotten costs at most a start from the budget.
+/// Clients that are remembered. Each has a few places to go to, and takes that of the one that has been there longest.
+/// To be forgotten costs at most a start from the budget.
 const PLACES: usize = 4096;
+
+/// Places that one client can go to: with so many, those of a burst hardly drive out each other.
+const WAYS: usize = 8;
 
 /// How long a client is remembered, in nanoseconds: past the third retransmission.
 const WINDOW_NS: u64 = 10_000_000_000;
@@ -38,22 +42,35 @@ impl Recent {
     /// when only an open one was seen, and refused: the key is news.
     pub(super) fn is_duplicate(&self, function: FunctionId, demand: &Demand, now_ns: u64) -> bool {
         let Some(new) = place(function, demand, now_ns) else { return false };
-        let Some(old) = self.0.get(index(&new)).copied().flatten() else { return false };
-        let same_syn = old.client.isn == new.client.isn || old.client.isn == 0 || new.client.isn == 0;
-        old.function == new.function
-            && old.client.address == new.client.address
-            && old.knock == new.knock
-            && same_syn
-            && now_ns.saturating_sub(old.at_ns) < WINDOW_NS
-            && !(old.refused && demand.trusted)
+        let mut known = self.0.get(ways(&new)).unwrap_or_default().iter().flatten();
+        known.any(|old| {
+            old.is_same(&new)
+                && now_ns.saturating_sub(old.at_ns) < WINDOW_NS
+                && !(old.refused && demand.trusted)
+        })
     }
 
     /// Remembers who asked, and whether the budget was against it.
     pub(super) fn remember(&mut self, function: FunctionId, demand: &Demand, refused: bool, now_ns: u64) {
         let Some(new) = place(function, demand, now_ns) else { return };
-        if let Some(old) = self.0.get_mut(index(&new)) {
-            *old = Some(Place { refused, ..new });
+        let ways = self.0.get_mut(ways(&new)).unwrap_or_default();
+        let same = ways.iter().position(|old| old.as_ref().is_some_and(|old| old.is_same(&new)));
+        let oldest =
+            || (0..ways.len()).min_by_key(|way| ways.get(*way).copied().flatten().map(|old| old.at_ns));
+        if let Some(place) = same.or_else(oldest).and_then(|way| ways.get_mut(way)) {
+            *place = Some(Place { refused, ..new });
         }
+    }
+}
+
+impl Place {
+    /// The same client asks for the same, as far as the sensors can tell.
+    fn is_same(&self, new: &Self) -> bool {
+        let same_syn = self.client.isn == new.client.isn || self.client.isn == 0 || new.client.isn == 0;
+        self.function == new.function
+            && self.client.address == new.client.address
+            && self.knock == new.knock
+            && same_syn
     }
 }
 
@@ -64,10 +81,11 @@ fn place(function: FunctionId, demand: &Demand, at_ns: u64) -> Option<Place> {
 }
 
 /// The sequence number does not count, as one of the sensors does not know it.
-fn index(place: &Place) -> usize {
+fn ways(place: &Place) -> Range<usize> {
     let mut hasher = DefaultHasher::new();
     (place.function, place.client.address, place.knock).hash(&mut hasher);
-    usize::try_from(hasher.finish() % PLACES as u64).unwrap_or_default()
+    let set = usize::try_from(hasher.finish() % (PLACES / WAYS) as u64).unwrap_or_default();
+    set * WAYS..(set + 1) * WAYS
 }
 
 #[cfg(test)]

@@ -9,11 +9,19 @@ fn explain(with: Value, start: Option<Value>) -> Explanation {
     let mut function = json!({
         "name": "orders", "listen": "0.0.0.0:8081", "runtime": "oci", "id": null, "require_auth": "no",
         "state": "cold", "prepared": 1, "preparing": 0, "instances": 0, "removing": 0,
-        "last_error": null, "retry_in_seconds": null,
+        "last_error": null, "retry_in_seconds": null, "max_instances": 2,
     });
     function.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
     let start = start.map(|start| serde_json::from_value(start).unwrap());
     Explanation::of(serde_json::from_value(function).unwrap(), start)
+}
+
+fn ready(open: Option<u32>) -> Value {
+    let idle = (open == Some(0)).then_some(1.5);
+    json!({
+        "name": "orders-1", "state": "ready", "reason": "initialised", "since_seconds": 2.5, "open": open,
+        "accepted": 9, "idle_seconds": idle,
+    })
 }
 
 #[test]
@@ -58,17 +66,67 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
             ["has not said yet that it is ready.", "`init_timeout`", "nothing more"],
         ),
         (
-            json!({ "state": "ready", "instances": 1, "prepared": 2 }),
+            json!({ "state": "ready", "instances": 1, "prepared": 2, "running": [ready(Some(0))] }),
             Next::Nothing,
             ["2 containers are parked for the next start.", "headstart stop", "an instance accepts already."],
         ),
         (
-            json!({ "state": "stopping", "instances": 1 }),
-            Next::WaitForEnd,
-            ["was asked to go.", "`stop_grace`", "waits until the instance is gone"],
+            json!({ "state": "ready", "instances": 1, "freeze_after_seconds": 60.0, "running": [ready(Some(3))] }),
+            Next::Nothing,
+            [
+                "until nobody was connected for 60 s",
+                "What keeps it awake: 3 open connections.",
+                "Instance orders-1: ready for 2.5 s (initialised); 3 open of 9 accepted connections.",
+            ],
         ),
         (
-            json!({ "state": "failed", "retry_in_seconds": 3.24, "last_error": "exit code 3" }),
+            json!({
+                "state": "ready", "instances": 1, "concurrency": 1, "queued": 2, "stop_after_seconds": 900.0,
+                "running": [ready(Some(1))],
+            }),
+            Next::LetGo,
+            ["2 of them wait", "one open connection, 2 connections that wait.", "is let go at once."],
+        ),
+        (
+            json!({
+                "state": "ready", "instances": 2, "concurrency": 1, "min_ready": 1,
+                "running": [ready(Some(1)), ready(None)],
+            }),
+            Next::WaitForRoom,
+            ["instances accept", "does not count its connections", "one of the 2 instances, all that"],
+        ),
+        (
+            json!({ "state": "ready", "instances": 1, "stop_after_seconds": 900.0, "running": [ready(Some(0))] }),
+            Next::Nothing,
+            ["for 900 s, or it is stopped.", "nothing: it has been idle for 1.5 s.", "0 open of 9"],
+        ),
+        (
+            json!({ "state": "frozen", "instances": 1, "stop_after_seconds": 900.0 }),
+            Next::Thaw,
+            ["nobody was connected for long enough", "idle for 900 s", "thawed at once."],
+        ),
+        (
+            json!({ "state": "stopping", "instances": 1 }),
+            Next::LetGo,
+            ["were asked to go.", "`stop_grace`", "let go at once."],
+        ),
+        (
+            json!({ "state": "stopping", "instances": 2 }),
+            Next::WaitForEnd,
+            ["were asked to go.", "`stop_grace`", "waits until an instance is gone"],
+        ),
+        (
+            json!({ "state": "off", "max_instances": 0, "overload": "http-429" }),
+            Next::TurnedAway,
+            ["`max_instances` is 0.", "until the configuration", "answered by the agent (http-429)."],
+        ),
+        (
+            json!({ "state": "failed", "failed_starts": 0, "retry_in_seconds": 20.0, "overload": "reset" }),
+            Next::TurnedAway,
+            ["`start_attempts`", "over, in 20.0 s.", "answered by the agent (reset)."],
+        ),
+        (
+            json!({ "state": "failed", "failed_starts": 1, "retry_in_seconds": 3.24, "last_error": "exit code 3" }),
             Next::WaitForRetry,
             [
                 "the pause after the failure is over, in 3.2 s.",
@@ -77,7 +135,7 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
             ],
         ),
         (
-            json!({ "state": "failed" }),
+            json!({ "state": "failed", "failed_starts": 1 }),
             Next::WaitForRetry,
             ["could not be started", "which is now.", "is tried again now."],
         ),

@@ -9,7 +9,7 @@ use headstart_wire::{Grant, GrantStatus};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::measure;
+use crate::measure::{self, now_ns};
 
 /// A connection that was begun because the pool had none.
 type Begun = (String, Instant, Result<Lease, LeaseError>);
@@ -17,16 +17,38 @@ type Begun = (String, Instant, Result<Lease, LeaseError>);
 /// Dropping this gives every place back to its pool.
 #[derive(Default)]
 pub(super) struct Grants {
-    slots: Vec<LeaseSlot>,
+    /// With the names of the backends.
+    slots: Vec<(String, LeaseSlot)>,
     connecting: JoinSet<Begun>,
     /// When each unacknowledged grant was sent.
     sent: VecDeque<Instant>,
 }
 
 impl Grants {
+    /// What an instance holds that an earlier agent started: one entry for each connection. Those of pools that are
+    /// no more count nowhere.
+    pub(super) fn inherited(held: &[String], pools: &[Pool]) -> Self {
+        let slot = |name: &String| {
+            let pool = pools.iter().find(|pool| pool.name() == name)?;
+            Some((name.clone(), pool.inherit()))
+        };
+        Self { slots: held.iter().filter_map(slot).collect(), ..Self::default() }
+    }
+
     /// Connections held or being made.
     pub(super) fn count(&self) -> usize {
         self.slots.len() + self.connecting.len()
+    }
+
+    /// The backend of each connection held.
+    pub(super) fn held(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().map(|(backend, _)| backend.as_str())
+    }
+
+    /// A connection of this backend is closed. False when none was held.
+    pub(super) fn returned(&mut self, backend: &str) -> bool {
+        let slot = self.slots.iter().position(|(held, _)| held == backend);
+        slot.map(|index| self.slots.swap_remove(index)).is_some()
     }
 
     /// A connection from the pool at once; or one is begun, and comes out of [`Grants::next`].
@@ -43,8 +65,13 @@ impl Grants {
 
     fn hold(&mut self, backend: String, wanted: Instant, lease: Lease) -> (Grant, Option<OwnedFd>) {
         measure::record_inject(&backend, wanted.elapsed().as_secs_f64());
-        self.slots.push(lease.slot);
-        (Grant { backend, status: GrantStatus::Ready { session: lease.session } }, Some(lease.fd))
+        self.slots.push((backend.clone(), lease.slot));
+        let expires_ns = lease.expires_at.map(|at| {
+            let left = at.saturating_duration_since(Instant::now()).as_nanos();
+            now_ns().saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
+        });
+        let status = GrantStatus::Ready { session: lease.session, expires_ns };
+        (Grant { backend, status }, Some(lease.fd))
     }
 
     /// The next connection that was begun, or why there is none. Pends while none is being made.
@@ -68,6 +95,11 @@ impl Grants {
     /// The oldest one arrived. False when none was under way.
     pub(super) fn acknowledged(&mut self) -> bool {
         self.sent.pop_front().is_some()
+    }
+
+    /// The instance was frozen, and could not acknowledge anything.
+    pub(super) fn renew(&mut self) {
+        self.sent.iter_mut().for_each(|sent| *sent = Instant::now());
     }
 
     /// When the oldest grant will have been unacknowledged for `limit`.

@@ -4,7 +4,9 @@
 //! begin: lease from the pools ──> Connected: queue the Lease now, before exec
 //!                            └──> Listening: send it to the first peer that is the instance itself
 //! next:  Hello, Ack, Ready, Served  ──> the instance's task
+//!        Quiet, Busy, Thawed        ──> the instance's task, each the answer to a Freeze or a Thaw
 //!        Request, finished connects ──> Grants, answered here
+//!        Returned                   ──> Grants
 //! ```
 //!
 //! A peer that breaks the protocol loses its control socket: the reason is
@@ -13,12 +15,12 @@
 mod endpoint;
 mod grants;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use headstart_injector::Pool;
-use headstart_wire::{Grant, Lease, ToAgent, ToFunction, WireError};
+use headstart_wire::{Channel, Grant, Lease, ToAgent, ToFunction, WireError};
 use tokio::time::Instant;
 
 use crate::measure;
@@ -60,6 +62,17 @@ pub enum Said {
         /// When its first bytes were written.
         first_response_ns: u64,
     },
+    /// Nobody is connected, and it accepts nobody: it can be frozen.
+    Quiet,
+    /// It cannot be frozen now, and goes on.
+    Busy,
+    /// It accepts again after a freeze.
+    Thawed {
+        /// Since when.
+        thawed_ns: u64,
+    },
+    /// It holds other backend connections than before.
+    Holds,
     /// The control socket is closed: the instance ended, or broke the protocol.
     Closed,
 }
@@ -71,6 +84,8 @@ enum Progress {
     Hello,
     Injected,
     Ready,
+    /// Ready, and what it has said since then it may have said to an earlier agent.
+    Resumed,
     Served,
 }
 
@@ -121,6 +136,8 @@ pub struct Dowry {
     pub function: String,
     /// The agent's copy of the listening socket.
     pub listener: Arc<OwnedFd>,
+    /// Connections that one instance may have open at a time; `None`: any number.
+    pub concurrency: Option<u32>,
     /// The pools of its backends, in the order of the configuration.
     pub pools: Vec<Pool>,
 }
@@ -132,36 +149,122 @@ pub struct Conversation {
     endpoint: Endpoint,
     grants: Grants,
     progress: Progress,
+    /// Questions that it has not answered.
+    freezes: u32,
+    thaws: u32,
+    /// It is quiet and was not thawed: it may be unable to read.
+    frozen: bool,
     /// The first lease, kept until there is somebody to send it to.
     unsent: Option<(Lease, Vec<OwnedFd>)>,
+    /// Why the control socket was closed, when the instance is to blame.
+    refusal: Option<String>,
 }
 
 impl Conversation {
     /// Reserves a connection of every backend, or begins one, and queues the
-    /// lease where the instance inherits its control socket.
+    /// lease where the instance inherits its control socket. `page` is what it counts its connections on.
     ///
     /// # Errors
     /// When the socket cannot be watched, or the lease cannot be queued.
-    pub fn begin(dowry: Dowry, instance: &str, control: Control) -> Result<Self, WireError> {
+    pub fn begin(dowry: Dowry, instance: &str, control: Control, page: OwnedFd) -> Result<Self, WireError> {
         let mut grants = Grants::default();
-        let mut descriptors = Vec::new();
+        let mut descriptors = vec![page];
         let mut backends = Vec::new();
         for pool in &dowry.pools {
             let (grant, descriptor) = grants.first(pool);
             backends.push(grant);
             descriptors.extend(descriptor);
         }
-        let lease = Lease { function: dowry.function.clone(), instance: instance.to_owned(), backends };
+        let (function, concurrency) = (dowry.function.clone(), dowry.concurrency);
+        let lease = Lease { function, instance: instance.to_owned(), concurrency, backends };
         let mut conversation = Self {
             dowry,
             instance: instance.to_owned(),
             endpoint: Endpoint::new(control)?,
             grants,
             progress: Progress::Nothing,
+            freezes: 0,
+            thaws: 0,
+            frozen: false,
             unsent: Some((lease, descriptors)),
+            refusal: None,
         };
         conversation.send_lease()?;
         Ok(conversation)
+    }
+
+    /// Takes over where an earlier agent left: `control` leads to an instance that was ready, and that holds a
+    /// connection of each backend in `held`.
+    ///
+    /// # Errors
+    /// When the socket is none of packets, or cannot be watched.
+    pub fn resume(
+        dowry: Dowry,
+        instance: &str,
+        control: OwnedFd,
+        held: &[String],
+        frozen: bool,
+    ) -> Result<Self, WireError> {
+        let grants = Grants::inherited(held, &dowry.pools);
+        let control = Channel::from(control);
+        control.set_nonblocking(true)?;
+        Ok(Self {
+            dowry,
+            instance: instance.to_owned(),
+            endpoint: Endpoint::new(Control::Connected(control))?,
+            grants,
+            progress: Progress::Resumed,
+            // What the earlier agent asked last it may answer to this one.
+            freezes: u32::from(!frozen),
+            thaws: u32::from(!frozen),
+            frozen,
+            unsent: None,
+            refusal: None,
+        })
+    }
+
+    /// The control socket, when an instance has the other end.
+    #[must_use]
+    pub fn control(&self) -> Option<BorrowedFd<'_>> {
+        self.endpoint.channel().map(AsFd::as_fd)
+    }
+
+    /// The backend of each connection that the instance holds.
+    #[must_use]
+    pub fn held(&self) -> Vec<String> {
+        self.grants.held().map(str::to_owned).collect()
+    }
+
+    /// What the instance did that closed its control socket.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// Asks the instance whether it can be frozen; it answers [`Said::Quiet`] or [`Said::Busy`].
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn freeze(&mut self, return_backends: bool) -> Result<(), WireError> {
+        self.tell(&ToFunction::Freeze { return_backends })?;
+        self.freezes += 1;
+        Ok(())
+    }
+
+    /// Tells the instance that it runs again, or is not frozen after all; it answers [`Said::Thawed`].
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn thaw(&mut self) -> Result<(), WireError> {
+        self.tell(&ToFunction::Thaw {})?;
+        self.thaws += 1;
+        self.frozen = false;
+        self.grants.renew();
+        Ok(())
+    }
+
+    fn tell(&self, message: &ToFunction) -> Result<(), WireError> {
+        self.endpoint.channel().ok_or(WireError::Closed)?.send(message, &[])
     }
 
     /// Sends the lease as soon as there is a connected peer. The agent's copies
@@ -182,12 +285,14 @@ impl Conversation {
             if self.endpoint.is_closed() {
                 return Said::Closed;
             }
-            let overdue = self.grants.overdue(ACK_TIMEOUT);
+            let overdue = if self.frozen { None } else { self.grants.overdue(ACK_TIMEOUT) };
+            let can_grant = self.unsent.is_none() && !self.frozen;
             let step = tokio::select! {
                 received = self.endpoint.next(process) => self.received(received),
                 // What becomes ready before the lease is sent follows right after it.
-                (grant, descriptor) = self.grants.next(), if self.unsent.is_none() => {
-                    self.send_grant(grant, descriptor).map(|()| None)
+                (grant, descriptor) = self.grants.next(), if can_grant => {
+                    let holds = descriptor.is_some().then_some(Said::Holds);
+                    self.send_grant(grant, descriptor).map(|()| holds)
                 }
                 () = until(overdue) => Err(Refusal::NoAck),
             };
@@ -232,16 +337,32 @@ impl Conversation {
                 let served = Said::Served { accept_ns, first_response_ns };
                 ("served", Progress::Ready, Progress::Served, served)
             }
-            ToAgent::Request { backend } => return self.request(&backend).map(|()| None),
+            ToAgent::Request { backend } => return self.request(&backend),
+            ToAgent::Returned { backend } => {
+                if self.grants.returned(&backend) {
+                    return Ok(Some(Said::Holds));
+                }
+                return Err(Refusal::OutOfOrder { message: "returned" });
+            }
+            ToAgent::Quiet {} => {
+                let said = answer(&mut self.freezes, "quiet", Said::Quiet)?;
+                self.frozen = self.thaws == 0;
+                return Ok(said);
+            }
+            ToAgent::Busy {} => return answer(&mut self.freezes, "busy", Said::Busy),
+            ToAgent::Thawed { thawed_ns } => {
+                return answer(&mut self.thaws, "thawed", Said::Thawed { thawed_ns });
+            }
         };
-        if self.progress != from {
+        let resumed = self.progress == Progress::Resumed && from == Progress::Ready;
+        if self.progress != from && !resumed {
             return Err(Refusal::OutOfOrder { message: name });
         }
         self.progress = to;
         Ok(Some(said))
     }
 
-    fn request(&mut self, backend: &str) -> Result<(), Refusal> {
+    fn request(&mut self, backend: &str) -> Result<Option<Said>, Refusal> {
         if self.progress < Progress::Injected {
             return Err(Refusal::OutOfOrder { message: "request" });
         }
@@ -254,8 +375,8 @@ impl Conversation {
         let (grant, descriptor) = self.grants.first(pool);
         match descriptor {
             // A pending grant needs no message: the function knows that it asked.
-            None => Ok(()),
-            Some(descriptor) => self.send_grant(grant, Some(descriptor)),
+            None => Ok(None),
+            Some(descriptor) => self.send_grant(grant, Some(descriptor)).map(|()| Some(Said::Holds)),
         }
     }
 
@@ -273,6 +394,7 @@ impl Conversation {
         self.endpoint.close();
         self.unsent = None;
         if !matches!(refusal, Refusal::Wire(WireError::Closed)) {
+            self.refusal = Some(refusal.to_string());
             measure::record_refused(refusal.reason());
             tracing::warn!(
                 function = self.dowry.function,
@@ -282,6 +404,12 @@ impl Conversation {
             );
         }
     }
+}
+
+/// Takes the answer to one of our questions.
+fn answer(questions: &mut u32, message: &'static str, said: Said) -> Result<Option<Said>, Refusal> {
+    *questions = questions.checked_sub(1).ok_or(Refusal::OutOfOrder { message })?;
+    Ok(Some(said))
 }
 
 /// Sleeps until then; for ever without a time.

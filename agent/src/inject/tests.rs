@@ -55,13 +55,17 @@ async fn pool(name: &str, idle: usize) -> (Pool, TcpListener) {
 
 fn dowry(pools: Vec<Pool>) -> Dowry {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    Dowry { function: "orders".into(), listener: Arc::new(listener.into()), pools }
+    Dowry { function: "orders".into(), listener: Arc::new(listener.into()), concurrency: Some(2), pools }
+}
+
+fn page() -> OwnedFd {
+    headstart_wire::Activity::create().unwrap().1
 }
 
 /// A conversation over an inherited socket, and the function's end of it.
 fn inherited(pools: Vec<Pool>) -> (Conversation, Channel) {
     let (agent, function) = Channel::pair().unwrap();
-    (Conversation::begin(dowry(pools), "orders-1", Control::Connected(agent)).unwrap(), function)
+    (Conversation::begin(dowry(pools), "orders-1", Control::Connected(agent), page()).unwrap(), function)
 }
 
 fn say(function: &Channel, messages: &[ToAgent]) {
@@ -80,7 +84,7 @@ async fn the_lease_is_there_before_the_function_says_a_word() {
     let (pool, _server) = pool("db", 1).await;
     let (_conversation, function) = inherited(vec![pool.clone()]);
     let received = function.recv::<ToFunction>().unwrap();
-    assert_eq!(received.descriptors.len(), 2, "listener and connection");
+    assert_eq!(received.descriptors.len(), 3, "listener, page and connection");
     let ToFunction::Lease(lease) = received.message else { panic!("no lease") };
     assert!(lease.backends[0].is_ready());
     assert_eq!(pool.status().leased, 1);
@@ -142,7 +146,7 @@ async fn a_connection_that_was_not_ready_follows_the_lease() {
     function.set_nonblocking(true).unwrap();
     let grant = loop {
         tokio::select! {
-            said = conversation.next(&OWN) => panic!("{said:?}"),
+            said = conversation.next(&OWN) => assert_eq!(said, Said::Holds),
             () = tokio::task::yield_now() => {}
         }
         match function.recv::<ToFunction>() {
@@ -205,7 +209,7 @@ fn connect(path: &std::path::Path) -> Channel {
 async fn an_instance_that_connects_gets_its_lease_and_a_stranger_does_not() {
     let (_directory, path, listener) = listening();
     let mut conversation =
-        Conversation::begin(dowry(Vec::new()), "orders-1", Control::Listening(listener)).unwrap();
+        Conversation::begin(dowry(Vec::new()), "orders-1", Control::Listening(listener), page()).unwrap();
 
     let stranger = connect(&path);
     tokio::select! {
@@ -217,5 +221,5 @@ async fn an_instance_that_connects_gets_its_lease_and_a_stranger_does_not() {
     let instance = connect(&path);
     say(&instance, &[HELLO]);
     assert_eq!(conversation.next(&OWN).await, Said::Hello { hello_ns: 1 });
-    assert_eq!(instance.recv::<ToFunction>().unwrap().descriptors.len(), 1, "the listener");
+    assert_eq!(instance.recv::<ToFunction>().unwrap().descriptors.len(), 2, "the listener and the page");
 }

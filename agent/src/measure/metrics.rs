@@ -4,6 +4,7 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
+use super::timeline::seconds;
 use super::{Outcome, Timeline, kernel};
 use crate::decision::Reason;
 use crate::event::{Demand, Trigger};
@@ -31,6 +32,9 @@ const POOL: &str = "headstart_pool_connections";
 const POOL_FALLBACKS: &str = "headstart_pool_fallbacks_total";
 const POOL_DISCARDS: &str = "headstart_pool_discards_total";
 const INSTANCES: &str = "headstart_instances";
+const TRANSITIONS: &str = "headstart_instance_transitions_total";
+const THAW: &str = "headstart_thaw_seconds";
+const OVERLOAD: &str = "headstart_overload_answers_total";
 
 enum Kind {
     Counter,
@@ -40,7 +44,7 @@ enum Kind {
 use Kind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric there is.
-const DECLARED: [(&str, Kind, Unit, &str); 23] = [
+const DECLARED: [(&str, Kind, Unit, &str); 26] = [
     (
         SYN_EVENTS,
         Counter,
@@ -99,6 +103,19 @@ const DECLARED: [(&str, Kind, Unit, &str); 23] = [
     (POOL_FALLBACKS, Counter, Unit::Count, "Leases that no idle connection could serve, by reason"),
     (POOL_DISCARDS, Counter, Unit::Count, "Pooled connections that were thrown away, by reason"),
     (INSTANCES, Gauge, Unit::Count, "Instances, by state"),
+    (
+        TRANSITIONS,
+        Counter,
+        Unit::Count,
+        "Instances that came into a state, with the reason; gone is the last",
+    ),
+    (THAW, Histogram, Unit::Seconds, "From the demand that thawed an instance until it accepts"),
+    (
+        OVERLOAD,
+        Counter,
+        Unit::Count,
+        "Clients that the agent told that no instance serves them, by reason: queue_timeout, cooldown or off",
+    ),
 ];
 
 /// The reasons of [`REFUSED`] beside a closed socket: those of `inject::Refusal`, and a strange peer.
@@ -193,6 +210,25 @@ pub fn record_suppressed(reason: Reason) {
 pub fn record_decision(function: &str, action: &'static str, reason: &'static str) {
     let labels = [("function", function.to_owned()), ("action", action.into()), ("reason", reason.into())];
     counter!(DECISIONS, &labels).increment(1);
+}
+
+/// An instance came into a state.
+pub fn record_transition(function: &str, state: &'static str, reason: &'static str) {
+    let labels = [("function", function.to_owned()), ("state", state.into()), ("reason", reason.into())];
+    counter!(TRANSITIONS, &labels).increment(1);
+}
+
+/// An instance accepts again that was thawed for this demand.
+pub fn record_thaw(function: &str, demand: &Demand, thawed_ns: u64) {
+    let trigger = demand.trigger.as_str();
+    histogram!(THAW, "function" => function.to_owned(), "trigger" => trigger)
+        .record(seconds(thawed_ns.saturating_sub(demand.at_ns)));
+}
+
+/// Clients were told that nobody serves them.
+pub fn record_overload(function: &str, reason: Reason, clients: u32) {
+    counter!(OVERLOAD, "function" => function.to_owned(), "reason" => reason.as_str())
+        .increment(clients.into());
 }
 
 /// An instance became ready, or failed to.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::Trigger;
+use crate::event::{Demand, Trigger};
 
 /// How a cold start ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +113,29 @@ impl Stages {
 }
 
 impl Timeline {
+    /// The timeline of a start that is about to begin.
+    #[must_use]
+    pub fn begun(function: String, instance: String, runtime: &'static str, demand: &Demand) -> Self {
+        Self {
+            function,
+            instance,
+            runtime,
+            trigger: demand.trigger,
+            outcome: Outcome::Starting,
+            syn_ns: demand.at_ns,
+            event_ns: demand.seen_ns,
+            start_ns: 0,
+            exec_ns: None,
+            hello_ns: None,
+            injected_ns: None,
+            ready_ns: None,
+            connected_ns: None,
+            accept_ns: None,
+            first_response_ns: None,
+            stages: Stages::default(),
+        }
+    }
+
     /// Takes a time that the function reports: never before `after_ns`, never
     /// after `now_ns`, when the report arrived.
     #[must_use]
@@ -176,7 +199,7 @@ fn between(from_ns: Option<u64>, to_ns: Option<u64>) -> Option<f64> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "2^53 ns are 104 days")]
-fn seconds(ns: u64) -> f64 {
+pub(super) fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 

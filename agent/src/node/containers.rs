@@ -1,16 +1,51 @@
 //! Containers on behalf of the node: prepared, let go, removed, each by a task of its own.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use headstart_wire::Activity;
 use tokio::sync::mpsc;
 
 use super::Node;
+use super::entry::{Page, Running, Waiting};
 use super::handle::{Handle, Message};
-use crate::event::{Demand, Event, FunctionId, InstanceId};
-use crate::instance::{self, Birth, Report, Reporter};
-use crate::start::Parked;
+use crate::event::{Demand, End, Event, FunctionId, InstanceId};
+use crate::instance::{self, Birth, Life, Order, Report, Reporter};
+use crate::start::{Note, Parked, Process};
+
+/// Orders that may wait for an instance: it is told to freeze, to thaw and to stop, each once.
+const ORDERS_MAX: usize = 8;
+
+/// A running instance of an earlier agent, with all that its successor needs.
+pub struct Adopted {
+    /// Which function's.
+    pub function: FunctionId,
+    /// The container's name.
+    pub instance: String,
+    /// The container.
+    pub process: Arc<dyn Process>,
+    /// The agent's end of its control socket.
+    pub control: OwnedFd,
+    /// What it counts its connections on,
+    pub page: OwnedFd,
+    /// mapped.
+    pub activity: Activity,
+    /// What was noted of it last.
+    pub note: Note,
+}
 
 impl Node {
+    /// Takes over running instances. To be done before anything else happens to their functions.
+    pub fn adopt(&mut self, instances: Vec<Adopted>) {
+        for Adopted { function, instance: name, process, control, page, activity, note } in instances {
+            let Some(entry) = self.entry(function) else { continue };
+            let instance = InstanceId::try_from(entry.running.len()).unwrap_or_default() + 1;
+            let (frozen, page) = (note.frozen, Page { activity: Arc::new(activity), descriptor: page });
+            self.live(function, instance, name, page, Life::Adopted { process, control, note });
+            self.event(function, Event::Adopted { instance, frozen });
+        }
+    }
+
     pub(super) fn prepare(&mut self, function: FunctionId, instance: InstanceId) {
         let boot = self.boot;
         let Some(entry) = self.entry(function) else { return };
@@ -39,21 +74,26 @@ impl Node {
         instance: InstanceId,
         parked: Result<Parked, String>,
     ) {
-        let handle = self.handle.clone();
-        let event = match parked {
-            Ok(parked) => {
-                let process = Arc::clone(&parked.process);
+        let page = Activity::create().map_err(|error| format!("no page for its activity: {error}"));
+        let event = match (parked, page) {
+            (Ok(parked), Ok((activity, descriptor))) => {
+                let (process, handle) = (Arc::clone(&parked.process), self.handle.clone());
                 let watch = self.tasks.spawn(async move {
                     process.exited().await;
-                    handle.event(function, Event::Gone { instance, clean: false }).await;
+                    handle.event(function, Event::Gone { instance, end: End::Crashed }).await;
                 });
                 let Some(entry) = self.entry(function) else { return };
-                entry.parked.insert(instance, (parked, watch));
+                let page = Page { activity: Arc::new(activity), descriptor };
+                entry.parked.insert(instance, Waiting { parked, page, watch });
                 Event::Parked(instance)
             }
-            Err(error) => {
+            (parked, page) => {
+                let unused = parked.as_ref().ok().map(|parked| Arc::clone(&parked.process));
                 if let Some(entry) = self.entry(function) {
-                    entry.last_error = Some(error);
+                    entry.last_error = parked.err().or(page.err());
+                }
+                if let Some(process) = unused {
+                    self.remove(function, process);
                 }
                 Event::PrepareFailed(instance)
             }
@@ -62,37 +102,74 @@ impl Node {
     }
 
     pub(super) fn release(&mut self, function: FunctionId, instance: InstanceId, demand: Demand) {
-        let (starts, handle, boot) = (Arc::clone(&self.starts), self.handle.clone(), self.boot);
+        let boot = self.boot;
         let Some(entry) = self.entry(function) else { return };
-        let Some((parked, watch)) = entry.parked.remove(&instance) else { return };
+        let Some(Waiting { parked, page, watch }) = entry.parked.remove(&instance) else { return };
         watch.abort();
+        let name = instance_name(&entry.service.name, boot, instance);
+        self.live(function, instance, name, page, Life::New { parked, demand });
+    }
+
+    /// Begins the task of an instance.
+    pub(super) fn live(
+        &mut self,
+        function: FunctionId,
+        instance: InstanceId,
+        name: String,
+        page: Page,
+        life: Life,
+    ) {
+        let (starts, handle, keeper) = (Arc::clone(&self.starts), self.handle.clone(), self.keeper.clone());
+        let Some(entry) = self.entry(function) else { return };
         let service = &entry.service;
+        let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+        let activity = Arc::clone(&page.activity);
         let birth = Birth {
-            name: instance_name(&service.name, boot, instance),
+            name: name.clone(),
             runtime: service.runtime.name(),
-            parked,
-            demand,
+            life,
+            page: page.descriptor,
             dowry: service.dowry.clone(),
+            fingerprint: service.fingerprint.clone(),
+            return_backends: service.freeze_backends == headstart_config::FreezeBackends::Return,
             stop_grace: service.stop_grace,
-            connected_ns: entry.watch.connected_ns(),
+            connected_ns: Arc::clone(&entry.connected_ns),
             starts,
+            keeper,
         };
-        let (stop, stopped) = mpsc::channel(1);
-        entry.running.insert(instance, stop);
+        entry.running.insert(instance, Running { name, orders, activity });
         self.tasks.spawn(async move {
             let teller = Teller { handle, function, instance };
-            instance::run(birth, stopped, &teller).await;
+            instance::run(birth, ordered, &teller).await;
             teller.handle.send(Message::Removed(function)).await;
         });
     }
 
-    pub(super) fn remove(&mut self, function: FunctionId, parked: Parked) {
+    /// Tells the task of an instance to do something. One that is at its end does not listen any more.
+    pub(super) fn order(&mut self, function: FunctionId, instance: InstanceId, order: Order) {
+        let Some(running) = self.entry(function).and_then(|entry| entry.running.get(&instance)) else {
+            return;
+        };
+        if let Err(mpsc::error::TrySendError::Full(order)) = running.orders.try_send(order) {
+            tracing::error!(instance = running.name, ?order, "the instance's task does not listen");
+        }
+    }
+
+    pub(super) fn discard(&mut self, function: FunctionId, instance: InstanceId) {
+        let Some(waiting) = self.entry(function).and_then(|entry| entry.parked.remove(&instance)) else {
+            return;
+        };
+        waiting.watch.abort();
+        self.remove(function, waiting.parked.process);
+    }
+
+    pub(super) fn remove(&mut self, function: FunctionId, process: Arc<dyn Process>) {
         let handle = self.handle.clone();
         let Some(entry) = self.entry(function) else { return };
         entry.removing += 1;
         let name = entry.service.name.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = parked.process.remove().await {
+            if let Err(error) = process.remove().await {
                 tracing::error!(function = name, "a parked container cannot be removed: {error}");
             }
             handle.send(Message::Removed(function)).await;
@@ -113,12 +190,18 @@ impl Reporter for Teller {
         let event = match report {
             Report::Ready => Event::Ready(instance),
             Report::Served => Event::Served(instance),
-            Report::Gone { wrong } => {
-                let clean = wrong.is_none();
+            Report::Frozen => Event::Frozen(instance),
+            Report::NotFrozen { busy, wrong } => {
                 if let Some(error) = wrong {
                     self.handle.send(Message::Failed(self.function, error)).await;
                 }
-                Event::Gone { instance, clean }
+                Event::NotFrozen { instance, busy }
+            }
+            Report::Gone { end, wrong } => {
+                if let Some(error) = wrong {
+                    self.handle.send(Message::Failed(self.function, error)).await;
+                }
+                Event::Gone { instance, end }
             }
         };
         self.handle.event(self.function, event).await;

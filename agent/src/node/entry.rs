@@ -1,23 +1,29 @@
 //! One function, with everything the node holds for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use headstart_config::RequireAuth;
+use headstart_config::{FreezeBackends, Overload, RequireAuth};
+use headstart_wire::{Activity, accept_queue};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::decision::{self, Action, Policy};
+use crate::decision::{self, Action, Load, Policy, Reason, State, Use};
 use crate::event::{FunctionId, InstanceId};
 use crate::inject::Dowry;
+use crate::instance::Order;
 use crate::measure;
+use crate::overload;
 use crate::serve::Watch;
 use crate::start::{Parked, Runtime};
 
 /// A function as the node needs it.
+#[derive(Clone)]
 pub struct Service {
     /// Configured name.
     pub name: String,
@@ -29,12 +35,18 @@ pub struct Service {
     pub require_auth: RequireAuth,
     /// What decisions depend on.
     pub policy: Policy,
+    /// What clients are told that nobody will serve.
+    pub overload: Overload,
+    /// What becomes of a frozen instance's backend connections.
+    pub freeze_backends: FreezeBackends,
     /// From SIGTERM to the kill.
     pub stop_grace: Duration,
     /// How its containers are made.
     pub runtime: Arc<dyn Runtime>,
     /// What its instances are given.
     pub dowry: Dowry,
+    /// Tells instances of this configuration from those of another.
+    pub fingerprint: String,
 }
 
 /// A function as the API shows it.
@@ -50,7 +62,7 @@ pub struct FunctionStatus {
     pub require_auth: &'static str,
     /// `oci`, `docker` or `process`.
     pub runtime: &'static str,
-    /// See [`decision::Phase`].
+    /// See [`decision::Summary`].
     pub state: &'static str,
     /// Containers that wait to be let go.
     pub prepared: usize,
@@ -58,12 +70,70 @@ pub struct FunctionStatus {
     pub preparing: u32,
     /// Instances that were let go and are not known to be gone.
     pub instances: usize,
+    /// The same, one by one.
+    pub running: Vec<InstanceStatus>,
+    /// Connections that wait in the accept queue.
+    pub queued: u32,
     /// Ended or discarded containers whose traces are being removed.
     pub removing: usize,
     /// What went wrong last, with a container or an instance, until one is ready.
     pub last_error: Option<String>,
+    /// Starts that have failed in a row; 0 again in a cool-down.
+    pub failed_starts: u32,
     /// Until a start, or a container, that failed is tried again.
     pub retry_in_seconds: Option<f64>,
+    /// Connections that one instance serves at a time; `None`: all.
+    pub concurrency: Option<u32>,
+    /// Instances that are kept ready without any demand.
+    pub min_ready: u32,
+    /// Most instances at a time.
+    pub max_instances: u32,
+    /// What clients are told that nobody will serve: `http-503`, `http-429` or `reset`.
+    pub overload: &'static str,
+    /// Idle time after which an instance is frozen.
+    pub freeze_after_seconds: Option<f64>,
+    /// Idle time after which an instance is stopped.
+    pub stop_after_seconds: Option<f64>,
+}
+
+/// An instance as the API shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct InstanceStatus {
+    /// The container's name.
+    pub name: String,
+    /// See [`State`].
+    pub state: &'static str,
+    /// Why it is in this state: see [`Reason`].
+    pub reason: &'static str,
+    /// How long it has been.
+    pub since_seconds: f64,
+    /// Connections that are open; `None` when it does not count them.
+    pub open: Option<u32>,
+    /// Connections that it has accepted.
+    pub accepted: u64,
+    /// How long nothing has been opened or closed.
+    pub idle_seconds: Option<f64>,
+}
+
+/// A parked container.
+pub(super) struct Waiting {
+    pub(super) parked: Parked,
+    pub(super) page: Page,
+    /// The task that notices its death.
+    pub(super) watch: AbortHandle,
+}
+
+/// What an instance counts its connections on, and what the instance is given of it.
+pub(super) struct Page {
+    pub(super) activity: Arc<Activity>,
+    pub(super) descriptor: OwnedFd,
+}
+
+/// A running instance.
+pub(super) struct Running {
+    pub(super) name: String,
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) activity: Arc<Activity>,
 }
 
 /// A function and its containers.
@@ -71,11 +141,17 @@ pub(super) struct Entry {
     pub(super) service: Service,
     pub(super) state: decision::Function,
     pub(super) watch: Watch,
-    /// Parked containers, each with the task that notices its death.
-    pub(super) parked: HashMap<InstanceId, (Parked, AbortHandle)>,
-    pub(super) running: HashMap<InstanceId, mpsc::Sender<()>>,
+    pub(super) parked: HashMap<InstanceId, Waiting>,
+    pub(super) running: BTreeMap<InstanceId, Running>,
     pub(super) removing: usize,
     pub(super) last_error: Option<String>,
+    /// That was an instance that took nobody, and none has served since.
+    pub(super) hung: bool,
+    /// Since when connections have waited in the accept queue without a pause, in nanoseconds of
+    /// `CLOCK_MONOTONIC`; 0 while none waits.
+    pub(super) connected_ns: Arc<AtomicU64>,
+    /// Connections that were accepted by instances that are gone, and by the agent.
+    accepted: u64,
 }
 
 impl Entry {
@@ -88,9 +164,60 @@ impl Entry {
             state,
             watch,
             parked: HashMap::new(),
-            running: HashMap::new(),
+            running: BTreeMap::new(),
             removing: 0,
             last_error: None,
+            hung: false,
+            connected_ns: Arc::default(),
+            accepted: 0,
+        }
+    }
+
+    /// What is to be seen of its connections now. The pages are read first: a connection that is accepted meanwhile is
+    /// in neither, for a moment, rather than in both.
+    pub(super) fn load(&self, now_ns: u64) -> Load {
+        let instances: Vec<_> =
+            self.running.iter().map(|(id, running)| (*id, seen(&running.activity))).collect();
+        let accepted = instances
+            .iter()
+            .fold(self.accepted, |sum, (_, seen): &(_, Use)| sum.saturating_add(seen.accepted));
+        let queued = accept_queue(&*self.service.dowry.listener).unwrap_or_else(|error| {
+            tracing::error!(function = self.service.name, "the accept queue cannot be looked at: {error}");
+            0
+        });
+        if queued == 0 {
+            self.connected_ns.store(0, Ordering::Relaxed);
+        } else {
+            let _ = self.connected_ns.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Load { queued, accepted, instances }
+    }
+
+    /// An instance is gone: what it has accepted is not forgotten. False when it was not known to run.
+    pub(super) fn gone(&mut self, instance: InstanceId) -> bool {
+        let Some(running) = self.running.remove(&instance) else { return false };
+        self.accepted = self.accepted.saturating_add(running.activity.read().accepted);
+        true
+    }
+
+    /// Tells those who have waited longest that nobody will serve them.
+    pub(super) fn answer(&mut self, count: u32, reason: Reason) {
+        let pause = self.retry_in().unwrap_or(Duration::from_secs(1));
+        let Service { overload, dowry, name, .. } = &self.service;
+        let (taken, result) = overload::answer(&*dowry.listener, count, *overload, pause);
+        self.accepted = self.accepted.saturating_add(u64::from(taken));
+        if taken > 0 {
+            tracing::info!(
+                function = name,
+                reason = reason.as_str(),
+                clients = taken,
+                overload = overload.as_str(),
+                "clients were told that nobody serves them"
+            );
+        }
+        measure::record_overload(name, reason, taken);
+        if let Err(error) = result {
+            tracing::error!(function = name, "clients cannot be told that nobody serves them: {error}");
         }
     }
 
@@ -101,20 +228,51 @@ impl Entry {
     }
 
     pub(super) fn status(&self) -> FunctionStatus {
+        let now_ns = measure::now_ns();
+        let Service { policy, .. } = &self.service;
+        let seconds = |after: Option<Duration>| after.map(|after| after.as_secs_f64());
         FunctionStatus {
             name: self.service.name.clone(),
             listen: self.service.listen,
             id: self.service.id,
             require_auth: self.service.require_auth.as_str(),
             runtime: self.service.runtime.name(),
-            state: self.state.phase().as_str(),
+            state: self.state.summary(now_ns).as_str(),
             prepared: self.state.parked(),
             preparing: self.state.preparing(),
             instances: self.running.len(),
+            running: self.instances(now_ns),
+            queued: self.load(now_ns).queued,
             removing: self.removing,
             last_error: self.last_error.clone(),
-            retry_in_seconds: self.retry_in().map(|pause| pause.as_secs_f64()),
+            failed_starts: self.state.failed_starts(now_ns).0,
+            retry_in_seconds: seconds(self.retry_in()),
+            concurrency: policy.concurrency,
+            min_ready: policy.min_ready,
+            max_instances: policy.max_instances,
+            overload: self.service.overload.as_str(),
+            freeze_after_seconds: seconds(policy.freeze_after),
+            stop_after_seconds: seconds(policy.stop_after),
         }
+    }
+
+    fn instances(&self, now_ns: u64) -> Vec<InstanceStatus> {
+        let since = |ns: u64| Duration::from_nanos(now_ns.saturating_sub(ns)).as_secs_f64();
+        let all = self.state.instances().filter_map(|(id, instance)| {
+            let running = self.running.get(&id)?;
+            let seen = running.activity.read();
+            let idle = seen.open == Some(0) && instance.state == State::Ready;
+            Some(InstanceStatus {
+                name: running.name.clone(),
+                state: instance.state.as_str(),
+                reason: instance.reason.as_str(),
+                since_seconds: since(instance.since_ns),
+                open: seen.open,
+                accepted: seen.accepted,
+                idle_seconds: idle.then(|| since(seen.changed_ns.max(instance.since_ns))),
+            })
+        });
+        all.collect()
     }
 
     fn retry_in(&self) -> Option<Duration> {
@@ -122,33 +280,58 @@ impl Entry {
         Some(Duration::from_nanos(pause_ns))
     }
 
-    /// Counts an action that starts, stops, or declines to.
+    /// Counts and logs what is decided.
     pub(super) fn record(&self, action: &Action) {
-        let (action, reason) = match action {
-            Action::Prepare(_, reason) => ("prepare", reason.as_str()),
-            Action::Release(_, demand) => ("start", demand.trigger.as_str()),
-            Action::Stop(_, reason) => ("stop", reason.as_str()),
+        let name = &self.service.name;
+        match action {
+            Action::Release(_, demand) => measure::record_decision(name, "start", demand.trigger.as_str()),
+            Action::Thaw(_, demand) => measure::record_decision(name, "thaw", demand.trigger.as_str()),
             Action::Suppress(_, reason) => {
                 measure::record_suppressed(*reason);
-                ("suppress", reason.as_str())
+                measure::record_decision(name, "suppress", reason.as_str());
             }
-            Action::Unused => {
-                measure::record_unused(&self.service.name);
-                return;
+            Action::Moved(id, state, reason) => self.record_move(*id, *state, *reason),
+            Action::Unused => measure::record_unused(name),
+            Action::Prepare(_)
+            | Action::Freeze(_)
+            | Action::Stop(_)
+            | Action::Discard(_)
+            | Action::Answer(..)
+            | Action::Watch(_)
+            | Action::Warm(_)
+            | Action::Timer(_) => {}
+        }
+    }
+
+    fn record_move(&self, id: InstanceId, state: Option<State>, reason: Reason) {
+        let function = &self.service.name;
+        let (reason, word) = (reason.as_str(), state.map_or("gone", State::as_str));
+        measure::record_transition(function, word, reason);
+        let instance = self.running.get(&id).map(|running| running.name.as_str());
+        match state {
+            Some(State::Preparing { .. }) => measure::record_decision(function, "prepare", reason),
+            Some(State::Stopping { .. }) => measure::record_decision(function, "stop", reason),
+            Some(State::Freezing) => measure::record_decision(function, "freeze", reason),
+            _ => {}
+        }
+        match state {
+            Some(State::Preparing { .. } | State::Parked | State::Starting { .. }) | None => {
+                tracing::debug!(function, id, instance, reason, "instance: {word}");
             }
-            Action::Discard(_) | Action::Watch | Action::Unwatch | Action::Warm(_) | Action::Timer(_) => {
-                return;
-            }
-        };
-        measure::record_decision(&self.service.name, action, reason);
+            Some(_) => tracing::info!(function, instance, reason, "instance: {word}"),
+        }
     }
 
     pub(super) fn scrape(&self) {
-        let phase = self.state.phase().as_str();
-        for state in ["starting", "ready", "stopping"] {
-            measure::scrape::instances(&self.service.name, state, usize::from(state == phase));
+        for state in State::NAMES {
+            let there = self.state.instances().filter(|(_, instance)| instance.state.as_str() == state);
+            measure::scrape::instances(&self.service.name, state, there.count());
         }
-        measure::scrape::instances(&self.service.name, "parked", self.state.parked());
         measure::scrape::budget(Some(&self.service.name), self.state.rate());
     }
+}
+
+fn seen(activity: &Activity) -> Use {
+    let seen = activity.read();
+    Use { open: seen.open, accepted: seen.accepted, changed_ns: seen.changed_ns }
 }

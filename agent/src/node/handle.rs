@@ -16,7 +16,9 @@ use crate::start::Parked;
 pub enum Operation {
     /// Start it as if a client had come.
     Wake,
-    /// Stop the running instance.
+    /// Freeze the idle instances.
+    Freeze,
+    /// Stop the running instances.
     Stop,
 }
 
@@ -24,7 +26,7 @@ pub enum Operation {
 pub(super) enum Message {
     Event(FunctionId, Event),
     Prepared(FunctionId, InstanceId, Result<Parked, String>),
-    /// What went wrong with an instance that is gone.
+    /// What went wrong with an instance.
     Failed(FunctionId, String),
     Removed(FunctionId),
     Operate(String, Operation, oneshot::Sender<bool>),

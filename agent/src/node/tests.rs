@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
-use headstart_config::{Cidr, RequireAuth};
+use headstart_config::{Cidr, FreezeBackends, Overload, RequireAuth};
 use headstart_ebpf::event::{AUTHENTICATED, EventKind, SynEvent};
 use headstart_wire::{Channel, ToAgent};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -95,7 +95,8 @@ impl Bed {
         let (other, _) = service("other", unused_after);
         let admission = Admission::new(global, unused_after);
         let allow = Allow::new(&[Cidr { address: ALLOWED.into(), bits: 32 }]);
-        let (node, handle) = Node::new(vec![orders, other], admission, allow, None, Arc::default());
+        let (node, handle) =
+            Node::new(vec![orders, other], admission, allow, None, Arc::default(), Keeper::default());
         tokio::spawn(node.run());
         let bed = Self { node: handle, runtime, page };
         bed.until(async || bed.node.status().await.iter().all(|function| function.prepared == 1)).await;
@@ -159,10 +160,32 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
         listen: listener.local_addr().unwrap(),
         id: None,
         require_auth: RequireAuth::No,
-        policy: Policy { prepared: 1, init_timeout: LIMIT, retry_max: LIMIT, unused_after, starts },
+        policy: Policy {
+            prepared: 1,
+            concurrency: None,
+            min_ready: 0,
+            max_instances: 16,
+            queue_timeout: LIMIT,
+            freeze_after: None,
+            stop_after: None,
+            init_timeout: LIMIT,
+            start_attempts: 3,
+            cooldown: LIMIT,
+            retry_max: LIMIT,
+            unused_after,
+            starts,
+        },
+        overload: Overload::Http503,
+        freeze_backends: FreezeBackends::Keep,
         stop_grace: LIMIT,
         runtime: Arc::clone(&runtime) as Arc<dyn Runtime>,
-        dowry: Dowry { function: name.into(), listener: Arc::new(listener.into()), pools: Vec::new() },
+        dowry: Dowry {
+            function: name.into(),
+            listener: Arc::new(listener.into()),
+            concurrency: None,
+            pools: Vec::new(),
+        },
+        fingerprint: String::new(),
     };
     (service, runtime)
 }

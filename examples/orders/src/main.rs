@@ -7,27 +7,24 @@
 //! Without an agent: `PORT=8081 HEADSTART_BACKEND_ORDERS_DB_URL=postgres://app@127.0.0.1/orders orders`
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use headstart::PostgresSession;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::SimpleQueryMessage;
 
-type Db = State<Arc<Client>>;
+type Db = State<PostgresSession>;
 
 fn main() -> ExitCode {
     headstart::run(async |function| {
         // Logged in by the agent: no connect, no TLS, no password in here.
-        let db = function.backend("orders-db").postgres().await?;
-        let app = Router::new()
-            .route("/", get(root))
-            .route("/orders", get(list).post(add))
-            .with_state(Arc::new(db));
+        let db = function.backend("orders-db").session().await?;
+        let app = Router::new().route("/", get(root)).route("/orders", get(list).post(add)).with_state(db);
         // Ready, accept, serve; on SIGTERM finish what was begun.
         function.serve(app).await
     })
@@ -42,7 +39,7 @@ struct Order {
 
 /// The simple protocol needs one round trip; `query` would prepare first.
 async fn root(State(db): Db) -> Result<Json<Value>, Failure> {
-    for message in db.simple_query("select 42 as answer, pg_backend_pid() as pid").await? {
+    for message in db.client().await?.simple_query("select 42 as answer, pg_backend_pid() as pid").await? {
         if let SimpleQueryMessage::Row(row) = message {
             let number = |column| row.get(column).and_then(|text: &str| text.parse::<i64>().ok());
             return Ok(Json(json!({ "answer": number("answer"), "backend_pid": number("pid") })));
@@ -52,21 +49,23 @@ async fn root(State(db): Db) -> Result<Json<Value>, Failure> {
 }
 
 async fn list(State(db): Db) -> Result<Json<Vec<Order>>, Failure> {
-    let rows = db.query("select id, item from orders order by id desc limit 100", &[]).await?;
+    let rows =
+        db.client().await?.query("select id, item from orders order by id desc limit 100", &[]).await?;
     Ok(Json(rows.iter().map(|row| Order { id: row.get("id"), item: row.get("item") }).collect()))
 }
 
 async fn add(State(db): Db, Json(order): Json<Order>) -> Result<(StatusCode, Json<Order>), Failure> {
-    let row = db.query_one("insert into orders (item) values ($1) returning id", &[&order.item]).await?;
+    let insert = "insert into orders (item) values ($1) returning id";
+    let row = db.client().await?.query_one(insert, &[&order.item]).await?;
     Ok((StatusCode::CREATED, Json(Order { id: row.get("id"), item: order.item })))
 }
 
 /// The database's error for the log, not for the client.
-struct Failure(tokio_postgres::Error);
+struct Failure(Box<dyn std::error::Error>);
 
-impl From<tokio_postgres::Error> for Failure {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self(error)
+impl<E: std::error::Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::state::Idle;
@@ -24,6 +25,8 @@ pub struct Lease {
     pub fallback: Option<FallbackReason>,
     /// How long connect and login took: what the function was spared.
     pub connect_time: Duration,
+    /// When the pool's time to live of this connection is over; `None` for never.
+    pub expires_at: Option<Instant>,
 }
 
 impl Lease {
@@ -33,10 +36,12 @@ impl Lease {
         idle: Idle,
         fallback: Option<FallbackReason>,
     ) -> Result<Self, LeaseError> {
+        let ttl = shared.spec.pool.ttl;
+        let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
         let Connection { stream, session, cancel, connect_time } = idle.connection;
         let slot = LeaseSlot { shared: Arc::clone(shared), cancel };
         match stream.into_fd() {
-            Ok(fd) => Ok(Self { fd, session, slot, fallback, connect_time }),
+            Ok(fd) => Ok(Self { fd, session, slot, fallback, connect_time, expires_at }),
             Err(error) => {
                 let error = ConnectError::new(&shared.spec, ConnectCause::Lost(error));
                 Err(LeaseError::Connect(Arc::new(error)))
@@ -54,6 +59,11 @@ pub struct LeaseSlot {
 }
 
 impl LeaseSlot {
+    /// The place of a connection that was leased in an earlier life of this pool.
+    pub(super) fn inherited(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), cancel: None }
+    }
+
     /// Asks the server to cancel the query that runs on this connection; the function, which has no
     /// cancel key, may ask its agent for this. `false` when the backend has no such request.
     ///
@@ -71,7 +81,7 @@ impl LeaseSlot {
 
 impl Drop for LeaseSlot {
     fn drop(&mut self) {
-        self.shared.lock().release(tokio::time::Instant::now());
+        self.shared.lock().release(Instant::now());
         self.shared.bell.notify_one();
     }
 }

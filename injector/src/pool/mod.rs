@@ -109,6 +109,14 @@ impl Pool {
         }
     }
 
+    /// Counts a connection as leased that somebody holds from an earlier life of this pool, also beyond `max`: it is
+    /// there.
+    pub fn inherit(&self) -> LeaseSlot {
+        let shared = &self.0.0;
+        shared.lock().inherit();
+        LeaseSlot::inherited(shared)
+    }
+
     /// A snapshot for metrics and the admin API.
     pub fn status(&self) -> PoolStatus {
         let shared = &self.0.0;

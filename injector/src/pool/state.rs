@@ -203,6 +203,11 @@ impl State {
         (first, self.waiters.drain(..told).collect())
     }
 
+    /// A lease of an earlier life goes on.
+    pub(super) fn inherit(&mut self) {
+        self.leased += 1;
+    }
+
     /// A lease ended.
     pub(super) fn release(&mut self, now: Instant) {
         self.leased -= 1;

@@ -1,29 +1,43 @@
 //! The control socket between the Headstart agent and one function instance.
 //!
 //! A `SOCK_SEQPACKET` unix socket carries one message per packet, with
-//! descriptors beside it (`SCM_RIGHTS`, unix(7)). One exchange per cold start:
+//! descriptors beside it (`SCM_RIGHTS`, unix(7)). The life of an instance:
 //!
 //! ```text
 //! function                         agent
 //!    | ------- Hello ------------->  |   (with an inherited socket the lease is queued already)
-//!    | <------ Lease + descriptors - |   listener first, then one per granted backend
+//!    | <------ Lease + descriptors - |   listener, activity page, then one per granted backend
 //!    | ------- Ack ----------------> |   the agent closes its copies
 //!    | ------- Ready --------------> |   the function accepts from now on
 //!    | ------- Served -------------> |   once, after the first response
 //!    | ------- Request ------------> |   any time: one more connection of a configured backend
 //!    | <------ Grant + descriptor -- |
+//!    | ------- Returned -----------> |   any time: a connection that was given is closed
+//!    | <------ Freeze -------------- |   stop accepting, you are about to be frozen
+//!    | ------- Quiet or Busy ------> |   after Busy the function goes on as if nothing was said
+//!    |   (frozen, for any time)      |
+//!    | <------ Thaw ---------------- |   also without having been frozen in the end
+//!    | ------- Thawed -------------> |   the function accepts again
 //! ```
+//!
+//! Each Freeze gets one Quiet or Busy, each Thaw one Thawed. Connections that are closed because of
+//! a Freeze or found dead at a Thaw are Returned before its answer. How many client connections are
+//! open takes no message: both sides look into the [`Activity`] page.
 //!
 //! A packet is `b"HS"`, the version byte, a zero byte, and a JSON body: small,
 //! readable in a trace, and easy to speak from any language.
 
+mod activity;
 mod channel;
 mod message;
+mod queue;
 
+pub use activity::{Activity, PAGE_BYTES, Seen};
 pub use channel::{Channel, Received};
 pub use message::{
     Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, Session, ToAgent, ToFunction, VERSION,
 };
+pub use queue::accept_queue;
 
 /// Environment variable that names the inherited control descriptor, in decimal.
 pub const CONTROL_FD_ENV: &str = "HEADSTART_CONTROL_FD";

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::WireError;
 
 /// Version of the protocol; both sides close a socket that speaks another one.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Bytes before the JSON body: `H`, `S`, version, zero.
 pub const HEADER_BYTES: usize = 4;
@@ -82,6 +82,20 @@ pub enum ToAgent {
         /// The backend's name.
         backend: String,
     },
+    /// To [`ToFunction::Freeze`]: nothing is open, nothing is accepted until the thaw.
+    Quiet {},
+    /// To [`ToFunction::Freeze`]: not now; the function goes on as before.
+    Busy {},
+    /// To [`ToFunction::Thaw`]: connections were checked, the function accepts again.
+    Thawed {
+        /// Since when.
+        thawed_ns: u64,
+    },
+    /// One connection of this backend, which the agent had given, is closed.
+    Returned {
+        /// The backend's name.
+        backend: String,
+    },
 }
 
 impl Direction for ToAgent {
@@ -97,11 +111,20 @@ impl Direction for ToAgent {
 #[serde(rename_all = "snake_case")]
 pub enum ToFunction {
     /// Everything an instance is born with. Descriptors: the listening socket,
-    /// then one per [`GrantStatus::Ready`] in order.
+    /// the page of [`Activity`](crate::Activity), then one per [`GrantStatus::Ready`] in order.
     Lease(Lease),
     /// One backend connection, later: the end of a [`GrantStatus::Pending`], or
     /// the answer to a [`ToAgent::Request`]. One descriptor when it is ready.
     Grant(Grant),
+    /// The instance is about to be frozen: stop accepting, and say [`ToAgent::Quiet`];
+    /// or [`ToAgent::Busy`] when that cannot be.
+    Freeze {
+        /// Before that, close all backend connections and say [`ToAgent::Returned`] for each.
+        return_backends: bool,
+    },
+    /// The instance runs again: look after the backend connections, accept, and
+    /// say [`ToAgent::Thawed`].
+    Thaw {},
 }
 
 impl Direction for ToFunction {
@@ -109,8 +132,9 @@ impl Direction for ToFunction {
 
     fn descriptors(&self) -> usize {
         match self {
-            Self::Lease(lease) => 1 + lease.backends.iter().filter(|grant| grant.is_ready()).count(),
+            Self::Lease(lease) => 2 + lease.backends.iter().filter(|grant| grant.is_ready()).count(),
             Self::Grant(grant) => usize::from(grant.is_ready()),
+            Self::Freeze { .. } | Self::Thaw {} => 0,
         }
     }
 }
@@ -122,6 +146,9 @@ pub struct Lease {
     pub function: String,
     /// The instance's identifier, unique on the node while the agent runs.
     pub instance: String,
+    /// Client connections that it may have open at a time; no limit if none.
+    #[serde(default)]
+    pub concurrency: Option<u32>,
     /// One grant per configured backend, in the order of the configuration.
     pub backends: Vec<Grant>,
 }
@@ -153,6 +180,10 @@ pub enum GrantStatus {
     Ready {
         /// What the function must know to act as if it had logged in.
         session: Session,
+        /// From when on it is too old to be used after a thaw, in nanoseconds of
+        /// `CLOCK_MONOTONIC`; never if none.
+        #[serde(default)]
+        expires_ns: Option<u64>,
     },
     /// The pool was empty; a connection is being made and follows as a [`ToFunction::Grant`].
     Pending,
@@ -194,12 +225,14 @@ mod tests {
             database: "orders".into(),
             parameters: vec![("server_version".into(), "15.1".into())],
         };
-        let ready = Grant { backend: "db".into(), status: GrantStatus::Ready { session } };
+        let ready =
+            Grant { backend: "db".into(), status: GrantStatus::Ready { session, expires_ns: Some(9) } };
         let failed =
             Grant { backend: "cache".into(), status: GrantStatus::Failed { reason: "refused".into() } };
         ToFunction::Lease(Lease {
             function: "orders".into(),
             instance: "orders-1".into(),
+            concurrency: Some(1),
             backends: vec![ready, failed],
         })
     }
@@ -207,7 +240,7 @@ mod tests {
     #[test]
     fn a_lease_survives_the_wire_and_announces_its_descriptors() {
         let message = lease();
-        assert_eq!(message.descriptors(), 2, "the listener and one ready backend");
+        assert_eq!(message.descriptors(), 3, "the listener, the page and one ready backend");
         let packet = message.encode().unwrap();
         assert_eq!(ToFunction::decode(&packet).unwrap(), message);
     }
@@ -227,10 +260,38 @@ mod tests {
             (&magic[..], "header"),
             (&reserved[..], "header"),
             (&version[..], "version"),
-            (b"HS\x01\0{\"made_up\":{}}", "body"),
+            (b"HS\x02\0{\"made_up\":{}}", "body"),
         ] {
             assert_eq!(ToAgent::decode(packet).unwrap_err().reason(), reason);
         }
+    }
+
+    #[test]
+    fn a_life_after_the_first_response_survives_the_wire() {
+        for message in [
+            ToAgent::Quiet {},
+            ToAgent::Busy {},
+            ToAgent::Thawed { thawed_ns: 7 },
+            ToAgent::Returned { backend: "db".into() },
+        ] {
+            assert_eq!(ToAgent::decode(&message.encode().unwrap()).unwrap(), message);
+        }
+        for message in [ToFunction::Freeze { return_backends: true }, ToFunction::Thaw {}] {
+            assert_eq!(message.descriptors(), 0);
+            assert_eq!(ToFunction::decode(&message.encode().unwrap()).unwrap(), message);
+        }
+        let thaw = ToFunction::Thaw {}.encode().unwrap();
+        assert_eq!(&thaw[HEADER_BYTES..], br#"{"thaw":{}}"#, "as the documentation promises");
+    }
+
+    #[test]
+    fn a_limit_that_is_not_there_is_none() {
+        let packet = b"HS\x02\0{\"lease\":{\"function\":\"f\",\"instance\":\"f-1\",\"backends\":[\
+            {\"backend\":\"db\",\"status\":\"ready\",\"session\":{\"kind\":\"tcp\"}}]}}";
+        let ToFunction::Lease(lease) = ToFunction::decode(packet).unwrap() else { panic!("no lease") };
+        assert_eq!(lease.concurrency, None);
+        let ready = GrantStatus::Ready { session: Session::Tcp, expires_ns: None };
+        assert_eq!(lease.backends[0].status, ready);
     }
 
     #[test]
@@ -247,7 +308,7 @@ mod tests {
         }
 
         #[test]
-        fn no_body_panics(body in "\\{\"(hello|ack|ready|lease|grant|request)\":.{0,64}") {
+        fn no_body_panics(body in "\\{\"(hello|ack|ready|lease|grant|request|returned|freeze|thaw|thawed)\":.{0,64}") {
             let mut packet = vec![b'H', b'S', VERSION, 0];
             packet.extend_from_slice(body.as_bytes());
             let _ = ToAgent::decode(&packet);

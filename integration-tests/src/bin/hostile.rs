@@ -60,6 +60,23 @@ fn act(mode: &str) -> Result<()> {
         }
         // Alive and well, but never ready.
         "silent" => attach(),
+        // Ready, and then it takes nobody.
+        "hang" => {
+            attach()?;
+            say(READY)
+        }
+        // What was started is gone at once; what it has started lives on.
+        "fork" => {
+            process::Command::new("/proc/self/exe").env("MODE", "child").spawn()?;
+            process::exit(0)
+        }
+        "child" => Ok(()),
+        "hog" => {
+            let mut memory = Vec::new();
+            loop {
+                memory.push(std::hint::black_box(vec![1u8; 1 << 20]));
+            }
+        }
         // As the first process of its namespace it does not even have to ignore SIGTERM.
         "stubborn" => {
             attach()?;
@@ -73,7 +90,7 @@ fn act(mode: &str) -> Result<()> {
         "out_of_order" => say(READY),
         "descriptors" => {
             let rights = [ControlMessage::ScmRights(&[1; 200])];
-            let bytes = [b"HS\x01\0", HELLO.as_bytes()].concat();
+            let bytes = [b"HS\x02\0", HELLO.as_bytes()].concat();
             sendmsg::<()>(CONTROL, &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
             Ok(())
         }
@@ -97,7 +114,7 @@ fn act(mode: &str) -> Result<()> {
     }
 }
 
-/// Takes the lease, drops its backends, keeps its listener.
+/// Takes the lease, drops its page and its backends, keeps its listener.
 fn attach() -> Result<()> {
     close(LISTENER)?;
     let mut space = nix::cmsg_space!([RawFd; 17]);
@@ -109,7 +126,7 @@ fn attach() -> Result<()> {
 }
 
 fn say(body: &str) -> Result<()> {
-    packet(&[b"HS\x01\0", body.as_bytes()].concat())
+    packet(&[b"HS\x02\0", body.as_bytes()].concat())
 }
 
 fn packet(bytes: &[u8]) -> Result<()> {

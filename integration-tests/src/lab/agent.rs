@@ -132,7 +132,12 @@ impl Agent {
 
     /// Stops the function's instances: `POST /api/v1/functions/NAME/stop`.
     pub fn stop_function(&self, name: &str) -> Result<()> {
-        self.success("POST", &format!("/api/v1/functions/{name}/stop")).map(drop)
+        self.operate(name, "stop")
+    }
+
+    /// Asks for an operation: `POST /api/v1/functions/NAME/OPERATION`.
+    pub fn operate(&self, name: &str, operation: &str) -> Result<()> {
+        self.success("POST", &format!("/api/v1/functions/{name}/{operation}")).map(drop)
     }
 
     /// Waits until the function is in `state` (`"cold"`, `"ready"`), and returns how the API shows it.

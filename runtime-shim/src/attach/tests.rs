@@ -56,8 +56,11 @@ fn another_version_is_named_in_the_error() {
     let error = Attachment::over(channel, 7, PATIENCE).unwrap_err();
     assert_eq!(
         crate::report::chain(&error),
-        "the agent's lease cannot be received: a control message has version 2, this side speaks 1: \
-         rebuild the function or the agent"
+        format!(
+            "the agent's lease cannot be received: a control message has version {}, this side speaks {VERSION}: \
+             rebuild the function or the agent",
+            VERSION + 1
+        )
     );
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use headstart_wire::{CONTROL_FD_ENV, Channel, Grant, Lease, ToAgent, ToFunction};
+use headstart_wire::{Activity, CONTROL_FD_ENV, Channel, Grant, Lease, ToAgent, ToFunction};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -35,8 +35,10 @@ impl Instance {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (backends, sockets): (Vec<_>, Vec<_>) = backends.into_iter().unzip();
-        let lease = Lease { function: "test".into(), instance: "test-1".into(), backends };
-        let mut descriptors = vec![listener.as_fd()];
+        let (_, page) = Activity::create().unwrap();
+        let (function, instance) = ("test".into(), "test-1".into());
+        let lease = Lease { function, instance, concurrency: None, backends };
+        let mut descriptors = vec![listener.as_fd(), page.as_fd()];
         descriptors.extend(sockets.iter().flatten().map(AsFd::as_fd));
         let (agent, function) = Channel::pair().unwrap();
         agent.send(&ToFunction::Lease(lease), &descriptors).unwrap();

@@ -14,7 +14,10 @@ fn open_descriptors() -> usize {
 }
 
 fn grant() -> ToFunction {
-    ToFunction::Grant(Grant { backend: "db".into(), status: GrantStatus::Ready { session: Session::Tcp } })
+    ToFunction::Grant(Grant {
+        backend: "db".into(),
+        status: GrantStatus::Ready { session: Session::Tcp, expires_ns: None },
+    })
 }
 
 /// Sends any bytes with any descriptors, as a hostile peer would.
@@ -28,13 +31,18 @@ fn send_raw(channel: &Channel, packet: &[u8], descriptors: &[RawFd]) {
 fn descriptors_arrive_in_order_and_close_on_exec() {
     let _alone = ALONE.lock();
     let (agent, function) = Channel::pair().unwrap();
-    let files = [File::open("/dev/null").unwrap(), File::open("/dev/zero").unwrap()];
+    let files = ["/dev/null", "/dev/zero", "/dev/full"];
+    let opened = files.map(|file| File::open(file).unwrap());
     let lease = ToFunction::Lease(Lease {
         function: "f".into(),
         instance: "f-1".into(),
-        backends: vec![Grant { backend: "db".into(), status: GrantStatus::Ready { session: Session::Tcp } }],
+        concurrency: None,
+        backends: vec![Grant {
+            backend: "db".into(),
+            status: GrantStatus::Ready { session: Session::Tcp, expires_ns: None },
+        }],
     });
-    agent.send(&lease, &[files[0].as_fd(), files[1].as_fd()]).unwrap();
+    agent.send(&lease, &opened.each_ref().map(AsFd::as_fd)).unwrap();
     let received = function.recv::<ToFunction>().unwrap();
     assert_eq!(received.message, lease);
     let targets: Vec<_> = received
@@ -42,7 +50,7 @@ fn descriptors_arrive_in_order_and_close_on_exec() {
         .iter()
         .map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap())
         .collect();
-    assert_eq!(targets, ["/dev/null", "/dev/zero"].map(std::path::PathBuf::from));
+    assert_eq!(targets, files.map(std::path::PathBuf::from));
     let flags = nix::fcntl::fcntl(&received.descriptors[0], nix::fcntl::FcntlArg::F_GETFD).unwrap();
     assert_eq!(flags, nix::libc::FD_CLOEXEC);
 }
@@ -72,8 +80,8 @@ fn hostile_packets_are_refused_and_leak_nothing() {
         (&vec![b'x'; ToAgent::MAX_BYTES + 1][..], &many[..1], "oversized"),
         (&vec![b'x'; 100_000][..], &many[..], "oversized"),
         (&good[..3], &many[..1], "header"),
-        (b"HS\x02\0{}", &many[..1], "version"),
-        (b"HS\x01\0{", &many[..1], "body"),
+        (b"HS\x01\0{}", &many[..1], "version"),
+        (b"HS\x02\0{", &many[..1], "body"),
     ] {
         send_raw(&function, packet, descriptors);
         assert_eq!(agent.recv::<ToAgent>().unwrap_err().reason(), reason);

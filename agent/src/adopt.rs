@@ -1,0 +1,51 @@
+//! `adopt`: takes over the running instances of an earlier agent.
+//!
+//! Three things must have outlived it: the instance's note, and its control socket and activity page in the service
+//! manager's descriptor store. Then nothing is lost: what the instance says meanwhile waits in the socket. One of which
+//! something is missing, or whose configuration has changed, goes on serving until it is asked to stop, like any
+//! survivor.
+
+use headstart_wire::Activity;
+
+use crate::manager::Manager;
+use crate::node::{Adopted, Service};
+use crate::start::{Note, Survivors};
+
+/// Takes over what can be taken over, and leaves the rest to `survivors`. A function's number is its place in `services`.
+pub async fn adopt(survivors: &mut Survivors, manager: &mut Manager, services: &[Service]) -> Vec<Adopted> {
+    let mut adopted = Vec::new();
+    for (instance, note) in survivors.notes() {
+        let Some((function, service)) = (0..).zip(services).find(|(_, service)| fits(service, &note)) else {
+            tracing::info!(
+                instance,
+                "not taken over: its function has changed, or is not configured any more"
+            );
+            continue;
+        };
+        let Some((control, page)) = manager.take_instance(&instance) else {
+            tracing::info!(instance, "not taken over: the service manager has not kept its descriptors");
+            continue;
+        };
+        let activity = match page.try_clone().and_then(Activity::adopt) {
+            Ok(activity) => activity,
+            Err(error) => {
+                tracing::warn!(instance, "not taken over: its activity cannot be seen: {error}");
+                continue;
+            }
+        };
+        // From here on it is this agent's: nobody else may read its output.
+        survivors.keep(&instance);
+        match service.runtime.adopt(&instance).await {
+            Ok(process) => {
+                tracing::info!(instance, frozen = note.frozen, "taken over from an earlier agent");
+                adopted.push(Adopted { function, instance, process, control, page, activity, note });
+            }
+            Err(error) => tracing::error!(instance, reason = error.reason(), "not taken over: {error}"),
+        }
+    }
+    adopted
+}
+
+fn fits(service: &Service, note: &Note) -> bool {
+    service.name == note.function && service.fingerprint == note.fingerprint
+}

@@ -1,0 +1,34 @@
+//! What can be seen of a function's connections, without asking anybody: the kernel's accept queue, and the pages
+//! on which instances count.
+
+use crate::event::InstanceId;
+
+/// Read just before an event is decided.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Complete connections that nobody has accepted yet.
+    pub queued: u32,
+    /// Connections that were accepted so far: by instances that count, and by the agent itself.
+    pub accepted: u64,
+    /// The instances that were let go and are not known to be gone.
+    pub instances: Vec<(InstanceId, Use)>,
+}
+
+impl Load {
+    /// What is seen of one instance.
+    pub(super) fn of(&self, instance: InstanceId) -> Use {
+        let found = self.instances.iter().find(|(known, _)| *known == instance);
+        found.map(|(_, seen)| *seen).unwrap_or_default()
+    }
+}
+
+/// What one instance says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Use {
+    /// Connections that are open now; `None` when it does not count them.
+    pub open: Option<u32>,
+    /// Connections that it has accepted in its life.
+    pub accepted: u64,
+    /// When one was last opened or closed, in nanoseconds of `CLOCK_MONOTONIC`; 0 for never.
+    pub changed_ns: u64,
+}

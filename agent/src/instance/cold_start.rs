@@ -1,0 +1,84 @@
+//! The times of one instance's cold start, and who is told of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::inject::Said;
+use crate::measure::{self, Outcome, Starts, Timeline, now_ns};
+
+pub(super) struct ColdStart {
+    timeline: Timeline,
+    /// Since when connections wait; 0 while none does.
+    connected_ns: Arc<AtomicU64>,
+    starts: Arc<Starts>,
+}
+
+impl ColdStart {
+    pub(super) fn new(timeline: Timeline, connected_ns: Arc<AtomicU64>, starts: Arc<Starts>) -> Self {
+        Self { timeline, connected_ns, starts }
+    }
+
+    /// The lease is queued, and the container is about to be let go.
+    pub(super) fn begun(&mut self) {
+        self.timeline.start_ns = now_ns();
+    }
+
+    /// The runtime saw the exec, perhaps only after the function has spoken: that it speaks shows it too.
+    pub(super) fn executed(&mut self, exec_ns: u64) {
+        let timeline = &mut self.timeline;
+        let exec_ns = Timeline::clamp(exec_ns, timeline.start_ns, now_ns());
+        timeline.exec_ns = Some(timeline.exec_ns.map_or(exec_ns, |shown_ns| exec_ns.min(shown_ns)));
+    }
+
+    /// Notes what the instance said.
+    pub(super) fn heard(&mut self, said: Said) {
+        let timeline = &mut self.timeline;
+        let now = now_ns();
+        let after = |step: Option<u64>| step.unwrap_or(timeline.start_ns);
+        match said {
+            Said::Hello { hello_ns } => {
+                let hello_ns = Timeline::clamp(hello_ns, after(timeline.exec_ns), now);
+                timeline.hello_ns = Some(hello_ns);
+                timeline.exec_ns.get_or_insert(hello_ns);
+            }
+            Said::Injected { injected_ns } => {
+                timeline.injected_ns = Some(Timeline::clamp(injected_ns, after(timeline.hello_ns), now));
+            }
+            Said::Ready { ready_ns } => {
+                timeline.ready_ns = Some(Timeline::clamp(ready_ns, after(timeline.injected_ns), now));
+                let connected_ns = self.connected_ns.load(Ordering::Relaxed);
+                timeline.connected_ns = (connected_ns > 0).then_some(connected_ns);
+                self.known(Outcome::Ready);
+            }
+            Said::Served { accept_ns, first_response_ns } => {
+                let accept_ns = Timeline::clamp(accept_ns, after(timeline.ready_ns), now);
+                timeline.accept_ns = Some(accept_ns);
+                timeline.first_response_ns = Some(Timeline::clamp(first_response_ns, accept_ns, now));
+                timeline.update();
+                measure::record_stages(timeline, &timeline.stages.named()[6..]);
+                timeline.log();
+                self.starts.put(timeline);
+            }
+            Said::Quiet | Said::Busy | Said::Thawed { .. } | Said::Holds | Said::Closed => {}
+        }
+    }
+
+    /// The instance is gone.
+    pub(super) fn ended(&mut self) {
+        if self.timeline.ready_ns.is_none() {
+            self.known(Outcome::Failed);
+        }
+        if self.timeline.accept_ns.is_none() {
+            self.timeline.log();
+        }
+    }
+
+    fn known(&mut self, outcome: Outcome) {
+        let timeline = &mut self.timeline;
+        timeline.outcome = outcome;
+        timeline.update();
+        measure::record_outcome(timeline);
+        measure::record_stages(timeline, &timeline.stages.named()[..6]);
+        self.starts.put(timeline);
+    }
+}
