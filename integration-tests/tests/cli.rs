@@ -67,7 +67,7 @@ fn an_operator_wakes_a_function_stops_it_and_is_told_what_comes_of_it() {
     assert!(facts["last_start"]["stages"]["total"].as_f64().unwrap() > 0.0, "{facts}");
     says(&text, &[facts["why"].as_str().unwrap(), facts["next_syn_text"].as_str().unwrap()]);
 
-    assert_eq!(told(agent.admin(), &["stop", "orders"]), "orders: its instance is being stopped\n");
+    assert_eq!(told(agent.admin(), &["stop", "orders"]), "orders: its instances are being stopped\n");
     function.rest(&agent, "orders").unwrap();
     assert!(agent.stop().unwrap().success());
 }
@@ -126,7 +126,12 @@ fn explain_tells_of_a_function_that_cannot_start_when_it_is_tried_again() {
     .unwrap();
     says(
         &text,
-        &["orders (", "is failed: it could not be started", "is tried again in ", "The last error: "],
+        &[
+            "orders (",
+            "is failed: as many starts have failed in a row as `start_attempts` allows",
+            "is answered by the agent (http-503)",
+            "The last error: instance ended before it was ready: exit code 3",
+        ],
     );
     says(&text, &["asked for by api): failed"]);
     says(&told(agent.admin(), &["wake", "orders"]), &["its starts fail", "wake it again in "]);

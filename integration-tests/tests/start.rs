@@ -142,15 +142,19 @@ fn what_does_not_start_says_why_and_harms_nobody() {
         })
         .unwrap()
     };
-    let starts = failed(4);
+    let starts = failed(3);
     assert!(starts.iter().all(|start| start["outcome"] == "failed"), "{starts:?}");
     let began: Vec<u64> =
         starts.iter().map(|start| start["start_ns"].as_u64().unwrap() / 1_000_000).collect();
     let pauses: Vec<u64> = began.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    for (pause, least) in pauses.iter().zip([100, 200, 400]) {
+    for (pause, least) in pauses.iter().zip([100, 200]) {
         assert!(*pause >= least, "pauses of {pauses:?} ms");
     }
-    drop(waiting);
+    // After three it is left alone, and whoever waits is told so.
+    let said = told(waiting);
+    assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("\r\nRetry-After: "), "{said}");
+    assert!(told(client_that_waits(&crashes)).starts_with("HTTP/1.1 503 "), "also who comes later, at once");
+    assert_eq!(failed(3).len(), 3);
 
     // It lives but is never ready: ended at its deadline.
     never_ready.rest(&agent, &silent).unwrap();
@@ -312,6 +316,16 @@ fn wake(agent: &Agent, name: &str) {
 /// Connects and says nothing: demand for as long as it is kept.
 fn client_that_waits(function: &Function) -> std::net::TcpStream {
     std::net::TcpStream::connect_timeout(&function.local(), LIMIT).unwrap()
+}
+
+/// What a client is told that asks for nothing special.
+fn told(mut client: std::net::TcpStream) -> String {
+    use std::io::{Read as _, Write as _};
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    text
 }
 
 /// What the API shows as the function's last error, once there is one.
