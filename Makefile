@@ -21,12 +21,13 @@ demo: install ## Three requests side by side: warm, cold, cold the usual way (ro
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@target/release/demo
 
-# Both halves run, also when the first breaks a promise: the report shows by how much.
-bench: install ## Measures cost per packet, and cold starts under a flood: target/bench/report.md (root).
+# All parts run, also when one breaks a promise: the report shows by how much.
+bench: install ## Measures cost per packet, lifecycle, cold starts under a flood: target/bench/report.md (root).
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@rm -rf target/bench && mkdir -p target/bench
-	@packets=0; cargo bench --locked -p headstart-ebpf || packets=$$?; \
-	target/release/bench && exit "$$packets"
+	@failed=0; cargo bench --locked -p headstart-ebpf || failed=$$?; \
+	target/release/lifecycle || failed=$$?; \
+	target/release/bench && exit "$$failed"
 
 ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 	@bash ebpf/build.sh
