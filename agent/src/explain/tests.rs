@@ -90,10 +90,15 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
         (
             json!({
                 "state": "ready", "instances": 2, "concurrency": 1, "min_ready": 1,
-                "running": [ready(Some(1)), ready(None)],
+                "running": [ready(Some(1)), ready(Some(1))],
             }),
             Next::WaitForRoom,
-            ["instances accept", "does not count its connections", "one of the 2 instances, all that"],
+            ["instances accept", "2 open connections, min_ready = 1.", "one of the 2 instances, all that"],
+        ),
+        (
+            json!({ "state": "ready", "instances": 1, "stop_after_seconds": 900.0, "running": [ready(None)] }),
+            Next::Nothing,
+            ["an instance accepts", "does not count its connections", "it does not count connections."],
         ),
         (
             json!({ "state": "ready", "instances": 1, "stop_after_seconds": 900.0, "running": [ready(Some(0))] }),
