@@ -201,7 +201,12 @@ impl Function {
             Event::Changed { policy, replace } => self.changed(policy, replace, now_ns, &mut actions),
             Event::Parked(instance) => self.on_parked(instance, now_ns, &mut actions),
             Event::PrepareFailed(instance) => self.prepare_failed(instance, now_ns, &mut actions),
-            Event::Ready(instance) => self.ready(instance, now_ns, &mut actions),
+            Event::Ready(instance) => {
+                self.ready(instance, now_ns, &mut actions);
+                if self.is_unseen(load) {
+                    self.waiting.lose_sight();
+                }
+            }
             Event::Served(instance) => self.served(instance, load, now_ns, node),
             Event::Frozen(instance) => self.frozen(instance, load, now_ns, &mut actions),
             Event::NotFrozen { instance, busy } => self.not_frozen(instance, busy, now_ns, &mut actions),
@@ -257,7 +262,8 @@ impl Function {
         if demand.trigger.is_early() {
             let joins = self.fits(load);
             let deadline_ns = now_ns.saturating_add(nanos(self.policy.unused_after));
-            self.waiting.promise(Promise { demand, deadline_ns, paid, joins, started: false });
+            let unseen = self.is_unseen(load);
+            self.waiting.promise(Promise { demand, deadline_ns, paid, joins, started: false, unseen });
             if joins {
                 let ready = self.instances.values().any(|one| one.state == State::Ready);
                 actions.push(Action::Suppress(demand, if ready { Reason::Ready } else { Reason::Starting }));
@@ -296,6 +302,11 @@ impl Function {
     fn is_late(&mut self, demand: &Demand, now_ns: u64) -> bool {
         now_ns.saturating_sub(demand.at_ns) >= nanos(self.policy.unused_after)
             || self.waiting.is_late(demand.at_ns)
+    }
+
+    /// Whether an instance that does not count accepts connections.
+    fn is_unseen(&self, load: &Load) -> bool {
+        self.instances.iter().any(|(id, one)| one.state == State::Ready && load.of(*id).open.is_none())
     }
 
     /// Whether one more connection fits into the instances that are there or on their way.

@@ -24,6 +24,8 @@ pub(super) struct Promise {
     pub(super) joins: bool,
     /// An instance was let go or thawed for it.
     pub(super) started: bool,
+    /// An instance that does not count its connections is ready for it: nobody will know that it has come.
+    pub(super) unseen: bool,
 }
 
 /// Everybody who waits for one function.
@@ -110,7 +112,13 @@ impl Waiting {
 
     /// Connections that wait or were promised.
     pub(super) fn demand(&self) -> u64 {
-        u64::from(self.queued()) + self.promises.len() as u64
+        let promised = self.promises.iter().filter(|promise| !promise.unseen).count();
+        u64::from(self.queued()) + promised as u64
+    }
+
+    /// From now on those who were promised may come without being seen: they are no demand any more.
+    pub(super) fn lose_sight(&mut self) {
+        self.promises.iter_mut().for_each(|promise| promise.unseen = true);
     }
 
     /// How many of the queue came at that time or before.
@@ -141,7 +149,8 @@ impl Waiting {
     /// The first promise for which nothing was started: from now on something was. Those for which there was room
     /// come last.
     pub(super) fn start_one(&mut self) -> Option<Demand> {
-        let first = |joins| self.promises.iter().position(|one| !one.started && (joins || !one.joins));
+        let first =
+            |joins| self.promises.iter().position(|one| !one.started && !one.unseen && (joins || !one.joins));
         let promise = self.promises.get_mut(first(false).or_else(|| first(true))?)?;
         promise.started = true;
         Some(promise.demand)
@@ -200,7 +209,14 @@ mod tests {
     #[test]
     fn a_connection_keeps_one_promise_and_an_expired_one_is_given_back() {
         let demand = Demand::local(Trigger::Syn, 0);
-        let promise = |deadline_ns| Promise { demand, deadline_ns, paid: true, joins: false, started: false };
+        let promise = |deadline_ns| Promise {
+            demand,
+            deadline_ns,
+            paid: true,
+            joins: false,
+            started: false,
+            unseen: false,
+        };
         let mut waiting = Waiting::default();
         for deadline_ns in [100, 110, 120] {
             assert!(waiting.promise(promise(deadline_ns)));
@@ -226,7 +242,8 @@ mod tests {
     #[test]
     fn promises_are_bounded() {
         let demand = Demand::local(Trigger::Syn, 0);
-        let promise = Promise { demand, deadline_ns: 1, paid: false, joins: false, started: false };
+        let promise =
+            Promise { demand, deadline_ns: 1, paid: false, joins: false, started: false, unseen: false };
         let mut waiting = Waiting::default();
         let taken = (0..10_000).filter(|_| waiting.promise(promise)).count();
         assert_eq!(taken, PROMISES_MAX);

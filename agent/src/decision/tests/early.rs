@@ -279,14 +279,21 @@ fn a_start_that_fails_says_nothing_about_its_client() {
 }
 
 #[test]
-fn a_client_that_is_expected_is_expected_by_the_next_instance_too() {
+fn a_client_that_is_expected_is_expected_by_the_next_instance_too_unless_it_may_have_come_unseen() {
+    let mut function = Alone::cold(policy(1));
+    function.on(Event::Demand(syn(1, 5)), 5);
+    function.on(Event::Ready(1), 6);
+    function.on(Event::Parked(2), 7);
+    let actions = function.on(Event::Gone { instance: 1, end: End::Exited }, SECOND);
+    assert!(released(&actions), "its promise stands: {actions:?}");
+    assert_eq!(unused(&function.on(Event::Timer, 11 * SECOND)), 1, "one client, who did not come, once");
     let mut node = Node::new(1, rates(1, 8), rates(1, 32));
     node.ask(0, syn(1, 0), 0);
     node.on(0, Event::Ready(1), 1);
     node.on(0, Event::Parked(2), 2);
-    let actions = node.ends(0, 1, End::Exited, SECOND);
-    assert!(released(&actions), "its promise stands: {actions:?}");
-    assert_eq!(unused(&node.on(0, Event::Timer, 10 * SECOND)), 1, "one client, who did not come, once");
+    assert!(!released(&node.on(0, Event::Stop, 3)), "the instance does not say whether it has come");
+    assert!(!released(&node.ends(0, 1, End::Asked, SECOND)));
+    assert_eq!(unused(&node.on(0, Event::Timer, 10 * SECOND)), 1);
 }
 
 /// A flood: SYNs from anywhere, to any function, with containers that come and go as they like.
