@@ -93,7 +93,11 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
                 "running": [ready(Some(1)), ready(Some(1))],
             }),
             Next::WaitForRoom,
-            ["instances accept", "2 open connections, min_ready = 1.", "one of the 2 instances, all that"],
+            [
+                "instances accept",
+                "2 open connections, min_ready = 1, neither",
+                "one of the 2 instances, all that",
+            ],
         ),
         (
             json!({ "state": "ready", "instances": 1, "stop_after_seconds": 900.0, "running": [ready(None)] }),
