@@ -157,7 +157,7 @@ fn why(function: &Function) -> String {
         }
         State::Failed => "it could not be started, or ended within a second".into(),
         State::Off => "its `max_instances` is 0".into(),
-        State::Closed => "the agent is stopping, or the function is not configured any more".into(),
+        State::Closed => "the agent is stopping".into(),
         State::Unavailable => function.reason.clone().unwrap_or_else(|| "the agent's log says why".into()),
     }
 }
