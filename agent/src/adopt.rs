@@ -33,11 +33,11 @@ pub async fn adopt(survivors: &mut Survivors, manager: &mut Manager, services: &
                 continue;
             }
         };
-        // From here on it is this agent's: nobody else may read its output.
-        survivors.keep(&instance);
         match service.runtime.adopt(&instance).await {
             Ok(process) => {
-                tracing::info!(instance, frozen = note.frozen, "taken over from an earlier agent");
+                // From here on it is this agent's: nobody else may read its output.
+                survivors.keep(&instance);
+                tracing::info!(instance, "taken over from an earlier agent");
                 adopted.push(Adopted { function, instance, process, control, page, activity, note });
             }
             Err(error) => tracing::error!(instance, reason = error.reason(), "not taken over: {error}"),

@@ -150,13 +150,9 @@ impl End {
 pub enum Event {
     /// The agent begins to serve the function.
     Configured,
-    /// An instance of an earlier agent runs, and is now this one's.
-    Adopted {
-        /// The number it has from now on; the agent gives it.
-        instance: InstanceId,
-        /// It is frozen.
-        frozen: bool,
-    },
+    /// An instance of an earlier agent accepts, and is now this one's. The agent gives it the number that it has from
+    /// now on.
+    Adopted(InstanceId),
     /// The configuration was read again.
     Changed {
         /// What holds from now on.

@@ -141,7 +141,6 @@ pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report:
                 fingerprint: birth.fingerprint,
                 trigger: demand.trigger,
                 ready_ns: 0,
-                frozen: false,
                 backends: Vec::new(),
             };
             (Arc::clone(&parked.process), Some(cold_start), note)
@@ -157,7 +156,7 @@ pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report:
         process,
         page,
         keeper: birth.keeper,
-        rest: if note.frozen { Rest::Frozen } else { Rest::Awake },
+        rest: Rest::Awake,
         note,
         return_backends: birth.return_backends,
         stop_grace: birth.stop_grace,
@@ -169,13 +168,9 @@ pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report:
             Ok(page) => Conversation::begin(dowry, &instance.name, parked.control, page),
             Err(error) => Err(error.into()),
         },
-        Life::Adopted { control, .. } => Conversation::resume(
-            dowry,
-            &instance.name,
-            control,
-            &instance.note.backends,
-            instance.note.frozen,
-        ),
+        Life::Adopted { control, .. } => {
+            Conversation::resume(dowry, &instance.name, control, &instance.note.backends)
+        }
     };
     let (end, refusal) = match conversation {
         Ok(mut conversation) => {
@@ -203,8 +198,9 @@ impl Instance {
     ) -> End {
         let process = Arc::clone(&self.process);
         let mut released = self.cold_start.is_none();
-        if let Some(cold_start) = &mut self.cold_start {
-            cold_start.begun();
+        match &mut self.cold_start {
+            Some(cold_start) => cold_start.begun(),
+            None => self.awaken(conversation).await,
         }
         // Lazy: nothing is let go that runs already.
         let (mut release, mut exited) = (process.release(), process.exited());
@@ -282,7 +278,6 @@ impl Instance {
         match frozen {
             Ok(()) => {
                 self.rest = Rest::Frozen;
-                self.keep(conversation);
                 Report::Frozen
             }
             Err(error) => {
@@ -297,6 +292,12 @@ impl Instance {
 
     async fn thaw(&mut self, demand: Demand, conversation: &mut Conversation) {
         self.rest = Rest::Woken(demand);
+        self.awaken(conversation).await;
+    }
+
+    /// Has it run and accept, also when it does already: how far an earlier agent was with a freeze or a thaw nobody
+    /// knows.
+    async fn awaken(&mut self, conversation: &mut Conversation) {
         // Queued first: it is there when the first instruction runs.
         let told = conversation.thaw().map_err(|error| error.to_string());
         let thawed = self.process.thaw().await.map_err(|error| error.to_string());
@@ -332,7 +333,6 @@ impl Instance {
         if !self.kept {
             return;
         }
-        self.note.frozen = self.rest == Rest::Frozen;
         self.note.backends = conversation.held();
         if let Err(error) = self.note.write(self.process.directory()) {
             tracing::error!(instance = self.name, "the next agent will not know it as it is now: {error}");

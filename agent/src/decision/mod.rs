@@ -147,12 +147,6 @@ impl Function {
         self.count(|state| matches!(state, State::Preparing { .. }))
     }
 
-    /// Connections in the accept queue, when it was last looked at.
-    #[must_use]
-    pub fn queued(&self) -> u32 {
-        self.waiting.queued()
-    }
-
     /// Starts per second that SYNs without a key may cause at present.
     #[must_use]
     pub fn rate(&self) -> u32 {
@@ -197,7 +191,7 @@ impl Function {
         match event {
             Event::Configured => {}
             Event::Demand(demand) => self.demand(demand, load, now_ns, node, &mut actions),
-            Event::Adopted { instance, frozen } => self.adopted(instance, frozen, now_ns, &mut actions),
+            Event::Adopted(instance) => self.adopted(instance, now_ns, &mut actions),
             Event::Changed { policy, replace } => self.changed(policy, replace, now_ns, &mut actions),
             Event::Parked(instance) => self.on_parked(instance, now_ns, &mut actions),
             Event::PrepareFailed(instance) => self.prepare_failed(instance, now_ns, &mut actions),
@@ -329,12 +323,11 @@ impl Function {
         }
     }
 
-    fn adopted(&mut self, id: InstanceId, frozen: bool, now_ns: u64, actions: &mut Vec<Action>) {
-        let state = if frozen { State::Frozen } else { State::Ready };
+    fn adopted(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
         self.next_instance = self.next_instance.max(id + 1);
-        let instance = Instance::new(state, Reason::Adopted, now_ns);
+        let instance = Instance::new(State::Ready, Reason::Adopted, now_ns);
         self.instances.insert(id, Instance { released_ns: now_ns, ready_ns: now_ns, ..instance });
-        actions.push(Action::Moved(id, Some(state), Reason::Adopted));
+        actions.push(Action::Moved(id, Some(State::Ready), Reason::Adopted));
     }
 
     fn changed(&mut self, policy: Policy, replace: bool, now_ns: u64, actions: &mut Vec<Action>) {
@@ -455,8 +448,7 @@ impl Function {
 
     fn freeze_all(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         for id in self.in_state(|state| state == State::Ready) {
-            self.set(id, State::Freezing, Reason::Requested, now_ns, actions);
-            actions.push(Action::Freeze(id));
+            self.freeze(id, now_ns, Reason::Requested, now_ns, actions);
         }
     }
 
@@ -502,6 +494,22 @@ impl Function {
     fn stop(&mut self, id: InstanceId, failed: bool, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
         self.set(id, State::Stopping { failed }, reason, now_ns, actions);
         actions.push(Action::Stop(id));
+    }
+
+    /// `idle_ns` is since when it counts as idle.
+    fn freeze(
+        &mut self,
+        id: InstanceId,
+        idle_ns: u64,
+        reason: Reason,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        self.set(id, State::Freezing, reason, now_ns, actions);
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.idle_ns = idle_ns;
+        }
+        actions.push(Action::Freeze(id));
     }
 
     fn thaw(

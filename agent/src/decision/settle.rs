@@ -51,10 +51,9 @@ impl Function {
         }
     }
 
-    /// Instances that had room and took nobody for a whole `queue_timeout`, while the same connection waited. One that
-    /// does not count has room when it is to serve everybody.
-    /// One of less than [`HUNG_MIN`] says nothing: any function may pause so long. Nor does a place that has only become
-    /// free a moment ago.
+    /// Instances that had room and took nobody for a whole `queue_timeout`, while the same connection waited. A wait of
+    /// less than [`HUNG_MIN`] says nothing, any function may pause so long; nor does a place that has only become free a
+    /// moment ago. One that does not count has room when it is to serve everybody.
     fn hung(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
         let head_ns = self.waiting.head_ns();
         let patience_ns = nanos(self.policy.queue_timeout.max(HUNG_MIN));
@@ -189,11 +188,7 @@ impl Function {
             if over(stop_after, idle_ns) {
                 self.stop(id, false, Reason::Idle, now_ns, actions);
             } else if !frozen && over(freeze_after, idle_ns) {
-                self.set(id, State::Freezing, Reason::Idle, now_ns, actions);
-                if let Some(instance) = self.instances.get_mut(&id) {
-                    instance.idle_ns = idle_ns;
-                }
-                actions.push(Action::Freeze(id));
+                self.freeze(id, idle_ns, Reason::Idle, now_ns, actions);
             } else {
                 continue;
             }
@@ -209,7 +204,7 @@ impl Function {
     /// Instances to which nobody is connected, with the time since when.
     fn idle(&self, load: &Load) -> Vec<(InstanceId, u64)> {
         let idle_ns = |id: InstanceId, instance: &Instance| match instance.state {
-            State::Frozen => Some(instance.idle_ns.max(instance.ready_ns)),
+            State::Frozen => Some(instance.idle_ns),
             State::Ready => {
                 let seen = load.of(id);
                 (seen.open == Some(0)).then(|| seen.changed_ns.max(instance.since_ns))

@@ -84,8 +84,6 @@ enum Progress {
     Hello,
     Injected,
     Ready,
-    /// Ready, and what it has said since then it may have said to an earlier agent.
-    Resumed,
     Served,
 }
 
@@ -149,6 +147,8 @@ pub struct Conversation {
     endpoint: Endpoint,
     grants: Grants,
     progress: Progress,
+    /// An earlier agent began it: what the instance says may be the answer to that one, and then means nothing.
+    resumed: bool,
     /// Questions that it has not answered.
     freezes: u32,
     thaws: u32,
@@ -186,6 +186,7 @@ impl Conversation {
             freezes: 0,
             thaws: 0,
             frozen: false,
+            resumed: false,
             unsent: Some((lease, descriptors)),
             refusal: None,
         };
@@ -203,7 +204,6 @@ impl Conversation {
         instance: &str,
         control: OwnedFd,
         held: &[String],
-        frozen: bool,
     ) -> Result<Self, WireError> {
         let grants = Grants::inherited(held, &dowry.pools);
         let control = Channel::from(control);
@@ -213,11 +213,11 @@ impl Conversation {
             instance: instance.to_owned(),
             endpoint: Endpoint::new(Control::Connected(control))?,
             grants,
-            progress: Progress::Resumed,
-            // What the earlier agent asked last it may answer to this one.
-            freezes: u32::from(!frozen),
-            thaws: u32::from(!frozen),
-            frozen,
+            progress: Progress::Ready,
+            resumed: true,
+            freezes: 0,
+            thaws: 0,
+            frozen: false,
             unsent: None,
             refusal: None,
         })
@@ -313,7 +313,10 @@ impl Conversation {
                 self.send_lease()?;
                 Ok(None)
             }
-            endpoint::Received::Message(message) => self.message(message?),
+            endpoint::Received::Message(message) => match self.message(message?) {
+                Err(Refusal::OutOfOrder { .. }) if self.resumed => Ok(None),
+                heard => heard,
+            },
         }
     }
 
@@ -354,8 +357,7 @@ impl Conversation {
                 return answer(&mut self.thaws, "thawed", Said::Thawed { thawed_ns });
             }
         };
-        let resumed = self.progress == Progress::Resumed && from == Progress::Ready;
-        if self.progress != from && !resumed {
+        if self.progress != from {
             return Err(Refusal::OutOfOrder { message: name });
         }
         self.progress = to;

@@ -40,9 +40,9 @@ impl Node {
         for Adopted { function, instance: name, process, control, page, activity, note } in instances {
             let Some(entry) = self.entry(function) else { continue };
             let instance = InstanceId::try_from(entry.running.len()).unwrap_or_default() + 1;
-            let (frozen, page) = (note.frozen, Page { activity: Arc::new(activity), descriptor: page });
+            let page = Page { activity: Arc::new(activity), descriptor: page };
             self.live(function, instance, name, page, Life::Adopted { process, control, note });
-            self.event(function, Event::Adopted { instance, frozen });
+            self.event(function, Event::Adopted(instance));
         }
     }
 

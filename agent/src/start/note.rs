@@ -25,8 +25,6 @@ pub struct Note {
     pub trigger: Trigger,
     /// When it was ready, in nanoseconds of `CLOCK_MONOTONIC`.
     pub ready_ns: u64,
-    /// It is frozen, or is about to be.
-    pub frozen: bool,
     /// The backends of the connections that it holds: one entry for each connection.
     pub backends: Vec<String>,
 }

@@ -20,14 +20,7 @@ const BUSY: &str = "trap 'exit 5' TERM; while :; do :; done";
 
 fn note(function: String) -> Note {
     let backends = vec!["db".to_owned(), "db".to_owned()];
-    Note {
-        function,
-        fingerprint: "f00".to_owned(),
-        trigger: Trigger::Syn,
-        ready_ns: 7,
-        frozen: true,
-        backends,
-    }
+    Note { function, fingerprint: "f00".to_owned(), trigger: Trigger::Syn, ready_ns: 7, backends }
 }
 
 pub(super) async fn the_running_are_taken_over(bed: Bed) {

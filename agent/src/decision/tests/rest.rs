@@ -1,0 +1,144 @@
+//! Idle instances: frozen, thawed, stopped; and those of an earlier agent.
+
+use super::*;
+
+fn resting() -> Policy {
+    Policy {
+        freeze_after: Some(Duration::from_secs(10)),
+        stop_after: Some(Duration::from_mins(1)),
+        ..policy(0)
+    }
+}
+
+/// One instance, which has served its only client by 12.
+fn served() -> Alone {
+    let mut function = Alone::cold(resting());
+    function.arrives(1, 5);
+    function.on(Event::Parked(1), 5);
+    function.on(Event::Ready(1), 10);
+    function.serves(1, 1, 11);
+    function.sees(1, 0, 12);
+    function
+}
+
+fn frozen() -> Alone {
+    let mut function = served();
+    let actions = function.on(Event::Timer, 12 + 10 * SECOND);
+    assert_eq!(orders(&actions)[0], Action::Freeze(1));
+    assert_eq!(moved(&actions), [(1, "freezing", "idle")]);
+    let actions = function.on(Event::Frozen(1), 12 + 11 * SECOND);
+    assert_eq!(moved(&actions), [(1, "frozen", "idle")]);
+    assert_eq!(function.word(12 + 11 * SECOND), "frozen");
+    function
+}
+
+#[test]
+fn an_idle_instance_is_frozen_and_a_syn_thaws_it() {
+    let mut function = frozen();
+    let syn = demand(20 * SECOND);
+    let actions = function.on(Event::Demand(syn), 20 * SECOND);
+    assert_eq!(orders(&actions)[0], Action::Thaw(1, syn));
+    assert_eq!(moved(&actions), [(1, "thawing", "demand")]);
+    let another = demand(20 * SECOND);
+    let actions = function.on(Event::Demand(another), 20 * SECOND);
+    assert_eq!(orders(&actions), [Action::Suppress(another, Reason::Starting)]);
+    let actions = function.on(Event::Ready(1), 20 * SECOND + 1);
+    assert!(moved(&actions).contains(&(1, "ready", "initialised")));
+    // It counts as idle from then on, not from before it was frozen.
+    assert_eq!(orders(&function.on(Event::Timer, 29 * SECOND)), []);
+}
+
+#[test]
+fn a_frozen_instance_is_stopped_when_it_was_idle_for_long_enough() {
+    let mut function = frozen();
+    assert_eq!(orders(&function.on(Event::Timer, 12 + 60 * SECOND - 1)), []);
+    let actions = function.on(Event::Timer, 12 + 60 * SECOND);
+    assert_eq!(orders(&actions), [Action::Stop(1)]);
+    assert_eq!(moved(&actions), [(1, "stopping", "idle")]);
+}
+
+#[test]
+fn one_that_an_operator_froze_counts_as_idle_from_then_on() {
+    let mut function = served();
+    let minute = 60 * SECOND;
+    function.on(Event::Freeze, 9 * SECOND);
+    function.on(Event::Frozen(1), 9 * SECOND);
+    assert_eq!(orders(&function.on(Event::Timer, 12 + minute)), []);
+    assert_eq!(orders(&function.on(Event::Timer, 9 * SECOND + minute)), [Action::Stop(1)]);
+}
+
+#[test]
+fn nobody_is_frozen_or_stopped_while_somebody_is_connected() {
+    let mut function = Alone::ready(resting_one());
+    function.load.queued = 1;
+    function.serves(1, 1, 20);
+    for seconds in 1..200 {
+        assert_eq!(orders(&function.on(Event::Timer, seconds * SECOND)), []);
+    }
+    // One that does not count is never known to be idle.
+    let mut silent = Alone::ready(resting_one());
+    silent.use_of(1).open = None;
+    for seconds in 1..200 {
+        assert_eq!(orders(&silent.on(Event::Timer, seconds * SECOND)), []);
+    }
+}
+
+fn resting_one() -> Policy {
+    Policy { prepared: 1, ..resting() }
+}
+
+#[test]
+fn an_idle_instance_does_not_rest_while_a_client_is_expected() {
+    let settings =
+        Policy { freeze_after: Some(Duration::from_secs(1)), concurrency: Some(1), ..resting_one() };
+    let mut function = Alone::ready(settings);
+    function.on(Event::Demand(demand(SECOND)), SECOND);
+    assert_eq!(orders(&function.on(Event::Timer, 5 * SECOND)), []);
+    let actions = function.on(Event::Timer, 11 * SECOND);
+    assert!(moved(&actions).contains(&(1, "freezing", "idle")), "he did not come: {actions:?}");
+}
+
+#[test]
+fn one_that_was_frozen_with_somebody_connected_is_thawed_at_once() {
+    let mut function = Alone::ready(resting_one());
+    function.on(Event::Freeze, 20);
+    function.load.queued = 1;
+    function.serves(1, 1, 21);
+    let actions = function.on(Event::Frozen(1), 22);
+    assert_eq!(moved(&actions), [(1, "frozen", "idle"), (1, "thawing", "busy")]);
+    assert!(matches!(orders(&actions)[..], [Action::Thaw(1, _)]), "{actions:?}");
+}
+
+#[test]
+fn a_freeze_that_fails_leaves_it_up_and_is_tried_again_later() {
+    for (busy, reason) in [(true, "busy"), (false, "freeze_failed")] {
+        let mut function = served();
+        function.on(Event::Timer, 12 + 10 * SECOND);
+        let actions = function.on(Event::NotFrozen { instance: 1, busy }, 11 * SECOND);
+        assert_eq!(moved(&actions), [(1, "ready", reason)]);
+        assert_eq!(orders(&function.on(Event::Timer, 21 * SECOND - 1)), []);
+        assert_eq!(orders(&function.on(Event::Timer, 21 * SECOND))[0], Action::Freeze(1));
+    }
+}
+
+#[test]
+fn somebody_who_comes_while_it_is_being_frozen_thaws_it() {
+    let mut function = Alone::ready(resting_one());
+    assert_eq!(orders(&function.on(Event::Freeze, 20))[0], Action::Freeze(1));
+    assert_eq!(orders(&function.on(Event::Demand(demand(21)), 21)), [], "it may yet refuse to be frozen");
+    let actions = function.on(Event::Frozen(1), 22);
+    assert_eq!(orders(&actions), [Action::Thaw(1, demand(21))]);
+}
+
+#[test]
+fn an_instance_of_an_earlier_agent_is_as_good_as_one_of_its_own() {
+    let mut function = Alone::new(resting_one());
+    function.load.instances.push((7, Use { open: Some(0), ..Use::default() }));
+    let actions = function.on(Event::Adopted(7), 1);
+    assert_eq!(moved(&actions)[0], (7, "ready", "adopted"));
+    assert_eq!(function.word(1), "ready");
+    let actions = function.on(Event::Configured, 2);
+    assert!(orders(&actions).iter().all(|order| !matches!(order, Action::Prepare(id) if *id <= 7)));
+    let actions = function.on(Event::Demand(demand(3)), 3);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Release(..))), "{actions:?}");
+}
