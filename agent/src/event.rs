@@ -192,6 +192,8 @@ pub enum Event {
     Freeze,
     /// An operator wants the running instances stopped.
     Stop,
-    /// The agent is leaving, or the function is not configured any more: nothing may be started.
+    /// The function is not configured any more: nothing may be started, and whoever comes is turned away.
+    Removed,
+    /// The agent is leaving: nothing may be started. Whoever comes waits for the next agent.
     Shutdown,
 }

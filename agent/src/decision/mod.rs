@@ -74,6 +74,8 @@ pub struct Function {
     woken: Option<Demand>,
     failures: Failures,
     closed: bool,
+    /// Closed for good.
+    removed: bool,
     /// When it was last looked at whether instances take those who wait.
     looked_ns: u64,
     warm: bool,
@@ -97,6 +99,7 @@ impl Function {
             woken: None,
             failures: Failures::default(),
             closed: false,
+            removed: false,
             looked_ns: 0,
             warm: false,
             watch: Watch::Off,
@@ -208,6 +211,10 @@ impl Function {
             Event::Timer => self.timer_ns = self.timer_ns.filter(|at_ns| *at_ns > now_ns),
             Event::Freeze => self.freeze_all(now_ns, &mut actions),
             Event::Stop => self.stop_all(Reason::Requested, now_ns, &mut actions),
+            Event::Removed => {
+                self.removed = true;
+                self.shutdown(now_ns, &mut actions);
+            }
             Event::Shutdown => self.shutdown(now_ns, &mut actions),
         }
         self.settle(load, now_ns, &mut actions);

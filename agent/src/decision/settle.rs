@@ -27,6 +27,8 @@ impl Function {
             self.answer(now_ns, actions);
             self.rest(load, now_ns, actions);
             self.refill(now_ns, actions);
+        } else if self.removed {
+            self.answer(now_ns, actions);
         }
         self.sensors(actions);
         self.timer(load, now_ns, actions);
@@ -155,7 +157,9 @@ impl Function {
     fn answer(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         let nobody =
             self.count(|state| state.has_room() || matches!(state, State::Freezing | State::Frozen)) == 0;
-        let (count, reason) = if self.policy.max_instances == 0 {
+        let (count, reason) = if self.removed {
+            (self.waiting.queued(), Reason::Closed)
+        } else if self.policy.max_instances == 0 {
             (self.waiting.queued(), Reason::Off)
         } else if nobody && self.failures.pause(now_ns) == Some(Reason::Cooldown) {
             (self.waiting.queued(), Reason::Cooldown)
@@ -245,7 +249,7 @@ impl Function {
             actions.push(Action::Warm(enough));
         }
         let watch = match self.policy.concurrency {
-            _ if self.closed => Watch::Off,
+            _ if self.closed && !self.removed => Watch::Off,
             None if ready > 0 => Watch::Slow,
             _ => Watch::Close,
         };

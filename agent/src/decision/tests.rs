@@ -363,6 +363,25 @@ fn a_changed_function_drains_its_instances_and_starts_new_ones() {
 }
 
 #[test]
+fn a_function_that_is_removed_stops_everything_and_turns_clients_away() {
+    let mut function = Alone::ready(policy(1));
+    function.on(Event::Parked(2), 13);
+    function.arrives(2, 14);
+    let actions = function.on(Event::Removed, 20);
+    let expected =
+        [Action::Stop(1), Action::Discard(2), Action::Answer(2, Reason::Closed), Action::Watch(Watch::Close)];
+    assert_eq!(orders(&actions), expected);
+    function.load.queued -= 2;
+    function.load.accepted += 2;
+    assert_eq!(orders(&function.arrives(1, 21)).last(), Some(&Action::Answer(1, Reason::Closed)));
+    function.load.queued -= 1;
+    function.load.accepted += 1;
+    function.on(Event::Gone { instance: 1, end: End::Asked }, 22);
+    assert_eq!(orders(&function.on(Event::Shutdown, 23)), []);
+    assert_eq!(function.word(23), "closed");
+}
+
+#[test]
 fn shutdown_stops_everything_and_nothing_starts_afterwards() {
     let mut function = Alone::ready(policy(1));
     function.on(Event::Parked(2), 13);

@@ -131,6 +131,8 @@ pub(super) struct World {
     /// Clients whose connection could be seen.
     arrived: BTreeSet<ClientId>,
     woken: bool,
+    /// The function is not configured any more.
+    removed: bool,
     /// See [`GAP_NS`].
     gap_ns: u64,
     trace: Option<Vec<String>>,
@@ -169,6 +171,7 @@ impl World {
             told: BTreeSet::new(),
             arrived: BTreeSet::new(),
             woken: false,
+            removed: false,
             gap_ns: GAP_NS,
             trace: trace.then(Vec::new),
         };
@@ -199,6 +202,10 @@ impl World {
             let event =
                 self.rng.one(&[wake, Event::Freeze, Event::Freeze, Event::Stop, Event::Timer, changed]);
             self.at(at_ns, Thing::Event(event));
+        }
+        if self.rng.percent(10) {
+            let at_ns = SECOND + self.rng.below(HORIZON_NS);
+            self.at(at_ns, Thing::Event(Event::Removed));
         }
         if self.rng.percent(20) {
             let (at_ns, by) = (self.rng.below(HORIZON_NS), self.rng.below(60 * SECOND));
@@ -420,6 +427,7 @@ impl World {
     fn tell(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Changed { policy, .. } => self.policy = policy,
+            Event::Removed => self.removed = true,
             Event::Demand(Demand { trigger: Trigger::Api, .. }) => self.woken = true,
             Event::Timer => {
                 let now_ns = self.now_ns;
@@ -450,6 +458,9 @@ impl World {
                 _ => {}
             }
             self.carry_out(action, &why, &load)?;
+        }
+        if started && self.removed {
+            return Err("something starts for a function that was removed".into());
         }
         if started {
             self.is_needed(&load)?;
@@ -620,6 +631,14 @@ impl World {
     fn at_rest(&self) -> Result<(), String> {
         if !self.queue.is_empty() {
             return Err(format!("{} clients wait for ever", self.queue.len()));
+        }
+        if self.removed {
+            let left = self.function.instances().count();
+            return if left == 0 {
+                Ok(())
+            } else {
+                Err(format!("{left} instances of a removed function are left"))
+            };
         }
         let count = |wanted: fn(State) -> bool| {
             self.function.instances().filter(|(_, one)| wanted(one.state)).count()
