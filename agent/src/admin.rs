@@ -7,10 +7,12 @@
 //! | `GET /readyz` | 200 when every function is served, else 503 and which are not |
 //! | `GET /api/v1/starts` | the last 256 cold starts, oldest first |
 //! | `GET /api/v1/functions` | every function with its state |
+//! | `GET /api/v1/functions/NAME` | the same of one |
 //! | `GET /api/v1/backends` | every pool with its connections and its last error |
 //! | `POST /api/v1/functions/NAME/wake` | start it as if a client had come |
 //! | `POST /api/v1/functions/NAME/freeze` | freeze the idle instances |
 //! | `POST /api/v1/functions/NAME/stop` | stop the running instances |
+//! | `POST /api/v1/reload` | read the configuration again: 200 and what has changed, else 409 and why nothing has |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,13 +24,15 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use headstart_config::Function;
 use headstart_injector::{Pool, PoolStatus};
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::measure::{self, Export, Starts, Timeline};
 use crate::node::{FunctionStatus, Handle, Operation};
+use crate::reload::ReloadRequest;
 use crate::syn::Attached;
 
 /// A configured function that cannot be served, and why.
@@ -40,6 +44,23 @@ pub struct Unavailable {
     pub reason: String,
 }
 
+impl Unavailable {
+    /// Also says so in the log.
+    pub(crate) fn because(function: &Function, reason: String) -> Self {
+        tracing::error!(function = function.name, "not served: {reason}");
+        Self { name: function.name.clone(), reason }
+    }
+}
+
+/// What the configuration says of, apart from functions that are served.
+#[derive(Default)]
+pub struct Shown {
+    /// Every pool.
+    pub pools: Vec<Pool>,
+    /// What is configured and not served.
+    pub unavailable: Vec<Unavailable>,
+}
+
 /// What the pages show.
 pub struct Admin {
     /// The node.
@@ -48,12 +69,12 @@ pub struct Admin {
     pub starts: Arc<Starts>,
     /// The recorder of the metrics.
     pub export: Export,
-    /// Every pool.
-    pub pools: Vec<Pool>,
+    /// The rest, as that changes.
+    pub shown: watch::Receiver<Shown>,
     /// Where the kernel half is attached, as that changes.
     pub attached: watch::Receiver<Vec<Attached>>,
-    /// What is configured and not served.
-    pub unavailable: Vec<Unavailable>,
+    /// Has the configuration read again.
+    pub reload: mpsc::Sender<ReloadRequest>,
 }
 
 /// Answers requests until `stop` resolves.
@@ -75,7 +96,9 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/readyz", get(readyz))
         .route("/api/v1/starts", get(starts))
         .route("/api/v1/functions", get(functions))
+        .route("/api/v1/functions/{name}", get(function))
         .route("/api/v1/backends", get(backends))
+        .route("/api/v1/reload", post(reload))
         .route("/api/v1/functions/{name}/{operation}", post(operate))
         .layer(middleware::from_fn(refuse_browsers))
         .with_state(admin)
@@ -101,7 +124,7 @@ fn is_local(headers: &HeaderMap) -> bool {
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     admin.node.scrape().await;
-    for pool in &admin.pools {
+    for pool in &admin.shown.borrow().pools {
         scrape_pool(&pool.status());
     }
     for Attached { interface, mode, on } in &*admin.attached.borrow() {
@@ -126,10 +149,11 @@ fn scrape_pool(status: &PoolStatus) {
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    if admin.unavailable.is_empty() {
+    let shown = admin.shown.borrow();
+    if shown.unavailable.is_empty() {
         return "ready\n".into_response();
     }
-    let list: String = admin
+    let list: String = shown
         .unavailable
         .iter()
         .map(|function| format!("{}: {}\n", function.name, function.reason))
@@ -154,14 +178,37 @@ enum Row {
 }
 
 async fn functions(State(admin): State<Arc<Admin>>) -> Json<Vec<Row>> {
-    let served = admin.node.status().await.into_iter().map(|function| Row::Served(Box::new(function)));
-    let state = "unavailable";
-    let rest = admin.unavailable.iter().cloned().map(|function| Row::Unavailable { function, state });
-    Json(served.chain(rest).collect())
+    Json(rows(&admin, None).await)
+}
+
+async fn function(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
+    // One that leaves comes before the one that takes its name.
+    match rows(&admin, Some(name.clone())).await.pop() {
+        Some(row) => Json(row).into_response(),
+        None => (StatusCode::NOT_FOUND, format!("no function {name:?} is configured\n")).into_response(),
+    }
+}
+
+async fn rows(admin: &Admin, name: Option<String>) -> Vec<Row> {
+    let served = admin.node.status(name.clone()).await.into_iter();
+    let shown = admin.shown.borrow();
+    let rest = shown.unavailable.iter().filter(|row| name.as_ref().is_none_or(|name| row.name == *name));
+    let rest = rest.cloned().map(|function| Row::Unavailable { function, state: "unavailable" });
+    served.map(|function| Row::Served(Box::new(function))).chain(rest).collect()
 }
 
 async fn backends(State(admin): State<Arc<Admin>>) -> Json<Vec<PoolStatus>> {
-    Json(admin.pools.iter().map(Pool::status).collect())
+    Json(admin.shown.borrow().pools.iter().map(Pool::status).collect())
+}
+
+async fn reload(State(admin): State<Arc<Admin>>) -> Response {
+    let (request, answer) = oneshot::channel();
+    let asked = admin.reload.send(request).await.is_ok();
+    match answer.await {
+        Ok(Ok(outcome)) if asked => Json(outcome).into_response(),
+        Ok(Err(refusal)) => (StatusCode::CONFLICT, format!("{refusal}\n")).into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n").into_response(),
+    }
 }
 
 async fn operate(

@@ -157,7 +157,7 @@ fn why(function: &Function) -> String {
         }
         State::Failed => "it could not be started, or ended within a second".into(),
         State::Off => "its `max_instances` is 0".into(),
-        State::Closed => "the agent is stopping".into(),
+        State::Closed => "the agent is stopping, or the function is not configured any more".into(),
         State::Unavailable => function.reason.clone().unwrap_or_else(|| "the agent's log says why".into()),
     }
 }
@@ -185,8 +185,10 @@ fn stays(function: &Function) -> String {
             format!("until the pause after the failure is over, {}", left(function.retry_in_seconds))
         }
         State::Off => "until the configuration allows instances".into(),
-        State::Closed => "until another agent runs".into(),
-        State::Unavailable => "until the cause is gone and the agent has been restarted".into(),
+        State::Closed => "until its instances are gone, or another agent runs".into(),
+        State::Unavailable => {
+            "until the cause is gone and the configuration is read again (headstart reload)".into()
+        }
     }
 }
 

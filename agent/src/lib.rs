@@ -31,5 +31,6 @@ pub mod node;
 pub mod operate;
 mod overload;
 pub mod privilege;
+pub mod reload;
 pub mod setup;
 pub mod status;

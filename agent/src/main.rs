@@ -11,13 +11,14 @@ use headstart_agent::admin::{self, Admin};
 use headstart_agent::manager::Manager;
 use headstart_agent::measure::{self, Starts};
 use headstart_agent::node::{Handle, Node, Operation};
-use headstart_agent::syn::{KeyStore, Rings, Seen, Sensing, Watching};
+use headstart_agent::reload::{self, Reload};
+use headstart_agent::syn::{Kernel, Rings, Seen, Sensing, Watching};
 use headstart_agent::{adopt, client, doctor, explain, operate, privilege, setup, start, status, syn};
 use headstart_config::{Agent, Config, LogFormat};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 use tracing_subscriber::EnvFilter;
 
 /// Hides the cold start of serverless functions: starts them at the client's
@@ -109,6 +110,14 @@ enum Command {
         #[command(flatten)]
         agent: AgentArg,
     },
+    /// Has the agent read its configuration again: functions are added, changed and removed while the others serve.
+    ///
+    /// What is changed in [agent] or [syn] needs a restart. A configuration that cannot be had changes nothing.
+    #[command(after_help = "Example: headstart check --config headstart.toml && headstart reload")]
+    Reload {
+        #[command(flatten)]
+        agent: AgentArg,
+    },
     /// Tells what this host can do, and what each lack costs.
     #[command(after_help = "Example: headstart doctor --config /etc/headstart/headstart.toml")]
     Doctor {
@@ -162,6 +171,7 @@ fn main() -> ExitCode {
         Command::Wake { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Wake)),
         Command::Freeze { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Freeze)),
         Command::Stop { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Stop)),
+        Command::Reload { agent } => done(reload::ask(&agent.admin)),
         Command::Doctor { config } => Ok(diagnose(config.as_deref())),
         Command::Tag(args) => Ok(client::finish(client::tag(&args))),
         Command::Knock(args) => Ok(client::finish(client::knock(&args))),
@@ -227,7 +237,7 @@ fn run(file: &Path, unpin: bool) -> anyhow::Result<ExitCode> {
     start::become_subreaper().context("cannot become the reaper of containers")?;
     // One thread: a start passes through several tasks, and waking another thread costs more than any of them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(agent(config, manager, unpin))?;
+    runtime.block_on(agent(file, config, manager, unpin))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -252,7 +262,7 @@ fn uninstall(file: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn agent(config: Config, mut manager: Manager, unpin: bool) -> anyhow::Result<()> {
+async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -> anyhow::Result<()> {
     // Before anything exists that a default SIGTERM would leave behind.
     let mut asked = Box::pin(asked_to_stop().context("signals cannot be received")?);
     let hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
@@ -270,29 +280,41 @@ async fn agent(config: Config, mut manager: Manager, unpin: bool) -> anyhow::Res
         }
     }
     let kernel = setup::kernel(&config, pins.clone());
-    let setup = setup::build(&config, &mut manager, kernel.as_ref());
-    let sensing = setup::watch(&config, kernel, &setup.routes);
+    let support = kernel.as_ref().map(Kernel::listeners).map_err(Clone::clone);
+    let setup = setup::build(&config, &mut manager, support.as_ref());
+    let sensing = setup::watch(&config, kernel, &setup.served.services);
     let starts = Arc::new(Starts::default());
     let attached = sensing.as_ref().map_or_else(|| watch::channel(Vec::new()).1, |s| s.attached.clone());
     let (sensor, watching) = sensing.map(Sensing::split).unzip();
-    let adopted = adopt::adopt(&mut survivors, &mut manager, &setup.services).await;
-    let keeper = manager.keeper();
-    let (mut node, handle) =
-        Node::new(setup.services, setup.admission, setup.allow, sensor, Arc::clone(&starts), keeper);
+    let adopted = adopt::adopt(&mut survivors, &mut manager, &setup.served.services).await;
+    let (mut node, handle) = Node::new(
+        setup.served.services.clone(),
+        setup.admission,
+        setup.allow,
+        sensor,
+        Arc::clone(&starts),
+        manager.keeper(),
+    );
     node.adopt(adopted);
+    give_up_privileges(&privilege::needs(&config, !survivors.is_empty()));
+    let functions = config.functions.len();
+    let mut reload =
+        Reload::new(file.to_owned(), config, support, setup.served, manager.again(), handle.clone());
     if let Some(Watching { rings, since_ns, keys, background }) = watching {
         tokio::spawn(watch_rings(rings, since_ns, handle.clone()));
         tokio::spawn(background.run());
-        tokio::spawn(reload(keys, hangup));
+        reload = reload.with_keys(keys);
     }
     let address = listener.local_addr()?;
     let (stopping, mut stopped) = watch::channel(());
-    let (pools, unavailable) = (setup.pools.clone(), setup.unavailable);
-    let admin = Admin { node: handle.clone(), starts, export, pools, attached, unavailable };
+    let (requests, asked_to_reload) = mpsc::channel(1);
+    let shown = reload.shown();
+    let admin =
+        Admin { node: handle.clone(), starts, export, shown: shown.clone(), attached, reload: requests };
     let pages = tokio::spawn(admin::serve(listener, admin, async move { drop(stopped.changed().await) }));
-    give_up_privileges(&privilege::needs(&config, !survivors.is_empty()));
+    let reload = tokio::spawn(reload.run(asked_to_reload, hangup));
     manager.ready();
-    tracing::info!(admin = %address, functions = config.functions.len(), "headstart is up");
+    tracing::info!(admin = %address, functions, "headstart is up");
 
     let survivors = tokio::spawn(survivors.end(grace));
     tokio::spawn(async move {
@@ -304,7 +326,8 @@ async fn agent(config: Config, mut manager: Manager, unpin: bool) -> anyhow::Res
     // They were asked to stop before our own.
     survivors.await?;
     start::tidy();
-    for pool in &setup.pools {
+    reload.abort();
+    for pool in &shown.borrow().pools {
         pool.close();
     }
     drop(stopping);
@@ -334,19 +357,6 @@ async fn watch_rings(rings: Rings, since_ns: u64, node: Handle) {
     });
     if let Err(error) = read.await {
         tracing::error!("no early starts any more, the rings cannot be read: {error}");
-    }
-}
-
-/// Reads the keys again at each SIGHUP.
-async fn reload(mut keys: KeyStore, mut hangup: Signal) {
-    while hangup.recv().await.is_some() {
-        match keys.reload() {
-            Ok(Some(count)) => {
-                tracing::info!(keys = count, "SIGHUP: the key file is read again, nothing else")
-            }
-            Ok(None) => tracing::info!("SIGHUP: only a key file would be read again, and none is configured"),
-            Err(error) => tracing::error!("SIGHUP: {error}"),
-        }
     }
 }
 

@@ -164,6 +164,12 @@ impl Manager {
         Keeper::new(self.notify.clone())
     }
 
+    /// Speaks to the same manager, and has inherited nothing.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { notify: self.notify.clone(), inherited: HashMap::new() }
+    }
+
     /// Has a new socket kept for the next agent.
     pub fn keep(&self, place: Place, listener: &OwnedFd) {
         self.tell(&format!("FDSTORE=1\nFDNAME={place}"), Some(listener));

@@ -1,6 +1,7 @@
 //! The one task that owns the state of every function, and carries out what is decided.
 
 mod allow;
+mod change;
 mod containers;
 mod entry;
 mod handle;
@@ -21,6 +22,7 @@ use crate::manager::Keeper;
 use crate::measure::{self, Starts, now_ns};
 use crate::syn::Sensor;
 pub use allow::Allow;
+pub use change::Change;
 pub use containers::Adopted;
 use entry::Entry;
 pub use entry::{FunctionStatus, InstanceStatus, Service};
@@ -50,8 +52,6 @@ pub struct Node {
     tasks: JoinSet<()>,
     prepares: Arc<Semaphore>,
     keeper: Keeper,
-    /// Tells containers of this agent's life from those of an earlier one.
-    boot: u32,
 }
 
 impl Node {
@@ -80,7 +80,6 @@ impl Node {
             tasks: JoinSet::new(),
             prepares: Arc::new(Semaphore::new(PREPARES_MAX)),
             keeper,
-            boot: boot_number(),
         };
         (node, handle)
     }
@@ -136,12 +135,18 @@ impl Node {
                 if let Some(entry) = self.entry(function) {
                     entry.removing = entry.removing.saturating_sub(1);
                 }
+                self.forget(function);
             }
             Message::Operate(name, operation, answer) => {
                 let _ = answer.send(self.operate(&name, operation));
             }
-            Message::Status(answer) => {
-                let _ = answer.send(self.entries.values().map(Entry::status).collect());
+            Message::Change(changes, answer) => {
+                self.change(changes);
+                let _ = answer.send(());
+            }
+            Message::Status(name, answer) => {
+                let asked = |entry: &&Entry| name.as_ref().is_none_or(|name| entry.service.name == *name);
+                let _ = answer.send(self.entries.values().filter(asked).map(Entry::status).collect());
             }
             Message::Scrape(answer) => {
                 self.scrape();
@@ -188,6 +193,7 @@ impl Node {
         for action in actions {
             self.act(function, action);
         }
+        self.forget(function);
     }
 
     fn act(&mut self, function: FunctionId, action: Action) {
@@ -256,8 +262,7 @@ impl Node {
     }
 
     fn operate(&mut self, name: &str, operation: Operation) -> bool {
-        let known = self.entries.iter().find(|(_, entry)| entry.service.name == name);
-        let Some(function) = known.map(|(function, _)| *function) else { return false };
+        let Some(function) = self.find(name) else { return false };
         let event = match operation {
             Operation::Stop => Event::Stop,
             Operation::Freeze => Event::Freeze,
@@ -309,13 +314,6 @@ fn is_news(demand: &Demand, actions: &[Action]) -> bool {
         });
     }
     !actions.iter().any(|action| matches!(action, Action::Suppress(_, Reason::Duplicate)))
-}
-
-/// A number that differs between two starts of the agent on one node.
-fn boot_number() -> u32 {
-    // The low bits change every 65 us, the process id besides.
-    let clock = u32::try_from((now_ns() >> 16) & 0xffff_ffff).unwrap_or_default();
-    clock ^ std::process::id().rotate_left(16)
 }
 
 async fn until(at_ns: Option<u64>) {

@@ -31,7 +31,7 @@ pub fn ask(admin: &str, name: &str, operation: Operation) -> anyhow::Result<()> 
 /// What an accepted request does to a function that was in this state before.
 fn outcome(operation: Operation, function: &Function) -> String {
     match (operation, function.state) {
-        (_, State::Closed) => "the agent itself is stopping, and everything with it".into(),
+        (_, State::Closed) => "its instances are being stopped: so is the agent, or the function is not configured any more".into(),
         (Operation::Wake, State::Cold | State::Unavailable) => "it is being started".into(),
         (Operation::Wake, State::Starting) => "a start is under way already".into(),
         (Operation::Wake, State::Ready) => "an instance runs already".into(),
@@ -81,9 +81,9 @@ mod tests {
             (Operation::Freeze, "frozen", 1, "frozen already"),
             (Operation::Freeze, "starting", 1, "not ready yet"),
             (Operation::Freeze, "cold", 0, "no instance accepts"),
-            (Operation::Freeze, "closed", 0, "agent itself is stopping"),
+            (Operation::Freeze, "closed", 0, "not configured any more"),
             (Operation::Wake, "failed", 0, "wake it again in 1.5 s"),
-            (Operation::Wake, "closed", 0, "agent itself is stopping"),
+            (Operation::Wake, "closed", 0, "not configured any more"),
             (Operation::Stop, "cold", 0, "no instance runs"),
             (Operation::Stop, "starting", 0, "still being made"),
             (Operation::Stop, "starting", 1, "instances are being stopped"),

@@ -165,6 +165,15 @@ fn wanted(needs: &[Need]) -> CapabilitySet {
     rows.fold(CapabilitySet::empty(), |all, row| all | row.capability)
 }
 
+/// The names of the capabilities that these needs ask for and others do not, and that this process has given up.
+///
+/// # Errors
+/// When the kernel does not tell what it has.
+pub fn missing(needs: &[Need], others: &[Need]) -> io::Result<Vec<&'static str>> {
+    let missing = wanted(needs) - wanted(others) - rustix::thread::capabilities(None)?.permitted;
+    Ok(TABLE.iter().filter(|row| missing.contains(row.capability)).map(|row| row.name).collect())
+}
+
 /// Gives up, for good and for every child, what these needs do not include.
 /// Returns the names of what is kept.
 ///

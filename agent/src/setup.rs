@@ -1,7 +1,7 @@
 //! From a configuration to what the node runs. What cannot be set up is left
 //! out and reported; everything else is served.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -24,23 +24,30 @@ use crate::start::{
     oci::Oci,
     process::{Helper, Plain},
 };
-use crate::syn::{self, Kernel, PinError, Pins, Route, Sensing, SynError};
+use crate::syn::{self, Kernel, ListenerSupport, PinError, Pins, Sensing, SynError};
 
 /// Shortest pause after a failed connect to a backend.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
+/// Every backend's pool by the backend's name, or why there is none.
+pub type Pools = HashMap<String, Result<Pool, String>>;
+
 /// What was made of a configuration.
 pub struct Setup {
-    /// What is served.
-    pub services: Vec<Service>,
-    /// How clients reach each of them, in the same order.
-    pub routes: Vec<Route>,
-    /// What they share when they decide.
+    /// What is served, and with what.
+    pub served: Served,
+    /// What functions share when they decide.
     pub admission: Admission,
     /// To whom no budget applies.
     pub allow: Allow,
+}
+
+/// What is served, and with what.
+pub struct Served {
+    /// The functions. A function's number is its place.
+    pub services: Vec<Service>,
     /// The pools, connecting already.
-    pub pools: Vec<Pool>,
+    pub pools: Pools,
     /// What is not served, and why.
     pub unavailable: Vec<Unavailable>,
 }
@@ -48,37 +55,31 @@ pub struct Setup {
 /// Binds every port that no earlier agent has left open, fills the pools, chooses the runtimes.
 /// What needs a part of the kernel half that is not there is not served. Must be called within a tokio runtime.
 #[must_use]
-pub fn build(config: &Config, manager: &mut Manager, kernel: Result<&Kernel, &String>) -> Setup {
+pub fn build(config: &Config, manager: &mut Manager, support: Result<&ListenerSupport, &String>) -> Setup {
     let mut unavailable = Vec::new();
-    let mut pools = HashMap::new();
+    let mut pools = Pools::new();
     for backend in &config.backends {
-        let pool = backend_spec(backend).map(Pool::spawn);
+        let pool = pool(backend);
         match &pool {
             Err(error) => tracing::error!(backend = backend.name, "{error}"),
             Ok(_) => backend.check_host().iter().for_each(|problem| tracing::warn!("{problem}")),
         }
-        pools.insert(backend.name.as_str(), pool);
+        pools.insert(backend.name.clone(), pool);
     }
-    let (mut services, mut routes) = (Vec::new(), Vec::new());
+    let (mut services, shared) = (Vec::new(), shared(config));
     for function in &config.functions {
-        let served = route(config, function, manager, kernel)
-            .and_then(|route| Ok((service(config, function, &pools, &route)?, route)));
+        let served = door(function, place(function, &shared), support).and_then(|door| {
+            let listener = listener(manager, &door, function.backlog).map_err(|error| error.to_string())?;
+            service(config, function, &pools, &door, Arc::new(listener))
+        });
         match served {
-            Ok((service, route)) => {
-                services.push(service);
-                routes.push(route);
-            }
-            Err(reason) => {
-                tracing::error!(function = function.name, "not served: {reason}");
-                unavailable.push(Unavailable { name: function.name.clone(), reason });
-            }
+            Ok(service) => services.push(service),
+            Err(reason) => unavailable.push(Unavailable::because(function, reason)),
         }
     }
-    let pools =
-        config.backends.iter().filter_map(|backend| pools.remove(backend.name.as_str())?.ok()).collect();
     let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
     let allow = Allow::new(&config.syn.allow);
-    Setup { services, routes, admission, allow, pools, unavailable }
+    Setup { served: Served { services, pools, unavailable }, admission, allow }
 }
 
 /// Whether every port can be bound that was not inherited. Instances of an
@@ -89,11 +90,18 @@ pub fn ports_are_free(config: &Config, manager: &Manager) -> bool {
     own.all(|function| serve::is_free(function.listen))
 }
 
-fn service(
+/// A pool, which connects already.
+pub(crate) fn pool(backend: &config::Backend) -> Result<Pool, String> {
+    backend_spec(backend).map(Pool::spawn)
+}
+
+/// A function that accepts from this listener.
+pub(crate) fn service(
     config: &Config,
     function: &config::Function,
-    pools: &HashMap<&str, Result<Pool, String>>,
-    route: &Route,
+    pools: &Pools,
+    door: &Door<'_>,
+    listener: Arc<OwnedFd>,
 ) -> Result<Service, String> {
     let own = function.backends.iter().map(|name| match pools.get(name.as_str()) {
         Some(Ok(pool)) => Ok(pool.clone()),
@@ -106,6 +114,7 @@ fn service(
         listen: function.listen,
         id: function.id,
         require_auth: function.require_auth,
+        steered: door.steered,
         policy: Policy {
             prepared: u32::try_from(function.prepared).unwrap_or(u32::MAX),
             concurrency: function.concurrency,
@@ -125,12 +134,7 @@ fn service(
         freeze_backends: function.freeze_backends,
         stop_grace: function.stop_grace,
         runtime: runtime(&config.agent, function),
-        dowry: Dowry {
-            function: function.name.clone(),
-            listener: Arc::clone(&route.listener),
-            concurrency: function.concurrency,
-            pools,
-        },
+        dowry: Dowry { function: function.name.clone(), listener, concurrency: function.concurrency, pools },
         fingerprint: config.fingerprint(function),
     })
 }
@@ -139,56 +143,93 @@ fn rates(range: config::BudgetRange) -> Rates {
     Rates { min: range.min, max: range.max }
 }
 
-/// Opens what the function's instances accept from. Functions with an ID on a port of several have a listener
-/// that only the socket lookup leads to; the port itself is of the one without.
-fn route(
-    config: &Config,
+/// Where a function's instances are to accept.
+pub(crate) struct Door<'a> {
+    /// Which listener, also for later agents.
+    pub(crate) place: Place,
+    /// What it is to be bound to.
+    address: SocketAddr,
+    /// Only the socket lookup leads to it.
+    steered: bool,
+    /// Closes it to strangers.
+    gate: Option<&'a ListenerSupport>,
+}
+
+impl Door<'_> {
+    /// Closes a listener to strangers, if it is to be.
+    fn guard(&self, listener: BorrowedFd<'_>) -> Result<(), SynError> {
+        self.gate.map_or(Ok(()), |support| support.guard(listener))
+    }
+
+    /// A new listener. Nobody reaches it unguarded.
+    pub(crate) fn open(&self, backlog: u16) -> Result<OwnedFd, ListenError> {
+        serve::listen_behind(self.address, backlog, |listener| self.guard(listener))
+    }
+
+    /// Makes a listener that is open already as [`Door::open`] would have. One that this agent has guarded stays so.
+    pub(crate) fn adopt(
+        &self,
+        listener: OwnedFd,
+        guarded: bool,
+        backlog: u16,
+    ) -> Result<OwnedFd, ListenError> {
+        if !guarded {
+            self.guard(listener.as_fd())?;
+        }
+        serve::adopt(listener, self.address, backlog)
+    }
+}
+
+/// The addresses that several functions share.
+pub(crate) fn shared(config: &Config) -> HashSet<SocketAddr> {
+    let mut seen = HashSet::new();
+    config.functions.iter().map(|function| function.listen).filter(|listen| !seen.insert(*listen)).collect()
+}
+
+/// Functions with an ID on a port of several have a listener that only the socket lookup leads to; the port itself is of
+/// the one without.
+pub(crate) fn place(function: &config::Function, shared: &HashSet<SocketAddr>) -> Place {
+    match function.id {
+        Some(id) if shared.contains(&function.listen) => Place::Hidden(function.listen, id),
+        _ => Place::Bound(function.listen),
+    }
+}
+
+/// Where the function's instances are to accept, if the kernel can do what that needs.
+pub(crate) fn door<'a>(
     function: &config::Function,
-    manager: &mut Manager,
-    kernel: Result<&Kernel, &String>,
-) -> Result<Route, String> {
-    let (listen, auth) = (function.listen, function.require_auth);
-    let shared = config.functions.iter().filter(|other| other.listen == listen).count() > 1;
-    let hidden = function.id.filter(|_| shared);
-    if hidden.is_some() && !kernel.is_ok_and(Kernel::can_steer) {
+    place: Place,
+    support: Result<&'a ListenerSupport, &String>,
+) -> Result<Door<'a>, String> {
+    let (address, steered) = match place {
+        Place::Bound(listen) => (listen, false),
+        Place::Hidden(listen, _) => (serve::hidden(listen), true),
+    };
+    if steered && !support.is_ok_and(ListenerSupport::can_steer) {
         return Err(format!(
-            "it shares {listen}, and the kernel cannot give it its connections ({}): give it a port of its own",
-            kernel.err().map_or("sk_lookup is not attached", String::as_str)
+            "it shares {}, and the kernel cannot give it its connections ({}): give it a port of its own",
+            function.listen,
+            support.err().map_or("sk_lookup is not attached", String::as_str)
         ));
     }
-    let guard = match (auth, kernel) {
-        (RequireAuth::Connect, Ok(kernel)) => Some(kernel),
+    let gate = match (function.require_auth, support) {
+        (RequireAuth::Connect, Ok(support)) => Some(support),
         (RequireAuth::Connect, Err(why)) => {
             return Err(format!("require_auth = \"connect\" cannot be kept: {why}"));
         }
         (RequireAuth::No | RequireAuth::Wake, _) => None,
     };
-    let guard = |socket: BorrowedFd<'_>| guard.map_or(Ok(()), |kernel| kernel.guard(socket));
-    let (place, address) = match hidden {
-        None => (Place::Bound(listen), listen),
-        Some(id) => (Place::Hidden(listen, id), serve::hidden(listen)),
-    };
-    let listener = listener(manager, place, address, function.backlog, guard);
-    let listener = Arc::new(listener.map_err(|error| error.to_string())?);
-    Ok(Route { listen, id: function.id, auth, steered: hidden.is_some(), listener })
+    Ok(Door { place, address, steered, gate })
 }
 
-/// The socket that an earlier agent had for this place, or a new one, which the next agent will get. Nobody
-/// reaches it unless `guard` has closed it to strangers, where it is to be closed.
-fn listener(
-    manager: &mut Manager,
-    place: Place,
-    address: SocketAddr,
-    backlog: u16,
-    guard: impl FnOnce(BorrowedFd<'_>) -> Result<(), SynError>,
-) -> Result<OwnedFd, ListenError> {
-    if let Some(inherited) = manager.take(place) {
+/// The socket that an earlier agent had for this place, or a new one, which the next agent will get.
+fn listener(manager: &mut Manager, door: &Door<'_>, backlog: u16) -> Result<OwnedFd, ListenError> {
+    if let Some(inherited) = manager.take(door.place) {
         // One that cannot be guarded would come back at each start.
-        guard(inherited.as_fd()).inspect_err(|_| manager.forget(place))?;
-        return serve::adopt(inherited, address, backlog);
+        return door.adopt(inherited, false, backlog).inspect_err(|_| manager.forget(door.place));
     }
-    let listener = serve::listen_behind(address, backlog, guard)?;
-    manager.keep(place, &listener);
+    let listener = door.open(backlog)?;
+    manager.keep(door.place, &listener);
     Ok(listener)
 }
 
@@ -316,13 +357,16 @@ fn is_watching(config: &Config) -> bool {
 
 /// Tells the kernel half of the functions and attaches it to interfaces.
 #[must_use]
-pub fn watch(config: &Config, kernel: Result<Kernel, String>, routes: &[Route]) -> Option<Sensing> {
-    if config.agent.interfaces == Interfaces::Named(Vec::new()) && routes.iter().any(|route| route.steered) {
+pub fn watch(config: &Config, kernel: Result<Kernel, String>, services: &[Service]) -> Option<Sensing> {
+    let routes = (0..).zip(services).map(|(number, service)| (number, service.route())).collect();
+    if config.agent.interfaces == Interfaces::Named(Vec::new())
+        && services.iter().any(|service| service.steered)
+    {
         tracing::warn!(
             "no interface is watched, so nobody reads which function of a shared port clients name"
         );
     }
-    match kernel.ok()?.watch(routes, &config.syn, &config.agent.interfaces) {
+    match kernel.ok()?.watch(&routes, &config.syn, &config.agent.interfaces) {
         Ok(sensing) => Some(sensing),
         Err(error) => {
             tracing::error!("no early starts: {error}");

@@ -136,7 +136,7 @@ fn the_service_runs_the_agent() {
     for line in [
         "ExecStart=/usr/local/bin/headstart run --config /etc/headstart/headstart.toml",
         "LimitMEMLOCK=infinity",
-        "ExecReload=/bin/kill -HUP $MAINPID",
+        "ExecReload=/usr/local/bin/headstart reload",
         "Type=notify",
         "NotifyAccess=main",
         "KillMode=process",

@@ -151,7 +151,7 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
         (
             json!({ "state": "closed" }),
             Next::NotServed,
-            ["the agent is stopping.", "another agent", "nothing:"],
+            ["the agent is stopping, or", "another agent", "nothing:"],
         ),
     ] {
         let explanation = explain(with.clone(), None);

@@ -11,6 +11,7 @@ use crate::event::{Demand, Trigger};
 
 pub(super) const SYN_PACKETS: &str = "headstart_syn_packets_total";
 pub(super) const SYN_SUPPRESSED: &str = "headstart_syn_suppressed_total";
+pub(super) const RELOADS: &str = "headstart_reloads_total";
 pub(super) const SYN_LOST: &str = "headstart_syn_lost_total";
 pub(super) const SYN_LOOKUPS: &str = "headstart_syn_lookups_total";
 pub(super) const SYN_AUTH_FAILURES: &str = "headstart_syn_auth_failures_total";
@@ -44,7 +45,7 @@ enum Kind {
 use Kind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric there is.
-const DECLARED: [(&str, Kind, Unit, &str); 26] = [
+const DECLARED: [(&str, Kind, Unit, &str); 27] = [
     (
         SYN_EVENTS,
         Counter,
@@ -57,6 +58,7 @@ const DECLARED: [(&str, Kind, Unit, &str); 26] = [
         Unit::Count,
         "Demand that needed no start of its own, and SYNs that may cause no early one, by reason",
     ),
+    (RELOADS, Counter, Unit::Count, "Times that the configuration was to be read again, by outcome"),
     (SYN_LOST, Counter, Unit::Count, "Events that the agent did not learn of; the accept queue starts those"),
     (
         SYN_PACKETS,
@@ -136,6 +138,9 @@ const REFUSED_REASONS: [&str; 11] = [
 /// The reasons of [`SYN_LOST`] that are found in user space.
 const LOST_REASONS: [&str; 4] = ["inbox_full", "record_length", "record_kind", "stale"];
 
+/// The outcomes of [`RELOADS`].
+const RELOAD_OUTCOMES: [&str; 2] = ["applied", "refused"];
+
 /// Histogram bounds in seconds: 50 us to 30 s, about three to a decade.
 const BUCKETS: [f64; 18] = [
     50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
@@ -173,6 +178,9 @@ pub fn install() -> Result<Export, BuildError> {
     }
     for reason in Reason::SUPPRESS {
         counter!(SYN_SUPPRESSED, "reason" => reason.as_str()).increment(0);
+    }
+    for outcome in RELOAD_OUTCOMES {
+        counter!(RELOADS, "outcome" => outcome).increment(0);
     }
     for reason in LOST_REASONS {
         counter!(SYN_LOST, "reason" => reason).increment(0);
@@ -319,6 +327,12 @@ pub mod scrape {
 #[expect(clippy::cast_precision_loss, reason = "counts of what one node holds are far below 2^53")]
 fn float(count: usize) -> f64 {
     count as f64
+}
+
+/// A configuration was read again, and taken or not.
+pub fn record_reload(applied: bool) {
+    let [taken, refused] = RELOAD_OUTCOMES;
+    counter!(RELOADS, "outcome" => if applied { taken } else { refused }).increment(1);
 }
 
 /// A SYN event that the agent could not take, by reason.

@@ -47,11 +47,10 @@ impl Node {
     }
 
     pub(super) fn prepare(&mut self, function: FunctionId, instance: InstanceId) {
-        let boot = self.boot;
         let Some(entry) = self.entry(function) else { return };
         let runtime = Arc::clone(&entry.service.runtime);
         let service = entry.service.name.clone();
-        let name = instance_name(&service, boot, instance);
+        let name = instance_name(&service, entry.boot, instance);
         let (prepares, handle) = (Arc::clone(&self.prepares), self.handle.clone());
         self.tasks.spawn(async move {
             // The semaphore is never closed; without a permit there would only be less order.
@@ -102,11 +101,10 @@ impl Node {
     }
 
     pub(super) fn release(&mut self, function: FunctionId, instance: InstanceId, demand: Demand) {
-        let boot = self.boot;
         let Some(entry) = self.entry(function) else { return };
         let Some(Waiting { parked, page, watch }) = entry.parked.remove(&instance) else { return };
         watch.abort();
-        let name = instance_name(&entry.service.name, boot, instance);
+        let name = instance_name(&entry.service.name, entry.boot, instance);
         self.live(function, instance, name, page, Life::New { parked, demand });
     }
 

@@ -21,6 +21,7 @@ use crate::measure;
 use crate::overload;
 use crate::serve::Watch;
 use crate::start::{Parked, Runtime};
+use crate::syn::Route;
 
 /// A function as the node needs it.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub struct Service {
     pub id: Option<u32>,
     /// What clients without a key may do.
     pub require_auth: RequireAuth,
+    /// Its listener is a hidden one: see [`Route::steered`].
+    pub steered: bool,
     /// What decisions depend on.
     pub policy: Policy,
     /// What clients are told that nobody will serve.
@@ -47,6 +50,20 @@ pub struct Service {
     pub dowry: Dowry,
     /// Tells instances of this configuration from those of another.
     pub fingerprint: String,
+}
+
+impl Service {
+    /// How clients reach it.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        Route {
+            listen: self.listen,
+            id: self.id,
+            auth: self.require_auth,
+            steered: self.steered,
+            listener: Arc::clone(&self.dowry.listener),
+        }
+    }
 }
 
 /// A function as the API shows it.
@@ -140,6 +157,10 @@ pub(super) struct Running {
 pub(super) struct Entry {
     pub(super) service: Service,
     pub(super) state: decision::Function,
+    /// Not configured any more: forgotten when nothing of it is left.
+    pub(super) leaving: bool,
+    /// Tells its containers from those of an earlier agent, and of an earlier function with its name.
+    pub(super) boot: u32,
     pub(super) watch: Watch,
     pub(super) parked: HashMap<InstanceId, Waiting>,
     pub(super) running: BTreeMap<InstanceId, Running>,
@@ -162,6 +183,8 @@ impl Entry {
         Self {
             service,
             state,
+            leaving: false,
+            boot: boot_number(),
             watch,
             parked: HashMap::new(),
             running: BTreeMap::new(),
@@ -329,6 +352,13 @@ impl Entry {
         }
         measure::scrape::budget(Some(&self.service.name), self.state.rate());
     }
+}
+
+/// A number that differs between two starts of the agent on one node, and between two moments of one.
+fn boot_number() -> u32 {
+    // The low bits change every 65 us, the process id besides.
+    let clock = u32::try_from((measure::now_ns() >> 16) & 0xffff_ffff).unwrap_or_default();
+    clock ^ std::process::id().rotate_left(16)
 }
 
 fn seen(activity: &Activity) -> Use {

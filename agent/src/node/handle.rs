@@ -6,6 +6,7 @@ use headstart_ebpf::event::{EventKind, SynEvent};
 use tokio::sync::{mpsc, oneshot};
 
 use super::allow::Allow;
+use super::change::Change;
 use super::entry::FunctionStatus;
 use crate::event::{Client, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
@@ -30,7 +31,9 @@ pub(super) enum Message {
     Failed(FunctionId, String),
     Removed(FunctionId),
     Operate(String, Operation, oneshot::Sender<bool>),
-    Status(oneshot::Sender<Vec<FunctionStatus>>),
+    Change(Vec<Change>, oneshot::Sender<()>),
+    /// Of the function with this name, or of all.
+    Status(Option<String>, oneshot::Sender<Vec<FunctionStatus>>),
     Scrape(oneshot::Sender<()>),
     Shutdown,
 }
@@ -71,9 +74,15 @@ impl Handle {
         self.ask(|answer| Message::Operate(function, operation, answer)).await.unwrap_or(false)
     }
 
-    /// The state of every function; empty while the agent is leaving.
-    pub async fn status(&self) -> Vec<FunctionStatus> {
-        self.ask(Message::Status).await.unwrap_or_default()
+    /// Changes what is served. It is done when this returns, but that containers come and go takes longer.
+    pub async fn change(&self, changes: Vec<Change>) {
+        self.ask(|answer| Message::Change(changes, answer)).await;
+    }
+
+    /// The state of every function, or of the one with this name; empty while the agent is leaving. One that is not
+    /// configured any more is there until nothing of it is left.
+    pub async fn status(&self, name: Option<String>) -> Vec<FunctionStatus> {
+        self.ask(|answer| Message::Status(name, answer)).await.unwrap_or_default()
     }
 
     /// Brings gauges and kernel counters up to date.

@@ -99,13 +99,13 @@ impl Bed {
             Node::new(vec![orders, other], admission, allow, None, Arc::default(), Keeper::default());
         tokio::spawn(node.run());
         let bed = Self { node: handle, runtime, page };
-        bed.until(async || bed.node.status().await.iter().all(|function| function.prepared == 1)).await;
+        bed.until(async || bed.node.status(None).await.iter().all(|function| function.prepared == 1)).await;
         bed
     }
 
     /// Of the first function.
     async fn status(&self) -> FunctionStatus {
-        self.node.status().await.remove(0)
+        self.node.status(None).await.remove(0)
     }
 
     /// The value of a series, as it stands on the page.
@@ -160,6 +160,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
         listen: listener.local_addr().unwrap(),
         id: None,
         require_auth: RequireAuth::No,
+        steered: false,
         policy: Policy {
             prepared: 1,
             concurrency: None,

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use aya::maps::{HashMap, MapData, PerCpuArray};
 use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use headstart_config::{Interfaces, Syn};
-use headstart_ebpf::event::{Counters, Stat};
-use headstart_ebpf::maps::{self, FUNCTION_WARM, FunctionEntry, PortKey};
+use headstart_ebpf::maps;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -21,10 +19,11 @@ use super::ladder::{Attached, Ladder};
 use super::lobby;
 use super::pins::{MAPS, Pins};
 use super::ring::Rings;
-use super::sensors::{self, Mode, gate, lookup};
+use super::sensor::Sensor;
+use super::sensors::gate::Gate;
+use super::sensors::{self, Mode, lookup};
 use super::settings::{Clock, settings};
-use super::table::{Route, Table};
-use crate::event::FunctionId;
+use super::table::Routes;
 use crate::measure::now_ns;
 
 /// The loaded programs and maps, not yet told of any function.
@@ -83,48 +82,39 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether connections can be given to the function that they name.
+    /// What it can do for listeners, from now on.
     #[must_use]
-    pub fn can_steer(&self) -> bool {
-        self.lookup.is_some()
+    pub fn listeners(&self) -> ListenerSupport {
+        let gate = match self.refused.get(&Part::Gate) {
+            Some(error) => Err(error.to_string()),
+            None => Gate::new(&self.ebpf, self.kept).map_err(|error| error.to_string()),
+        };
+        ListenerSupport { gate, steers: self.lookup.is_some() }
     }
 
-    /// Closes a listener to unauthenticated clients. Must be done before it listens.
-    ///
-    /// # Errors
-    /// [`SynError::Gate`], [`SynError::GateLocked`], or why the program was not loaded.
-    pub fn guard(&self, listener: impl AsFd) -> Result<(), SynError> {
-        match self.refused.get(&Part::Gate) {
-            Some(error) => Err(SynError::Gate(error.to_string())),
-            None => gate::guard(&self.ebpf, listener, self.kept),
-        }
-    }
-
-    /// Tells the kernel of the functions, and attaches to interfaces. A function's number is its place in `routes`.
+    /// Tells the kernel of the functions, and attaches to interfaces.
     ///
     /// # Errors
     /// When a map cannot be written, or is not in the object.
-    pub fn watch(mut self, routes: &[Route], config: &Syn, wanted: &Interfaces) -> Result<Sensing, SynError> {
+    pub fn watch(mut self, routes: &Routes, config: &Syn, wanted: &Interfaces) -> Result<Sensing, SynError> {
         let lobby = self.lobby(config)?;
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty())
             .map_err(|error| SynError::Io { what: "no random number", error: error.into() })?;
         let settings = settings(config, u64::from_ne_bytes(seed), lobby.is_some());
-        let table = Table::new(routes, config.key_file.is_some());
 
         let mut maps = Maps(&mut self.ebpf);
         let keys = KeyStore::new(maps.take(maps::KEYS)?, config.key_file.clone())?;
         maps.sources(config)?;
-        maps.listeners(routes, lobby.as_ref())?;
         let clock = Clock::new(maps.take(maps::SETTINGS)?, settings)?;
-        let functions = maps.functions(&table)?;
+        let mut sensor = Sensor::new(&mut maps, config.key_file.is_some(), lobby.as_ref())?;
+        sensor.update(routes)?;
         // Whatever was written before speaks of an earlier agent's functions.
         let since_ns = now_ns();
         let rings = Rings {
             authenticated: maps.take(maps::EVENTS_AUTHENTICATED)?,
             open: maps.take(maps::EVENTS_OPEN)?,
         };
-        let sensor = Sensor { functions, stats: maps.take(maps::STATS)?, entries: table.functions };
 
         let lookup = self.lookup.is_some();
         let row = Attached { interface: "netns".into(), mode: Mode::Lookup, on: true };
@@ -151,6 +141,28 @@ impl Kernel {
             return Ok(None);
         }
         lobby::open().map(Some).map_err(|error| SynError::Io { what: "the lobby cannot listen", error })
+    }
+}
+
+/// What the kernel half can do for the listeners of functions.
+pub struct ListenerSupport {
+    gate: Result<Gate, String>,
+    steers: bool,
+}
+
+impl ListenerSupport {
+    /// Whether connections can be given to the function that they name.
+    #[must_use]
+    pub fn can_steer(&self) -> bool {
+        self.steers
+    }
+
+    /// Closes a listener to unauthenticated clients, for good. To be done before it listens.
+    ///
+    /// # Errors
+    /// [`SynError::Gate`] or [`SynError::GateLocked`].
+    pub fn guard(&self, listener: impl AsFd) -> Result<(), SynError> {
+        self.gate.as_ref().map_err(|why| SynError::Gate(why.clone()))?.guard(listener)
     }
 }
 
@@ -203,38 +215,5 @@ impl Background {
             }
         };
         tokio::join!(self.clock.keep(), self.ladder.follow(), lobby);
-    }
-}
-
-/// The kernel's table of functions, and its counters.
-pub struct Sensor {
-    functions: HashMap<MapData, PortKey, FunctionEntry>,
-    stats: PerCpuArray<MapData, Counters>,
-    /// Each function's entries, cold.
-    entries: Vec<Vec<(PortKey, FunctionEntry)>>,
-}
-
-impl Sensor {
-    /// Says whether a function has an instance: its SYNs are no news then.
-    ///
-    /// # Errors
-    /// [`SynError::Map`] when the kernel refuses.
-    pub fn warm(&mut self, function: FunctionId, warm: bool) -> Result<(), SynError> {
-        let entries = usize::try_from(function).ok().and_then(|index| self.entries.get(index));
-        for (key, cold) in entries.into_iter().flatten() {
-            let flags = cold.flags | if warm { FUNCTION_WARM } else { 0 };
-            self.functions.insert(key, FunctionEntry { flags, ..*cold }, 0)?;
-        }
-        Ok(())
-    }
-
-    /// What the programs have counted since the maps were made.
-    ///
-    /// # Errors
-    /// [`SynError::Map`] when the kernel does not give it.
-    pub fn counters(&self) -> Result<Vec<(Stat, u64)>, SynError> {
-        let per_cpu = self.stats.get(&0, 0)?;
-        let totals = headstart_ebpf::event::total(per_cpu.iter());
-        Ok(Stat::ALL.into_iter().zip(totals).collect())
     }
 }

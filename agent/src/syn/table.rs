@@ -29,11 +29,14 @@ pub struct Route {
     pub listener: Arc<OwnedFd>,
 }
 
+/// Every function's, by its number.
+pub type Routes = BTreeMap<FunctionId, Route>;
+
 /// What the kernel is told of all functions.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
     /// Cold, by function number.
-    pub(super) functions: Vec<Vec<(PortKey, FunctionEntry)>>,
+    pub(super) functions: BTreeMap<FunctionId, Vec<(PortKey, FunctionEntry)>>,
     /// Ports that several functions share and none has by default.
     pub(super) nobody: Vec<(PortKey, FunctionEntry)>,
     /// All ports that occur.
@@ -41,10 +44,10 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The table for these functions; a function's number is its place. With `keys`, clients may have one.
-    pub(super) fn new(routes: &[Route], keys: bool) -> Self {
+    /// The table for these functions. With `keys`, clients may have one.
+    pub(super) fn new(routes: &Routes, keys: bool) -> Self {
         let mut addresses: BTreeMap<SocketAddr, Vec<&Route>> = BTreeMap::new();
-        for route in routes {
+        for route in routes.values() {
             addresses.entry(route.listen).or_default().push(route);
         }
         let option = |listen: &SocketAddr| {
@@ -52,9 +55,10 @@ impl Table {
                 addresses.get(listen).is_some_and(|routes| routes.iter().any(|route| route.id.is_some()));
             if named || keys { FUNCTION_OPTION } else { 0 }
         };
-        let functions = routes.iter().zip(0..).map(|(route, function)| {
+        let functions = routes.iter().map(|(&function, route)| {
             let flags = option(&route.listen) | auth(route.auth);
-            keys_of(route).into_iter().map(|key| (key, FunctionEntry { function, flags })).collect()
+            let entries = keys_of(route).into_iter().map(|key| (key, FunctionEntry { function, flags }));
+            (function, entries.collect())
         });
         let nobody = addresses.iter().filter(|(_, routes)| routes.iter().all(|route| route.steered));
         let nobody = nobody.map(|(listen, _)| {
@@ -64,13 +68,13 @@ impl Table {
         Self {
             functions: functions.collect(),
             nobody: nobody.collect(),
-            ports: routes.iter().map(|route| route.listen.port()).collect(),
+            ports: routes.values().map(|route| route.listen.port()).collect(),
         }
     }
 
     /// Every entry.
     pub(super) fn entries(&self) -> impl Iterator<Item = (PortKey, FunctionEntry)> {
-        self.functions.iter().flatten().chain(&self.nobody).copied()
+        self.functions.values().flatten().chain(&self.nobody).copied()
     }
 
     /// The bits of the kernel's port map.
@@ -83,9 +87,9 @@ impl Table {
     }
 }
 
-/// The numbers of the functions to which the socket lookup may have to give connections.
-pub(super) fn named(routes: &[Route]) -> impl Iterator<Item = (FunctionId, &Arc<OwnedFd>)> {
-    (0..).zip(routes).filter(|(_, route)| route.id.is_some()).map(|(number, route)| (number, &route.listener))
+/// The functions to which the socket lookup may have to give connections.
+pub(super) fn named(routes: &Routes) -> impl Iterator<Item = (FunctionId, &Arc<OwnedFd>)> {
+    routes.iter().filter(|(_, route)| route.id.is_some()).map(|(number, route)| (*number, &route.listener))
 }
 
 fn keys_of(route: &Route) -> Vec<PortKey> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use headstart_agent::syn::{Attached, Kernel, Mode, Pins, Route, Sensing};
+use headstart_agent::syn::{Attached, Kernel, Mode, Pins, Route, Routes, Sensing};
 use headstart_config::{Config, Interfaces, RequireAuth};
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::watch;
@@ -94,6 +94,11 @@ pub(crate) fn route(listen: SocketAddr, listener: &Arc<OwnedFd>) -> Route {
     Route { listen, id: None, auth: RequireAuth::No, steered: false, listener: Arc::clone(listener) }
 }
 
+/// A function's number is its place.
+pub(crate) fn numbered(routes: &[Route]) -> Routes {
+    (0..).zip(routes.iter().cloned()).collect()
+}
+
 /// Loads and attaches, with the socket lookup if `lookup`.
 pub(crate) fn start(
     pins: Option<Arc<Pins>>,
@@ -107,7 +112,7 @@ pub(crate) fn start(
     if lookup {
         kernel.attach_lookup().unwrap();
     }
-    kernel.watch(routes, &config.syn, interfaces).unwrap()
+    kernel.watch(&numbered(routes), &config.syn, interfaces).unwrap()
 }
 
 /// Waits until the sensor on this interface is in this mode, or off.

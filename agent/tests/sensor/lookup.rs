@@ -13,7 +13,7 @@ use headstart_ebpf::maps::{Flow, STEERED};
 use socket2::{Domain, Socket, Type};
 
 use super::{Listener, first};
-use crate::bed::{self, config, listener, map, named, pins, route, start};
+use crate::bed::{self, config, listener, map, named, numbered, pins, route, start};
 
 #[test]
 fn the_lookup_sees_loopback_of_both_ip_versions_without_any_interface() {
@@ -119,10 +119,11 @@ fn a_closed_listener_admits_nobody_without_a_key_and_stays_closed() {
     bed::run("lookup::a_closed_listener_admits_nobody_without_a_key_and_stays_closed", || async {
         let address: SocketAddr = "127.0.0.1:8081".parse().unwrap();
         let kernel = Kernel::load(headstart_ebpf::OBJECT, pins(true)).unwrap();
-        let fd: Listener = serve::listen_behind(address, 16, |socket| kernel.guard(socket)).unwrap().into();
+        let fd: Listener =
+            serve::listen_behind(address, 16, |socket| kernel.listeners().guard(socket)).unwrap().into();
         assert!(is_refused(address), "nobody has said yet whose it is");
         let closed = Route { auth: RequireAuth::Connect, ..route(address, &fd) };
-        let sensing = kernel.watch(&[closed], &config("").syn, &named(&[])).unwrap();
+        let sensing = kernel.watch(&numbered(&[closed]), &config("").syn, &named(&[])).unwrap();
 
         assert!(is_refused(address));
         let counters = sensing.sensor.counters().unwrap();
@@ -136,10 +137,10 @@ fn a_closed_listener_admits_nobody_without_a_key_and_stays_closed() {
         assert_eq!(held.detach_filter().unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
         drop(sensing);
         let next = Kernel::load(headstart_ebpf::OBJECT, pins(true)).unwrap();
-        next.guard(&held).unwrap();
+        next.listeners().guard(&held).unwrap();
         drop(next);
         let stranger = Kernel::load(headstart_ebpf::OBJECT, None).unwrap();
-        assert!(matches!(stranger.guard(&held), Err(SynError::GateLocked)));
+        assert!(matches!(stranger.listeners().guard(&held), Err(SynError::GateLocked)));
     });
 }
 
@@ -157,13 +158,15 @@ fn a_hidden_listener_of_a_closed_function_is_closed_to_its_own_host_too() {
         let listen: SocketAddr = "[::]:8081".parse().unwrap();
         let mut kernel = Kernel::load(headstart_ebpf::OBJECT, None).unwrap();
         kernel.attach_lookup().unwrap();
-        let guard = |socket: std::os::fd::BorrowedFd<'_>| kernel.guard(socket);
+        let support = kernel.listeners();
+        assert!(support.can_steer());
+        let guard = |socket: std::os::fd::BorrowedFd<'_>| support.guard(socket);
         let hidden: Listener = serve::listen_behind(serve::hidden(listen), 16, guard).unwrap().into();
         let port =
             Socket::from(hidden.try_clone().unwrap()).local_addr().unwrap().as_socket().unwrap().port();
         let closed =
             Route { id: Some(7), auth: RequireAuth::Connect, steered: true, ..route(listen, &hidden) };
-        let _sensing = kernel.watch(&[closed], &config("").syn, &named(&[])).unwrap();
+        let _sensing = kernel.watch(&numbered(&[closed]), &config("").syn, &named(&[])).unwrap();
         assert!(is_refused((Ipv4Addr::LOCALHOST, port).into()));
     });
 }

@@ -6,18 +6,21 @@ mod agent;
 mod bed;
 mod lookup;
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use aya::maps::{Array, HashMap, MapData};
 use bed::{Neighbour, config, ip, listener, map, named, pin_dir, pinned, pins, route, shown, start, until};
-use headstart_agent::syn::{Attached, Kernel, Mode, Part, PinError, Pins, Route, Seen, Sensing, read};
+use headstart_agent::syn::{
+    Attached, Kernel, Mode, Part, PinError, Pins, Route, Routes, Seen, Sensing, read,
+};
 use headstart_config::{Interfaces, RequireAuth};
 use headstart_ebpf::auth::{EPOCH_SECONDS, epoch};
 use headstart_ebpf::event::EventKind;
 use headstart_ebpf::maps::{
-    FUNCTION_NONE, FUNCTION_OPTION, FUNCTION_WARM, FUNCTIONS, FunctionEntry, KEYS, KeySlot, PORTS,
-    PROGRAM_GATE, PROGRAM_LOOKUP, PROGRAM_TCX, PROGRAM_XDP, PortKey, SETTINGS, Settings,
+    FUNCTION_AUTH_WAKE, FUNCTION_NONE, FUNCTION_OPTION, FUNCTION_WARM, FUNCTIONS, FunctionEntry, KEYS,
+    KeySlot, OPENED, OpenedKey, PORTS, PROGRAM_GATE, PROGRAM_LOOKUP, PROGRAM_TCX, PROGRAM_XDP, PortKey,
+    SETTINGS, Settings,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use tokio::sync::mpsc;
@@ -221,22 +224,23 @@ fn a_program_that_is_refused_costs_only_itself() {
         let mut without_xdp = Kernel::load(&without(&[PROGRAM_XDP]), None).unwrap();
         assert_eq!(without_xdp.refused().keys().collect::<Vec<_>>(), [&Part::Xdp]);
         without_xdp.attach_lookup().unwrap();
-        let sensing = without_xdp.watch(&[], &config("").syn, &interfaces).unwrap();
+        let sensing = without_xdp.watch(&Routes::new(), &config("").syn, &interfaces).unwrap();
         assert_eq!(modes(&sensing), [("netns".into(), Mode::Lookup), ("veth0".into(), Mode::Tcx)]);
         drop(sensing);
 
         let rest = without(&[PROGRAM_TCX, PROGRAM_LOOKUP, PROGRAM_GATE]);
         let mut only_xdp = Kernel::load(&rest, None).unwrap();
         assert_eq!(only_xdp.refused().len(), 3);
-        assert!(only_xdp.attach_lookup().is_err() && !only_xdp.can_steer());
+        assert!(only_xdp.attach_lookup().is_err() && !only_xdp.listeners().can_steer());
         let (fd, _listener) = listener("127.0.0.1:0");
-        assert!(only_xdp.guard(&fd).is_err());
-        let sensing = only_xdp.watch(&[], &config("ignore = [\"10.0.0.0/8\"]").syn, &interfaces).unwrap();
+        assert!(only_xdp.listeners().guard(&fd).is_err());
+        let sensing =
+            only_xdp.watch(&Routes::new(), &config("ignore = [\"10.0.0.0/8\"]").syn, &interfaces).unwrap();
         assert_eq!(modes(&sensing), [("veth0".into(), Mode::Native)]);
         drop(sensing);
 
         let none = Kernel::load(&without(&Part::ALL.map(Part::program)), None).unwrap();
-        let sensing = none.watch(&[], &config("").syn, &interfaces).unwrap();
+        let sensing = none.watch(&Routes::new(), &config("").syn, &interfaces).unwrap();
         assert_eq!(modes(&sensing), [], "and nothing crashed");
     });
 }
@@ -290,6 +294,54 @@ fn the_maps_say_who_is_meant_and_under_which_rules() {
         let next: Array<_, Settings> = Array::try_from(array(SETTINGS)).unwrap();
         let next = next.get(&0, 0).unwrap();
         assert_eq!((next.seed, next.flags), (settings.seed, 0), "what is remembered needs its seed");
+    });
+}
+
+#[test]
+fn functions_change_while_the_programs_run() {
+    bed::run("functions_change_while_the_programs_run", || async {
+        let (fd, _listener) = listener("127.0.0.1:0");
+        let at = |port: u16| route(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), &fd);
+        let mut sensing =
+            start(pins(true), &[at(1000), at(2000), at(3000)], &config(""), &named(&["lo"]), true);
+        let sensor = &mut sensing.sensor;
+        let functions: HashMap<_, PortKey, FunctionEntry> =
+            HashMap::try_from(aya::maps::Map::HashMap(MapData::from_pin(map(FUNCTIONS)).unwrap())).unwrap();
+        let opened = aya::maps::Map::LruHashMap(MapData::from_pin(map(OPENED)).unwrap());
+        let mut opened: HashMap<_, OpenedKey, u64> = HashMap::try_from(opened).unwrap();
+        for function in 0..3 {
+            sensor.warm(function, true).unwrap();
+            opened.insert(OpenedKey { network: [0; 16].into(), function, pad: 0 }, 1, 0).unwrap();
+        }
+        let proved = |opened: &HashMap<_, OpenedKey, u64>| {
+            let mut numbers: Vec<_> = opened.keys().map(|key| key.unwrap().function).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        assert_eq!(proved(&opened), [0, 1, 2]);
+
+        // One stays, one moves, one goes; and one comes.
+        let moved = Route { auth: RequireAuth::Wake, ..at(2001) };
+        sensor.update(&Routes::from([(0, at(1000)), (1, moved), (3, at(3000))])).unwrap();
+        let mut entries: Vec<_> = functions.iter().map(Result::unwrap).collect();
+        entries.sort_unstable_by_key(|(_, entry)| entry.function);
+        let entry = |function, flags| FunctionEntry { function, flags };
+        assert_eq!(
+            entries,
+            [
+                (PortKey::any(1000), entry(0, FUNCTION_WARM)),
+                (PortKey::any(2001), entry(1, FUNCTION_WARM | FUNCTION_AUTH_WAKE)),
+                (PortKey::any(3000), entry(3, 0)),
+            ]
+        );
+        assert_eq!(proved(&opened), [0], "nobody has proved anything to the others");
+        let ports: Array<_, u64> =
+            Array::try_from(aya::maps::Map::Array(MapData::from_pin(map(PORTS)).unwrap())).unwrap();
+        assert_eq!(ports.iter().map(Result::unwrap).map(u64::count_ones).sum::<u32>(), 3);
+        sensor.warm(2, false).unwrap();
+        sensor.warm(1, false).unwrap();
+        assert_eq!(functions.get(&PortKey::any(2001), 0).unwrap(), entry(1, FUNCTION_AUTH_WAKE));
+        assert_eq!(functions.iter().count(), 3, "one that is gone does not come back");
     });
 }
 

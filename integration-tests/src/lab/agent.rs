@@ -155,17 +155,22 @@ impl Agent {
     ) -> Result<Value> {
         let deadline = Instant::now() + limit;
         loop {
-            let all = self.functions()?;
-            let found = all.as_array().and_then(|all| all.iter().find(|function| function["name"] == name));
+            let reply = self.ask("GET", &format!("/api/v1/functions/{name}"))?;
+            let found = (reply.status == 200).then(|| serde_json::from_str(&reply.body)).transpose()?;
             match found {
-                Some(function) if reached(function) => return Ok(function.clone()),
+                Some(function) if reached(&function) => return Ok(function),
                 _ if Instant::now() >= deadline => {
-                    bail!("{name} is not {what} after {limit:?}: {all}\n{}", self.log());
+                    bail!("{name} is not {what} after {limit:?}: {}\n{}", reply.body, self.log());
                 }
                 _ if self.process.ended_within(LOOK_AGAIN) => bail!("the agent ended:\n{}", self.log()),
                 _ => {}
             }
         }
+    }
+
+    /// Changes its configuration file to these sections after `[agent]` and `[syn]`; it is not told.
+    pub fn rewrite(&self, sections: &str) -> Result<()> {
+        self.place.write(sections)
     }
 
     /// What its open descriptors refer to.

@@ -1,6 +1,7 @@
 //! `require_auth`: what clients with and without a key get, on an interface and over loopback.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use headstart_integration_tests::cli;
 use headstart_integration_tests::client::Step;
@@ -11,6 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::{KEY, OTHER_KEY, assert_cold, count, function};
+
+/// A SYN that is dropped gets no answer however long one waits.
+const BRIEF: Duration = Duration::from_millis(300);
 
 fn start(node: &Node, keys: &KeyFile, function: &Function) -> Agent {
     let (key, value) = keys.setting();
@@ -128,5 +132,30 @@ fn keys_are_replaced_without_a_restart() {
     reread(&[(2, OTHER_KEY)]);
     cli::eventually("the old key is gone", LIMIT, || Ok((woken_by(&old) == "accept").then_some(()))).unwrap();
     assert_eq!(woken_by(&new), "syn");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_function_is_closed_and_opened_again_without_a_restart() {
+    let Some(node) = Node::new().unwrap() else { return };
+    let keys = KeyFile::new(&[(1, KEY)]).unwrap();
+    let mut function = function("id = 7");
+    let agent = start(&node, &keys, &function);
+    let target = node.link.host(function.port);
+    assert_eq!(node.get(function.port).unwrap().status, 200);
+    for (require_auth, admitted) in [("\"connect\"", false), ("false", true), ("\"connect\"", false)] {
+        function.keys = function
+            .keys
+            .lines()
+            .filter(|line| !line.starts_with("require_auth"))
+            .fold(format!("require_auth = {require_auth}\n"), |keys, line| keys + line + "\n");
+        agent.rewrite(&function.text("closed", &[])).unwrap();
+        let reply = agent.ask("POST", "/api/v1/reload").unwrap();
+        assert!(reply.status == 200 && reply.body.contains("\"changed\":[\"closed\"]"), "{}", reply.body);
+        let stranger = node.client.enter(|| TcpStream::connect_timeout(&target, BRIEF).map(drop)).unwrap();
+        assert_eq!(stranger.is_ok(), admitted, "{require_auth}: {stranger:?}");
+        let answer = node.get_tagged(&node.client, target, 7, Some(&keys)).unwrap();
+        assert!(answer.contains("alive"), "{answer}");
+    }
     assert!(agent.stop().unwrap().success());
 }

@@ -1,39 +1,50 @@
 //! The filter on the listeners of functions that are closed to unauthenticated clients: it works on every path
 //! to them, also where no interface is watched.
 
-use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use aya::Ebpf;
-use aya::programs::socket_filter::SocketFilterError;
-use aya::programs::{ProgramError, SocketFilter};
+use aya::programs::SocketFilter;
+use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 
 use crate::syn::error::{Part, SynError, chain};
 
 mod option {
+    use std::os::fd::RawFd;
+
     use nix::{libc, setsockopt_impl, sockopt_impl};
 
+    sockopt_impl!(AttachBpf, SetOnly, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, RawFd);
     sockopt_impl!(LockFilter, SetOnly, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, bool);
 }
 
-/// Puts the filter on a socket and locks it: whoever gets the listener cannot take the filter off (socket(7),
-/// `SO_LOCK_FILTER`). With `kept`, the filter that an earlier agent locked is as good: it reads the same maps.
-pub(in crate::syn) fn guard(ebpf: &Ebpf, listener: impl AsFd, kept: bool) -> Result<(), SynError> {
-    let program = ebpf.program(Part::Gate.program()).and_then(|program| program.try_into().ok());
-    let gate: &SocketFilter = program.ok_or(SynError::Object(Part::Gate.program()))?;
-    match gate.attach(&listener) {
-        Ok(()) => {}
-        Err(error) if is_locked(&error) && kept => return Ok(()),
-        Err(error) if is_locked(&error) => return Err(SynError::GateLocked),
-        Err(error) => return Err(SynError::Gate(chain(&error))),
-    }
-    setsockopt(&listener, option::LockFilter, &true).map_err(|error| SynError::Gate(error.to_string()))
+/// The loaded filter.
+pub(in crate::syn) struct Gate {
+    program: OwnedFd,
+    /// The filter that an earlier agent locked on a listener is as good: it reads the same maps.
+    kept: bool,
 }
 
-fn is_locked(error: &ProgramError) -> bool {
-    let ProgramError::SocketFilterError(SocketFilterError::SetsockoptError { io_error, .. }) = error else {
-        return false;
-    };
-    io_error.kind() == io::ErrorKind::PermissionDenied
+impl Gate {
+    pub(in crate::syn) fn new(ebpf: &Ebpf, kept: bool) -> Result<Self, SynError> {
+        let program = ebpf.program(Part::Gate.program()).and_then(|program| program.try_into().ok());
+        let gate: &SocketFilter = program.ok_or(SynError::Object(Part::Gate.program()))?;
+        let program = gate.fd().map_err(|error| SynError::Gate(chain(&error)))?;
+        let program =
+            program.as_fd().try_clone_to_owned().map_err(|error| SynError::Gate(error.to_string()))?;
+        Ok(Self { program, kept })
+    }
+
+    /// Puts the filter on a socket and locks it: whoever gets the listener cannot take the filter off (socket(7),
+    /// `SO_LOCK_FILTER`).
+    pub(in crate::syn) fn guard(&self, listener: impl AsFd) -> Result<(), SynError> {
+        match setsockopt(&listener, option::AttachBpf, &self.program.as_raw_fd()) {
+            Ok(()) => {}
+            Err(Errno::EPERM) if self.kept => return Ok(()),
+            Err(Errno::EPERM) => return Err(SynError::GateLocked),
+            Err(error) => return Err(SynError::Gate(error.to_string())),
+        }
+        setsockopt(&listener, option::LockFilter, &true).map_err(|error| SynError::Gate(error.to_string()))
+    }
 }

@@ -109,7 +109,7 @@ impl AgentSetup {
         Agent::start(Arc::new(Place::new(self)?))
     }
 
-    fn text(&self, place: &Place) -> String {
+    fn text(&self, place: &Place, sections: &str) -> String {
         let lines = |settings: &[(String, String)]| -> String {
             settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
         };
@@ -121,7 +121,7 @@ impl AgentSetup {
             lines(&self.settings),
             self.lookup,
             lines(&self.syn),
-            self.sections
+            sections
         )
     }
 }
@@ -159,8 +159,13 @@ impl Place {
             _files: files,
             setup,
         };
-        fs::write(&place.config, place.setup.text(&place))?;
+        place.write(&place.setup.sections)?;
         Ok(place)
+    }
+
+    /// Writes the configuration, with these sections at the end.
+    pub(super) fn write(&self, sections: &str) -> Result<()> {
+        Ok(fs::write(&self.config, self.setup.text(self, sections))?)
     }
 
     /// Starts an agent here.

@@ -1,0 +1,430 @@
+//! `reload`: reads the configuration again while functions are served.
+//!
+//! All or nothing: until everything new is there (listeners, pools, keys) nothing changes, and a configuration that
+//! cannot be had leaves the running one as it is and says why.
+//!
+//! ```text
+//! new name                        added
+//! other listen, or place on it    removed and added: another listener
+//! other command, backend, ...     replaced: old instances drain, new ones serve who comes from now on
+//! other deadline, limit, ...      changed: instances stay
+//! gone                            removed: instances drain, clients are turned away, then the listener closes
+//! ```
+//!
+//! `[agent]` and `[syn]` are read only when the agent starts.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use anyhow::bail;
+use headstart_config::{Config, Function, Problem, RequireAuth};
+use headstart_ebpf::maps::FUNCTIONS_MAX;
+use headstart_injector::Pool;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::Signal;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::admin::{Shown, Unavailable};
+use crate::manager::{Manager, Place};
+use crate::measure;
+use crate::node::{Change, Handle, Service};
+use crate::privilege;
+use crate::setup::{self, Pools, Served};
+use crate::status::{self, Reply};
+use crate::syn::{KeyStore, ListenerSupport};
+
+/// Who wants the configuration read again, and is told what came of it.
+pub type ReloadRequest = oneshot::Sender<Result<Outcome, String>>;
+
+/// What a new configuration has changed, by the names of functions.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Served from now on.
+    pub added: Vec<String>,
+    /// Served in another way, by the same instances.
+    pub changed: Vec<String>,
+    /// Served by new instances; the old ones drain.
+    pub replaced: Vec<String>,
+    /// Not served any more.
+    pub removed: Vec<String>,
+    /// Configured and not served, as before.
+    pub unavailable: Vec<String>,
+    /// The keys of clients, where there is a key file.
+    pub keys: Option<usize>,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { added, changed, replaced, removed, unavailable, keys } = self;
+        let mut parts = Vec::new();
+        for (what, names) in [
+            ("added", added),
+            ("changed", changed),
+            ("replaced", replaced),
+            ("removed", removed),
+            ("still not served", unavailable),
+        ] {
+            if !names.is_empty() {
+                parts.push(format!("{what}: {}", list(names)));
+            }
+        }
+        if parts.is_empty() {
+            parts.push("no function has changed".to_owned());
+        }
+        if let Some(keys) = keys {
+            parts.push(format!("the key file is read again, keys: {keys}"));
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+/// Names that a line of a log can hold.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    match names.len().checked_sub(SHOWN) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+    }
+}
+
+/// Reads the configuration again.
+pub struct Reload {
+    file: PathBuf,
+    config: Config,
+    support: Result<ListenerSupport, String>,
+    services: HashMap<String, Service>,
+    pools: Pools,
+    /// Every listener that may be open, and whose it is, also of functions that leave.
+    places: HashMap<Place, Held>,
+    shown: watch::Sender<Shown>,
+    manager: Manager,
+    keys: Option<KeyStore>,
+    node: Handle,
+}
+
+/// A listener that may be open.
+struct Held {
+    owner: String,
+    listener: Weak<OwnedFd>,
+    /// It is, or was, closed to strangers: its filter stays, and asks the kernel's table.
+    guarded: bool,
+}
+
+impl Held {
+    fn is_open(&self) -> bool {
+        self.listener.strong_count() > 0
+    }
+}
+
+/// What a new configuration comes to, while it can still be refused.
+#[derive(Default)]
+struct Plan {
+    changes: Vec<Change>,
+    outcome: Outcome,
+    services: HashMap<String, Service>,
+    pools: Pools,
+    /// Backends whose pool is a new one.
+    fresh: BTreeSet<String>,
+    unavailable: Vec<Unavailable>,
+    /// New listeners.
+    opened: Vec<(Place, Arc<OwnedFd>)>,
+    /// Listeners of nobody any more.
+    left: Vec<Place>,
+}
+
+impl Reload {
+    /// Of an agent that serves this.
+    pub fn new(
+        file: PathBuf,
+        config: Config,
+        support: Result<ListenerSupport, String>,
+        served: Served,
+        manager: Manager,
+        node: Handle,
+    ) -> Self {
+        let Served { services, pools, unavailable } = served;
+        let services: HashMap<_, _> =
+            services.into_iter().map(|service| (service.name.clone(), service)).collect();
+        let shown = watch::Sender::new(Shown { pools: running(&config, &pools), unavailable });
+        let mut reload = Self {
+            file,
+            config,
+            support,
+            services,
+            pools,
+            places: HashMap::new(),
+            shown,
+            manager,
+            keys: None,
+            node,
+        };
+        reload.note_places();
+        reload
+    }
+
+    /// The keys of clients are read again too.
+    pub fn with_keys(mut self, keys: KeyStore) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// The pools and what is not served, as that changes.
+    pub fn shown(&self) -> watch::Receiver<Shown> {
+        self.shown.subscribe()
+    }
+
+    /// Reads it at each SIGHUP and each request, until nobody can ask any more.
+    pub async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>, mut hangup: Signal) {
+        loop {
+            let request = tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => Some(request),
+                    None => return,
+                },
+                Some(()) = hangup.recv() => None,
+            };
+            let outcome = self.reload().await;
+            measure::record_reload(outcome.is_ok());
+            match &outcome {
+                Ok(outcome) => tracing::info!("the configuration is read again: {outcome}"),
+                Err(refusal) => {
+                    tracing::error!("the configuration is not taken, everything stays as it was: {refusal}");
+                }
+            }
+            if let Some(request) = request {
+                let _ = request.send(outcome);
+            }
+        }
+    }
+
+    async fn reload(&mut self) -> Result<Outcome, String> {
+        let file = self.file.clone();
+        // Parsing takes its time, in which clients must not wait.
+        let config = tokio::task::spawn_blocking(move || Config::load(&file)).await;
+        let config = config.map_err(|error| error.to_string())?.map_err(|errors| errors.to_string())?;
+        for (section, same) in
+            [("agent", self.config.agent == config.agent), ("syn", self.config.syn == config.syn)]
+        {
+            if !same {
+                return Err(format!(
+                    "[{section}] has changed, and is read only at the start: restart the agent; instances that run \
+                     are taken over"
+                ));
+            }
+        }
+        self.privileges(&config)?;
+        let mut plan = Plan::default();
+        let planned = self.plan(&config, &mut plan).and_then(|()| {
+            let keys = self.keys.as_mut().map(KeyStore::reload).transpose();
+            plan.outcome.keys = keys.map_err(|error| error.to_string())?.flatten();
+            Ok(())
+        });
+        if let Err(refusal) = planned {
+            plan.fresh.iter().filter_map(|name| plan.pools.get(name)?.as_ref().ok()).for_each(Pool::close);
+            return Err(refusal);
+        }
+        Ok(self.apply(config, plan).await)
+    }
+
+    /// What the agent gave up when it had started it does not get back.
+    fn privileges(&self, config: &Config) -> Result<(), String> {
+        let (before, after) = (privilege::needs(&self.config, false), privilege::needs(config, false));
+        let missing = privilege::missing(&after, &before).map_err(|error| error.to_string())?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "it needs capabilities that the agent gave up when it had started ({}): restart the agent; instances that \
+             run are taken over",
+            missing.join(", ")
+        ))
+    }
+
+    fn plan(&self, config: &Config, plan: &mut Plan) -> Result<(), String> {
+        self.plan_pools(config, plan)?;
+        let (shared, shared_before) = (setup::shared(config), setup::shared(&self.config));
+        let mut before: HashMap<_, _> =
+            self.config.functions.iter().map(|function| (function.name.as_str(), function)).collect();
+        for function in &config.functions {
+            let (name, old) = (&function.name, before.remove(function.name.as_str()));
+            let place = setup::place(function, &shared);
+            let old_place = old.map(|old| setup::place(old, &shared_before));
+            let stays = old_place == Some(place);
+            let fresh = function.backends.iter().any(|backend| plan.fresh.contains(backend));
+            let same = stays && !fresh && old.is_some_and(|old| old.is_same(function));
+            let served = self.services.get(name);
+            if let (true, Some(served)) = (same, served) {
+                plan.services.insert(name.clone(), served.clone());
+                continue;
+            }
+            let listener = served.filter(|_| stays).map(|served| &served.dowry.listener);
+            let service = match self.service(config, function, place, listener, plan) {
+                Ok(service) => service,
+                Err(reason) if same => {
+                    plan.outcome.unavailable.push(name.clone());
+                    plan.unavailable.push(Unavailable::because(function, reason));
+                    continue;
+                }
+                Err(reason) => return Err(format!("function {name}: {reason}")),
+            };
+            plan.services.insert(name.clone(), service.clone());
+            let service = Box::new(service);
+            match (served, old_place) {
+                (Some(served), _) if stays => {
+                    let replace = fresh || served.fingerprint != service.fingerprint;
+                    let outcome = &mut plan.outcome;
+                    if replace { &mut outcome.replaced } else { &mut outcome.changed }.push(name.clone());
+                    plan.changes.push(Change::Alter { service, replace });
+                }
+                (Some(_), Some(old_place)) => {
+                    plan.outcome.replaced.push(name.clone());
+                    plan.changes.extend([Change::Remove(name.clone()), Change::Add(service)]);
+                    plan.left.push(old_place);
+                }
+                _ => {
+                    plan.outcome.added.push(name.clone());
+                    plan.changes.push(Change::Add(service));
+                }
+            }
+        }
+        for (name, old) in before {
+            if self.services.contains_key(name) {
+                plan.changes.push(Change::Remove(name.to_owned()));
+                plan.left.push(setup::place(old, &shared_before));
+            }
+            plan.outcome.removed.push(name.to_owned());
+        }
+        plan.outcome.removed.sort_unstable();
+        let listeners = self.places.values().filter(|held| held.is_open()).count();
+        if listeners + plan.opened.len() > FUNCTIONS_MAX {
+            return Err(
+                "too many functions that were removed still drain: try again when they are gone".into()
+            );
+        }
+        Ok(())
+    }
+
+    fn plan_pools(&self, config: &Config, plan: &mut Plan) -> Result<(), String> {
+        for backend in &config.backends {
+            let name = &backend.name;
+            let same = self.config.backend(name).is_some_and(|old| old.is_same(backend));
+            if let (true, Some(Ok(pool))) = (same, self.pools.get(name)) {
+                plan.pools.insert(name.clone(), Ok(pool.clone()));
+                continue;
+            }
+            let pool = match problem(backend.check_host()) {
+                Some(problem) if !same => Err(problem),
+                _ => setup::pool(backend),
+            };
+            match &pool {
+                Ok(_) => drop(plan.fresh.insert(name.clone())),
+                Err(error) if same => tracing::error!(backend = name, "{error}"),
+                Err(error) => return Err(format!("backend {name}: {error}")),
+            }
+            plan.pools.insert(name.clone(), pool);
+        }
+        Ok(())
+    }
+
+    /// A new service, with the listener that it has already or a new one.
+    fn service(
+        &self,
+        config: &Config,
+        function: &Function,
+        place: Place,
+        listener: Option<&Arc<OwnedFd>>,
+        plan: &mut Plan,
+    ) -> Result<Service, String> {
+        if let Some(problem) = problem(function.check_host()) {
+            return Err(problem);
+        }
+        let door = setup::door(function, place, self.support.as_ref())?;
+        let backlog = function.backlog;
+        let listener = match listener {
+            Some(listener) => {
+                let another = listener.try_clone().map_err(|error| error.to_string())?;
+                let guarded = self.places.get(&place).is_some_and(|held| held.guarded);
+                door.adopt(another, guarded, backlog).map_err(|error| error.to_string())?;
+                Arc::clone(listener)
+            }
+            None => {
+                if let Some(Held { owner, .. }) = self.places.get(&place).filter(|held| held.is_open()) {
+                    return Err(format!(
+                        "{} is taken by the function {owner}: remove that one first, and add this one when \
+                         `headstart status` does not show it any more",
+                        function.listen
+                    ));
+                }
+                let listener = Arc::new(door.open(backlog).map_err(|error| error.to_string())?);
+                plan.opened.push((place, Arc::clone(&listener)));
+                listener
+            }
+        };
+        setup::service(config, function, &plan.pools, &door, listener)
+    }
+
+    async fn apply(&mut self, config: Config, plan: Plan) -> Outcome {
+        let Plan { changes, outcome, services, pools, fresh, unavailable, opened, left } = plan;
+        self.node.change(changes).await;
+        for (place, listener) in &opened {
+            self.manager.keep(*place, listener);
+        }
+        for place in left {
+            self.manager.forget(place);
+        }
+        let old = std::mem::replace(&mut self.pools, pools);
+        let gone = |name: &String| fresh.contains(name) || !self.pools.contains_key(name);
+        old.into_iter()
+            .filter(|(name, _)| gone(name))
+            .filter_map(|(_, pool)| pool.ok())
+            .for_each(|pool| pool.close());
+        (self.config, self.services) = (config, services);
+        self.places.retain(|_, held| held.is_open());
+        self.note_places();
+        self.shown.send_replace(Shown { pools: running(&self.config, &self.pools), unavailable });
+        outcome
+    }
+
+    fn note_places(&mut self) {
+        let shared = setup::shared(&self.config);
+        for function in &self.config.functions {
+            if let Some(service) = self.services.get(&function.name) {
+                let place = setup::place(function, &shared);
+                let before = self.places.get(&place).is_some_and(|held| held.guarded);
+                let guarded = before || function.require_auth == RequireAuth::Connect;
+                let listener = Arc::downgrade(&service.dowry.listener);
+                self.places.insert(place, Held { owner: function.name.clone(), listener, guarded });
+            }
+        }
+    }
+}
+
+/// The pools that run, in the order of the file.
+fn running(config: &Config, pools: &Pools) -> Vec<Pool> {
+    config.backends.iter().filter_map(|backend| pools.get(&backend.name)?.as_ref().ok().cloned()).collect()
+}
+
+/// Unlike at the start, what cannot work is refused: something that works may have its place.
+fn problem(problems: Vec<Problem>) -> Option<String> {
+    problems.first().map(ToString::to_string)
+}
+
+/// Asks the agent at this address, and says what has changed.
+///
+/// # Errors
+/// When no agent answers there, or it does not take the configuration: with its reason.
+pub fn ask(admin: &str) -> anyhow::Result<()> {
+    match status::request(admin, "POST", "/api/v1/reload")? {
+        Reply { status: 200, body } => {
+            let outcome: Outcome = serde_json::from_str(&body)?;
+            status::show(&format!("{outcome}\n"))?;
+            Ok(())
+        }
+        Reply { body, .. } => {
+            bail!("the configuration is not taken, everything stays as it was: {}", body.trim())
+        }
+    }
+}

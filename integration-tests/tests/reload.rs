@@ -1,0 +1,228 @@
+//! A configuration that changes while functions are served.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use headstart_integration_tests::client;
+use headstart_integration_tests::lab::{Agent, AgentSetup, Manager, free_port};
+use headstart_integration_tests::site::{Function, LIMIT, Site};
+use headstart_integration_tests::{cli, fixture, privilege};
+use serde_json::Value;
+
+fn ready() -> bool {
+    privilege::require_root("containers") && privilege::require_tools(&["runc"])
+}
+
+fn get(function: &Function) -> String {
+    let reply = client::get(function.local(), "/", LIMIT).unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    reply.body
+}
+
+/// What `headstart reload` says, if it succeeds as it should.
+fn reload(agent: &Agent, accepted: bool) -> String {
+    let said = cli::headstart(&["reload", "--admin", &agent.admin().to_string()]).unwrap();
+    assert_eq!(said.code, Some(i32::from(!accepted)), "{}\n{}", said.all, agent.log());
+    said.all
+}
+
+fn sections(functions: &[(&str, &Function)]) -> String {
+    functions.iter().map(|(name, function)| function.text(name, &[])).collect()
+}
+
+fn names(agent: &Agent) -> Vec<String> {
+    let shown = agent.functions().unwrap();
+    shown.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Clients keep coming to those that stay; the kernel half learns of the rest without any privilege.
+#[test]
+fn functions_are_added_changed_and_removed_while_the_others_serve() {
+    if !ready() {
+        return;
+    }
+    let manager = Manager::new().unwrap();
+    let [stays, mut changes, mut replaced, mut moves, goes, comes] =
+        [(); 6].map(|()| fixture::steady("oci", "").unwrap());
+    let mut before = vec![
+        ("goes", &goes),
+        ("stays", &stays),
+        ("changes", &changes),
+        ("replaced", &replaced),
+        ("moves", &moves),
+    ];
+    let setup = AgentSetup::default().lookup(true).manager(&manager).config(&sections(&before));
+    let agent = setup.start().unwrap();
+    for (name, function) in before.drain(..) {
+        function.rest(&agent, name).unwrap();
+    }
+    let [was_stays, was_changes, was_replaced, was_moves, was_goes] =
+        [&stays, &changes, &replaced, &moves, &goes].map(get);
+    let old_port = moves.local();
+    let asked = [&stays, &changes, &replaced].map(|function| function.local());
+    let stored = manager.stored().unwrap().len();
+
+    changes.keys = "max_instances = 3\nbacklog = 64\n".into();
+    replaced.keys = "env = { VERSION = \"2\" }\n".into();
+    moves.port = free_port().unwrap().port();
+    let after = [
+        ("stays", &stays),
+        ("changes", &changes),
+        ("replaced", &replaced),
+        ("moves", &moves),
+        ("comes", &comes),
+    ];
+    agent.rewrite(&sections(&after)).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients = asked.map(|address| {
+            scope.spawn({
+                let stop = &stop;
+                move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let reply = client::get(address, "/", LIMIT);
+                        assert_eq!(reply.as_ref().map(|reply| reply.status).ok(), Some(200), "{reply:?}");
+                    }
+                }
+            })
+        });
+        let said = reload(&agent, true);
+        assert_eq!(said.trim(), "added: comes; changed: changes; replaced: replaced, moves; removed: goes");
+        for (name, instance) in [("replaced", &was_replaced), ("moves", &was_moves)] {
+            let is_new = |function: &Value| {
+                function["state"] != "closed"
+                    && function["running"].as_array().unwrap().iter().all(|one| one["name"] != **instance)
+            };
+            agent.wait_function(name, "new", LIMIT, is_new).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| client.join().unwrap());
+    });
+
+    assert_eq!((get(&stays), get(&changes)), (was_stays, was_changes));
+    let shown = agent.wait_function("changes", "changed", LIMIT, |one| one["max_instances"] == 3).unwrap();
+    assert_eq!(shown["instances"], 1, "{shown}");
+    assert_ne!(get(&replaced), was_replaced);
+    assert_ne!(get(&moves), was_moves);
+    comes.rest(&agent, "comes").unwrap();
+    get(&comes);
+    let starts = agent.starts().unwrap();
+    let start = starts.as_array().unwrap().iter().rfind(|start| start["function"] == "comes").unwrap();
+    assert_eq!(start["trigger"], "lookup", "the kernel half knows it: {start}");
+
+    let gone = |what: &str, address| {
+        cli::eventually(what, LIMIT, || Ok(TcpStream::connect(address).is_err().then_some(()))).unwrap();
+    };
+    gone("the port of the removed one is closed", goes.local());
+    gone("the port it moved from is closed", old_port);
+    cli::eventually("they are forgotten", LIMIT, || Ok((names(&agent).len() == 5).then_some(()))).unwrap();
+    let mut names = names(&agent);
+    names.sort_unstable();
+    assert_eq!(names, ["changes", "comes", "moves", "replaced", "stays"]);
+    assert!(!agent.log().contains(&format!("{was_goes} cannot")));
+    cli::eventually("the manager keeps what is needed", LIMIT, || {
+        Ok((manager.stored()?.len() == stored).then_some(()))
+    })
+    .unwrap();
+
+    // What has gone can come back, on the port that it had.
+    let back = [after.as_slice(), &[("goes", &goes)]].concat();
+    agent.rewrite(&sections(&back)).unwrap();
+    assert_eq!(reload(&agent, true).trim(), "added: goes");
+    goes.rest(&agent, "goes").unwrap();
+    assert_ne!(get(&goes), was_goes);
+    let applied = [("outcome", "applied")];
+    assert!((agent.metrics().unwrap().sum("headstart_reloads_total", &applied) - 2.0).abs() < f64::EPSILON);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_configuration_that_cannot_be_had_changes_nothing_and_says_why() {
+    if !ready() {
+        return;
+    }
+    let [mut serves, other, new] = [(); 3].map(|()| fixture::steady("process", "").unwrap());
+    let before = sections(&[("serves", &serves), ("other", &other)]);
+    let agent = AgentSetup::default().config(&before).start().unwrap();
+    serves.rest(&agent, "serves").unwrap();
+    let instance = get(&serves);
+    let taken = std::net::TcpListener::bind(new.local()).unwrap();
+    let with = |text: &str| format!("{before}\n{text}");
+    let new_text = new.text("new", &[]);
+    let port = |port: u16| new_text.replace(&format!(":{}\"", new.port), &format!(":{port}\""));
+    let free = free_port().unwrap().port();
+    let missing = port(free).replace("command = [\"", "command = [\"/nowhere");
+    let missing_backend = format!(
+        "[[backend]]\nname = \"db\"\nkind = \"postgres\"\naddress = \"127.0.0.1:5\"\nuser = \"u\"\ndatabase = \"d\"\n\
+         password_file = \"/nowhere\"\n{}",
+        port(free)
+    );
+    let oci = fixture::steady("oci", "").unwrap();
+    let file = fs::read_to_string(agent.config()).unwrap();
+    let syn_changed = file.replace("lookup = false", "lookup = true");
+    for (text, reason) in [
+        (with("[[function]\n"), "headstart.toml:"),
+        (with(&new_text), "is in use"),
+        (with(&missing), "/nowhere"),
+        (with(&missing_backend), "/nowhere"),
+        (with(&oci.text("oci", &[])), "capabilities that the agent gave up"),
+        // It would take the port of one that is still served.
+        (before.replace("\"other\"", "\"renamed\""), "is taken by the function other"),
+    ] {
+        agent.rewrite(&text).unwrap();
+        let said = reload(&agent, false);
+        assert!(said.contains("everything stays as it was") && said.contains(reason), "{reason}: {said}");
+    }
+    fs::write(agent.config(), syn_changed).unwrap();
+    let said = reload(&agent, false);
+    assert!(said.contains("[syn]") && said.contains("restart the agent"), "{said}");
+    let refused = [("outcome", "refused")];
+    assert!((agent.metrics().unwrap().sum("headstart_reloads_total", &refused) - 7.0).abs() < f64::EPSILON);
+
+    assert_eq!(names(&agent), ["serves", "other"]);
+    assert_eq!(get(&serves), instance);
+    drop(taken);
+    agent.rewrite(&with(&new_text)).unwrap();
+    assert_eq!(reload(&agent, true).trim(), "added: new");
+    get(&new);
+    // An operator turns it off, and on again.
+    for (keys, state) in [("max_instances = 0\n", "off"), ("", "cold")] {
+        serves.keys = keys.into();
+        agent.rewrite(&sections(&[("serves", &serves), ("other", &other), ("new", &new)])).unwrap();
+        assert_eq!(reload(&agent, true).trim(), "changed: serves");
+        agent.stop_function("serves").unwrap();
+        agent.wait_state("serves", state, LIMIT).unwrap();
+    }
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_backend_that_changes_has_a_new_pool_and_its_functions_new_instances() {
+    if !ready() {
+        return;
+    }
+    let site = Site::new(Duration::ZERO, Duration::ZERO).unwrap();
+    let function = Function::example("orders", "oci").unwrap();
+    let agent = site.agent(false, &function).unwrap();
+    assert_eq!(site.get(function.port, "/").unwrap().status, 200);
+    let text = function.text("orders", &["orders-db"]);
+    let write = |pool: &str| agent.rewrite(&format!("{}{text}", site.backend(pool).unwrap())).unwrap();
+    write("{ min_idle = 1, max = 16 }");
+    assert_eq!(reload(&agent, true).trim(), "replaced: orders");
+    cli::eventually("the new pool is filled", LIMIT, || {
+        let pools: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends")?.body)?;
+        Ok((pools.as_array().is_some_and(|pools| pools.len() == 1) && pools[0]["idle"] == 1).then_some(()))
+    })
+    .unwrap();
+    function.rest(&agent, "orders").unwrap();
+    assert_eq!(site.get(function.port, "/").unwrap().status, 200);
+    // Not even the comments are news.
+    write("{ min_idle = 1, max = 16 } # as before");
+    assert_eq!(reload(&agent, true).trim(), "no function has changed");
+    assert!(agent.stop().unwrap().success());
+}
