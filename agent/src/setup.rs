@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headstart_config::{self as config, Config, Interfaces, Protocol, RequireAuth};
-use headstart_injector::{Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret};
+use headstart_injector::{
+    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Tls, TlsSettings,
+};
 
 use crate::admin::Unavailable;
 use crate::decision::{Admission, Policy, Rates};
@@ -277,6 +279,19 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
         config::Address::Tcp { .. } => Address::Tcp(backend.address.to_string()),
         config::Address::Unix(path) => Address::Unix(path.clone()),
     };
+    let tls = backend.tls.as_ref().map(|tls| {
+        let host = match &backend.address {
+            config::Address::Tcp { host, .. } => host.clone(),
+            config::Address::Unix(_) => String::new(),
+        };
+        Tls::new(&TlsSettings {
+            ca_file: tls.ca_file.clone(),
+            server_name: tls.server_name.clone().unwrap_or(host),
+            client: tls.client.clone(),
+            alpn: tls.alpn.clone(),
+        })
+    });
+    let tls = tls.transpose().map_err(|error| error.to_string())?;
     let pool = backend.pool;
     let pool = PoolSettings {
         min_idle: pool.min_idle,
@@ -287,7 +302,7 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
         backoff_max: pool.backoff_max,
         wait: pool.wait,
     };
-    Ok(BackendSpec { name: backend.name.clone(), kind, address, pool })
+    Ok(BackendSpec { name: backend.name.clone(), kind, address, tls, pool })
 }
 
 /// The content of a password file without its last line end.

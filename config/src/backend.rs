@@ -17,6 +17,8 @@ pub struct Backend {
     pub protocol: Protocol,
     /// Where the server is.
     pub address: Address,
+    /// TLS to it, in which the server proves who it is. Default `None`: `false`; with `kind = "tls"`, `true`.
+    pub tls: Option<Tls>,
     /// How many connections are kept, and for how long.
     pub pool: Pool,
     /// Where this section is in the file.
@@ -44,6 +46,21 @@ pub struct Postgres {
     pub password_file: Option<PathBuf>,
     /// What the server shows in `pg_stat_activity`; 1 to 63 printable ASCII characters. Default: not sent.
     pub application_name: Option<String>,
+}
+
+/// `tls`: how a backend is reached through TLS. `true` is a table without keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificates that are trusted, in PEM; an absolute path. Default: those that this system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// The DNS name, or IP address, that the server's certificate must be for. Default: the host in `address`.
+    pub server_name: Option<String>,
+    /// `cert_file` and `key_file`: our certificate with its chain and its private key, in PEM, for servers that ask
+    /// who we are. Both or none; absolute paths. Default none.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Application protocols to offer (RFC 7301), best first; only with `kind = "tls"`. At most 8, each of 1 to 255
+    /// bytes. Default none.
+    pub alpn: Vec<String>,
 }
 
 /// Where a backend is.
@@ -110,41 +127,108 @@ impl Backend {
             known.backends.insert(name.clone(), line);
             table.rename(format!("backend.{name}"));
         }
-        let protocol = Protocol::read(&mut table);
+        let kind = Kind::read(&mut table);
+        let protocol = kind.and_then(|kind| Protocol::read(&mut table, kind));
         let address = table.require("address", "", |v| Address::read(&v));
+        let tls = Tls::read(&mut table, kind, address.as_ref());
         let pool = table.or("pool", Pool::default(), |v| v.table("pool = { max = 64 }").map(Pool::read));
         let origin = table.finish();
-        Some(Self { name: name?, protocol: protocol?, address: address?, pool, origin })
+        Some(Self { name: name?, protocol: protocol?, address: address?, tls: tls?, pool, origin })
     }
 }
 
 /// The keys which only `kind = "postgres"` has.
 const POSTGRES_KEYS: [&str; 4] = ["user", "database", "password_file", "application_name"];
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Tcp,
+    Tls,
     Postgres,
 }
 
-impl Protocol {
+impl Kind {
+    const WORDS: [(&str, Self); 3] = [("tcp", Self::Tcp), ("tls", Self::Tls), ("postgres", Self::Postgres)];
+
     fn read(table: &mut Table<'_>) -> Option<Self> {
-        let kinds = [("tcp", Kind::Tcp), ("postgres", Kind::Postgres)];
-        match table.require("kind", ": \"tcp\" or \"postgres\"", |v| v.choice(&kinds)) {
-            Some(Kind::Tcp) => {
-                for key in POSTGRES_KEYS {
-                    table.refuse(key, "belongs to kind = \"postgres\", and this backend is \"tcp\"");
-                }
-                Some(Self::Tcp)
-            }
-            Some(Kind::Postgres) => Postgres::read(table).map(Self::Postgres),
-            None => {
-                for key in POSTGRES_KEYS {
-                    table.get(key);
-                }
-                None
+        let kind = table.require("kind", ": \"tcp\", \"tls\" or \"postgres\"", |v| v.choice(&Self::WORDS));
+        if kind.is_none() {
+            for key in POSTGRES_KEYS {
+                table.get(key);
             }
         }
+        kind
+    }
+
+    fn word(self) -> &'static str {
+        Self::WORDS.into_iter().find(|(_, kind)| *kind == self).map_or("", |(word, _)| word)
+    }
+}
+
+impl Protocol {
+    fn read(table: &mut Table<'_>, kind: Kind) -> Option<Self> {
+        if kind == Kind::Postgres {
+            return Postgres::read(table).map(Self::Postgres);
+        }
+        for key in POSTGRES_KEYS {
+            let word = kind.word();
+            table.refuse(key, &format!("belongs to kind = \"postgres\", and this backend is \"{word}\""));
+        }
+        Some(Self::Tcp)
+    }
+}
+
+impl Tls {
+    /// `None` when something about it is wrong, which has been reported.
+    fn read(table: &mut Table<'_>, kind: Option<Kind>, address: Option<&Address>) -> Option<Option<Self>> {
+        let by_kind = (kind == Some(Kind::Tls)).then(Self::default);
+        let tls = match table.get("tls") {
+            None => by_kind,
+            Some(value) => {
+                let (on, keys) = value.boolean_or_table("tls = { ca_file = \"/etc/headstart/ca.pem\" }")?;
+                match (on, kind) {
+                    (false, Some(Kind::Tls)) => {
+                        value.fail("cannot be false with kind = \"tls\": without TLS the kind is \"tcp\"")?
+                    }
+                    (true, Some(Kind::Tcp)) => {
+                        value.fail("is for other kinds: with TLS this one is \"tls\"")?
+                    }
+                    _ => {}
+                }
+                let tls = keys.map_or_else(Self::default, |keys| Self::of(keys, kind));
+                on.then_some(tls)
+            }
+        };
+        if tls.is_some() && matches!(address, Some(Address::Unix(_))) {
+            table.refuse("address", "is a unix socket, where nobody can listen in: without TLS, then");
+        }
+        Some(tls)
+    }
+
+    fn of(mut table: Table<'_>, kind: Option<Kind>) -> Self {
+        let ca_file = table.get("ca_file").and_then(|v| v.absolute_path());
+        let server_name = table.get("server_name").and_then(|v| v.text().map(str::to_owned));
+        let cert_file = table.get("cert_file").map(|v| v.absolute_path());
+        let key_file = table.get("key_file").map(|v| v.absolute_path());
+        let client = match (cert_file, key_file) {
+            (Some(cert), Some(key)) => cert.zip(key),
+            (None, None) => None,
+            (Some(_), None) => table.require("key_file", ": the private key of cert_file", |_| None),
+            (None, Some(_)) => table.require("cert_file", ": the certificate of key_file", |_| None),
+        };
+        if kind.is_some_and(|kind| kind != Kind::Tls) {
+            table.refuse("alpn", "belongs to kind = \"tls\"");
+        }
+        let alpn = table.get("alpn").and_then(|v| {
+            let names = v.list()?;
+            if names.len() > 8 {
+                return v.fail("must be at most 8 names");
+            }
+            let name = |v: Value<'_>| v.matching("1 to 255 bytes", |text| (1..=255).contains(&text.len()));
+            names.into_iter().map(name).collect::<Option<Vec<_>>>()
+        });
+        table.finish();
+        Self { ca_file, server_name, client, alpn: alpn.unwrap_or_default() }
     }
 }
 

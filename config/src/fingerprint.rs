@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Backend, Config, Function, Postgres, Protocol, Runtime};
+use crate::{Backend, Config, Function, Postgres, Protocol, Runtime, Tls};
 
 impl Config {
     /// The SHA-256, in hexadecimal, of what instances of `function` depend on: its settings, except those that
@@ -100,9 +100,23 @@ impl Fingerprint {
     }
 
     fn backend(&mut self, backend: &Backend) {
-        let Backend { name, protocol, address, pool: _, origin: _ } = backend;
+        let Backend { name, protocol, address, tls, pool: _, origin: _ } = backend;
         self.add("backend", name);
         self.add("address", address.to_string());
+        if let Some(Tls { ca_file, server_name, client, alpn }) = tls {
+            self.add("tls", "");
+            let client = client.iter().flat_map(|(chain, key)| [("cert_file", chain), ("key_file", key)]);
+            for (key, path) in ca_file.iter().map(|path| ("ca_file", path)).chain(client) {
+                self.add(key, path.as_os_str().as_bytes());
+            }
+            for (key, word) in server_name
+                .iter()
+                .map(|name| ("server_name", name))
+                .chain(alpn.iter().map(|name| ("alpn", name)))
+            {
+                self.add(key, word);
+            }
+        }
         match protocol {
             Protocol::Tcp => self.add("kind", "tcp"),
             Protocol::Postgres(Postgres { user, database, password_file, application_name }) => {

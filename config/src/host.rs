@@ -54,12 +54,27 @@ impl Syn {
 }
 
 impl Backend {
-    /// A password file that cannot be used, or that others can read.
+    /// Files with secrets that cannot be used, or that others can read, and certificates that are missing.
     pub fn check_host(&self) -> Vec<Problem> {
-        let Protocol::Postgres(postgres) = &self.protocol else { return Vec::new() };
-        let Some(path) = &postgres.password_file else { return Vec::new() };
-        let message = check_password_file(path).err();
-        message.into_iter().map(|message| self.origin.problem("password_file", message)).collect()
+        let mut problems = Vec::new();
+        let mut check = |key, outcome: Result<(), String>| {
+            problems.extend(outcome.err().map(|message| self.origin.problem(key, message)));
+        };
+        if let Protocol::Postgres(postgres) = &self.protocol
+            && let Some(path) = &postgres.password_file
+        {
+            check("password_file", check_secret_file(path, "the password"));
+        }
+        if let Some(tls) = &self.tls {
+            if let Some((chain, key)) = &tls.client {
+                check("tls", check_certificates(chain));
+                check("tls", check_secret_file(key, "the private key"));
+            }
+            if let Some(path) = &tls.ca_file {
+                check("tls", check_certificates(path));
+            }
+        }
+        problems
     }
 }
 
@@ -87,12 +102,22 @@ impl Function {
     }
 }
 
-fn check_password_file(path: &Path) -> Result<(), String> {
+fn check_certificates(path: &Path) -> Result<(), String> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| format!("{}: {error}: put the certificates there", path.display()))?;
+    if text.contains("-----BEGIN CERTIFICATE-----") {
+        return Ok(());
+    }
+    Err(format!("{} holds no certificate in PEM", path.display()))
+}
+
+/// `what` it holds.
+fn check_secret_file(path: &Path, what: &str) -> Result<(), String> {
     let shown = path.display();
     let metadata = fs::metadata(path)
-        .map_err(|error| format!("{shown}: {error}: create it with the password, and `chmod 600 {shown}`"))?;
+        .map_err(|error| format!("{shown}: {error}: create it with {what}, and `chmod 600 {shown}`"))?;
     if !metadata.is_file() {
-        return Err(format!("{shown} is not a regular file: name the file that holds the password"));
+        return Err(format!("{shown} is not a regular file: name the file that holds {what}"));
     }
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
@@ -105,7 +130,7 @@ fn check_password_file(path: &Path) -> Result<(), String> {
         .and_then(|file| file.take(2).read_to_end(&mut start))
         .map_err(|error| format!("{shown}: {error}: `chown` it to the user that runs the agent"))?;
     if start.is_empty() || start == b"\n" {
-        return Err(format!("{shown} is empty: write the password into it"));
+        return Err(format!("{shown} is empty: write {what} into it"));
     }
     Ok(())
 }

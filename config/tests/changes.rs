@@ -14,6 +14,7 @@ user = "app"
 database = "orders"
 password_file = "/etc/db"
 application_name = "headstart"
+tls = { server_name = "db", ca_file = "/etc/ca" }
 pool = { max = 8 }
 
 [[backend]]
@@ -54,7 +55,7 @@ key_file = "/etc/keys"
 "#;
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 20] = [
+const COUNTS: [(&str, &str); 24] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -75,6 +76,10 @@ const COUNTS: [(&str, &str); 20] = [
     ("password_file = \"/etc/db\"", "password_file = \"/etc/bd\""),
     ("password_file = \"/etc/db\"", ""),
     ("application_name = \"headstart\"", ""),
+    ("tls = { server_name = \"db\", ca_file = \"/etc/ca\" }", ""),
+    ("tls = { server_name = \"db\", ca_file = \"/etc/ca\" }", "tls = true"),
+    ("server_name = \"db\"", "server_name = \"bd\""),
+    ("ca_file = \"/etc/ca\"", "cert_file = \"/etc/ca\", key_file = \"/etc/key\""),
 ];
 
 /// What only the agent's decisions depend on.
@@ -134,8 +139,9 @@ fn fingerprints_change_with_what_instances_depend_on() {
 /// Where this fails, agents no longer know the instances of earlier ones.
 #[test]
 fn fingerprints_are_those_of_earlier_versions() {
+    let without_tls = ("tls = { server_name = \"db\", ca_file = \"/etc/ca\" }\n", "");
     assert_eq!(
-        fingerprint(&read(BEFORE)),
+        fingerprint(&after(without_tls)),
         "def5f68103de2033e09b23c60d00b39d439ca5bf7a3bb19d752f01845d5accee"
     );
 }

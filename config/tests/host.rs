@@ -58,6 +58,29 @@ fn password_files_are_their_owners_own() {
 }
 
 #[test]
+fn certificates_are_there_and_private_keys_their_owners_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[[backend]]\nname = \"db\"\nkind = \"tls\"\naddress = \"h:1\"\n\
+                tls = { ca_file = \"D/ca\", cert_file = \"D/cert\", key_file = \"D/key\" }";
+    let prefix = "h.toml:5: backend.db.tls: ";
+    write(&dir.path().join("cert"), "no certificate\n", 0o644);
+    write(&dir.path().join("key"), "x\n", 0o644);
+    assert_eq!(
+        problems(&dir, text),
+        [
+            format!("{prefix}D/cert holds no certificate in PEM"),
+            format!("{prefix}D/key is open to others than its owner (mode 644): `chmod 600 D/key`"),
+            format!("{prefix}D/ca: No such file or directory (os error 2): put the certificates there"),
+        ]
+    );
+    for name in ["ca", "cert"] {
+        write(&dir.path().join(name), "-----BEGIN CERTIFICATE-----\n", 0o644);
+    }
+    write(&dir.path().join("key"), "x\n", 0o600);
+    assert_eq!(problems(&dir, text), Vec::<String>::new());
+}
+
+#[test]
 fn key_files_hold_keys_of_their_owner() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("keys");

@@ -27,7 +27,7 @@ mod reason;
 mod secret;
 mod spec;
 
-pub use backend::{ConnectCause, ConnectError, ProtocolError, Session};
+pub use backend::{ConnectCause, ConnectError, ProtocolError, Session, Tls, TlsSettings, TlsSettingsError};
 pub use pool::{Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally};
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
 pub use secret::Secret;

@@ -75,6 +75,8 @@ reasons! {
         Server = "server",
         /// Authentication is impossible as configured, or the server failed to prove itself.
         Auth = "auth",
+        /// There is no TLS session, or with nobody who is trusted.
+        Tls = "tls",
         /// The server does not speak the protocol.
         Protocol = "protocol",
         /// A defect on our side.

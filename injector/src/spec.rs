@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::Secret;
+use crate::{Secret, Tls};
 
 /// One backend and the pool in front of it.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct BackendSpec {
     pub kind: BackendKind,
     /// Where the server listens.
     pub address: Address,
+    /// TLS to it; not over a unix socket.
+    pub tls: Option<Tls>,
     /// How many connections are kept, and for how long.
     pub pool: PoolSettings,
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use headstart_integration_tests::client::{self, Reply};
-use headstart_integration_tests::lab::{Agent, AgentSetup, Postgres, Scratch};
+use headstart_integration_tests::lab::{Agent, AgentSetup, Postgres, PostgresSetup, Scratch};
 use headstart_integration_tests::leaks::Watch;
 use headstart_integration_tests::site::{Function, LIMIT};
 use headstart_integration_tests::{cli, fixture, privilege};
@@ -53,6 +53,31 @@ fn a_session_belongs_to_one_instance_and_goes_with_it() {
         wait_sessions(&postgres, MIN_IDLE);
     }
     assert_ne!(sessions[0], sessions[1], "a session is never handed on");
+    assert!(agent.stop().unwrap().success());
+    wait_sessions(&postgres, 0);
+}
+
+/// The function knows nothing of TLS: it reads and writes its session in the clear.
+#[test]
+fn a_session_travels_in_tls_and_ends_with_its_instance() {
+    if !ready() {
+        return;
+    }
+    let postgres = PostgresSetup::default().tls().start().unwrap();
+    let function = Function::example("orders", RUNTIME).unwrap();
+    let backend = backend(&postgres, &postgres.password_file().unwrap());
+    let tls = format!("tls = {{ ca_file = {:?} }}\n", postgres.ca_file());
+    let setup = AgentSetup::default().config(&format!("{backend}{tls}"));
+    let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
+    wait_sessions(&postgres, MIN_IDLE);
+    function.rest(&agent, "orders").unwrap();
+    let first = session(&function);
+    assert_eq!(session(&function), first);
+    let encrypted = format!("select count(*) from pg_stat_ssl where ssl and pid = {first}");
+    assert_eq!(postgres.admin_sql(&encrypted).unwrap(), "1");
+    wait_sessions(&postgres, MIN_IDLE + 1);
+    agent.stop_function("orders").unwrap();
+    wait_sessions(&postgres, MIN_IDLE);
     assert!(agent.stop().unwrap().success());
     wait_sessions(&postgres, 0);
 }

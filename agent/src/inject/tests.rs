@@ -45,7 +45,8 @@ async fn pool(name: &str, idle: usize) -> (Pool, TcpListener) {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::Tcp(server.local_addr().unwrap().to_string());
     let settings = PoolSettings { min_idle: idle, max: 100, ..PoolSettings::default() };
-    let spec = BackendSpec { name: name.to_owned(), kind: BackendKind::Tcp, address, pool: settings };
+    let spec =
+        BackendSpec { name: name.to_owned(), kind: BackendKind::Tcp, address, tls: None, pool: settings };
     let pool = Pool::spawn(spec);
     while pool.status().idle < idle {
         tokio::task::yield_now().await;

@@ -210,6 +210,23 @@ impl<'a> Value<'a> {
         Some(items.iter().enumerate().map(item).collect())
     }
 
+    /// `true`, `false`, or a table, which is as good as `true`; `form` shows how it is written.
+    pub(crate) fn boolean_or_table(&self, form: &str) -> Option<(bool, Option<Table<'a>>)> {
+        match self.value {
+            DeValue::Boolean(on) => Some((*on, None)),
+            DeValue::Table(_) => {
+                let again = Value {
+                    report: self.report,
+                    path: self.path.clone(),
+                    line: self.line,
+                    value: self.value,
+                };
+                Some((true, again.table(form)))
+            }
+            _ => self.mistyped(&format!("true, false or a table, as {form}")),
+        }
+    }
+
     /// A table; `form` shows how it is written.
     pub(crate) fn table(self, form: &str) -> Option<Table<'a>> {
         match self.value {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS};
+use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Tls};
 use proptest::prelude::*;
 
 mod lifecycle;
@@ -141,6 +141,11 @@ fn backends() {
         ),
         ("name = \"b\"\npool = { ttl = \"48h\" }", ".b.pool.ttl: must be 1s to 24h"),
         ("name = \"b\"\npool = { max = \"3\" }", ".b.pool.max: must be a whole number, not a string"),
+        ("name = \"b\"\ntls = true", ".b.tls: is for other kinds: with TLS this one is \"tls\""),
+        (
+            "name = \"b\"\ntls = 1",
+            ".b.tls: must be true, false or a table, as tls = { ca_file = \"/etc/headstart/ca.pem\" }, not an integer",
+        ),
     ];
     for (text, message) in cases {
         let line = 3 + text.lines().count();
@@ -151,7 +156,7 @@ fn backends() {
         "[[backend]]",
         &[
             "1: backend[0].name: is required",
-            "1: backend[0].kind: is required: \"tcp\" or \"postgres\"",
+            "1: backend[0].kind: is required: \"tcp\", \"tls\" or \"postgres\"",
             "1: backend[0].address: is required",
         ],
     );
@@ -260,13 +265,55 @@ fn addresses_that_overlap() {
 }
 
 #[test]
+fn tls() {
+    let postgres = "name = \"b\"\nkind = \"postgres\"\nuser = \"u\"\naddress = \"h:1\"\n";
+    let bare = "name = \"b\"\nkind = \"tls\"\naddress = \"h:1\"\n";
+    let nine = format!("tls = {{ alpn = {:?} }}", ["x"; 9]);
+    for (backend, text, message) in [
+        (postgres, "tls = { ca_file = \"ca.pem\" }", "tls.ca_file: must be an absolute path"),
+        (postgres, "tls = { server_name = \"\" }", "tls.server_name: must not be empty"),
+        (postgres, "tls = { cert_file = \"/c\" }", "tls.key_file: is required: the private key of cert_file"),
+        (postgres, "tls = { key_file = \"/c\" }", "tls.cert_file: is required: the certificate of key_file"),
+        (postgres, "tls = { alpn = [\"x\"] }", "tls.alpn: belongs to kind = \"tls\""),
+        (
+            postgres,
+            "tls = { verify = false }",
+            "tls.verify: unknown key; the keys here are alpn, ca_file, cert_file, key_file, server_name",
+        ),
+        (bare, "tls = false", "tls: cannot be false with kind = \"tls\": without TLS the kind is \"tcp\""),
+        (bare, "tls = { alpn = [\"\"] }", "tls.alpn[0]: must be 1 to 255 bytes"),
+        (bare, &nine, "tls.alpn: must be at most 8 names"),
+    ] {
+        let line = 2 + backend.lines().count();
+        check(&format!("[[backend]]\n{backend}{text}"), &[&format!("{line}: backend.b.{message}")]);
+    }
+    for kind in ["kind = \"tls\"", "kind = \"postgres\"\nuser = \"u\"\ntls = true"] {
+        let text = format!("[[backend]]\nname = \"b\"\naddress = \"unix:/s\"\n{kind}");
+        check(
+            &text,
+            &["3: backend.b.address: is a unix socket, where nobody can listen in: without TLS, then"],
+        );
+    }
+    let read =
+        |text: &str| Config::parse("h.toml", &format!("[[backend]]\n{text}")).unwrap().backends.remove(0).tls;
+    assert_eq!(read(postgres), None);
+    assert_eq!(read(&format!("{postgres}tls = false")), None);
+    assert_eq!(read(bare), Some(Tls::default()));
+    assert_eq!(read(&format!("{postgres}tls = true")), Some(Tls::default()));
+    let every = "tls = { ca_file = \"/a\", server_name = \"n\", cert_file = \"/c\", key_file = \"/k\", alpn = [\"x\"] }";
+    let tls = read(&format!("{bare}{every}")).unwrap();
+    assert_eq!((tls.ca_file, tls.server_name), (Some("/a".into()), Some("n".to_owned())));
+    assert_eq!((tls.client, tls.alpn), (Some(("/c".into(), "/k".into())), vec!["x".to_owned()]));
+}
+
+#[test]
 fn one_mistake_is_one_problem() {
     // The backend is broken, so its user is not told that it does not exist.
     let text = format!("[[backend]]\nname = \"db\"\n[[function]]\n{GOOD}backends = [\"db\", \"db\"]");
     check(
         &text,
         &[
-            "1: backend.db.kind: is required: \"tcp\" or \"postgres\"",
+            "1: backend.db.kind: is required: \"tcp\", \"tls\" or \"postgres\"",
             "1: backend.db.address: is required",
             "8: function.f.backends[1]: \"db\" is listed twice",
         ],
@@ -359,6 +406,8 @@ fn line() -> impl Strategy<Value = String> {
         "memory",
         "user",
         "pool.ttl",
+        "tls",
+        "tls.ca_file",
         "interfaces",
         "admin",
         "id",

@@ -71,6 +71,12 @@ pub enum ConnectCause {
         /// Its name.
         method: &'static str,
     },
+    /// The server's configuration: it would go on without TLS, we do not.
+    #[error("the server does not offer TLS, and `tls` is on")]
+    TlsRefused,
+    /// The server's certificate, or what both sides can do: a verdict of the TLS library.
+    #[error("no TLS session: {}", verdict(.0))]
+    Tls(rustls::Error),
     /// The server does not know the password, or somebody is in between.
     #[error("the server failed to authenticate itself: {0}")]
     ServerUnproven(io::Error),
@@ -91,6 +97,7 @@ impl ConnectCause {
             Self::Timeout { .. } => FailureReason::Timeout,
             Self::Lost(_) | Self::Closed => FailureReason::Lost,
             Self::Server { .. } => FailureReason::Server,
+            Self::TlsRefused | Self::Tls(_) => FailureReason::Tls,
             Self::PasswordMissing
             | Self::CleartextRefused
             | Self::AuthUnsupported { .. }
@@ -105,9 +112,28 @@ impl ConnectCause {
         match self {
             Self::Server { sqlstate, .. } => is_transient(sqlstate),
             Self::Protocol(ProtocolError::NotQuiet) => true,
-            _ => !matches!(self.reason(), FailureReason::Auth | FailureReason::Protocol),
+            _ => !matches!(self.reason(), FailureReason::Auth | FailureReason::Protocol | FailureReason::Tls),
         }
     }
+}
+
+/// With what an operator can do, where that is not in the library's words.
+fn verdict(error: &rustls::Error) -> String {
+    use rustls::{CertificateError, Error};
+    let advice = match error {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            ": it is signed by nobody who is trusted, set `ca_file`"
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => ": connect by the name that it is for, or set `server_name`",
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            ": it has expired, renew it on the server"
+        }
+        Error::AlertReceived(_) => ": the server says so, see its log",
+        _ => "",
+    };
+    format!("{error}{advice}")
 }
 
 /// SQLSTATE classes that pass: 08 connection, 40 rollback, 53 resources (such as 53300 too many

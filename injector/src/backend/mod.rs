@@ -3,11 +3,14 @@
 //! Every protocol is one sibling module with one `Protocol` implementation. A new one is a file, a
 //! [`BackendKind`] with its line in `protocol()`, and what its [`Session`] tells the function.
 
+mod certificate;
 mod error;
 mod liveness;
 pub(crate) mod postgres;
+mod relay;
 mod stream;
 mod tcp;
+mod tls;
 
 use std::fmt;
 use std::future::Future;
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
@@ -23,6 +27,7 @@ pub use headstart_wire::Session;
 pub(crate) use liveness::{farewell, is_quiet};
 pub use postgres::ProtocolError;
 pub(crate) use stream::Stream;
+pub use tls::{Tls, TlsSettings, TlsSettingsError};
 
 use crate::{BackendKind, BackendSpec};
 
@@ -56,6 +61,11 @@ pub(crate) struct LoggedIn {
 
 /// A protocol: the part in which backends differ.
 pub(crate) trait Protocol: Send + Sync {
+    /// Asks for TLS, where that is not simply begun.
+    fn start_tls<'a>(&'a self, _: &'a mut TcpStream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Logs in on a fresh stream, and leaves it quiet.
     fn log_in<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>>;
 
@@ -84,7 +94,7 @@ pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectErr
     let protocol = spec.kind.protocol();
     let begun = Instant::now();
     let attempt = async {
-        let mut stream = Stream::dial(&spec.address, protocol).await?;
+        let mut stream = Stream::dial(spec).await?;
         let LoggedIn { session, cancel } = protocol.log_in(&mut stream).await?;
         Ok(Connection { stream, session, cancel, connect_time: begun.elapsed() })
     };
@@ -99,7 +109,7 @@ pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectErr
 /// documentation, "Canceling Requests in Progress").
 pub(crate) async fn cancel(spec: &BackendSpec, request: &CancelRequest) -> Result<(), ConnectError> {
     let attempt = async {
-        let mut stream = Stream::dial(&spec.address, spec.kind.protocol()).await?;
+        let mut stream = Stream::dial(spec).await?;
         stream.write_all(&request.0).await.map_err(ConnectCause::Lost)?;
         stream.read(&mut [0]).await.map_err(ConnectCause::Lost)?;
         Ok(())

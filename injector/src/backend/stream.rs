@@ -1,4 +1,4 @@
-//! The transports: TCP and unix sockets behind one type.
+//! The transports: TCP, TLS over it, and unix sockets, behind one type.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,9 +9,10 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio_rustls::client::TlsStream;
 
-use super::{ConnectCause, Protocol, is_quiet};
-use crate::{Address, DiscardReason};
+use super::{ConnectCause, is_quiet, relay, tls};
+use crate::{Address, BackendSpec, DiscardReason};
 
 /// First keep-alive probe after this much silence.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
@@ -23,14 +24,22 @@ const KEEPALIVE_PROBES: u32 = 3;
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Stream {
-    pub(crate) async fn dial(address: &Address, protocol: &dyn Protocol) -> Result<Self, ConnectCause> {
-        match address {
-            Address::Tcp(host_port) => dial_tcp(host_port).await.map(Self::Tcp),
-            Address::Unix(path) => UnixStream::connect(protocol.socket_path(path))
+    /// Connects, up to the end of the TLS handshake where the backend has TLS.
+    pub(crate) async fn dial(spec: &BackendSpec) -> Result<Self, ConnectCause> {
+        let protocol = spec.kind.protocol();
+        match (&spec.address, &spec.tls) {
+            (Address::Tcp(host_port), None) => dial_tcp(host_port).await.map(Self::Tcp),
+            (Address::Tcp(host_port), Some(tls)) => {
+                let mut stream = dial_tcp(host_port).await?;
+                protocol.start_tls(&mut stream).await?;
+                Ok(Self::Tls(Box::new(tls.handshake(stream).await?)))
+            }
+            (Address::Unix(path), _) => UnixStream::connect(protocol.socket_path(path))
                 .await
                 .map(Self::Unix)
                 .map_err(ConnectCause::Dial),
@@ -38,8 +47,16 @@ impl Stream {
     }
 
     /// Whether nobody on a network can listen in.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self, Self::Unix(_))
+    pub(crate) fn is_private(&self) -> bool {
+        matches!(self, Self::Tls(_) | Self::Unix(_))
+    }
+
+    /// What a login can be bound to, so that nobody can pass it on (RFC 5929).
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Tls(stream) => tls::end_point(stream),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
     }
 
     /// Pending as long as the idle connection is good, and then wakes `cx`. Sees what the reactor has
@@ -48,6 +65,7 @@ impl Stream {
         loop {
             let readiness = match self {
                 Self::Tcp(stream) => stream.poll_read_ready(cx),
+                Self::Tls(stream) => stream.get_ref().0.poll_read_ready(cx),
                 Self::Unix(stream) => stream.poll_read_ready(cx),
             };
             match readiness {
@@ -59,6 +77,7 @@ impl Stream {
             let look = || is_quiet(self).map_or_else(Ok, |()| Err(io::ErrorKind::WouldBlock.into()));
             let end = match self {
                 Self::Tcp(stream) => stream.try_io(Interest::READABLE, look),
+                Self::Tls(stream) => stream.get_ref().0.try_io(Interest::READABLE, look),
                 Self::Unix(stream) => stream.try_io(Interest::READABLE, look),
             };
             if let Ok(reason) = end {
@@ -67,10 +86,12 @@ impl Stream {
         }
     }
 
-    /// Takes the socket out of the reactor. It stays non-blocking.
+    /// What the receiver reads and writes: the socket itself, out of the reactor, or the near end of a relay into the
+    /// TLS session. It is non-blocking.
     pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
         match self {
             Self::Tcp(stream) => stream.into_std().map(OwnedFd::from),
+            Self::Tls(stream) => relay::begin(*stream),
             Self::Unix(stream) => stream.into_std().map(OwnedFd::from),
         }
     }
@@ -80,6 +101,7 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         }
     }
@@ -111,6 +133,7 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -120,17 +143,23 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(())) // sockets have no buffer of their own to flush
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            // Sockets have no buffer of their own to flush.
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -17,7 +17,13 @@ use crate::{Address, BackendKind, BackendSpec, ConnectCause, ConnectError, PoolS
 
 fn spec(min_idle: usize, max: usize) -> BackendSpec {
     let pool = PoolSettings { min_idle, max, ttl: Duration::from_secs(60), ..PoolSettings::default() };
-    BackendSpec { name: "db".into(), kind: BackendKind::Tcp, address: Address::Tcp("db:1".into()), pool }
+    BackendSpec {
+        name: "db".into(),
+        kind: BackendKind::Tcp,
+        address: Address::Tcp("db:1".into()),
+        tls: None,
+        pool,
+    }
 }
 
 /// A connection, and the server's end of it.

@@ -18,7 +18,9 @@ use postgres_protocol::message::{backend::Message, frontend};
 pub(crate) const PASSWORD: &str = "s3cret-s4uce";
 
 /// Roles, the method that `pg_hba.conf` asks of each, and how their password is stored.
-const ROLES: [(&str, &str, &str); 4] = [
+const ROLES: [(&str, &str, &str); 5] = [
+    // Whom a certificate is for.
+    ("certified", "cert", "scram-sha-256"),
     ("truster", "trust", "scram-sha-256"),
     ("hasher", "md5", "md5"),
     ("scrammer", "scram-sha-256", "scram-sha-256"),
@@ -30,11 +32,19 @@ pub(crate) struct Postgres {
     directory: tempfile::TempDir,
     bin: PathBuf,
     pub(crate) port: u16,
+    /// Parameters beside the usual ones, as `name=value`.
+    settings: Vec<String>,
 }
 
 impl Postgres {
     /// `None`, with a word about it, where PostgreSQL is not installed. An error in CI.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(|_| Vec::new())
+    }
+
+    /// As [`Postgres::start`], with parameters that `prepare` gives, in which a file may be named that it writes into
+    /// the data directory.
+    pub(crate) fn start_with(prepare: impl FnOnce(&Path) -> Vec<String>) -> Option<Self> {
         let Some(bin) = find_bin() else {
             assert!(std::env::var("CI").is_err(), "PostgreSQL is missing: apt-get install postgresql");
             eprintln!("SKIPPED: PostgreSQL is missing; to run this test: apt-get install postgresql");
@@ -48,8 +58,18 @@ impl Postgres {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("its address").port();
         drop(listener);
-        let server = Self { directory, bin, port };
+        let mut server = Self { directory, bin, port, settings: Vec::new() };
         server.initialise();
+        server.settings = prepare(&server.data());
+        if nix::unistd::geteuid().is_root() {
+            // What it wrote is the server's.
+            let (data, user) =
+                (server.data(), nix::unistd::User::from_name("postgres").expect("users").expect("user"));
+            for entry in std::fs::read_dir(data).expect("the data directory") {
+                nix::unistd::chown(&entry.expect("an entry").path(), Some(user.uid), Some(user.gid))
+                    .expect("chown");
+            }
+        }
         server.run();
         let mut sql = String::from("create database orders;\n");
         for (role, _, encryption) in ROLES {
@@ -66,19 +86,23 @@ impl Postgres {
         self.tool("initdb", &["-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]);
         let mut hba = String::from("local all postgres trust\n");
         for (role, method, _) in ROLES {
-            hba += &format!("local all {role} {method}\nhost all {role} 127.0.0.1/32 {method}\n");
+            let (local, host) = if method == "cert" { ("reject", "hostssl") } else { (method, "host") };
+            hba += &format!("local all {role} {local}\n{host} all {role} 127.0.0.1/32 {method}\n");
         }
         std::fs::write(self.data().join("pg_hba.conf"), hba).expect("pg_hba.conf");
     }
 
     /// Starts it, again or for the first time, and returns when it accepts connections.
     pub(crate) fn run(&self) {
-        let options = format!(
+        let mut options = format!(
             "-c listen_addresses=127.0.0.1 -c port={} -c unix_socket_directories={} -c fsync=off \
              -c max_connections=100 -c autovacuum=off",
             self.port,
             self.socket_directory().display()
         );
+        for setting in &self.settings {
+            options += &format!(" -c {setting}");
+        }
         let log = self.directory.path().join("log");
         let (data, log) = (self.data(), log.to_str().expect("UTF-8").to_owned());
         let data = data.to_str().expect("UTF-8");
@@ -180,7 +204,7 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
         backoff_max: Duration::from_millis(50),
         wait: Duration::from_secs(10),
     };
-    BackendSpec { name: "orders-db".into(), kind, address, pool }
+    BackendSpec { name: "orders-db".into(), kind, address, tls: None, pool }
 }
 
 /// Waits, for at most 60 s, until the pool is in a state.

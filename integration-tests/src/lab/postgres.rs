@@ -33,6 +33,7 @@ const TEMPLATE_VERSION: &str = "2";
 #[derive(Clone, Debug, Default)]
 pub struct PostgresSetup {
     place: Option<(Namespace, SocketAddr)>,
+    tls: bool,
     settings: Vec<(String, String)>,
 }
 
@@ -40,6 +41,15 @@ impl PostgresSetup {
     /// Runs inside `namespace` on `address`, instead of on loopback with any free port.
     pub fn inside(mut self, namespace: &Namespace, address: SocketAddr) -> Self {
         self.place = Some((namespace.clone(), address));
+        self
+    }
+
+    /// With TLS, under a certificate for its address: see [`Postgres::ca_file`].
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        for setting in [("ssl", "on"), ("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key")] {
+            self = self.setting(setting.0, setting.1);
+        }
         self
     }
 
@@ -64,6 +74,17 @@ impl PostgresSetup {
             Some((_, address)) => *address,
             None => free_port()?,
         };
+        if self.tls {
+            let certified = rcgen::generate_simple_self_signed([address.ip().to_string()])?;
+            let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+            fs::write(files.path().join("ca.pem"), &certificate)?;
+            for (name, text) in [("server.pem", certificate), ("server.key", key)] {
+                let file = data.join(name);
+                fs::write(&file, text)?;
+                fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+                chown(&file, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+            }
+        }
         let mut postgres = Postgres { setup: self, address, server: None, files };
         postgres.start()?;
         Ok(postgres)
@@ -119,6 +140,11 @@ impl Postgres {
         fs::write(&path, Self::PASSWORD)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         Ok(path)
+    }
+
+    /// The certificate that proves who it is, if it has TLS.
+    pub fn ca_file(&self) -> PathBuf {
+        self.files.path().join("ca.pem")
     }
 
     /// Runs SQL as the application's user; returns rows as lines and columns parted by `|`.

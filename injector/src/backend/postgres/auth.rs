@@ -1,12 +1,15 @@
-//! Proving who we are: trust, clear text (unix sockets only), MD5, SCRAM-SHA-256.
+//! Proving who we are: trust, clear text (unix sockets and TLS only), MD5, SCRAM-SHA-256 with and without binding.
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::Channel;
 use super::frames::{Frames, ProtocolError, encode};
 use crate::backend::ConnectCause;
 use crate::{PostgresLogin, Secret};
@@ -15,7 +18,7 @@ use crate::{PostgresLogin, Secret};
 pub(super) async fn authenticate<S>(
     login: &PostgresLogin,
     frames: &mut Frames<'_, S>,
-    cleartext_ok: bool,
+    channel: Channel,
 ) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -24,7 +27,7 @@ where
     match frames.next().await? {
         Message::AuthenticationOk => return Ok(()),
         Message::AuthenticationCleartextPassword => {
-            if !cleartext_ok {
+            if !channel.private {
                 return Err(ConnectCause::CleartextRefused);
             }
             send_password(frames, password()?.expose()).await?;
@@ -33,7 +36,7 @@ where
             let hash = md5_hash(login.user.as_bytes(), password()?.expose().as_bytes(), body.salt());
             send_password(frames, &hash).await?;
         }
-        Message::AuthenticationSasl(body) => scram(frames, &body, password()?).await?,
+        Message::AuthenticationSasl(body) => scram(frames, &body, password()?, channel.end_point).await?,
         other => return Err(unsupported(&other).unwrap_or_else(|| frames.unexpected().into())),
     }
     match frames.next().await? {
@@ -49,7 +52,7 @@ where
     frames.send(&encode(|buf| frontend::password_message(password.as_bytes(), buf))?).await
 }
 
-/// SCRAM-SHA-256 (RFC 5802, RFC 7677) without channel binding, since there is no TLS to bind to.
+/// SCRAM-SHA-256 (RFC 5802, RFC 7677), bound to the TLS session where there is one and the server can.
 ///
 /// The server must prove that it knows the password, too: without `SASLFinal` and a right signature in
 /// it there is no `AuthenticationOk`. The iteration count is limited by postgres-protocol to 100 000.
@@ -57,16 +60,27 @@ async fn scram<S>(
     frames: &mut Frames<'_, S>,
     offer: &AuthenticationSaslBody,
     password: &Secret,
+    end_point: Option<Vec<u8>>,
 ) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut mechanisms = offer.mechanisms();
-    if !mechanisms.any(|name| Ok(name == SCRAM_SHA_256)).map_err(ProtocolError::Malformed)? {
+    let offers = |mechanism: &str| {
+        offer.mechanisms().any(|name| Ok(name == mechanism)).map_err(ProtocolError::Malformed)
+    };
+    let (mechanism, binding) = match end_point {
+        Some(hash) if offers(SCRAM_SHA_256_PLUS)? => {
+            (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
+        }
+        // The server checks that nobody has taken its offer away.
+        Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+        None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+    };
+    if !offers(mechanism)? {
         return Err(ConnectCause::AuthUnsupported { method: "SASL (other than SCRAM-SHA-256)" });
     }
-    let mut scram = ScramSha256::new(password.expose().as_bytes(), ChannelBinding::unsupported());
-    let first = encode(|buf| frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), buf))?;
+    let mut scram = ScramSha256::new(password.expose().as_bytes(), binding);
+    let first = encode(|buf| frontend::sasl_initial_response(mechanism, scram.message(), buf))?;
     frames.send(&first).await?;
 
     let Message::AuthenticationSaslContinue(challenge) = frames.next().await? else {

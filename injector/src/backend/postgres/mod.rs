@@ -1,17 +1,20 @@
 //! PostgreSQL, protocol 3.0 (PostgreSQL documentation, "Frontend/Backend Protocol").
 //!
-//! No `SSLRequest` is sent: a server that insists on TLS refuses, and the error carries its words.
+//! Without `tls` no `SSLRequest` is sent: a server that insists on TLS refuses, and the error carries its words. With
+//! it a server that has none is refused, and SCRAM is bound to the TLS session where the server can do that.
 
 mod auth;
 mod frames;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
 use postgres_protocol::message::{backend::Message, frontend};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
 use super::{BoxFuture, CancelRequest, ConnectCause, LoggedIn, Protocol, Session, Stream};
@@ -30,8 +33,24 @@ const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
 impl Protocol for PostgresLogin {
     fn log_in<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
-        let cleartext_ok = stream.is_local();
-        Box::pin(log_in(self, stream, cleartext_ok))
+        let channel = Channel { private: stream.is_private(), end_point: stream.end_point() };
+        Box::pin(log_in(self, stream, channel))
+    }
+
+    fn start_tls<'a>(&'a self, stream: &'a mut TcpStream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+        Box::pin(async {
+            let mut request = BytesMut::new();
+            frontend::ssl_request(&mut request);
+            stream.write_all(&request).await.map_err(ConnectCause::Lost)?;
+            // One byte, so that nothing that somebody slips in before the handshake is taken for later.
+            match stream.read_u8().await {
+                Ok(b'S') => Ok(()),
+                Ok(b'N') => Err(ConnectCause::TlsRefused),
+                Ok(tag) => Err(ProtocolError::Unexpected { tag }.into()),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ConnectCause::Closed),
+                Err(error) => Err(ConnectCause::Lost(error)),
+            }
+        })
     }
 
     fn socket_path(&self, path: &Path) -> PathBuf {
@@ -43,18 +62,23 @@ impl Protocol for PostgresLogin {
     }
 }
 
+/// What the login goes through.
+#[derive(Debug, Default)]
+struct Channel {
+    /// Nobody on a network can listen in.
+    private: bool,
+    /// What it can be bound to.
+    end_point: Option<Vec<u8>>,
+}
+
 /// From the first byte to a quiet connection. The caller sets the time limit.
-async fn log_in<S>(
-    login: &PostgresLogin,
-    stream: &mut S,
-    cleartext_ok: bool,
-) -> Result<LoggedIn, ConnectCause>
+async fn log_in<S>(login: &PostgresLogin, stream: &mut S, channel: Channel) -> Result<LoggedIn, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut frames = Frames::new(stream, login.password.as_ref());
     frames.send(&startup(login)?).await?;
-    auth::authenticate(login, &mut frames, cleartext_ok).await?;
+    auth::authenticate(login, &mut frames, channel).await?;
     let logged_in = settle(login, &mut frames).await?;
     if let Some(query) = &login.warm_query {
         frames.send(&encode(|buf| frontend::query(query, buf))?).await?;

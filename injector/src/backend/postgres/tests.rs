@@ -37,7 +37,7 @@ fn welcome() -> Vec<u8> {
 /// Logs in against `server`, which gets its end of the stream after the start-up message.
 async fn against<F: Future<Output = ()>>(
     login: PostgresLogin,
-    cleartext_ok: bool,
+    private: bool,
     server: impl FnOnce(DuplexStream) -> F,
 ) -> Result<LoggedIn, ConnectCause> {
     let (mut ours, mut theirs) = duplex(1 << 20);
@@ -48,7 +48,7 @@ async fn against<F: Future<Output = ()>>(
         assert!(startup.starts_with(b"\0\x03\0\0user\0app\0database\0orders\0application_name\0headstart\0"));
         server(theirs).await;
     };
-    tokio::join!(log_in(&login, &mut ours, cleartext_ok), server).0
+    tokio::join!(log_in(&login, &mut ours, Channel { private, end_point: None }), server).0
 }
 
 async fn against_script(script: Vec<u8>) -> Result<LoggedIn, ConnectCause> {
@@ -161,6 +161,38 @@ async fn challenge(stream: &mut DuplexStream, iterations: u64) {
     let nonce = first.rsplit("r=").next().unwrap();
     let challenge = format!("r={nonce}server,s=c2FsdA==,i={iterations}");
     stream.write_all(&auth(11, challenge.as_bytes())).await.unwrap();
+}
+
+/// The mechanism that is chosen of an offer, and how its first message begins.
+async fn chosen(end_point: Option<&[u8]>, offer: &[u8]) -> String {
+    let (mut ours, mut theirs) = duplex(1 << 20);
+    let login = login();
+    let channel = Channel { private: true, end_point: end_point.map(<[u8]>::to_vec) };
+    let server = async {
+        let length = theirs.read_u32().await.unwrap();
+        theirs.read_exact(&mut vec![0; length as usize - 4]).await.unwrap();
+        theirs.write_all(&auth(10, offer)).await.unwrap();
+        let mut answer = [0; 128];
+        let read = theirs.read(&mut answer).await.unwrap();
+        drop(theirs);
+        String::from_utf8_lossy(&answer[5..read]).into_owned()
+    };
+    tokio::join!(log_in(&login, &mut ours, channel), server).1
+}
+
+#[tokio::test]
+async fn a_login_is_bound_to_the_tls_session_where_both_can() {
+    let both = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+    let one = b"SCRAM-SHA-256\0\0";
+    for (end_point, offer, mechanism, header) in [
+        (Some(&b"hash"[..]), &both[..], "SCRAM-SHA-256-PLUS\0", "p=tls-server-end-point,,"),
+        // Had somebody taken the better offer away, the server would see it.
+        (Some(b"hash"), one, "SCRAM-SHA-256\0", "y,,"),
+        (None, both, "SCRAM-SHA-256\0", "n,,"),
+    ] {
+        let said = chosen(end_point, offer).await;
+        assert!(said.starts_with(mechanism) && said.contains(header), "{said:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,142 @@
+//! TLS as transport (RFC 8446, RFC 5246): the server proves who it is, always.
+//!
+//! The agent keeps the TLS session of a connection and gives the function one end of a socket pair: see
+//! [`super::relay`].
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{ConnectCause, certificate};
+
+/// What the operator says about TLS to a backend.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// Certificates that are trusted, in PEM; those of this system if none.
+    pub ca_file: Option<PathBuf>,
+    /// The name, or address, that the server's certificate must be for.
+    pub server_name: String,
+    /// For servers that want to know who we are: our certificate with its chain, and its key, in PEM.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Application protocols to offer (RFC 7301); none if empty.
+    pub alpn: Vec<String>,
+}
+
+/// Why TLS cannot be had as configured.
+#[derive(Debug, Error)]
+pub enum TlsSettingsError {
+    /// A file that does not hold what it should.
+    #[error("{what} cannot be read from {}: {error}", path.display())]
+    File {
+        /// What should be there.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: pem::Error,
+    },
+    /// The system's store has nothing in it.
+    #[error("this system trusts no certificate authority: install ca-certificates, or set `ca_file`")]
+    NoRoots,
+    /// Neither a DNS name nor an address.
+    #[error("{0:?} is no name that a certificate can be for: set `server_name`")]
+    ServerName(String),
+    /// The key is not that of the certificate, or of a kind that is not known.
+    #[error("the client's certificate and key cannot be used: {0}")]
+    Client(rustls::Error),
+    /// A certificate that nothing can be verified with.
+    #[error("the trusted certificates cannot be used: {0}")]
+    Roots(String),
+}
+
+/// TLS to one backend, ready for any number of connections.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    connector: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+}
+
+impl Tls {
+    /// Reads what the settings name.
+    ///
+    /// # Errors
+    /// See [`TlsSettingsError`].
+    pub fn new(settings: &TlsSettings) -> Result<Self, TlsSettingsError> {
+        let provider = Arc::new(ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        match &settings.ca_file {
+            Some(path) => {
+                for certificate in certificates("a certificate", path)? {
+                    roots.add(certificate).map_err(|error| TlsSettingsError::Roots(error.to_string()))?;
+                }
+            }
+            // Single ones that cannot be parsed are no reason to trust none.
+            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        }
+        if roots.is_empty() {
+            return Err(TlsSettingsError::NoRoots);
+        }
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .map_err(|error| TlsSettingsError::Roots(error.to_string()))?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsSettingsError::Client)?
+            .with_webpki_verifier(verifier);
+        let mut config = match &settings.client {
+            Some((chain, key)) => {
+                let chain = certificates("the client's certificate", chain)?;
+                let file = |error| TlsSettingsError::File {
+                    what: "the client's private key",
+                    path: key.clone(),
+                    error,
+                };
+                let key = PrivateKeyDer::from_pem_file(key).map_err(file)?;
+                builder.with_client_auth_cert(chain, key).map_err(TlsSettingsError::Client)?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let server_name = ServerName::try_from(settings.server_name.clone())
+            .map_err(|_| TlsSettingsError::ServerName(settings.server_name.clone()))?;
+        Ok(Self { connector: Arc::new(config), server_name })
+    }
+
+    /// The handshake on a fresh connection.
+    pub(super) async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, ConnectCause> {
+        let connector = TlsConnector::from(Arc::clone(&self.connector));
+        connector.connect(self.server_name.clone(), stream).await.map_err(cause)
+    }
+}
+
+/// What binds a login to this TLS session (RFC 5929, `tls-server-end-point`).
+pub(super) fn end_point(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> {
+    let (_, session) = stream.get_ref();
+    certificate::end_point(session.peer_certificates()?.first()?)
+}
+
+/// A verdict of ours on what the server said, or the end of the connection.
+fn cause(error: io::Error) -> ConnectCause {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(verdict) => ConnectCause::Tls(verdict.clone()),
+        None => ConnectCause::Lost(error),
+    }
+}
+
+fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSettingsError> {
+    let file = |error| TlsSettingsError::File { what, path: path.to_owned(), error };
+    let text = fs::read(path).map_err(|error| file(pem::Error::Io(error)))?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(file)?;
+    if found.is_empty() { Err(file(pem::Error::NoItemsFound)) } else { Ok(found) }
+}
