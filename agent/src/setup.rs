@@ -135,8 +135,14 @@ pub(crate) fn service(
         overload: function.overload,
         freeze_backends: function.freeze_backends,
         stop_grace: function.stop_grace,
-        runtime: runtime(&config.agent, function),
-        dowry: Dowry { function: function.name.clone(), listener, concurrency: function.concurrency, pools },
+        runtime: runtime(config, function),
+        dowry: Dowry {
+            function: function.name.clone(),
+            listener,
+            concurrency: function.concurrency,
+            pools,
+            by_socket: function.backend_sockets,
+        },
         fingerprint: config.fingerprint(function),
     })
 }
@@ -235,13 +241,39 @@ fn listener(manager: &mut Manager, door: &Door<'_>, backlog: u16) -> Result<Owne
     Ok(listener)
 }
 
-fn runtime(agent: &config::Agent, function: &config::Function) -> Arc<dyn Runtime> {
+/// What leads drivers to the sockets of backends: to the first of each kind (PostgreSQL documentation, "Environment
+/// Variables" of libpq).
+fn variables(config: &Config, function: &config::Function) -> Vec<(String, String)> {
+    if !function.backend_sockets {
+        return Vec::new();
+    }
+    let mut backends = function.backends.iter().filter_map(|name| config.backend(name));
+    let postgres = backends.find_map(|backend| match &backend.protocol {
+        Protocol::Postgres(postgres) => Some((&backend.name, postgres)),
+        Protocol::Tcp => None,
+    });
+    let Some((name, postgres)) = postgres else { return Vec::new() };
+    let own = |key: &str| function.env.iter().any(|(own, _)| own == key);
+    let host = format!("{}/{name}", headstart_wire::BACKENDS_PATH);
+    [("PGHOST", host), ("PGUSER", postgres.user.clone()), ("PGDATABASE", postgres.database.clone())]
+        .into_iter()
+        .filter(|(key, _)| !own(key))
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+}
+
+fn runtime(config: &Config, function: &config::Function) -> Arc<dyn Runtime> {
+    let agent = &config.agent;
+    let mut env: Vec<_> =
+        function.env.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    env.extend(variables(config, function));
     let spec = ContainerSpec {
         function: function.name.clone(),
         command: function.command.clone(),
-        env: function.env.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        env,
         memory_bytes: function.memory_bytes,
         pids: u64::from(function.pids),
+        backends: function.backend_sockets,
     };
     match &function.runtime {
         config::Runtime::Oci { rootfs } => {

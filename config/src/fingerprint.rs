@@ -52,6 +52,7 @@ impl Fingerprint {
             pids,
             concurrency,
             freeze_backends,
+            backend_sockets,
             id: _,
             listen: _,
             require_auth: _,
@@ -85,6 +86,9 @@ impl Fingerprint {
         self.add("pids", pids.to_string());
         self.add("concurrency", concurrency.map_or("unlimited".to_owned(), |most| most.to_string()));
         self.add("freeze_backends", freeze_backends.as_str());
+        if *backend_sockets {
+            self.add("backend_sockets", "");
+        }
     }
 
     fn runtime(&mut self, runtime: &Runtime) {

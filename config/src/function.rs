@@ -72,6 +72,9 @@ pub struct Function {
     /// What becomes of an instance's backend connections while it is frozen. Default
     /// [`FreezeBackends::Keep`].
     pub freeze_backends: FreezeBackends,
+    /// Instances find their backends as sockets, for drivers that know nothing of Headstart, and are given no
+    /// connections. Default `false`.
+    pub backend_sockets: bool,
     /// Failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3.
     pub start_attempts: u32,
     /// How long a function that failed so often is left alone, 100 ms to 1 h; its connections get the

@@ -25,10 +25,12 @@ pub mod backend;
 pub mod pool;
 mod reason;
 mod secret;
+mod sockets;
 mod spec;
 
 pub use backend::{ConnectCause, ConnectError, ProtocolError, Session, Tls, TlsSettings, TlsSettingsError};
 pub use pool::{Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally};
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
 pub use secret::Secret;
+pub use sockets::Sockets;
 pub use spec::{Address, BackendKind, BackendSpec, PoolSettings, PostgresLogin};

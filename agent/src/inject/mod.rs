@@ -15,16 +15,18 @@
 mod endpoint;
 mod grants;
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_injector::Pool;
+use headstart_injector::{Pool, Sockets};
 use headstart_wire::{Channel, Grant, Lease, ToAgent, ToFunction, WireError};
 use tokio::time::Instant;
 
 use crate::measure;
-use crate::start::{Control, Process};
+use crate::start::{Control, Process, backends_directory};
 use endpoint::Endpoint;
 use grants::Grants;
 
@@ -138,6 +140,27 @@ pub struct Dowry {
     pub concurrency: Option<u32>,
     /// The pools of its backends, in the order of the configuration.
     pub pools: Vec<Pool>,
+    /// It finds them as sockets, and is given no connections.
+    pub by_socket: bool,
+}
+
+impl Dowry {
+    /// The pools from which it gets connections.
+    fn given(&self) -> &[Pool] {
+        if self.by_socket { &[] } else { &self.pools }
+    }
+
+    /// The sockets of its backends, in an instance's own directory, if it is to have any. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn sockets(&self, directory: &Path) -> io::Result<Option<Sockets>> {
+        if !self.by_socket {
+            return Ok(None);
+        }
+        Sockets::listen(&backends_directory(directory), &self.pools, LEASES_MAX).map(Some)
+    }
 }
 
 /// The agent's side of one instance's control socket.
@@ -170,7 +193,7 @@ impl Conversation {
         let mut grants = Grants::default();
         let mut descriptors = vec![page];
         let mut backends = Vec::new();
-        for pool in &dowry.pools {
+        for pool in dowry.given() {
             let (grant, descriptor) = grants.first(pool);
             backends.push(grant);
             descriptors.extend(descriptor);

@@ -56,7 +56,13 @@ async fn pool(name: &str, idle: usize) -> (Pool, TcpListener) {
 
 fn dowry(pools: Vec<Pool>) -> Dowry {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    Dowry { function: "orders".into(), listener: Arc::new(listener.into()), concurrency: Some(2), pools }
+    Dowry {
+        function: "orders".into(),
+        listener: Arc::new(listener.into()),
+        concurrency: Some(2),
+        pools,
+        by_socket: false,
+    }
 }
 
 fn page() -> OwnedFd {

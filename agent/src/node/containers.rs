@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use headstart_injector::Sockets;
 use headstart_wire::Activity;
 use tokio::sync::mpsc;
 
@@ -41,7 +42,11 @@ impl Node {
             let Some(entry) = self.entry(function) else { continue };
             let instance = InstanceId::try_from(entry.running.len()).unwrap_or_default() + 1;
             let page = Page { activity: Arc::new(activity), descriptor: page };
-            self.live(function, instance, name, page, Life::Adopted { process, control, note });
+            let sockets = entry.service.dowry.sockets(process.directory()).unwrap_or_else(|error| {
+                tracing::error!(instance = name, "its backends cannot be reached any more: {error}");
+                None
+            });
+            self.live(function, instance, name, page, sockets, Life::Adopted { process, control, note });
             self.event(function, Event::Adopted(instance));
         }
     }
@@ -73,9 +78,16 @@ impl Node {
         instance: InstanceId,
         parked: Result<Parked, String>,
     ) {
+        let Some(entry) = self.entry(function) else { return };
+        let dowry = &entry.service.dowry;
+        let sockets = parked.as_ref().ok().and_then(|parked| {
+            let sockets = dowry.sockets(parked.process.directory()).transpose()?;
+            Some(sockets.map_err(|error| format!("no sockets for its backends: {error}")))
+        });
         let page = Activity::create().map_err(|error| format!("no page for its activity: {error}"));
-        let event = match (parked, page) {
-            (Ok(parked), Ok((activity, descriptor))) => {
+        let with = page.and_then(|page| Ok((page, sockets.transpose()?)));
+        let event = match (parked, with) {
+            (Ok(parked), Ok(((activity, descriptor), sockets))) => {
                 let (process, handle) = (Arc::clone(&parked.process), self.handle.clone());
                 let watch = self.tasks.spawn(async move {
                     process.exited().await;
@@ -83,13 +95,13 @@ impl Node {
                 });
                 let Some(entry) = self.entry(function) else { return };
                 let page = Page { activity: Arc::new(activity), descriptor };
-                entry.parked.insert(instance, Waiting { parked, page, watch });
+                entry.parked.insert(instance, Waiting { parked, page, sockets, watch });
                 Event::Parked(instance)
             }
-            (parked, page) => {
+            (parked, with) => {
                 let unused = parked.as_ref().ok().map(|parked| Arc::clone(&parked.process));
                 if let Some(entry) = self.entry(function) {
-                    entry.last_error = parked.err().or(page.err());
+                    entry.last_error = parked.err().or(with.err());
                 }
                 if let Some(process) = unused {
                     self.remove(function, process);
@@ -102,10 +114,13 @@ impl Node {
 
     pub(super) fn release(&mut self, function: FunctionId, instance: InstanceId, demand: Demand) {
         let Some(entry) = self.entry(function) else { return };
-        let Some(Waiting { parked, page, watch }) = entry.parked.remove(&instance) else { return };
+        let Some(Waiting { parked, page, sockets, watch }) = entry.parked.remove(&instance) else { return };
         watch.abort();
+        if let Some(sockets) = &sockets {
+            sockets.expect_clients();
+        }
         let name = instance_name(&entry.service.name, entry.boot, instance);
-        self.live(function, instance, name, page, Life::New { parked, demand });
+        self.live(function, instance, name, page, sockets, Life::New { parked, demand });
     }
 
     /// Begins the task of an instance.
@@ -115,6 +130,7 @@ impl Node {
         instance: InstanceId,
         name: String,
         page: Page,
+        sockets: Option<Sockets>,
         life: Life,
     ) {
         let (starts, handle, keeper) = (Arc::clone(&self.starts), self.handle.clone(), self.keeper.clone());
@@ -137,6 +153,8 @@ impl Node {
         };
         entry.running.insert(instance, Running { name, orders, activity });
         self.tasks.spawn(async move {
+            // They end with the instance.
+            let _sockets = sockets;
             let teller = Teller { handle, function, instance };
             instance::run(birth, ordered, &teller).await;
             teller.handle.send(Message::Removed(function)).await;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use headstart_config::{FreezeBackends, Overload, RequireAuth};
+use headstart_injector::Sockets;
 use headstart_wire::{Activity, accept_queue};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -136,6 +137,7 @@ pub struct InstanceStatus {
 pub(super) struct Waiting {
     pub(super) parked: Parked,
     pub(super) page: Page,
+    pub(super) sockets: Option<Sockets>,
     /// The task that notices its death.
     pub(super) watch: AbortHandle,
 }

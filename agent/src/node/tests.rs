@@ -185,6 +185,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
             listener: Arc::new(listener.into()),
             concurrency: None,
             pools: Vec::new(),
+            by_socket: false,
         },
         fingerprint: String::new(),
     };

@@ -116,7 +116,8 @@ impl Node {
         let path = directory.join(CONTROL_FILE);
         super::private_directory(&directory).map_err(StartError::system("making an instance's directory"))?;
         let listener = listen_in(&directory).map_err(StartError::system("making a control socket"))?;
-        let id = self.api.create(self, instance, &path).await?;
+        let backends = super::make_backends_directory(&self.spec, &directory)?;
+        let id = self.api.create(self, instance, &path, backends.as_deref()).await?;
         let container = self.container(instance, id);
         Ok(Parked { control: Control::Listening(listener), process: Arc::new(container) })
     }

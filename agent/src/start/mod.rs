@@ -27,7 +27,7 @@ use std::fmt;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,6 +95,8 @@ pub struct ContainerSpec {
     pub memory_bytes: u64,
     /// Most processes and threads at a time.
     pub pids: u64,
+    /// The instance sees what is in [`backends_directory`] at [`headstart_wire::BACKENDS_PATH`].
+    pub backends: bool,
 }
 
 impl ContainerSpec {
@@ -206,7 +208,14 @@ pub async fn sweep(state_dir: &Path, runc: &Path, docker_socket: &Path) {
 
 /// What a runtime needs to know to remove the containers of an earlier agent: nothing of their functions.
 fn nobody() -> ContainerSpec {
-    ContainerSpec { function: String::new(), command: Vec::new(), env: Vec::new(), memory_bytes: 0, pids: 0 }
+    ContainerSpec {
+        function: String::new(),
+        command: Vec::new(),
+        env: Vec::new(),
+        memory_bytes: 0,
+        pids: 0,
+        backends: false,
+    }
 }
 
 /// Removes what instances share and none of them can remove: call it when all are gone.
@@ -217,6 +226,26 @@ pub fn tidy() {
 /// Makes a directory, and those above it, that only root can look into.
 fn private_directory(directory: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// The part of an instance's own directory for the sockets of its backends.
+#[must_use]
+pub fn backends_directory(directory: &Path) -> PathBuf {
+    directory.join("backends")
+}
+
+/// Makes that part, if the instance is to see one. The directory around it is root's, this one any user's who sees it.
+fn make_backends_directory(spec: &ContainerSpec, directory: &Path) -> Result<Option<PathBuf>, StartError> {
+    if !spec.backends {
+        return Ok(None);
+    }
+    let backends = backends_directory(directory);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&backends)
+        .map_err(StartError::system("making a directory for sockets"))?;
+    Ok(Some(backends))
 }
 
 /// Removes a directory with all it holds, if it is there.

@@ -169,13 +169,13 @@ impl Node {
 
     fn write_bundle(&self, instance: &str) -> Result<PathBuf, StartError> {
         let bundle = self.bundles.join(instance);
-        let config = spec::build(&self.spec, &self.rootfs, instance)
+        super::private_directory(&bundle).map_err(StartError::system("making a bundle"))?;
+        let backends = super::make_backends_directory(&self.spec, &bundle)?;
+        let config = spec::build(&self.spec, &self.rootfs, instance, backends.as_deref())
             .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
         // It holds the function's environment: for root's eyes only.
-        super::private_directory(&bundle)
-            .and_then(|()| fs::write(bundle.join("config.json"), config))
-            .map_err(StartError::system("writing a bundle"))?;
+        fs::write(bundle.join("config.json"), config).map_err(StartError::system("writing a bundle"))?;
         Ok(bundle)
     }
 

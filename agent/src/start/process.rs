@@ -140,7 +140,8 @@ impl Node {
         release.set_nonblocking(true).map_err(system("making a release socket"))?;
         let mut release =
             BufReader::new(UnixStream::from_std(release).map_err(system("making a release socket"))?);
-        self.send_order(&mut release).await?;
+        let backends = super::make_backends_directory(&self.spec, &directory)?;
+        self.send_order(&mut release, backends).await?;
 
         let Report::Pid(pid) = self.read_report(&mut release).await? else {
             return Err(StartError::Create { detail: "the helper said no process number".to_owned() });
@@ -216,8 +217,13 @@ impl Node {
         pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::system(step))
     }
 
-    async fn send_order(&self, release: &mut BufReader<UnixStream>) -> Result<(), StartError> {
-        let order = Order { command: self.spec.command.clone(), env: self.spec.environment_with_control() };
+    async fn send_order(
+        &self,
+        release: &mut BufReader<UnixStream>,
+        backends: Option<PathBuf>,
+    ) -> Result<(), StartError> {
+        let (command, env) = (self.spec.command.clone(), self.spec.environment_with_control());
+        let order = Order { command, env, backends };
         let mut line =
             serde_json::to_vec(&order).map_err(|error| StartError::Create { detail: error.to_string() })?;
         line.push(b'\n');

@@ -51,6 +51,7 @@ impl Function {
             freeze_backends: table.or("freeze_backends", FreezeBackends::Keep, |v| {
                 v.choice(&[FreezeBackends::Keep, FreezeBackends::Return].map(|f| (f.as_str(), f)))
             }),
+            backend_sockets: table.or("backend_sockets", false, |v| v.boolean()),
             start_attempts: table.or("start_attempts", 3, |v| v.integer(1..=10)),
             cooldown: table.or("cooldown", secs(30), |v| v.duration(ms(100)..=hours(1))),
             origin: table.finish(),

@@ -16,9 +16,10 @@ use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
@@ -29,6 +30,7 @@ pub use postgres::ProtocolError;
 pub(crate) use stream::Stream;
 pub use tls::{Tls, TlsSettings, TlsSettingsError};
 
+use crate::sockets::{Admitted, Door};
 use crate::{BackendKind, BackendSpec};
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -72,6 +74,29 @@ pub(crate) trait Protocol: Send + Sync {
     /// The socket file that a configured path means.
     fn socket_path(&self, path: &Path) -> PathBuf {
         path.to_owned()
+    }
+
+    /// The name of the socket file that drivers look for in a directory.
+    fn socket_name(&self) -> &'static str {
+        "socket"
+    }
+
+    /// Has a client that knows nothing of pools believe that it has connected and logged in. `None` when it is not
+    /// admitted: then it has been told.
+    fn admit<'a, 'd: 'a>(
+        &'a self,
+        _: &'a mut UnixStream,
+        door: &'d Door,
+    ) -> BoxFuture<'a, Option<Admitted<'d>>> {
+        Box::pin(async {
+            let (server, _, slot) = door.lease().await.inspect_err(|error| tracing::warn!("{error}")).ok()?;
+            Some(Admitted { server, _slot: Arc::new(slot), key: None })
+        })
+    }
+
+    /// Tells a client that there are too many.
+    fn turn_away(&self, client: UnixStream) -> BoxFuture<'_, ()> {
+        Box::pin(async { drop(client) })
     }
 
     /// What a polite client says before it closes.

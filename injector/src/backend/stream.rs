@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::client::TlsStream;
@@ -44,6 +44,14 @@ impl Stream {
                 .map(Self::Unix)
                 .map_err(ConnectCause::Dial),
         }
+    }
+
+    /// A socket that was taken out of the reactor with [`Stream::into_fd`].
+    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        if SockRef::from(&fd).domain()? == Domain::UNIX {
+            return UnixStream::from_std(fd.into()).map(Self::Unix);
+        }
+        TcpStream::from_std(fd.into()).map(Self::Tcp)
     }
 
     /// Whether nobody on a network can listen in.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::state::Idle;
-use crate::backend::{self, CancelRequest, Connection, Session};
+use crate::backend::{self, CancelRequest, Connection, Session, Stream, is_quiet};
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
 /// A connection with one owner. Take it apart: descriptor and session go to the function, the slot stays.
@@ -44,6 +44,25 @@ impl Lease {
             Ok(fd) => Ok(Self { fd, session, slot, fallback, connect_time, expires_at }),
             Err(error) => {
                 let error = ConnectError::new(&shared.spec, ConnectCause::Lost(error));
+                Err(LeaseError::Connect(Arc::new(error)))
+            }
+        }
+    }
+}
+
+impl Lease {
+    /// Whether the connection, which nobody has used yet, can still be.
+    pub(crate) fn is_good(&self, now: Instant) -> bool {
+        self.expires_at.is_none_or(|at| at > now) && is_quiet(&self.fd).is_ok()
+    }
+
+    /// For use in this process. Must be called within a tokio runtime.
+    pub(crate) fn into_stream(self) -> Result<(Stream, Session, LeaseSlot), LeaseError> {
+        let Self { fd, session, slot, .. } = self;
+        match Stream::from_fd(fd) {
+            Ok(stream) => Ok((stream, session, slot)),
+            Err(error) => {
+                let error = ConnectError::new(&slot.shared.spec, ConnectCause::Lost(error));
                 Err(LeaseError::Connect(Arc::new(error)))
             }
         }

@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
+use crate::backend::Protocol;
 use crate::{BackendSpec, DiscardReason, backend};
 pub use lease::{Lease, LeaseError, LeaseSlot};
 use state::{Idle, State, Waiter};
@@ -78,6 +79,10 @@ impl Pool {
     /// The backend's name.
     pub fn name(&self) -> &str {
         &self.0.0.spec.name
+    }
+
+    pub(crate) fn protocol(&self) -> &dyn Protocol {
+        self.0.0.spec.kind.protocol()
     }
 
     /// An idle connection that is alive, if there is one. Never blocks, and asks nobody.

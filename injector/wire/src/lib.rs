@@ -48,6 +48,10 @@ pub const CONTROL_FD: i32 = 3;
 /// Where a container that cannot inherit descriptors finds its control socket.
 pub const CONTROL_PATH: &str = "/run/headstart/control.sock";
 
+/// Where an instance finds its backends as sockets, each in a directory of the backend's name, if its function asks for
+/// that.
+pub const BACKENDS_PATH: &str = "/run/headstart/backends";
+
 /// Why a packet was refused, or could not be moved.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {

@@ -50,6 +50,18 @@ impl Rootfs {
         Ok(rootfs)
     }
 
+    /// Adds a program of this host, with the libraries that it needs, in the places that they have here.
+    pub fn add_program(&self, program: &Path) -> Result<()> {
+        let listed = run_within(BUILD_LIMIT, Command::new("ldd").arg(program))?;
+        let libraries = listed.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+        for file in libraries.chain([program]) {
+            let target = self.path().join(file.strip_prefix("/")?);
+            fs::create_dir_all(target.parent().context("a file is in a directory")?)?;
+            fs::copy(file, target).with_context(|| format!("copying {}", file.display()))?;
+        }
+        Ok(())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.files.path()

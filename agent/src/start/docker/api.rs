@@ -17,7 +17,7 @@ use bollard::query_parameters::{
     WaitContainerOptions, WaitContainerOptionsBuilder,
 };
 use futures_util::StreamExt as _;
-use headstart_wire::CONTROL_PATH;
+use headstart_wire::{BACKENDS_PATH, CONTROL_PATH};
 use tokio::sync::OnceCell;
 
 use super::{INSTANCE_LABEL, Node};
@@ -104,9 +104,10 @@ impl Api {
         node: &Node,
         instance: &str,
         control: &Path,
+        backends: Option<&Path>,
     ) -> Result<String, StartError> {
         let name = CreateContainerOptionsBuilder::default().name(&container_name(instance)).build();
-        let call = self.client().await?.create_container(Some(name), body(node, instance, control));
+        let call = self.client().await?.create_container(Some(name), body(node, instance, control, backends));
         match within(CALL_TIMEOUT, "creating a container", call).await? {
             Ok(created) => Ok(created.id),
             Err(Error::DockerResponseServerError { status_code: 404, message })
@@ -287,7 +288,7 @@ fn is_status(error: &Error, status: u16) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code, .. } if *status_code == status)
 }
 
-fn body(node: &Node, instance: &str, control: &Path) -> ContainerCreateBody {
+fn body(node: &Node, instance: &str, control: &Path, backends: Option<&Path>) -> ContainerCreateBody {
     let spec = &node.spec;
     let env = spec.environment().into_iter();
     // An image knows its own PATH best.
@@ -301,16 +302,25 @@ fn body(node: &Node, instance: &str, control: &Path) -> ContainerCreateBody {
         env: Some(env.collect()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
         labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).collect()),
-        host_config: Some(host_config(node, control)),
+        host_config: Some(host_config(node, control, backends)),
         ..Default::default()
     }
 }
 
-fn host_config(node: &Node, control: &Path) -> HostConfig {
+fn host_config(node: &Node, control: &Path, backends: Option<&Path>) -> HostConfig {
     let memory_bytes = i64::try_from(node.spec.memory_bytes).unwrap_or(i64::MAX);
     let open_files = i64::try_from(OPEN_FILES).ok();
     let limit =
         |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value };
+    let control = Some((control, CONTROL_PATH, false));
+    let backends = backends.map(|backends| (backends, BACKENDS_PATH, true));
+    let mounts = control.into_iter().chain(backends).map(|(source, target, read_only)| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Default::default()
+    });
     let log_options = [("max-size", "1m"), ("max-file", "1")];
     HostConfig {
         network_mode: Some(node.network.clone()),
@@ -328,12 +338,7 @@ fn host_config(node: &Node, control: &Path) -> HostConfig {
             typ: Some("json-file".to_owned()),
             config: Some(log_options.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
         }),
-        mounts: Some(vec![Mount {
-            typ: Some(MountType::BIND),
-            source: Some(control.display().to_string()),
-            target: Some(CONTROL_PATH.to_owned()),
-            ..Default::default()
-        }]),
+        mounts: Some(mounts.collect()),
         ..Default::default()
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use headstart_wire::BACKENDS_PATH;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxMemoryBuilder,
@@ -18,8 +19,13 @@ use crate::start::{ContainerSpec, FUNCTION_ID, OPEN_FILES, TMP_BYTES};
 /// Key of the annotation that names a container's function.
 const ANNOTATION: &str = "headstart.function";
 
-/// The configuration of one instance.
-pub(super) fn build(spec: &ContainerSpec, rootfs: &Path, instance: &str) -> Result<Spec, OciSpecError> {
+/// The configuration of one instance. It sees what is in `backends`, if that is something.
+pub(super) fn build(
+    spec: &ContainerSpec,
+    rootfs: &Path,
+    instance: &str,
+    backends: Option<&Path>,
+) -> Result<Spec, OciSpecError> {
     let env = spec.environment_with_control().into_iter().map(|(name, value)| format!("{name}={value}"));
     let process = ProcessBuilder::default()
         .terminal(false)
@@ -36,7 +42,7 @@ pub(super) fn build(spec: &ContainerSpec, rootfs: &Path, instance: &str) -> Resu
         .root(RootBuilder::default().path(rootfs).readonly(true).build()?)
         .process(process)
         .hostname(crate::start::name::host(instance))
-        .mounts(mounts()?)
+        .mounts(mounts(backends)?)
         .linux(linux(spec, instance)?)
         .annotations([(ANNOTATION.to_owned(), spec.function.clone())])
         .build()
@@ -87,7 +93,7 @@ fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
 
 /// Only what programs cannot do without. `/sys` is left out: it tells a
 /// function about the node and costs a mount.
-fn mounts() -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(backends: Option<&Path>) -> Result<Vec<Mount>, OciSpecError> {
     let mount = |target: &str, kind: &str, options: &[&str]| {
         MountBuilder::default()
             .destination(target)
@@ -99,12 +105,19 @@ fn mounts() -> Result<Vec<Mount>, OciSpecError> {
     let size = format!("size={TMP_BYTES}");
     // The function owns them: runc gives a tmpfs the mode of the directory that it covers.
     let owner = format!("uid={FUNCTION_ID},gid={FUNCTION_ID}");
-    Ok(vec![
+    let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", &owner, &size])?,
         mount("/tmp", "tmpfs", &["nosuid", "nodev", &owner, &size])?,
-    ])
+    ];
+    if let Some(backends) = backends {
+        // Sockets can be connected to also where nothing can be written.
+        let options = ["bind", "ro", "nosuid", "noexec", "nodev"].map(str::to_owned);
+        let bind = MountBuilder::default().destination(BACKENDS_PATH).typ("bind").source(backends);
+        mounts.push(bind.options(options).build()?);
+    }
+    Ok(mounts)
 }
 
 /// The memory limit counts swap too where the kernel can count it.

@@ -21,13 +21,13 @@ use std::env;
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use headstart_wire::CONTROL_FD;
+use headstart_wire::{BACKENDS_PATH, CONTROL_FD};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{
@@ -55,6 +55,8 @@ const ORDER_BYTES: usize = 1024 * 1024;
 pub(super) struct Order {
     pub(super) command: Vec<String>,
     pub(super) env: Vec<(String, String)>,
+    /// What is to be seen at [`BACKENDS_PATH`].
+    pub(super) backends: Option<PathBuf>,
 }
 
 /// What the helpers say, one line each.
@@ -164,7 +166,13 @@ fn outer(
 
 fn inner(instance: &OsString, release: &UnixStream) -> Result<(), String> {
     let order = read_order(release)?;
+    // It may be below what is covered.
+    let backends = order.backends.as_ref().map(File::open).transpose();
+    let backends = backends.map_err(at("opening the backends' directory"))?;
     mounts().map_err(at("mounting"))?;
+    if let Some(backends) = backends {
+        show(&backends).map_err(at("mounting the backends' sockets"))?;
+    }
     sethostname(crate::start::name::host(&instance.to_string_lossy())).map_err(at("naming the host"))?;
     chdir("/").map_err(at("entering the root directory"))?;
     // A terminal's Ctrl-C is for the agent, which ends its functions; and the session has one priority to set.
@@ -232,6 +240,20 @@ fn mounts() -> nix::Result<()> {
     if Path::new("/dev/shm").is_dir() {
         mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), plain | MsFlags::MS_NOEXEC, Some(options.as_str()))?;
     }
+    Ok(())
+}
+
+/// Binds a directory to [`BACKENDS_PATH`], where the node has a place of the agent's own: it is covered.
+fn show(backends: &File) -> io::Result<()> {
+    let target = Path::new(BACKENDS_PATH);
+    let around = target.parent().unwrap_or(target);
+    let source = format!("/proc/self/fd/{}", backends.as_raw_fd());
+    let (none, plain) = (None::<&str>, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC);
+    fs::create_dir_all(around)?;
+    mount(Some("tmpfs"), around, Some("tmpfs"), plain, Some("mode=755,size=4k"))?;
+    fs::create_dir(target)?;
+    mount(Some(source.as_str()), target, none, MsFlags::MS_BIND, none)?;
+    mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | plain, none)?;
     Ok(())
 }
 

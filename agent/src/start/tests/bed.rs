@@ -160,6 +160,7 @@ impl Bed {
             env: vec![("GREETING".to_owned(), "hello world".to_owned())],
             memory_bytes: 64 * 1024 * 1024,
             pids: 32,
+            backends: false,
         };
         match self.kind {
             Kind::Oci => {

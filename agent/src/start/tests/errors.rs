@@ -10,6 +10,7 @@ fn spec() -> ContainerSpec {
         env: Vec::new(),
         memory_bytes: 64 * 1024 * 1024,
         pids: 32,
+        backends: false,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Without `tls` no `SSLRequest` is sent: a server that insists on TLS refuses, and the error carries its words. With
 //! it a server that has none is refused, and SCRAM is bound to the TLS session where the server can do that.
 
+mod admit;
 mod auth;
 mod frames;
 #[cfg(test)]
@@ -14,11 +15,12 @@ use std::path::{Path, PathBuf};
 use bytes::BytesMut;
 use postgres_protocol::message::{backend::Message, frontend};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use zeroize::Zeroizing;
 
 use super::{BoxFuture, CancelRequest, ConnectCause, LoggedIn, Protocol, Session, Stream};
 use crate::PostgresLogin;
+use crate::sockets::{Admitted, Door};
 pub use frames::ProtocolError;
 use frames::{Frames, encode};
 
@@ -55,6 +57,22 @@ impl Protocol for PostgresLogin {
 
     fn socket_path(&self, path: &Path) -> PathBuf {
         if path.is_dir() { path.join(SOCKET_NAME) } else { path.to_owned() }
+    }
+
+    fn socket_name(&self) -> &'static str {
+        SOCKET_NAME
+    }
+
+    fn admit<'a, 'd: 'a>(
+        &'a self,
+        client: &'a mut UnixStream,
+        door: &'d Door,
+    ) -> BoxFuture<'a, Option<Admitted<'d>>> {
+        Box::pin(admit::admit(self, client, door))
+    }
+
+    fn turn_away(&self, client: UnixStream) -> BoxFuture<'_, ()> {
+        Box::pin(admit::turn_away(client))
     }
 
     fn farewell(&self) -> &'static [u8] {

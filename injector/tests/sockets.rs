@@ -1,0 +1,176 @@
+//! Sockets for drivers that know nothing of pools: here for `psql`, which is libpq.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use common::{Postgres, postgres, spec, until};
+use headstart_injector::{BackendKind, Pool, Sockets};
+
+struct Bed {
+    server: Postgres,
+    pool: Pool,
+    sockets: Sockets,
+    directory: tempfile::TempDir,
+}
+
+impl Bed {
+    /// Must be called within a runtime of several threads: clients block theirs.
+    fn new(clients_max: usize) -> Option<Self> {
+        let server = Postgres::start()?;
+        let pool = Pool::spawn(spec(BackendKind::Postgres(postgres("scrammer")), server.tcp()));
+        let directory = tempfile::tempdir().expect("a directory");
+        let sockets =
+            Sockets::listen(directory.path(), std::slice::from_ref(&pool), clients_max).expect("sockets");
+        Some(Self { server, pool, sockets, directory })
+    }
+
+    fn host(&self) -> PathBuf {
+        self.directory.path().join("orders-db")
+    }
+
+    fn psql(&self) -> Command {
+        let mut command = Command::new("psql");
+        command.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "scrammer",
+            "-d",
+            "orders",
+            "-w",
+        ]);
+        command.arg("-h").arg(self.host()).env_remove("PGPASSWORD");
+        command
+    }
+
+    fn query(&self, sql: &str) -> String {
+        said(self.psql().args(["-c", sql]).output().expect("psql"))
+    }
+}
+
+/// What it printed, errors included.
+fn said(output: Output) -> String {
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8(text).expect("UTF-8").trim().to_owned()
+}
+
+fn socket(host: &Path) -> UnixStream {
+    UnixStream::connect(host.join(".s.PGSQL.5432")).expect("connected")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_needs_no_password_and_gets_what_it_asks_for() {
+    let Some(bed) = Bed::new(8) else { return };
+    assert_eq!(bed.query("select current_user, current_database()"), "scrammer|orders");
+    assert_eq!(bed.query("show application_name"), "psql");
+    let options = "-c statement_timeout=1234 --search_path=a\\,\\ b";
+    let mut psql = bed.psql();
+    psql.env("PGOPTIONS", options).args(["-c", "show statement_timeout", "-c", "show search_path"]);
+    let shown = said(psql.output().expect("psql"));
+    assert_eq!(shown, "1234ms\na, b");
+    // Nothing of it stays for the next: every client has a connection of its own.
+    assert_eq!(bed.query("show statement_timeout"), "0");
+    let long = bed.query("select repeat('x', 3000000)");
+    assert_eq!(long.len(), 3_000_000);
+    until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_honoured_is_refused_as_the_server_would() {
+    let Some(bed) = Bed::new(8) else { return };
+    let with = |arguments: &[&str], (name, value): (&str, &str)| {
+        said(bed.psql().env(name, value).args(arguments).args(["-c", "select 1"]).output().expect("psql"))
+    };
+    let none = ("A", "B");
+    for (said, why) in [
+        (with(&["-U", "root"], none), "the agent logs in as \"scrammer\""),
+        (with(&["-d", "postgres"], none), "lead to the database \"orders\""),
+        (with(&["-d", "dbname=orders replication=database"], none), "replication is not possible"),
+        (with(&[], ("PGOPTIONS", "-d 5")), "only parameters can be set"),
+        // The server's own words.
+        (with(&[], ("PGOPTIONS", "-c no_such=1")), "no_such"),
+        (with(&[], ("PGOPTIONS", "-c work_mem=x")), "invalid value for parameter \"work_mem\""),
+        (with(&[], ("PGOPTIONS", "-c fsync=off")), "fsync"),
+        (with(&[], ("PGOPTIONS", "-c application_name=');drop\\ role\\ scrammer;--")), "1"),
+    ] {
+        assert!(said.contains(why), "{why}: {said}");
+    }
+    assert_eq!(bed.query("select 1"), "1", "nobody was harmed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_is_cancelled_by_its_own_client_only() {
+    let Some(bed) = Bed::new(8) else { return };
+    let sleeping =
+        "select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'";
+    let sleep = || -> Child {
+        let mut command = bed.psql();
+        command.args(["-c", "select pg_sleep(60)"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("psql")
+    };
+    let (mut other, own) = (sleep(), sleep());
+    while bed.server.psql(sleeping).trim() != "2" {}
+
+    // The server's process number is known to everybody, the secret is not, nor is it the server's.
+    let pids = bed.server.psql("select pid from pg_stat_activity where query like 'select pg_sleep%'");
+    for pid in pids.split_whitespace().map(|pid| pid.parse::<i32>().expect("a number")) {
+        for secret in [0, 1, pid] {
+            let mut guess = socket(&bed.host());
+            for number in [16, 80_877_102, pid, secret] {
+                guess.write_all(&number.to_be_bytes()).expect("sent");
+            }
+            assert_eq!(guess.read(&mut [0]).expect("closed"), 0, "as a server does");
+        }
+    }
+    assert_eq!(bed.server.psql(sleeping).trim(), "2");
+
+    let id = nix::unistd::Pid::from_raw(own.id().try_into().expect("a process"));
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("sent");
+    let text = said(own.wait_with_output().expect("psql"));
+    assert!(text.contains("canceling statement due to user request"), "{text}");
+    assert_eq!(bed.server.psql(sleeping).trim(), "1", "the other sleeps on");
+
+    // All ends with the sockets.
+    drop(bed.sockets);
+    until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
+    assert!(!other.wait().expect("psql").success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_clients_are_told_and_the_first_connection_is_ready_before_it_is_asked_for() {
+    let Some(bed) = Bed::new(1) else { return };
+    bed.sockets.expect_clients();
+    until(&bed.pool, "one is reserved", |status| status.leased == 1).await;
+    let mut psql = bed.psql();
+    let mut first = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql");
+    let mut stdin = first.stdin.take().expect("a pipe");
+    stdin.write_all(b"select 1;\n").expect("sent");
+    let mut one = [0; 2];
+    first.stdout.take().expect("a pipe").read_exact(&mut one).expect("an answer");
+    assert_eq!(bed.pool.status().leased, 1, "it was the reserved one");
+    let text = bed.query("select 1");
+    assert!(text.contains("as many connections as it may have"), "{text}");
+    drop(stdin);
+    assert!(first.wait().expect("psql").success());
+    until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
+    assert_eq!(bed.query("select 1"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_there_is_named() {
+    let Some(bed) = Bed::new(8) else { return };
+    bed.server.stop();
+    let text = bed.query("select 1");
+    assert!(text.contains("backend orders-db at 127.0.0.1:") && text.contains("cannot connect"), "{text}");
+    assert!(!text.contains(common::PASSWORD));
+    bed.server.run();
+    assert_eq!(bed.query("select 1"), "1");
+}

@@ -1,0 +1,258 @@
+//! Drivers that know nothing of Headstart, in containers without a network: they find their database as a socket.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use headstart_integration_tests::client::{self, Reply};
+use headstart_integration_tests::lab::build_static;
+use headstart_integration_tests::lab::{
+    Agent, AgentSetup, Manager, Postgres, PostgresSetup, Rootfs, free_port,
+};
+use headstart_integration_tests::site::{Function, Kind, LIMIT};
+use headstart_integration_tests::{cli, privilege};
+use serde_json::Value;
+
+const NAME: &str = "reports";
+const PSQL: &str = "/usr/lib/postgresql";
+
+fn ready() -> bool {
+    privilege::require_root("containers and PostgreSQL")
+        && privilege::require_tools(&["runc", "dockerd", "python3", "psql", PSQL])
+}
+
+/// The program `psql` itself: what is in the PATH chooses one.
+fn client_program(name: &str) -> std::path::PathBuf {
+    let versions =
+        std::fs::read_dir(PSQL).unwrap().flatten().map(|entry| entry.path().join("bin").join(name));
+    versions.max().unwrap()
+}
+
+fn function(runtime: &str) -> Function {
+    let binary = build_static("headstart-integration-tests", "steady").unwrap();
+    let rootfs = Rootfs::with_binary("steady", &binary).unwrap();
+    for name in ["psql", "pgbench"] {
+        rootfs.add_program(&client_program(name)).unwrap();
+    }
+    let kind = Kind::of(runtime, rootfs).unwrap();
+    // What is not there cannot be asked for: no password, no address.
+    let keys = "backend_sockets = true\nmemory = \"256MiB\"\n".to_owned();
+    Function { port: free_port().unwrap().port(), prepared: 1, kind, keys }
+}
+
+fn backend(postgres: &Postgres, tls: bool) -> String {
+    let tls = if tls { format!("tls = {{ ca_file = {:?} }}\n", postgres.ca_file()) } else { String::new() };
+    format!(
+        "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\n\
+         database = \"{}\"\npassword_file = {:?}\npool = {{ min_idle = 2, max = 16 }}\n{tls}",
+        postgres.address(),
+        Postgres::USER,
+        Postgres::DATABASE,
+        postgres.password_file().unwrap(),
+    )
+}
+
+fn serve(function: &Function, backend: &str, setup: AgentSetup) -> Agent {
+    let mut setup = setup.config(backend);
+    if let Kind::Docker { docker, .. } = &function.kind {
+        setup = setup.docker(docker);
+    }
+    let agent = setup.config(&function.text(NAME, &["orders-db"])).start().unwrap();
+    function.rest(&agent, NAME).unwrap();
+    agent
+}
+
+fn run(function: &Function, arguments: &[&str]) -> Reply {
+    let body = arguments.join("\n");
+    client::request(function.local(), "POST", "/run", &body, LIMIT).unwrap()
+}
+
+#[track_caller]
+fn output(function: &Function, arguments: &[&str]) -> String {
+    let reply = run(function, arguments);
+    assert_eq!(reply.status, 200, "{arguments:?}: {}", reply.body);
+    reply.body.trim().to_owned()
+}
+
+fn psql(function: &Function, sql: &str) -> String {
+    let program = client_program("psql");
+    output(function, &[program.to_str().unwrap(), "-XAtqw", "-c", sql])
+}
+
+fn leased(agent: &Agent) -> u64 {
+    let pools: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends").unwrap().body).unwrap();
+    pools[0]["leased"].as_u64().unwrap()
+}
+
+fn wait_leased(agent: &Agent, count: u64) {
+    cli::eventually("leased as expected", LIMIT, || Ok((leased(agent) == count).then_some(()))).unwrap();
+}
+
+#[test]
+fn psql_and_pgbench_work_unchanged_in_every_runtime() {
+    if !ready() {
+        return;
+    }
+    let postgres = PostgresSetup::default().tls().start().unwrap();
+    for (runtime, tls) in [("oci", true), ("oci", false), ("process", true), ("docker", false)] {
+        let function = function(runtime);
+        let agent = serve(&function, &backend(&postgres, tls), AgentSetup::default());
+        assert_eq!(leased(&agent), 0, "a parked container holds nothing");
+        let who = psql(&function, "select current_user, current_database(), inet_server_port() is not null");
+        assert_eq!(who, "app|orders|t", "{runtime}");
+        let encrypted = psql(&function, "select ssl from pg_stat_ssl where pid = pg_backend_pid()");
+        assert_eq!(encrypted, if tls { "t" } else { "f" }, "{runtime}");
+        let pgbench = client_program("pgbench");
+        let pgbench = pgbench.to_str().unwrap();
+        output(&function, &[pgbench, "-i", "-q", "-s", "1"]);
+        for mode in ["simple", "extended", "prepared"] {
+            // Each client, or even each transaction, with a connection of its own.
+            let said = output(&function, &[pgbench, "-S", "-n", "-M", mode, "-c", "4", "-t", "50"]);
+            assert!(said.contains("number of transactions actually processed: 200/200"), "{said}");
+            let said = output(&function, &[pgbench, "-S", "-C", "-n", "-M", mode, "-c", "2", "-t", "20"]);
+            assert!(said.contains("number of transactions actually processed: 40/40"), "{said}");
+        }
+        wait_leased(&agent, 0);
+        let wrong =
+            run(&function, &[client_program("psql").to_str().unwrap(), "-w", "-U", "root", "-c", "select 1"]);
+        assert!(wrong.status == 502 && wrong.body.contains("the agent logs in as"), "{}", wrong.body);
+        assert!(agent.stop().unwrap().success());
+    }
+}
+
+/// Each prints `ok` in the end.
+const SCRIPTS: [(&str, &str); 3] = [
+    (
+        "psycopg2",
+        "import psycopg2
+c = psycopg2.connect(''); q = c.cursor()
+q.execute('create temporary table t (i int, s text)')
+q.executemany('insert into t values (%s, %s)', [(i, 'x' * i) for i in range(50)])
+q.execute('select sum(i), max(length(s)) from t'); assert q.fetchone() == (1225, 49)
+c.rollback(); c.close()
+c = psycopg2.connect(options='-c search_path=pg_catalog'); q = c.cursor()
+q.execute('show search_path'); assert q.fetchone() == ('pg_catalog',)
+print('ok')",
+    ),
+    (
+        "pg8000",
+        "import os, pg8000
+host = os.environ['PGHOST'] + '/.s.PGSQL.5432'
+c = pg8000.connect(os.environ['PGUSER'], unix_sock=host, database=os.environ['PGDATABASE']); q = c.cursor()
+q.execute('select %s::int + 1', (41,)); assert q.fetchone()[0] == 42
+q.execute('select generate_series(1, 1000)'); assert len(q.fetchall()) == 1000
+c.close(); print('ok')",
+    ),
+    (
+        "asyncpg",
+        "import asyncio, asyncpg
+async def main():
+    c = await asyncpg.connect()
+    assert await c.fetchval('select $1::int + 1', 41) == 42
+    async with c.transaction():
+        await c.execute('create temporary table t (i int)')
+        await c.copy_records_to_table('t', records=[(i,) for i in range(100)])
+    assert await c.fetchval('select count(*) from t') == 100
+    try:
+        await asyncio.wait_for(c.execute('select pg_sleep(60)'), 0.2)
+    except asyncio.TimeoutError:
+        pass
+    assert await c.fetchval('select 1') == 1
+    await c.close()
+    p = await asyncpg.create_pool(min_size=2, max_size=4)
+    async with p.acquire() as c:
+        assert await c.fetchval('select current_user') == 'app'
+    await p.close()
+asyncio.run(main()); print('ok')",
+    ),
+];
+
+/// The last one cancels a query: with a key that is not the server's.
+#[test]
+fn drivers_of_python_work_unchanged() {
+    if !ready() {
+        return;
+    }
+    let postgres = Postgres::on_loopback().unwrap();
+    // Only here do programs see those of the node.
+    let function = function("process");
+    let agent = serve(&function, &backend(&postgres, false), AgentSetup::default());
+    for (name, script) in SCRIPTS {
+        let script = script.replace('\n', "\\n").replace('\'', "\\'");
+        let said = output(&function, &["/usr/bin/python3", "-c", &format!("exec('{script}')")]);
+        assert_eq!(said, "ok", "{name}");
+    }
+    wait_leased(&agent, 0);
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_client_cancels_its_own_query_and_all_ends_with_the_instance() {
+    if !ready() {
+        return;
+    }
+    let postgres = PostgresSetup::default().tls().start().unwrap();
+    let function = function("process");
+    let agent = serve(&function, &backend(&postgres, true), AgentSetup::default());
+    let (psql, sleep) = (client_program("psql"), "select pg_sleep(60)");
+    let psql = psql.to_str().unwrap();
+    let said = run(&function, &["/usr/bin/timeout", "-s", "INT", "1", psql, "-Xw", "-c", sleep]);
+    assert!(said.body.contains("canceling statement due to user request"), "{}", said.body);
+
+    let address = function.local();
+    let body = [psql, "-Xw", "-c", sleep].join("\n");
+    let asked = std::thread::spawn(move || client::request(address, "POST", "/run", &body, LIMIT));
+    let sleeping = "select count(*) from pg_stat_activity where query like '%pg_sleep%' and usename = 'app'";
+    let sleeps = |count: &str| {
+        cli::eventually("sleeping", LIMIT, || Ok((postgres.admin_sql(sleeping)? == count).then_some(())))
+            .unwrap();
+    };
+    sleeps("1");
+    function.cool(&agent, NAME).unwrap();
+    wait_leased(&agent, 0);
+    drop(asked.join());
+    assert!(agent.stop().unwrap().success());
+}
+
+/// Connections end with the agent that makes them; the next one listens on the same sockets.
+#[test]
+fn an_instance_that_is_taken_over_finds_its_backends_again() {
+    if !ready() {
+        return;
+    }
+    let (postgres, manager) = (Postgres::on_loopback().unwrap(), Manager::new().unwrap());
+    let function = function("oci");
+    let first = serve(&function, &backend(&postgres, false), AgentSetup::default().manager(&manager));
+    assert_eq!(psql(&function, "select 1"), "1");
+    let next = first.kill().unwrap().start().unwrap();
+    let taken = next.wait_state(NAME, "ready", LIMIT).unwrap();
+    assert_eq!(taken["running"][0]["reason"], "adopted", "{taken}");
+    assert_eq!(psql(&function, "select 1"), "1");
+    assert!(next.stop().unwrap().success());
+}
+
+/// What is to be seen of the agent in there: nothing but the sockets.
+#[test]
+fn the_function_sees_its_own_sockets_and_no_secret() {
+    if !ready() {
+        return;
+    }
+    let postgres = Postgres::on_loopback().unwrap();
+    let function = function("process");
+    let agent = serve(&function, &backend(&postgres, false), AgentSetup::default());
+    assert_eq!(
+        output(&function, &["/usr/bin/find", "/run/headstart"]),
+        [
+            "/run/headstart",
+            "/run/headstart/backends",
+            "/run/headstart/backends/orders-db",
+            "/run/headstart/backends/orders-db/.s.PGSQL.5432",
+        ]
+        .join("\n")
+    );
+    let written = run(&function, &["/usr/bin/touch", "/run/headstart/backends/orders-db/x"]);
+    assert_eq!(written.status, 502, "{}", written.body);
+    let environment = output(&function, &["/usr/bin/env"]);
+    assert!(environment.contains("PGHOST=/run/headstart/backends/orders-db"), "{environment}");
+    assert!(environment.contains("PGUSER=app") && environment.contains("PGDATABASE=orders"), "{environment}");
+    assert!(!environment.contains(Postgres::PASSWORD) && !agent.log().contains(Postgres::PASSWORD));
+    assert!(agent.stop().unwrap().success());
+}
