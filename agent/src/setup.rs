@@ -9,9 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_config::{self as config, Config, Interfaces, Protocol, RequireAuth};
+use headstart_config::{self as config, Config, Interfaces, Postgres, Protocol, Redis, RequireAuth};
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Tls, TlsSettings,
+    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, RedisLogin, Secret, Tls,
+    TlsSettings,
 };
 
 use crate::admin::Unavailable;
@@ -242,24 +243,31 @@ fn listener(manager: &mut Manager, door: &Door<'_>, backlog: u16) -> Result<Owne
 }
 
 /// What leads drivers to the sockets of backends: to the first of each kind (PostgreSQL documentation, "Environment
-/// Variables" of libpq).
+/// Variables" of libpq; `REDIS_URL` as redis-py's `from_url` reads it).
 fn variables(config: &Config, function: &config::Function) -> Vec<(String, String)> {
     if !function.backend_sockets {
         return Vec::new();
     }
-    let mut backends = function.backends.iter().filter_map(|name| config.backend(name));
-    let postgres = backends.find_map(|backend| match &backend.protocol {
-        Protocol::Postgres(postgres) => Some((&backend.name, postgres)),
-        Protocol::Tcp => None,
-    });
-    let Some((name, postgres)) = postgres else { return Vec::new() };
-    let own = |key: &str| function.env.iter().any(|(own, _)| own == key);
-    let host = format!("{}/{name}", headstart_wire::BACKENDS_PATH);
-    [("PGHOST", host), ("PGUSER", postgres.user.clone()), ("PGDATABASE", postgres.database.clone())]
-        .into_iter()
-        .filter(|(key, _)| !own(key))
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
+    let mut variables: Vec<(String, String)> = Vec::new();
+    for backend in function.backends.iter().filter_map(|name| config.backend(name)) {
+        let directory = format!("{}/{}", headstart_wire::BACKENDS_PATH, backend.name);
+        let own = match &backend.protocol {
+            Protocol::Postgres(Postgres { user, database, .. }) => {
+                vec![("PGHOST", directory), ("PGUSER", user.clone()), ("PGDATABASE", database.clone())]
+            }
+            Protocol::Redis(Redis { database, .. }) => {
+                vec![("REDIS_URL", format!("unix://{directory}/redis.sock?db={database}"))]
+            }
+            Protocol::Tcp => Vec::new(),
+        };
+        // All of one backend, or none: half of one and half of another leads nowhere.
+        let taken = |key: &str| variables.iter().any(|(other, _)| other == key);
+        if !own.iter().any(|(key, _)| taken(key)) {
+            variables.extend(own.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        }
+    }
+    variables.retain(|(key, _)| !function.env.iter().any(|(own, _)| own == key));
+    variables
 }
 
 fn runtime(config: &Config, function: &config::Function) -> Arc<dyn Runtime> {
@@ -293,6 +301,11 @@ fn runtime(config: &Config, function: &config::Function) -> Arc<dyn Runtime> {
 fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
     let kind = match &backend.protocol {
         Protocol::Tcp => BackendKind::Tcp,
+        Protocol::Redis(redis) => BackendKind::Redis(RedisLogin {
+            user: redis.user.clone(),
+            password: redis.password_file.as_deref().map(password).transpose()?,
+            database: redis.database,
+        }),
         Protocol::Postgres(postgres) => {
             let password = postgres.password_file.as_deref().map(password).transpose()?;
             let name = postgres.application_name.iter();

@@ -32,6 +32,19 @@ pub enum Protocol {
     Tcp,
     /// `postgres`: the start-up and the login; functions get a session that is ready for queries.
     Postgres(Postgres),
+    /// `redis`: the login, and the choice of the database.
+    Redis(Redis),
+}
+
+/// The keys of `kind = "redis"`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Redis {
+    /// User of the server's access control list. Default: `default`.
+    pub user: Option<String>,
+    /// Number of the database, 0 to 65535. Default 0.
+    pub database: u32,
+    /// As [`Postgres::password_file`].
+    pub password_file: Option<PathBuf>,
 }
 
 /// The keys of `kind = "postgres"`.
@@ -137,24 +150,38 @@ impl Backend {
     }
 }
 
-/// The keys which only `kind = "postgres"` has.
-const POSTGRES_KEYS: [&str; 4] = ["user", "database", "password_file", "application_name"];
+/// The keys which only some kinds have, and those kinds.
+const LOGIN_KEYS: [(&str, &[Kind]); 4] = [
+    ("user", &[Kind::Postgres, Kind::Redis]),
+    ("database", &[Kind::Postgres, Kind::Redis]),
+    ("password_file", &[Kind::Postgres, Kind::Redis]),
+    ("application_name", &[Kind::Postgres]),
+];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Tcp,
     Tls,
     Postgres,
+    Redis,
 }
 
 impl Kind {
-    const WORDS: [(&str, Self); 3] = [("tcp", Self::Tcp), ("tls", Self::Tls), ("postgres", Self::Postgres)];
+    const WORDS: [(&str, Self); 4] =
+        [("tcp", Self::Tcp), ("tls", Self::Tls), ("postgres", Self::Postgres), ("redis", Self::Redis)];
 
     fn read(table: &mut Table<'_>) -> Option<Self> {
-        let kind = table.require("kind", ": \"tcp\", \"tls\" or \"postgres\"", |v| v.choice(&Self::WORDS));
-        if kind.is_none() {
-            for key in POSTGRES_KEYS {
-                table.get(key);
+        let words = ": \"tcp\", \"tls\", \"postgres\" or \"redis\"";
+        let kind = table.require("kind", words, |v| v.choice(&Self::WORDS));
+        for (key, kinds) in LOGIN_KEYS {
+            match kind {
+                Some(kind) if kinds.contains(&kind) => {}
+                Some(kind) => {
+                    let theirs: Vec<_> = kinds.iter().map(|kind| format!("{:?}", kind.word())).collect();
+                    let (theirs, word) = (theirs.join(" or "), kind.word());
+                    table.refuse(key, &format!("belongs to kind = {theirs}, and this backend is {word:?}"));
+                }
+                None => drop(table.get(key)),
             }
         }
         kind
@@ -167,14 +194,28 @@ impl Kind {
 
 impl Protocol {
     fn read(table: &mut Table<'_>, kind: Kind) -> Option<Self> {
-        if kind == Kind::Postgres {
-            return Postgres::read(table).map(Self::Postgres);
+        match kind {
+            Kind::Tcp | Kind::Tls => Some(Self::Tcp),
+            Kind::Postgres => Postgres::read(table).map(Self::Postgres),
+            Kind::Redis => Some(Self::Redis(Redis::read(table))),
         }
-        for key in POSTGRES_KEYS {
-            let word = kind.word();
-            table.refuse(key, &format!("belongs to kind = \"postgres\", and this backend is \"{word}\""));
+    }
+}
+
+impl Redis {
+    fn read(table: &mut Table<'_>) -> Self {
+        // A word that ends an ACL rule or a command would be another's.
+        let user = table.get("user").and_then(|v| {
+            v.matching("1 to 128 printable ASCII characters without spaces", |text| {
+                (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+            })
+        });
+        let database = table.or("database", 0, |v| v.integer(0..=65_535));
+        let password_file = table.get("password_file").and_then(|v| v.absolute_path());
+        if let (Some(_), None) = (&user, &password_file) {
+            table.require::<()>("password_file", " with a user", |_| None);
         }
-        Some(Self::Tcp)
+        Self { user, database, password_file }
     }
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Backend, Config, Function, Postgres, Protocol, Runtime, Tls};
+use crate::{Backend, Config, Function, Postgres, Protocol, Redis, Runtime, Tls};
 
 impl Config {
     /// The SHA-256, in hexadecimal, of what instances of `function` depend on: its settings, except those that
@@ -123,6 +123,14 @@ impl Fingerprint {
         }
         match protocol {
             Protocol::Tcp => self.add("kind", "tcp"),
+            Protocol::Redis(Redis { user, database, password_file }) => {
+                self.add("kind", "redis");
+                self.add("user", user.as_deref().unwrap_or_default());
+                self.add("database", database.to_string());
+                if let Some(path) = password_file {
+                    self.add("password_file", path.as_os_str().as_bytes());
+                }
+            }
             Protocol::Postgres(Postgres { user, database, password_file, application_name }) => {
                 self.add("kind", "postgres");
                 self.add("user", user);

@@ -60,9 +60,12 @@ impl Backend {
         let mut check = |key, outcome: Result<(), String>| {
             problems.extend(outcome.err().map(|message| self.origin.problem(key, message)));
         };
-        if let Protocol::Postgres(postgres) = &self.protocol
-            && let Some(path) = &postgres.password_file
-        {
+        let password_file = match &self.protocol {
+            Protocol::Postgres(postgres) => postgres.password_file.as_ref(),
+            Protocol::Redis(redis) => redis.password_file.as_ref(),
+            Protocol::Tcp => None,
+        };
+        if let Some(path) = password_file {
             check("password_file", check_secret_file(path, "the password"));
         }
         if let Some(tls) = &self.tls {

@@ -33,4 +33,4 @@ pub use pool::{Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally};
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
 pub use secret::Secret;
 pub use sockets::Sockets;
-pub use spec::{Address, BackendKind, BackendSpec, PoolSettings, PostgresLogin};
+pub use spec::{Address, BackendKind, BackendSpec, PoolSettings, PostgresLogin, RedisLogin};

@@ -29,6 +29,19 @@ pub enum BackendKind {
     Tcp,
     /// PostgreSQL, protocol 3.0.
     Postgres(PostgresLogin),
+    /// Redis, from version 6 on.
+    Redis(RedisLogin),
+}
+
+/// How to log in to Redis.
+#[derive(Debug, Clone, Default)]
+pub struct RedisLogin {
+    /// The user of its access control list; `default` if none.
+    pub user: Option<String>,
+    /// Needed unless that user has none.
+    pub password: Option<Secret>,
+    /// The number of the database.
+    pub database: u32,
 }
 
 /// How to log in to PostgreSQL.

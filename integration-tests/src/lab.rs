@@ -14,6 +14,7 @@ mod delay;
 mod nfqueue;
 
 mod postgres;
+mod redis;
 mod rootfs;
 
 mod docker;
@@ -33,6 +34,7 @@ pub use metrics::{Metrics, Sample};
 pub use netns::{Link, Namespace};
 pub use postgres::{Postgres, PostgresSetup};
 pub use process::Process;
+pub use redis::Redis;
 pub use rootfs::{DockerImage, Rootfs, build_static};
 pub use scratch::{Lease, Scratch, prefix, unique};
 

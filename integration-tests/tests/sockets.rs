@@ -5,7 +5,7 @@
 use headstart_integration_tests::client::{self, Reply};
 use headstart_integration_tests::lab::build_static;
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Manager, Postgres, PostgresSetup, Rootfs, free_port,
+    Agent, AgentSetup, Manager, Postgres, PostgresSetup, Redis, Rootfs, free_port,
 };
 use headstart_integration_tests::site::{Function, Kind, LIMIT};
 use headstart_integration_tests::{cli, privilege};
@@ -16,7 +16,7 @@ const PSQL: &str = "/usr/lib/postgresql";
 
 fn ready() -> bool {
     privilege::require_root("containers and PostgreSQL")
-        && privilege::require_tools(&["runc", "dockerd", "python3", "psql", PSQL])
+        && privilege::require_tools(&["runc", "dockerd", "python3", "psql", "redis-server", PSQL])
 }
 
 /// The program `psql` itself: what is in the PATH chooses one.
@@ -77,6 +77,7 @@ fn psql(function: &Function, sql: &str) -> String {
     output(function, &[program.to_str().unwrap(), "-XAtqw", "-c", sql])
 }
 
+/// Of the first backend.
 fn leased(agent: &Agent) -> u64 {
     let pools: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends").unwrap().body).unwrap();
     pools[0]["leased"].as_u64().unwrap()
@@ -165,22 +166,44 @@ asyncio.run(main()); print('ok')",
     ),
 ];
 
-/// The last one cancels a query: with a key that is not the server's.
+const REDIS_SCRIPT: &str = "import os, redis
+r = redis.Redis.from_url(os.environ['REDIS_URL'], decode_responses=True)
+assert r.execute_command('ACL WHOAMI') == 'app'
+r.set('a', 'b'); assert r.get('a') == 'b'
+p = r.pipeline(); [p.incr('n') for _ in range(100)]; assert p.execute()[-1] == 100
+s = r.pubsub(); s.subscribe('c'); assert s.get_message(timeout=5)['type'] == 'subscribe'
+r.publish('c', 'x'); assert s.get_message(timeout=5)['data'] == 'x'
+assert r.client_info()['db'] == 3
+print('ok')";
+
+/// The last one for PostgreSQL cancels a query: with a key that is not the server's.
 #[test]
 fn drivers_of_python_work_unchanged() {
     if !ready() {
         return;
     }
-    let postgres = Postgres::on_loopback().unwrap();
+    let (postgres, redis) = (Postgres::on_loopback().unwrap(), Redis::on_loopback().unwrap());
     // Only here do programs see those of the node.
     let function = function("process");
-    let agent = serve(&function, &backend(&postgres, false), AgentSetup::default());
-    for (name, script) in SCRIPTS {
+    let cache = format!(
+        "[[backend]]\nname = \"cache\"\nkind = \"redis\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = 3\n\
+         password_file = {:?}\n",
+        redis.address(),
+        Redis::USER,
+        redis.password_file().unwrap(),
+    );
+    let setup = AgentSetup::default().config(&backend(&postgres, false)).config(&cache);
+    let agent = setup.config(&function.text(NAME, &["orders-db", "cache"])).start().unwrap();
+    function.rest(&agent, NAME).unwrap();
+    for (name, script) in SCRIPTS.into_iter().chain([("redis", REDIS_SCRIPT)]) {
         let script = script.replace('\n', "\\n").replace('\'', "\\'");
         let said = output(&function, &["/usr/bin/python3", "-c", &format!("exec('{script}')")]);
         assert_eq!(said, "ok", "{name}");
     }
     wait_leased(&agent, 0);
+    for secret in [Postgres::PASSWORD, Redis::PASSWORD] {
+        assert!(!agent.log().contains(secret));
+    }
     assert!(agent.stop().unwrap().success());
 }
 

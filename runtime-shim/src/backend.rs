@@ -148,6 +148,7 @@ impl Backend {
     pub(crate) fn wrong_kind(&self, session: &Session) -> Error {
         let kind = match session {
             Session::Tcp => "tcp",
+            Session::Redis { .. } => "redis",
             Session::Postgres { .. } => "postgres",
         };
         Error::WrongKind { backend: self.name.clone(), kind }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Tls};
+use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Protocol, Redis, Tls};
 use proptest::prelude::*;
 
 mod lifecycle;
@@ -125,7 +125,7 @@ fn backends() {
         ),
         (
             "name = \"b\"\nuser = \"u\"",
-            ".b.user: belongs to kind = \"postgres\", and this backend is \"tcp\"",
+            ".b.user: belongs to kind = \"postgres\" or \"redis\", and this backend is \"tcp\"",
         ),
         ("name = \"b\"\npassword = \"hunter2\"", ".b.password: unknown key, did you mean \"password_file\"?"),
         ("name = \"b\"\npool = 3", ".b.pool: must be a table, as pool = { max = 64 }, not an integer"),
@@ -156,7 +156,7 @@ fn backends() {
         "[[backend]]",
         &[
             "1: backend[0].name: is required",
-            "1: backend[0].kind: is required: \"tcp\", \"tls\" or \"postgres\"",
+            "1: backend[0].kind: is required: \"tcp\", \"tls\", \"postgres\" or \"redis\"",
             "1: backend[0].address: is required",
         ],
     );
@@ -265,6 +265,31 @@ fn addresses_that_overlap() {
 }
 
 #[test]
+fn redis() {
+    let base = "[[backend]]\nname = \"b\"\nkind = \"redis\"\naddress = \"h:1\"\n";
+    for (text, message) in [
+        ("database = \"0\"", "5: backend.b.database: must be a whole number, not a string"),
+        ("database = 65536", "5: backend.b.database: must be 0 to 65535"),
+        (
+            "password_file = \"/p\"\nuser = \"a b\"",
+            "6: backend.b.user: must be 1 to 128 printable ASCII characters without spaces",
+        ),
+        ("user = \"app\"", "1: backend.b.password_file: is required with a user"),
+        (
+            "application_name = \"x\"",
+            "5: backend.b.application_name: belongs to kind = \"postgres\", and this backend is \"redis\"",
+        ),
+    ] {
+        check(&format!("{base}{text}"), &[message]);
+    }
+    let read = |text: &str| Config::parse("h.toml", &format!("{base}{text}")).unwrap().backends.remove(0);
+    assert_eq!(read("").protocol, Protocol::Redis(Redis::default()));
+    let every = read("user = \"app\"\npassword_file = \"/p\"\ndatabase = 3\ntls = true");
+    let redis = Redis { user: Some("app".into()), database: 3, password_file: Some("/p".into()) };
+    assert_eq!((every.protocol, every.tls), (Protocol::Redis(redis), Some(Tls::default())));
+}
+
+#[test]
 fn tls() {
     let postgres = "name = \"b\"\nkind = \"postgres\"\nuser = \"u\"\naddress = \"h:1\"\n";
     let bare = "name = \"b\"\nkind = \"tls\"\naddress = \"h:1\"\n";
@@ -313,7 +338,7 @@ fn one_mistake_is_one_problem() {
     check(
         &text,
         &[
-            "1: backend.db.kind: is required: \"tcp\", \"tls\" or \"postgres\"",
+            "1: backend.db.kind: is required: \"tcp\", \"tls\", \"postgres\" or \"redis\"",
             "1: backend.db.address: is required",
             "8: function.f.backends[1]: \"db\" is listed twice",
         ],

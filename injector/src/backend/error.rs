@@ -59,6 +59,22 @@ pub enum ConnectCause {
         /// Shortened, without control characters.
         message: String,
     },
+    /// The server refused, in its own words, in a protocol without states.
+    #[error("the server refused: {message}")]
+    Refused {
+        /// Shortened, without control characters.
+        message: String,
+        /// It may be otherwise later.
+        passes: bool,
+    },
+    /// The server, or not a server of this kind at all.
+    #[error("protocol error: not {expected} but {found:?}")]
+    Unexpected {
+        /// What should have come.
+        expected: &'static str,
+        /// Shortened, without control characters.
+        found: String,
+    },
     /// The configuration: there is nothing to answer with.
     #[error("the server asks for a password, and none is configured")]
     PasswordMissing,
@@ -96,13 +112,13 @@ impl ConnectCause {
             Self::Dial(_) => FailureReason::Dial,
             Self::Timeout { .. } => FailureReason::Timeout,
             Self::Lost(_) | Self::Closed => FailureReason::Lost,
-            Self::Server { .. } => FailureReason::Server,
+            Self::Server { .. } | Self::Refused { .. } => FailureReason::Server,
             Self::TlsRefused | Self::Tls(_) => FailureReason::Tls,
             Self::PasswordMissing
             | Self::CleartextRefused
             | Self::AuthUnsupported { .. }
             | Self::ServerUnproven(_) => FailureReason::Auth,
-            Self::Protocol(_) => FailureReason::Protocol,
+            Self::Protocol(_) | Self::Unexpected { .. } => FailureReason::Protocol,
             Self::TaskDied => FailureReason::Internal,
         }
     }
@@ -111,6 +127,7 @@ impl ConnectCause {
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::Server { sqlstate, .. } => is_transient(sqlstate),
+            Self::Refused { passes, .. } => *passes,
             Self::Protocol(ProtocolError::NotQuiet) => true,
             _ => !matches!(self.reason(), FailureReason::Auth | FailureReason::Protocol | FailureReason::Tls),
         }

@@ -7,6 +7,7 @@ mod certificate;
 mod error;
 mod liveness;
 pub(crate) mod postgres;
+mod redis;
 mod relay;
 mod stream;
 mod tcp;
@@ -110,6 +111,7 @@ impl BackendKind {
         match self {
             Self::Tcp => &tcp::Bare,
             Self::Postgres(login) => login,
+            Self::Redis(login) => login,
         }
     }
 }

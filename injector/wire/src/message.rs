@@ -200,6 +200,14 @@ pub enum GrantStatus {
 pub enum Session {
     /// A plain TCP stream: nothing was said on it yet.
     Tcp,
+    /// A Redis connection that is logged in.
+    Redis {
+        /// The user of the access control list; `default` if none.
+        #[serde(default)]
+        user: Option<String>,
+        /// The database that is selected.
+        database: u32,
+    },
     /// A PostgreSQL session after its first `ReadyForQuery` (protocol 3.0).
     Postgres {
         /// Server process of this session. The cancel key stays in the agent.
