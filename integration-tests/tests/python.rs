@@ -1,0 +1,108 @@
+//! Functions in Python: the module's own tests, and the example against a real agent and database.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use headstart_integration_tests::client;
+use headstart_integration_tests::lab::{self, AgentSetup, PostgresSetup, free_port, run_within, unique};
+use headstart_integration_tests::site::LIMIT;
+use headstart_integration_tests::{cli, privilege};
+use serde_json::Value;
+
+#[test]
+fn the_module_passes_its_own_tests() {
+    if !privilege::require_tools(&["python3"]) {
+        return;
+    }
+    let mut command = Command::new("python3");
+    command.args(["-m", "unittest", "discover", "-s", "tests"]).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.current_dir(lab::workspace().join("runtime-shim/python"));
+    println!("{}", run_within(Duration::from_secs(120), &mut command).unwrap());
+}
+
+/// The example and the module, where a process without privileges and with a `/tmp` of its own can read them. Removed on
+/// drop.
+struct Installed(PathBuf);
+
+impl Installed {
+    fn new() -> Self {
+        let installed = Self(Path::new("/var/tmp").join(unique("python")));
+        let package = installed.0.join("headstart");
+        fs::create_dir_all(&package).unwrap();
+        let (from, example) =
+            (lab::workspace().join("runtime-shim/python/src/headstart"), "examples/python-orders/orders.py");
+        for file in
+            fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+        {
+            fs::copy(&file, package.join(file.file_name().unwrap())).unwrap();
+        }
+        fs::copy(lab::workspace().join(example), installed.0.join("orders.py")).unwrap();
+        installed
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Cold, frozen while the database restarts, thawed, stopped.
+#[test]
+fn the_example_lives_like_any_function() {
+    let tools = ["runc", "python3", "/usr/lib/postgresql"];
+    if !privilege::require_root("namespaces and PostgreSQL") || !privilege::require_tools(&tools) {
+        return;
+    }
+    let (mut postgres, installed) = (PostgresSetup::default().tls().start().unwrap(), Installed::new());
+    let (address, directory) = (free_port().unwrap(), installed.0.display());
+    let backend = format!(
+        "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
+         password_file = {:?}\ntls = {{ ca_file = {:?} }}\npool = {{ min_idle = 1, max = 8, backoff_max = \"100ms\" }}\n",
+        postgres.address(),
+        lab::Postgres::USER,
+        lab::Postgres::DATABASE,
+        postgres.password_file().unwrap(),
+        postgres.ca_file(),
+    );
+    let function = format!(
+        "[[function]]\nname = \"orders\"\nlisten = \"{address}\"\nruntime = \"process\"\n\
+         command = [\"/usr/bin/python3\", \"{directory}/orders.py\"]\nenv = {{ PYTHONPATH = \"{directory}\" }}\n\
+         backends = [\"orders-db\"]\nbackend_sockets = true\nfreeze_after = \"200ms\"\nmemory = \"256MiB\"\n"
+    );
+    let agent = AgentSetup::default().config(&backend).config(&function).start().unwrap();
+    let parked = |function: &Value| function["prepared"] == 1;
+    agent.wait_function("orders", "parked", LIMIT, parked).unwrap();
+    let get = |path: &str| {
+        let reply = client::get(address, path, LIMIT).unwrap();
+        (reply.status, serde_json::from_str::<Value>(&reply.body).unwrap_or_default())
+    };
+    let (status, first) = get("/");
+    assert_eq!((status, &first["answer"]), (200, &42.into()), "{first}\n{}", agent.log());
+    let again = get("/").1;
+    assert_eq!(again["backend_pid"], first["backend_pid"], "an instance keeps its session");
+    assert_eq!(get("/nowhere").0, 404);
+    for _ in 0..2 {
+        agent.wait_state("orders", "frozen", LIMIT).unwrap();
+        postgres.restart().unwrap();
+        cli::eventually("the pool has connections again", LIMIT, || {
+            let pools: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends")?.body)?;
+            Ok((pools[0]["idle"].as_u64() >= Some(1)).then_some(()))
+        })
+        .unwrap();
+        let (status, thawed) = get("/");
+        assert_eq!(status, 200, "{thawed}\n{}", agent.log());
+    }
+    let starts = agent.starts().unwrap();
+    assert_eq!(starts.as_array().unwrap().len(), 1, "it was the same instance: {starts}");
+    println!("the cold start: {}", starts[0]);
+    agent.stop_function("orders").unwrap();
+    agent
+        .wait_function("orders", "cold again", LIMIT, |f| f["state"] == "cold" && f["prepared"] == 1)
+        .unwrap();
+    assert!(agent.stop().unwrap().success());
+}

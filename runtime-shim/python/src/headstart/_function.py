@@ -1,0 +1,399 @@
+"""The handle that a function works with."""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from . import _wire
+from ._places import Places
+from ._wire import Channel, HeadstartError
+
+SHIM = "headstart-python/0.1.0"
+
+# How long attaching waits for the lease, which is normally there before the process is.
+LEASE_WAIT = 10.0
+# How long a connection of a backend is waited for.
+BACKEND_WAIT = 10.0
+# How long requests in flight may take to finish after SIGTERM, less than the 10 s after which a container is killed.
+DRAIN_WAIT = 8.0
+
+Hook = Callable[[], None]
+Handler = Callable[[socket.socket, Any], None]
+
+
+class Injected(NamedTuple):
+    """A connection that the agent made and logged in."""
+
+    #: Connected and non-blocking: ``setblocking(True)`` for a driver that blocks.
+    socket: socket.socket
+    #: What a driver would have learned by logging in: ``kind``, and what belongs to it.
+    session: Dict[str, Any]
+    #: From when on it is too old to be used after a thaw, in nanoseconds of ``time.monotonic_ns()``.
+    expires_ns: Optional[int]
+
+
+class _Slot:
+    """One backend: what there is for the next who asks."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.changed = threading.Condition()
+        self.state: str = "taken"
+        self.injected: Optional[Injected] = None
+        self.reason = ""
+
+    def set(self, grant: Dict[str, Any], descriptor: Optional[int]) -> None:
+        with self.changed:
+            status = grant.get("status")
+            if status == "ready" and descriptor is not None:
+                sock = socket.socket(fileno=descriptor)
+                sock.setblocking(False)
+                self.injected = Injected(sock, grant["session"], grant.get("expires_ns"))
+                self.state = "ready"
+            elif status == "pending":
+                self.state = "waiting"
+            else:
+                self.state, self.reason = "failed", str(grant.get("reason", "no descriptor came"))
+            self.changed.notify_all()
+
+
+class Backend:
+    """One backend of a function."""
+
+    def __init__(self, function: "Function", name: str) -> None:
+        self._function, self._name = function, name
+
+    def socket(self, wait: float = BACKEND_WAIT) -> Injected:
+        """A connection of its own: the first is the one that the instance was born with."""
+        return self._function._take(self._name, wait)
+
+
+class Function:
+    """An attached function: its listening socket, its backends, its agent."""
+
+    def __init__(self, channel: Optional[Channel], lease: Optional[_wire.Received]) -> None:
+        self._channel = channel
+        self._slots: Dict[str, _Slot] = {}
+        self._freeze_hooks: List[Hook] = []
+        self._thaw_hooks: List[Hook] = []
+        self._listener: Optional[socket.socket] = None
+        self._said_ready = self._said_served = self._gone = False
+        self._stopping = False
+        self._once = threading.Lock()
+        #: The function's name in the agent's configuration; None without an agent.
+        self.name: Optional[str] = None
+        #: This instance's identifier in the agent's logs; None without an agent.
+        self.instance: Optional[str] = None
+        #: Client connections that may be open at a time; None for any number.
+        self.concurrency: Optional[int] = None
+        page = None
+        if channel is not None and lease is not None:
+            body, descriptors = lease.body, iter(lease.descriptors)
+            self.name, self.instance = body["function"], body["instance"]
+            self.concurrency = body.get("concurrency")
+            self._listener = socket.socket(fileno=next(descriptors))
+            # Shared with others who rely on it: never make it blocking.
+            self._listener.setblocking(False)
+            page = next(descriptors)
+            for grant in body["backends"]:
+                slot = self._slots[grant["backend"]] = _Slot()
+                slot.set(grant, next(descriptors, None) if grant["status"] == "ready" else None)
+        self._places = Places(page, self.concurrency)
+        if channel is not None:
+            orders: "queue.Queue[Optional[_wire.Received]]" = queue.Queue()
+            threading.Thread(target=self._read, args=(orders,), name="headstart", daemon=True).start()
+            threading.Thread(target=self._obey, args=(orders,), name="headstart-rest", daemon=True).start()
+
+    # What the function uses.
+
+    def backend(self, name: str) -> Backend:
+        """The backend with this name; nothing happens before it is asked for a connection."""
+        return Backend(self, name)
+
+    def listener(self) -> socket.socket:
+        """The listening socket, for a server of your own.
+
+        It is non-blocking and must stay so, since other instances accept from it too. Hold a :meth:`track` for each
+        connection, keep to :attr:`concurrency`, and call :meth:`ready` when you are about to accept.
+        """
+        if self._listener is None:
+            self._listener = _listen_alone()
+        return self._listener
+
+    @contextmanager
+    def track(self) -> Iterator[None]:
+        """Counts one client connection as open, for a server of your own."""
+        self._places.count()
+        self._places.open()
+        try:
+            yield
+        finally:
+            self._places.closed()
+
+    def on_freeze(self, hook: Hook) -> None:
+        """Runs `hook` before the instance is frozen, when nobody is connected. If it raises, the instance is not frozen."""
+        self._freeze_hooks.append(hook)
+
+    def on_thaw(self, hook: Hook) -> None:
+        """Runs `hook` when the instance was thawed, before it accepts again."""
+        self._thaw_hooks.append(hook)
+
+    def ready(self) -> None:
+        """Initialisation is over. The serving methods say so themselves."""
+        with self._once:
+            first, self._said_ready = not self._said_ready, True
+        if first:
+            self._tell("ready", {"ready_ns": time.monotonic_ns()})
+
+    def served(self, accept_ns: int, first_response_ns: int) -> None:
+        """The first response has left. The serving methods say so themselves."""
+        with self._once:
+            first, self._said_served = not self._said_served, True
+        if first:
+            self._tell("served", {"accept_ns": accept_ns, "first_response_ns": first_response_ns})
+
+    def serve_connections(self, handler: Handler) -> None:
+        """Calls ``handler(socket, address)`` for every client, each in a thread, until SIGTERM.
+
+        Must be called by the main thread, which gets the signal. On SIGTERM it stops accepting, and waits for those that
+        were begun. The socket is blocking, and closed when the handler returns.
+        """
+        listener = self.listener()
+        earlier = signal.signal(signal.SIGTERM, self._terminated)
+        self._places.count()
+        self.ready()
+        poll = select.poll()
+        poll.register(self._places.ear, select.POLLIN)
+        try:
+            while not self._stopping:
+                self._places.hear()
+                accepted = self._places.accept(listener)
+                if accepted is not None:
+                    connection, address = accepted
+                    began = time.monotonic_ns()
+                    threading.Thread(
+                        target=self._handle, args=(handler, connection, address, began), daemon=True
+                    ).start()
+                    continue
+                # Somebody may have been quicker; without a place nobody is looked for.
+                if self._places.has_room():
+                    poll.register(listener, select.POLLIN)
+                    poll.poll()
+                    poll.unregister(listener)
+                else:
+                    poll.poll()
+        finally:
+            signal.signal(signal.SIGTERM, earlier)
+        self._drain()
+
+    def serve_wsgi(self, application: Callable[..., Any]) -> None:
+        """Serves a WSGI application (PEP 3333): one request for each connection, as :meth:`serve_connections`."""
+        from ._wsgi import handler
+
+        self.serve_connections(handler(self, application))
+
+    # What happens inside.
+
+    def _handle(self, handler: Handler, connection: socket.socket, address: Any, began: int) -> None:
+        try:
+            connection.setblocking(True)
+            handler(connection, address)
+            self.served(began, time.monotonic_ns())
+        except Exception as error:  # one connection's, not the function's
+            _report(f"a connection failed: {error!r}")
+        finally:
+            connection.close()
+            self._places.closed()
+
+    def _terminated(self, *_: Any) -> None:
+        self._stopping = True
+        self._places.wake()
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + DRAIN_WAIT
+        poll = select.poll()
+        poll.register(self._places.ear, select.POLLIN)
+        while self._places.opened_now() > 0 and time.monotonic() < deadline:
+            poll.poll(max(1, int((deadline - time.monotonic()) * 1000)))
+            self._places.hear()
+
+    def _tell(self, name: str, body: Optional[Dict[str, Any]] = None) -> None:
+        """Nothing of the function's depends on it being heard."""
+        if self._channel is not None:
+            _try_to_say(self._channel, name, body)
+
+    def _take(self, name: str, wait: float) -> Injected:
+        if self._channel is None:
+            return _connect_alone(name, wait, "no agent started this process")
+        slot = self._slots.get(name)
+        if slot is None:
+            raise HeadstartError(
+                f"the agent gives no connections of backend {name!r}: configure it for this function, without "
+                "backend_sockets"
+            )
+        deadline = time.monotonic() + wait
+        with slot.turn, slot.changed:
+            if slot.state == "taken":
+                if self._gone:
+                    return _connect_alone(name, wait, "the agent is gone")
+                slot.state = "waiting"
+                self._tell("request", {"backend": name})
+            while slot.state == "waiting":
+                left = deadline - time.monotonic()
+                if left <= 0 or not slot.changed.wait(left):
+                    raise HeadstartError(f"backend {name}: no connection within {wait:g} s")
+            state, slot.state = slot.state, "taken"
+            injected, slot.injected = slot.injected, None
+            if state == "ready" and injected is not None:
+                return injected
+            return _connect_alone(name, wait, slot.reason)
+
+    def _read(self, orders: "queue.Queue[Optional[_wire.Received]]") -> None:
+        assert self._channel is not None
+        try:
+            while True:
+                received = self._channel.receive()
+                if received.name == "grant":
+                    self._granted(received)
+                else:
+                    for descriptor in received.descriptors:
+                        os.close(descriptor)
+                    orders.put(received)
+        except (EOFError, OSError, HeadstartError, KeyError) as error:
+            if not isinstance(error, EOFError):
+                _report(f"the agent is not understood any more: {error}")
+        self._gone = True
+        orders.put(None)
+        for slot in self._slots.values():
+            with slot.changed:
+                if slot.state == "waiting":
+                    slot.state, slot.reason = "failed", "the agent is gone"
+                slot.changed.notify_all()
+
+    def _granted(self, received: _wire.Received) -> None:
+        descriptor = received.descriptors[0] if received.descriptors else None
+        if descriptor is not None:
+            # First of all: until then the agent keeps its copy.
+            self._tell("ack", {"injected_ns": time.monotonic_ns()})
+        slot = self._slots.get(received.body["backend"])
+        if slot is not None and slot.state == "waiting":
+            slot.set(received.body, descriptor)
+        elif descriptor is not None:
+            os.close(descriptor)
+
+    def _obey(self, orders: "queue.Queue[Optional[_wire.Received]]") -> None:
+        """Freezes and thaws, one after the other."""
+        while True:
+            order = orders.get()
+            if order is None:
+                # Nobody is left who would freeze or thaw it.
+                self._places.resume()
+                return
+            if order.name == "freeze":
+                self._tell("quiet" if self._freeze() else "busy")
+            elif order.name == "thaw":
+                if self._places.paused:
+                    self._thaw()
+                self._tell("thawed", {"thawed_ns": time.monotonic_ns()})
+
+    def _freeze(self) -> bool:
+        if not self._places.pause():
+            return False
+        try:
+            for hook in self._freeze_hooks:
+                hook()
+        except Exception as error:
+            _report(f"not frozen: {error!r}")
+            self._thaw()
+            return False
+        return True
+
+    def _thaw(self) -> None:
+        try:
+            for hook in self._thaw_hooks:
+                hook()
+        except Exception as error:
+            _report(f"thawed, but: {error!r}")
+        self._places.resume()
+
+
+def attach() -> Function:
+    """Attaches this process to the agent that started it. No agent is not an error."""
+    entered_ns = time.monotonic_ns()
+    channel = _wire.find()
+    if channel is None:
+        return Function(None, None)
+    channel.set_timeout(LEASE_WAIT)
+    # If the agent is gone, receiving says so, and its lease may still be queued.
+    _try_to_say(channel, "hello", {"shim": SHIM, "hello_ns": entered_ns})
+    try:
+        lease = channel.receive()
+    except (OSError, EOFError) as error:
+        raise HeadstartError(f"no lease came from the agent within {LEASE_WAIT:g} s: {error}") from None
+    injected_ns = time.monotonic_ns()
+    if lease.name != "lease" or len(lease.descriptors) < 2:
+        raise HeadstartError("the agent did not begin with a lease")
+    _try_to_say(channel, "ack", {"injected_ns": injected_ns})
+    channel.set_timeout(None)
+    return Function(channel, lease)
+
+
+def run(main: Callable[[Function], None]) -> None:
+    """Attaches, calls ``main(function)`` and ends the process: with code 1, and a line that says why, after an error."""
+    try:
+        main(attach())
+    except HeadstartError as error:
+        _report(str(error))
+        sys.exit(1)
+
+
+def _try_to_say(channel: Channel, name: str, body: Optional[Dict[str, Any]]) -> None:
+    try:
+        channel.send(name, body)
+    except OSError:
+        pass
+
+
+def _report(line: str) -> None:
+    print(f"headstart: {line}", file=sys.stderr, flush=True)
+
+
+def _listen_alone() -> socket.socket:
+    address, port = os.environ.get("HEADSTART_LISTEN"), os.environ.get("PORT")
+    if not address and not port:
+        raise HeadstartError("nobody says where to listen: set PORT, or HEADSTART_LISTEN to host:port")
+    where = _split(address) if address else ("0.0.0.0", int(port or 0))
+    listener = socket.create_server(where, backlog=1024)
+    listener.setblocking(False)
+    return listener
+
+
+def _connect_alone(name: str, wait: float, why: str) -> Injected:
+    variable = f"HEADSTART_BACKEND_{name.upper().replace('-', '_')}_URL"
+    url = os.environ.get(variable)
+    if not url:
+        raise HeadstartError(f"backend {name}: {why}, and {variable} is not set")
+    if not url.startswith("tcp://"):
+        raise HeadstartError(f"backend {name}: {variable} must be tcp://host:port")
+    try:
+        connection = socket.create_connection(_split(url[len("tcp://") :]), timeout=wait)
+    except OSError as error:
+        raise HeadstartError(f"backend {name}: cannot connect as {variable} says: {error}") from None
+    connection.setblocking(False)
+    return Injected(connection, {"kind": "tcp"}, None)
+
+
+def _split(address: str) -> Tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        raise HeadstartError(f"{address!r} must be host:port")
+    return host.strip("[]"), int(port)
