@@ -6,7 +6,8 @@
 //! ```text
 //! new name                        added
 //! other listen, or place on it    removed and added: another listener
-//! other command, backend, ...     replaced: old instances drain, new ones serve who comes from now on
+//! other command, backend,
+//!   password or certificate       replaced: old instances drain, new ones serve who comes from now on
 //! other deadline, limit, ...      changed: instances stay
 //! gone                            removed: instances drain, clients are turned away, then the listener closes
 //! ```
@@ -32,7 +33,7 @@ use crate::manager::{Manager, Place};
 use crate::measure;
 use crate::node::{Change, Handle, Service};
 use crate::privilege;
-use crate::setup::{self, Pools, Served};
+use crate::setup::{self, Credentials, Pools, Served};
 use crate::status::{self, Reply};
 use crate::syn::{KeyStore, ListenerSupport};
 
@@ -97,6 +98,8 @@ pub struct Reload {
     support: Result<ListenerSupport, String>,
     services: HashMap<String, Service>,
     pools: Pools,
+    /// With what the pools log in, by the names of backends.
+    credentials: HashMap<String, Credentials>,
     /// Every listener that may be open, and whose it is, also of functions that leave.
     places: HashMap<Place, Held>,
     shown: watch::Sender<Shown>,
@@ -126,6 +129,7 @@ struct Plan {
     outcome: Outcome,
     services: HashMap<String, Service>,
     pools: Pools,
+    credentials: HashMap<String, Credentials>,
     /// Backends whose pool is a new one.
     fresh: BTreeSet<String>,
     unavailable: Vec<Unavailable>,
@@ -155,6 +159,7 @@ impl Reload {
             support,
             services,
             pools,
+            credentials: HashMap::new(),
             places: HashMap::new(),
             shown,
             manager,
@@ -162,6 +167,9 @@ impl Reload {
             node,
         };
         reload.note_places();
+        let backends = reload.config.backends.iter();
+        reload.credentials =
+            backends.map(|backend| (backend.name.clone(), setup::credentials(backend))).collect();
         reload
     }
 
@@ -310,7 +318,10 @@ impl Reload {
     fn plan_pools(&self, config: &Config, plan: &mut Plan) -> Result<(), String> {
         for backend in &config.backends {
             let name = &backend.name;
-            let same = self.config.backend(name).is_some_and(|old| old.is_same(backend));
+            let credentials = setup::credentials(backend);
+            let same = self.config.backend(name).is_some_and(|old| old.is_same(backend))
+                && self.credentials.get(name) == Some(&credentials);
+            plan.credentials.insert(name.clone(), credentials);
             if let (true, Some(Ok(pool))) = (same, self.pools.get(name)) {
                 plan.pools.insert(name.clone(), Ok(pool.clone()));
                 continue;
@@ -367,7 +378,7 @@ impl Reload {
     }
 
     async fn apply(&mut self, config: Config, plan: Plan) -> Outcome {
-        let Plan { changes, outcome, services, pools, fresh, unavailable, opened, left } = plan;
+        let Plan { changes, outcome, services, pools, credentials, fresh, unavailable, opened, left } = plan;
         self.node.change(changes).await;
         for (place, listener) in &opened {
             self.manager.keep(*place, listener);
@@ -381,7 +392,7 @@ impl Reload {
             .filter(|(name, _)| gone(name))
             .filter_map(|(_, pool)| pool.ok())
             .for_each(|pool| pool.close());
-        (self.config, self.services) = (config, services);
+        (self.config, self.services, self.credentials) = (config, services, credentials);
         self.places.retain(|_, held| held.is_open());
         self.note_places();
         self.shown.send_replace(Shown { pools: running(&self.config, &self.pools), unavailable });

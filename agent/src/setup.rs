@@ -14,6 +14,7 @@ use headstart_injector::{
     Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, RedisLogin, Secret, Tls,
     TlsSettings,
 };
+use sha2::{Digest, Sha256};
 
 use crate::admin::Unavailable;
 use crate::decision::{Admission, Policy, Rates};
@@ -96,6 +97,29 @@ pub fn ports_are_free(config: &Config, manager: &Manager) -> bool {
 /// A pool, which connects already.
 pub(crate) fn pool(backend: &config::Backend) -> Result<Pool, String> {
     backend_spec(backend).map(Pool::spawn)
+}
+
+/// Tells the content of a backend's files, passwords and certificates, from another.
+pub(crate) type Credentials = [u8; 32];
+
+/// What is in the files that a backend names. One that cannot be read counts as empty.
+pub(crate) fn credentials(backend: &config::Backend) -> Credentials {
+    let password = match &backend.protocol {
+        Protocol::Postgres(postgres) => postgres.password_file.as_ref(),
+        Protocol::Redis(redis) => redis.password_file.as_ref(),
+        Protocol::Tcp => None,
+    };
+    let tls = backend.tls.iter().flat_map(|tls| {
+        let client = tls.client.iter().flat_map(|(chain, key)| [chain, key]);
+        tls.ca_file.iter().chain(client)
+    });
+    let mut hash = Sha256::new();
+    for file in password.into_iter().chain(tls) {
+        let content = fs::read(file).unwrap_or_default();
+        hash.update(content.len().to_le_bytes());
+        hash.update(content);
+    }
+    hash.finalize().into()
 }
 
 /// A function that accepts from this listener.

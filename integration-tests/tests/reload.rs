@@ -224,5 +224,18 @@ fn a_backend_that_changes_has_a_new_pool_and_its_functions_new_instances() {
     // Not even the comments are news.
     write("{ min_idle = 1, max = 16 } # as before");
     assert_eq!(reload(&agent, true).trim(), "no function has changed");
+
+    // A new password is, though the configuration says the same.
+    site.postgres.admin_sql("alter role app password 'an0ther-s3cret'").unwrap();
+    fs::write(site.postgres.password_file().unwrap(), "an0ther-s3cret").unwrap();
+    assert_eq!(reload(&agent, true).trim(), "replaced: orders");
+    function.rest(&agent, "orders").unwrap();
+    assert_eq!(site.get(function.port, "/").unwrap().status, 200);
+    let since =
+        "select count(*) from pg_stat_activity where usename = 'app' and application_name = 'headstart'";
+    cli::eventually("only new sessions are left", LIMIT, || {
+        Ok((site.postgres.admin_sql(since)? == "2").then_some(()))
+    })
+    .unwrap();
     assert!(agent.stop().unwrap().success());
 }
