@@ -32,5 +32,5 @@ pub use backend::{ConnectCause, ConnectError, ProtocolError, Session, Tls, TlsSe
 pub use pool::{Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally};
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
 pub use secret::Secret;
-pub use sockets::Sockets;
+pub use sockets::{AUDIT, Sockets};
 pub use spec::{Address, BackendKind, BackendSpec, PoolSettings, PostgresLogin, RedisLogin};

@@ -29,6 +29,9 @@ use crate::{Lease, LeaseError, LeaseSlot, Pool, Session};
 /// After an error that only others can end, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The target of the log's lines about who got which connection.
+pub const AUDIT: &str = "headstart::audit";
+
 /// The sockets of one instance. Dropping it ends every connection that was made through them.
 #[derive(Debug)]
 pub struct Sockets {
@@ -37,7 +40,7 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Listens below `directory`: for each pool in a directory of its name. A socket that is there is replaced. At
+    /// Listens below `directory`, for the instance with the name `owner`: for each pool in a directory of its name. A socket that is there is replaced. At
     /// most `clients_max` clients are connected at a time, over all pools.
     ///
     /// # Errors
@@ -45,13 +48,17 @@ impl Sockets {
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O.
-    pub fn listen(directory: &Path, pools: &[Pool], clients_max: usize) -> io::Result<Self> {
+    pub fn listen(owner: &str, directory: &Path, pools: &[Pool], clients_max: usize) -> io::Result<Self> {
         let (mut doors, mut tasks) = (Vec::new(), JoinSet::new());
         let places = Arc::new(Semaphore::new(clients_max));
         for pool in pools {
             let listener = listen_in(&directory.join(pool.name()), pool.protocol().socket_name())?;
-            let door =
-                Arc::new(Door { pool: pool.clone(), first: Mutex::new(None), cancels: Mutex::default() });
+            let door = Arc::new(Door {
+                owner: owner.to_owned(),
+                pool: pool.clone(),
+                first: Mutex::new(None),
+                cancels: Mutex::default(),
+            });
             tasks.spawn(accept(listener, Arc::clone(&door), Arc::clone(&places)));
             doors.push(door);
         }
@@ -110,6 +117,9 @@ async fn accept(listener: UnixListener, door: Arc<Door>, places: Arc<Semaphore>)
 
 async fn serve(mut client: UnixStream, door: &Door) {
     let Some(mut admitted) = door.pool.protocol().admit(&mut client, door).await else { return };
+    let (instance, backend) = (&door.owner, door.pool.name());
+    let process_id = admitted.key.as_ref().map(|(_, (process_id, _))| process_id);
+    tracing::info!(target: AUDIT, instance, backend, process_id, "connection for a client of a socket");
     // Either side may end at any time.
     let _ = copy_bidirectional(&mut client, &mut admitted.server).await;
 }
@@ -137,6 +147,8 @@ type Begun = BoxFuture<'static, Result<Lease, LeaseError>>;
 
 /// One backend of one instance.
 pub(crate) struct Door {
+    /// The instance, for the log.
+    owner: String,
     pool: Pool,
     /// Reserved for the first client.
     first: Mutex<Option<Begun>>,

@@ -23,8 +23,8 @@ impl Bed {
         let server = Postgres::start()?;
         let pool = Pool::spawn(spec(BackendKind::Postgres(postgres("scrammer")), server.tcp()));
         let directory = tempfile::tempdir().expect("a directory");
-        let sockets =
-            Sockets::listen(directory.path(), std::slice::from_ref(&pool), clients_max).expect("sockets");
+        let sockets = Sockets::listen("f-1", directory.path(), std::slice::from_ref(&pool), clients_max)
+            .expect("sockets");
         Some(Self { server, pool, sockets, directory })
     }
 

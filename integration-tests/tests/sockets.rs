@@ -276,6 +276,9 @@ fn the_function_sees_its_own_sockets_and_no_secret() {
     let environment = output(&function, &["/usr/bin/env"]);
     assert!(environment.contains("PGHOST=/run/headstart/backends/orders-db"), "{environment}");
     assert!(environment.contains("PGUSER=app") && environment.contains("PGDATABASE=orders"), "{environment}");
+    // Each connection that a client got has its line.
+    psql(&function, "select 1");
+    agent.wait_log("connection for a client of a socket", LIMIT).unwrap();
     assert!(!environment.contains(Postgres::PASSWORD) && !agent.log().contains(Postgres::PASSWORD));
     assert!(agent.stop().unwrap().success());
 }

@@ -21,8 +21,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_injector::{Pool, Sockets};
-use headstart_wire::{Channel, Grant, Lease, ToAgent, ToFunction, WireError};
+use headstart_injector::{AUDIT, Pool, Sockets};
+use headstart_wire::{Channel, Grant, GrantStatus, Lease, Session, ToAgent, ToFunction, WireError};
 use tokio::time::Instant;
 
 use crate::measure;
@@ -155,11 +155,25 @@ impl Dowry {
     ///
     /// # Errors
     /// When they cannot be made.
-    pub fn sockets(&self, directory: &Path) -> io::Result<Option<Sockets>> {
+    pub fn sockets(&self, instance: &str, directory: &Path) -> io::Result<Option<Sockets>> {
         if !self.by_socket {
             return Ok(None);
         }
-        Sockets::listen(&backends_directory(directory), &self.pools, LEASES_MAX).map(Some)
+        Sockets::listen(instance, &backends_directory(directory), &self.pools, LEASES_MAX).map(Some)
+    }
+}
+
+/// Who got which session: a line of the log for each connection that is handed over.
+fn audit(instance: &str, grant: &Grant) {
+    let GrantStatus::Ready { session, .. } = &grant.status else { return };
+    let backend = grant.backend.as_str();
+    match session {
+        Session::Postgres { process_id, user, database, .. } => {
+            tracing::info!(target: AUDIT, instance, backend, process_id, user, database, "connection handed over");
+        }
+        Session::Redis { .. } | Session::Tcp => {
+            tracing::info!(target: AUDIT, instance, backend, "connection handed over");
+        }
     }
 }
 
@@ -179,6 +193,8 @@ pub struct Conversation {
     frozen: bool,
     /// The first lease, kept until there is somebody to send it to.
     unsent: Option<(Lease, Vec<OwnedFd>)>,
+    /// What was in it, until it has arrived: the log can wait, the start cannot.
+    born_with: Vec<Grant>,
     /// Why the control socket was closed, when the instance is to blame.
     refusal: Option<String>,
 }
@@ -199,6 +215,7 @@ impl Conversation {
             descriptors.extend(descriptor);
         }
         let (function, concurrency) = (dowry.function.clone(), dowry.concurrency);
+        let born_with = backends.clone();
         let lease = Lease { function, instance: instance.to_owned(), concurrency, backends };
         let mut conversation = Self {
             dowry,
@@ -211,6 +228,7 @@ impl Conversation {
             frozen: false,
             resumed: false,
             unsent: Some((lease, descriptors)),
+            born_with,
             refusal: None,
         };
         conversation.send_lease()?;
@@ -242,6 +260,7 @@ impl Conversation {
             thaws: 0,
             frozen: false,
             unsent: None,
+            born_with: Vec::new(),
             refusal: None,
         })
     }
@@ -354,6 +373,9 @@ impl Conversation {
                 if self.progress >= Progress::Injected && self.grants.acknowledged() {
                     return Ok(None);
                 }
+                for grant in std::mem::take(&mut self.born_with) {
+                    audit(&self.instance, &grant);
+                }
                 ("ack", Progress::Hello, Progress::Injected, Said::Injected { injected_ns })
             }
             ToAgent::Ready { ready_ns } => {
@@ -408,6 +430,7 @@ impl Conversation {
     fn send_grant(&mut self, grant: Grant, descriptor: Option<OwnedFd>) -> Result<(), Refusal> {
         let Some(channel) = self.endpoint.channel() else { return Ok(()) };
         let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+        audit(&self.instance, &grant);
         channel.send(&ToFunction::Grant(grant), &descriptors)?;
         if !descriptors.is_empty() {
             self.grants.sent();
