@@ -22,11 +22,12 @@ demo: install ## Three requests side by side: warm, cold, cold the usual way (ro
 	@target/release/demo
 
 # All parts run, also when one breaks a promise: the report shows by how much.
-bench: install ## Measures cost per packet, lifecycle, cold starts under a flood: target/bench/report.md (root).
+bench: install ## Measures cost per packet, lifecycle, injection, cold starts under a flood: target/bench/report.md (root).
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@rm -rf target/bench && mkdir -p target/bench
 	@failed=0; cargo bench --locked -p headstart-ebpf || failed=$$?; \
 	target/release/lifecycle || failed=$$?; \
+	target/release/inject || failed=$$?; \
 	target/release/bench && exit "$$failed"
 
 ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).

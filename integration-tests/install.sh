@@ -17,6 +17,7 @@ dockerd                         docker.io    runs functions in Docker
 /bin/busybox                    busybox-static  is what the tests of the runtimes put into containers
 /usr/lib/postgresql/*/bin/initdb postgresql  is the database behind the example functions
 redis-server                    redis-server is another backend
+pgbouncer                       pgbouncer    is what connections are compared with
 /usr/lib/python3/dist-packages/redis python3-redis is its driver, which knows nothing of Headstart
 /usr/lib/python3/dist-packages/psycopg2 python3-psycopg2 is a driver that knows nothing of Headstart
 /usr/lib/python3/dist-packages/pg8000 python3-pg8000 is another

@@ -1,5 +1,5 @@
 //! `make bench`, its last part: what a flood of SYNs does to cold starts of clients with a key. It adds what
-//! the others measured (`xdp_ns.json`, `lifecycle.json`), writes `target/bench/report.json` and `report.md`, and fails when a
+//! the others measured (`xdp_ns.json`, `lifecycle.json`, `inject.json`), writes `target/bench/report.json` and `report.md`, and fails when a
 //! promise of SPECIFICATION.md is broken.
 //!
 //! Blocks of requests without a flood, with one elsewhere, and with one here take turns in one run, so that noise
@@ -168,7 +168,11 @@ fn mebibytes(bytes: u64) -> f64 {
 fn report(all: &[Samples; 3]) -> Result<bool> {
     let directory = lab::target_dir().join("bench");
     let mut report = Report::new()?;
-    for (file, what) in [("xdp_ns.json", "the cost per packet"), ("lifecycle.json", "the lifecycle")] {
+    for (file, what) in [
+        ("xdp_ns.json", "the cost per packet"),
+        ("lifecycle.json", "the lifecycle"),
+        ("inject.json", "the injection"),
+    ] {
         let file = directory.join(file);
         if !report.merge(&file)? {
             println!("{} is not there: {what} is not in the report", file.display());

@@ -1,0 +1,209 @@
+//! `make bench`, its injection part: from the entry of a process to its first query's result, PostgreSQL with TLS 1.3 and
+//! SCRAM, by turns. It writes `target/bench/inject.json`, which the last part takes into the report.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use headstart_integration_tests::client;
+use headstart_integration_tests::lab::{
+    self, Agent, AgentSetup, Delay, Lease, Link, Namespace, Postgres, PostgresSetup, Process, Rootfs,
+    Scratch, build_static, free_port, run_within,
+};
+use headstart_integration_tests::report::Figure;
+use headstart_integration_tests::site::{Function, Kind, LIMIT};
+use serde_json::Value;
+
+/// From the node to the database and back.
+const ROUND_TRIPS_MS: [u64; 3] = [0, 1, 5];
+/// Samples of each way, after some that do not count.
+const TURNS: usize = 60;
+const WARMUP: usize = 5;
+const DATABASE_PORT: u16 = 5432;
+
+fn main() -> ExitCode {
+    match bench() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("inject: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench() -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "it needs root: network namespaces, PostgreSQL");
+    let _lease = Lease::take()?;
+    let mut figures = Vec::new();
+    for round_trip in ROUND_TRIPS_MS {
+        println!("database at {round_trip} ms ...");
+        for figure in first_results(round_trip)? {
+            println!("  {}", figure.value());
+            figures.push(figure.value());
+        }
+    }
+    let directory = lab::target_dir().join("bench");
+    fs::create_dir_all(&directory)?;
+    let file = directory.join("inject.json");
+    fs::write(&file, serde_json::to_string_pretty(&Value::from(figures))? + "\n")?;
+    println!("The figures are in {}", file.display());
+    Ok(())
+}
+
+/// A way to the first result.
+enum Way<'a> {
+    /// An instance that the agent starts.
+    Function(&'a Agent, &'a Function, &'static str),
+    /// A process of its own, with these variables.
+    Process(Vec<(&'static str, String)>),
+}
+
+impl Way<'_> {
+    /// Until the connection was there, and until the result was, in ms.
+    fn measure(&self, probe: &Path) -> Result<(f64, f64)> {
+        let text = match self {
+            Self::Function(agent, function, name) => {
+                let reply = client::get(function.local(), "/", LIMIT)?;
+                ensure!(reply.status == 200, "{}\n{}", reply.body, agent.log());
+                function.cool(agent, name)?;
+                reply.body
+            }
+            Self::Process(variables) => {
+                let mut command = Command::new(probe);
+                run_within(LIMIT, command.envs(variables.iter().map(|(name, value)| (name, value))))?
+            }
+        };
+        let ns = |text: Option<&str>| -> Result<f64> {
+            Ok(text.context("two times")?.trim().parse::<f64>()? / 1e6)
+        };
+        let mut times = text.split(' ');
+        Ok((ns(times.next())?, ns(times.next())?))
+    }
+}
+
+fn first_results(round_trip_ms: u64) -> Result<Vec<Figure>> {
+    let database = Namespace::new("database")?;
+    let link = Link::connect(&database)?;
+    let postgres = PostgresSetup::default().tls().inside(&database, link.peer(DATABASE_PORT)).start()?;
+    let _delay = match round_trip_ms {
+        0 => None,
+        ms => Some(Delay::new(&database, Duration::from_millis(ms))?),
+    };
+    let probe = build_static("headstart-integration-tests", "probe")?;
+    let function = |way: &str, keys: &str| -> Result<Function> {
+        let kind = Kind::of("process", Rootfs::with_binary("probe", &probe)?)?;
+        let keys = format!(
+            "{keys}env = {{ WAY = {way:?}, HOST = \"/run/headstart/backends/orders-db\", \
+                            DBUSER = {:?}, DATABASE = {:?} }}\n",
+            Postgres::USER,
+            Postgres::DATABASE
+        );
+        Ok(Function { port: free_port()?.port(), prepared: 1, kind, keys })
+    };
+    let (injected, socket) = (function("injected", "")?, function("socket", "backend_sockets = true\n")?);
+    let backend = format!(
+        "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
+         password_file = {:?}\ntls = {{ ca_file = {:?} }}\npool = {{ min_idle = 4, max = 16 }}\n",
+        postgres.address(),
+        Postgres::USER,
+        Postgres::DATABASE,
+        postgres.password_file()?,
+        postgres.ca_file(),
+    );
+    let setup = AgentSetup::default().config(&backend).config(&injected.text("injected", &["orders-db"]));
+    let agent = setup.config(&socket.text("socket", &["orders-db"])).start()?;
+    injected.rest(&agent, "injected")?;
+    socket.rest(&agent, "socket")?;
+    let bouncer = Bouncer::start(&postgres)?;
+    let process = |host: String, tls: bool| {
+        let mut variables = vec![
+            ("WAY", "direct".to_owned()),
+            ("HOST", host),
+            ("DBUSER", Postgres::USER.to_owned()),
+            ("DATABASE", Postgres::DATABASE.to_owned()),
+            ("PASSWORD_FILE", bouncer.password_file.clone()),
+        ];
+        variables.extend(tls.then(|| ("CA_FILE", postgres.ca_file().display().to_string())));
+        Way::Process(variables)
+    };
+    let ways = [
+        ("injected", Way::Function(&agent, &injected, "injected")),
+        ("socket", Way::Function(&agent, &socket, "socket")),
+        ("pgbouncer_unix", process(bouncer.socket(), false)),
+        ("pgbouncer_tcp", process(format!("127.0.0.1:{}", bouncer.port), false)),
+        ("direct", process(postgres.address().to_string(), true)),
+    ];
+    let mut samples = [const { (Vec::new(), Vec::new()) }; 5];
+    for turn in 0..WARMUP + TURNS {
+        for ((name, way), (connected, result)) in ways.iter().zip(&mut samples) {
+            let times = way.measure(&probe).with_context(|| (*name).to_owned())?;
+            if turn >= WARMUP {
+                connected.push(times.0);
+                result.push(times.1);
+            }
+        }
+    }
+    let mut figures = Vec::new();
+    for ((name, _), (connected, result)) in ways.iter().zip(&samples) {
+        let labels = [("way", *name), ("database_round_trip_ms", &*round_trip_ms.to_string())];
+        figures.push(Figure::new("inject_connection_ms", &labels, "ms", connected)?);
+        figures.push(Figure::new("inject_first_result_ms", &labels, "ms", result)?);
+    }
+    ensure!(agent.stop()?.success());
+    Ok(figures)
+}
+
+/// PgBouncer before the database, over TLS, with SCRAM on both sides, its pool full.
+struct Bouncer {
+    _server: Process,
+    files: Scratch,
+    port: u16,
+    password_file: String,
+}
+
+impl Bouncer {
+    fn start(postgres: &Postgres) -> Result<Self> {
+        let files = Scratch::new("pgbouncer")?;
+        let (path, port) = (files.path(), free_port()?.port());
+        let users = path.join("users");
+        fs::write(&users, format!("\"{}\" \"{}\"\n", Postgres::USER, Postgres::PASSWORD))?;
+        let ca = path.join("ca.pem");
+        fs::copy(postgres.ca_file(), &ca)?;
+        let address = postgres.address();
+        let config = path.join("pgbouncer.ini");
+        fs::write(
+            &config,
+            format!(
+                "[databases]\n{} = host={} port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir = {}\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = session\nmin_pool_size = 4\n\
+             default_pool_size = 16\nserver_tls_sslmode = verify-full\nserver_tls_ca_file = {}\n\
+             ignore_startup_parameters = extra_float_digits\n",
+                Postgres::DATABASE,
+                address.ip(),
+                address.port(),
+                path.display(),
+                users.display(),
+                ca.display(),
+            ),
+        )?;
+        let user = nix::unistd::User::from_name("postgres")?.context("there is no user postgres")?;
+        for file in [path, &users, &ca, &config] {
+            chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        }
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "/usr/sbin/pgbouncer"])
+            .arg(&config);
+        let server = Process::spawn(&mut command)?;
+        server.wait_line("process up", LIMIT)?;
+        let password_file = postgres.password_file()?.display().to_string();
+        Ok(Self { _server: server, files, port, password_file })
+    }
+
+    fn socket(&self) -> String {
+        self.files.path().join(format!(".s.PGSQL.{}", self.port)).display().to_string()
+    }
+}

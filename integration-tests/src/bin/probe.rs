@@ -1,0 +1,94 @@
+//! How long it takes from the entry of a process to its first query's result, by several ways. For `inject.rs`.
+//!
+//! `WAY=injected`: the connection that Headstart injects. Else it connects and logs in by itself, to `HOST` (an address, or
+//! the directory of a socket) as `DBUSER` to `DATABASE`, with what is in `PASSWORD_FILE` and TLS for `CA_FILE`, if they
+//! are set. Started by an agent it serves `GET /` with the two times; else it prints them: nanoseconds until the connection
+//! was there, and until the result was.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use axum::{Router, routing::get};
+use headstart_injector::{
+    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Tls, TlsSettings,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A simple query, and how its result ends.
+const QUERY: &[u8] = b"Q\0\0\0\x0dselect 1\0";
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+fn main() -> ExitCode {
+    let entered = Instant::now();
+    headstart::run(async move |function| {
+        let times = match measure(&function, entered).await {
+            Ok(times) => times,
+            Err(error) => {
+                eprintln!("{error:#}");
+                std::process::exit(1);
+            }
+        };
+        if function.instance().is_none() {
+            println!("{times}");
+            return Ok(());
+        }
+        function.serve(Router::new().route("/", get(async move || times))).await
+    })
+}
+
+async fn measure(function: &headstart::Function, entered: Instant) -> Result<String> {
+    let socket = if env::var("WAY")? == "injected" {
+        function.backend("orders-db").socket().await?.socket
+    } else {
+        // A pool of one is as good a client as any.
+        Pool::spawn(spec()?).lease().await?.fd
+    };
+    let connected = entered.elapsed();
+    let unix =
+        nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(&socket));
+    if unix.is_ok() {
+        ask(UnixStream::from_std(socket.into())?).await?;
+    } else {
+        ask(TcpStream::from_std(socket.into())?).await?;
+    }
+    Ok(format!("{} {}", connected.as_nanos(), entered.elapsed().as_nanos()))
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
+    stream.write_all(QUERY).await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(READY) {
+        if stream.read_buf(&mut answer).await? == 0 {
+            bail!("the server has closed the connection");
+        }
+    }
+    Ok(())
+}
+
+fn spec() -> Result<BackendSpec> {
+    let host = env::var("HOST")?;
+    let address =
+        if host.starts_with('/') { Address::Unix(host.clone().into()) } else { Address::Tcp(host.clone()) };
+    let tls = env::var("CA_FILE").ok().map(|file| {
+        let server_name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name).to_owned();
+        Tls::new(&TlsSettings { ca_file: Some(PathBuf::from(file)), server_name, ..TlsSettings::default() })
+    });
+    let password = env::var("PASSWORD_FILE").ok().map(std::fs::read_to_string).transpose()?;
+    let login = PostgresLogin {
+        user: env::var("DBUSER").context("DBUSER")?,
+        database: env::var("DATABASE").context("DATABASE")?,
+        password: password.map(|text| Secret::new(text.trim_end())),
+        ..PostgresLogin::default()
+    };
+    Ok(BackendSpec {
+        name: "orders-db".into(),
+        kind: BackendKind::Postgres(login),
+        address,
+        tls: tls.transpose()?,
+        pool: PoolSettings { min_idle: 0, max: 1, ttl: Duration::ZERO, ..PoolSettings::default() },
+    })
+}
