@@ -1,6 +1,6 @@
-//! `make bench`, its last part: what a flood of SYNs does to cold starts of clients with a key. It adds what
-//! the others measured (`xdp_ns.json`, `lifecycle.json`, `inject.json`), writes `target/bench/report.json` and `report.md`, and fails when a
-//! promise of SPECIFICATION.md is broken.
+//! `make bench`, its last part: what a flood of SYNs does to cold starts of clients with a key. It adds what the others
+//! measured (`xdp_ns.json`, `lifecycle.json`, `inject.json`), writes `target/bench/report.json` and `report.md`, and fails
+//! when a promise of SPECIFICATION.md is broken.
 //!
 //! Blocks of requests without a flood, with one elsewhere, and with one here take turns in one run, so that noise
 //! meets all. A flood is what one core can send, and that core is the flood's own: agent, functions and client
