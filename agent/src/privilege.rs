@@ -19,7 +19,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use headstart_config::{Address, Config, Interfaces, Runtime};
+use headstart_config::{Address, Backend, Config, Interfaces, Runtime};
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -54,7 +54,8 @@ pub enum Need {
     Process,
     /// More open files than the agent's own limit for an instance.
     Limits,
-    /// A place of another user: the state directory, the key file, a socket of a backend or of the container daemon.
+    /// A place of another user: the state directory, the key file, a password, a socket of a backend or of the container
+    /// daemon.
     Foreign,
     /// Instances of an earlier agent, of whatever runtime, are still to be ended.
     Survivors,
@@ -133,6 +134,8 @@ fn needs_on(release: (u32, u32), config: &Config, survivors: bool) -> Vec<Need> 
     });
     let places = sockets.chain(docker.then_some(&config.agent.docker_socket));
     let places = places.chain(&config.syn.key_file).chain([&config.agent.state_dir]);
+    // A reload reads them again.
+    let places = places.chain(config.backends.iter().flat_map(Backend::files));
     let foreign = places.into_iter().any(|place| is_foreign(place));
     let interfaces = config.agent.interfaces != Interfaces::Named(Vec::new());
     let all = [

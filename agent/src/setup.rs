@@ -104,17 +104,8 @@ pub(crate) type Credentials = [u8; 32];
 
 /// What is in the files that a backend names. One that cannot be read counts as empty.
 pub(crate) fn credentials(backend: &config::Backend) -> Credentials {
-    let password = match &backend.protocol {
-        Protocol::Postgres(postgres) => postgres.password_file.as_ref(),
-        Protocol::Redis(redis) => redis.password_file.as_ref(),
-        Protocol::Tcp => None,
-    };
-    let tls = backend.tls.iter().flat_map(|tls| {
-        let client = tls.client.iter().flat_map(|(chain, key)| [chain, key]);
-        tls.ca_file.iter().chain(client)
-    });
     let mut hash = Sha256::new();
-    for file in password.into_iter().chain(tls) {
+    for file in backend.files() {
         let content = fs::read(file).unwrap_or_default();
         hash.update(content.len().to_le_bytes());
         hash.update(content);

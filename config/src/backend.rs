@@ -127,6 +127,20 @@ impl Backend {
         self == other
     }
 
+    /// The files with what proves who we are, and who the server is.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let password = match &self.protocol {
+            Protocol::Postgres(postgres) => postgres.password_file.as_ref(),
+            Protocol::Redis(redis) => redis.password_file.as_ref(),
+            Protocol::Tcp => None,
+        };
+        let tls = self.tls.iter().flat_map(|tls| {
+            let client = tls.client.iter().flat_map(|(chain, key)| [chain, key]);
+            tls.ca_file.iter().chain(client)
+        });
+        password.into_iter().chain(tls)
+    }
+
     pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
         let line = table.line();
         let name = table.require("name", "", |v| {
