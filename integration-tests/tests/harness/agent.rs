@@ -90,10 +90,10 @@ fn stand_in_for_the_agent() {
             "GET /readyz" => answer(&stream, 200, "ready"),
             "GET /metrics" => answer(&stream, 200, "headstart_instances{function=\"a\",state=\"ready\"} 2\n"),
             "GET /api/v1/starts" => answer(&stream, 200, "[{\"function\":\"orders\"}]"),
-            "GET /api/v1/functions" => {
+            "GET /api/v1/functions/orders" => {
                 cold_for -= 1;
                 let (state, count) = if cold_for < 0 { ("ready", 1) } else { ("cold", 0) };
-                let body = format!("[{{\"name\":\"orders\",\"state\":\"{state}\",\"instances\":{count}}}]");
+                let body = format!("{{\"name\":\"orders\",\"state\":\"{state}\",\"instances\":{count}}}");
                 answer(&stream, 200, &body);
             }
             "POST /api/v1/functions/orders/stop" => {
