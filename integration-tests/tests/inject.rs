@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use headstart_integration_tests::client::{self, Reply};
@@ -150,12 +150,20 @@ fn the_password_appears_nowhere() {
     assert_eq!(state["instances"], 1);
 
     assert_hidden(&agent, &[Postgres::PASSWORD]);
-    // Neither the parked container nor the function knows it.
-    let below = children(agent.id());
-    assert!(!below.is_empty(), "the function is a child of the agent");
-    for process in below.into_iter().chain([agent.id()]) {
-        assert_unknown_to(process, Postgres::PASSWORD);
+    // Nor does the function know it.
+    let mut functions = 0;
+    for process in children(agent.id()) {
+        // The agent's own helpers come and go while this reads.
+        let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        if name.trim() == "orders" {
+            functions += 1;
+            assert_unknown_to(process, Postgres::PASSWORD);
+            assert!(remembers(process, "orders"), "its own name is in its memory");
+            assert!(!remembers(process, Postgres::PASSWORD), "memory of {process}");
+        }
     }
+    assert_eq!(functions, 1, "the function is a child of the agent");
+    assert_unknown_to(agent.id(), Postgres::PASSWORD);
     assert!(agent.stop().unwrap().success());
 }
 
@@ -320,6 +328,24 @@ fn assert_unknown_to(process: u32, secret: &str) {
         assert!(!bytes.is_empty() || file == "environ", "{file} of {process} can be read");
         assert!(!String::from_utf8_lossy(&bytes).contains(secret), "{file} of {process}");
     }
+}
+
+/// Whether these bytes are anywhere in the memory of a process that it can read itself (proc(5), `maps` and `mem`).
+fn remembers(process: u32, text: &str) -> bool {
+    let memory = fs::File::open(format!("/proc/{process}/mem")).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let address = |hexadecimal| u64::from_str_radix(hexadecimal, 16).unwrap();
+    maps.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next().unwrap(), words.next().unwrap());
+        let (start, end) = range.split_once('-').unwrap();
+        let mut bytes = vec![0; usize::try_from(address(end) - address(start)).unwrap()];
+        // The kernel's own pages cannot be read through `mem`.
+        rights.starts_with('r')
+            && !line.ends_with("[vvar]")
+            && memory.read_exact_at(&mut bytes, address(start)).is_ok()
+            && bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    })
 }
 
 /// The processes directly below `parent`.

@@ -1,5 +1,6 @@
 //! `make bench`, its injection part: from the entry of a process to its first query's result, PostgreSQL with TLS 1.3 and
-//! SCRAM, by turns. It writes `target/bench/inject.json`, which the last part takes into the report.
+//! SCRAM, by turns. It writes `target/bench/inject.json`, which the last part takes into the report, and fails when a promise
+//! of SPECIFICATION.md is broken.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -17,12 +18,16 @@ use headstart_integration_tests::report::Figure;
 use headstart_integration_tests::site::{Function, Kind, LIMIT};
 use serde_json::Value;
 
+/// The median of a way to the first result over that of the injected connection.
+const RATIO: &str = "inject_first_result_ratio";
 /// From the node to the database and back.
 const ROUND_TRIPS_MS: [u64; 3] = [0, 1, 5];
 /// Samples of each way, after some that do not count.
 const TURNS: usize = 60;
 const WARMUP: usize = 5;
 const DATABASE_PORT: u16 = 5432;
+/// The promises: how many times as long as injected the median of another way takes, at this round trip.
+const PROMISES: [(&str, &str, f64); 2] = [("direct", "1", 5.0), ("pgbouncer_unix", "0", 1.0)];
 
 fn main() -> ExitCode {
     match bench() {
@@ -37,11 +42,12 @@ fn main() -> ExitCode {
 fn bench() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "it needs root: network namespaces, PostgreSQL");
     let _lease = Lease::take()?;
-    let mut figures = Vec::new();
+    let (mut figures, mut broken) = (Vec::new(), Vec::new());
     for round_trip in ROUND_TRIPS_MS {
         println!("database at {round_trip} ms ...");
         for figure in first_results(round_trip)? {
             println!("  {}", figure.value());
+            broken.extend(broken_promise(&figure.value()));
             figures.push(figure.value());
         }
     }
@@ -50,7 +56,22 @@ fn bench() -> Result<()> {
     let file = directory.join("inject.json");
     fs::write(&file, serde_json::to_string_pretty(&Value::from(figures))? + "\n")?;
     println!("The figures are in {}", file.display());
+    ensure!(broken.is_empty(), "{}", broken.join("; "));
     Ok(())
+}
+
+/// What is wrong with a ratio that was promised to be higher.
+fn broken_promise(figure: &Value) -> Option<String> {
+    let (labels, ratio) = (&figure["labels"], figure["p50"].as_f64()?);
+    let (_, at, bound) = PROMISES.into_iter().find(|(way, at, _)| {
+        figure["name"] == RATIO && labels["against"] == *way && labels["database_round_trip_ms"] == *at
+    })?;
+    (ratio < bound).then(|| {
+        format!(
+            "{} takes {ratio:.2} times as long as injected with the database at {at} ms, not {bound}",
+            labels["against"]
+        )
+    })
 }
 
 /// A way to the first result.
@@ -146,11 +167,17 @@ fn first_results(round_trip_ms: u64) -> Result<Vec<Figure>> {
             }
         }
     }
-    let mut figures = Vec::new();
+    let round_trip = round_trip_ms.to_string();
+    let (mut figures, mut medians) = (Vec::new(), Vec::new());
     for ((name, _), (connected, result)) in ways.iter().zip(&samples) {
-        let labels = [("way", *name), ("database_round_trip_ms", &*round_trip_ms.to_string())];
+        let labels = [("way", *name), ("database_round_trip_ms", &*round_trip)];
         figures.push(Figure::new("inject_connection_ms", &labels, "ms", connected)?);
         figures.push(Figure::new("inject_first_result_ms", &labels, "ms", result)?);
+        medians.push((*name, labels[1], figures.last().map_or(f64::NAN, |figure| figure.percentile(50.0))));
+    }
+    let injected = medians[0].2;
+    for (name, round_trip, median) in &medians[1..] {
+        figures.push(Figure::new(RATIO, &[("against", name), *round_trip], "ratio", &[median / injected])?);
     }
     ensure!(agent.stop()?.success());
     Ok(figures)
@@ -205,5 +232,23 @@ impl Bouncer {
 
     fn socket(&self) -> String {
         self.files.path().join(format!(".s.PGSQL.{}", self.port)).display().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_below_its_promise_is_told() {
+        let figure = |against, at, ratio| {
+            let labels = [("against", against), ("database_round_trip_ms", at)];
+            broken_promise(&Figure::new(RATIO, &labels, "ratio", &[ratio]).ok()?.value())
+        };
+        assert!(figure("direct", "1", 4.9).is_some_and(|told| told.contains("4.90")));
+        assert!(figure("pgbouncer_unix", "0", 0.99).is_some());
+        for (against, at, ratio) in [("direct", "1", 5.0), ("direct", "0", 0.5), ("socket", "1", 0.5)] {
+            assert_eq!(figure(against, at, ratio), None);
+        }
     }
 }
