@@ -16,6 +16,7 @@ runc                            runc         runs functions in OCI containers
 dockerd                         docker.io    runs functions in Docker
 /bin/busybox                    busybox-static  is what the tests of the runtimes put into containers
 /usr/lib/postgresql/*/bin/initdb postgresql  is the database behind the example functions
+openssl                         openssl      is a server to which TLS sessions are handed over
 redis-server                    redis-server is another backend
 pgbouncer                       pgbouncer    is what connections are compared with
 /usr/lib/python3/dist-packages/redis python3-redis is its driver, which knows nothing of Headstart

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use headstart_config::{self as config, Config, Interfaces, Postgres, Protocol, Redis, RequireAuth};
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, RedisLogin, Secret, Tls,
+    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, RedisLogin, Secret, Tls, TlsMode,
     TlsSettings,
 };
 use sha2::{Digest, Sha256};
@@ -158,6 +158,7 @@ pub(crate) fn service(
             concurrency: function.concurrency,
             pools,
             by_socket: function.backend_sockets,
+            tls: if function.tls_hand_over { TlsMode::HandOver } else { TlsMode::Relay },
         },
         fingerprint: config.fingerprint(function),
     })

@@ -53,6 +53,7 @@ impl Fingerprint {
             concurrency,
             freeze_backends,
             backend_sockets,
+            tls_hand_over,
             id: _,
             listen: _,
             require_auth: _,
@@ -88,6 +89,9 @@ impl Fingerprint {
         self.add("freeze_backends", freeze_backends.as_str());
         if *backend_sockets {
             self.add("backend_sockets", "");
+        }
+        if *tls_hand_over {
+            self.add("tls_hand_over", "");
         }
     }
 

@@ -75,6 +75,10 @@ pub struct Function {
     /// Instances find their backends as sockets, for drivers that know nothing of Headstart, and are given no
     /// connections. Default `false`.
     pub backend_sockets: bool,
+    /// Instances go on with TLS sessions that the agent began, where these are TLS 1.3 with a key of 256 bits. For that
+    /// their shim speaks TLS: the Rust one with its feature `tls`. Not with `backend_sockets`. Default `false`: the
+    /// agent speaks TLS for them.
+    pub tls_hand_over: bool,
     /// Failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3.
     pub start_attempts: u32,
     /// How long a function that failed so often is left alone, 100 ms to 1 h; its connections get the

@@ -48,6 +48,7 @@ freeze_after = false
 stop_after = "15m"
 freeze_backends = "keep"
 backend_sockets = false
+tls_hand_over = false
 start_attempts = 3
 cooldown = "30s"
 
@@ -56,7 +57,7 @@ key_file = "/etc/keys"
 "#;
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 25] = [
+const COUNTS: [(&str, &str); 26] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -71,6 +72,7 @@ const COUNTS: [(&str, &str); 25] = [
     ("concurrency = \"unlimited\"", "concurrency = 1"),
     ("freeze_backends = \"keep\"", "freeze_backends = \"return\""),
     ("backend_sockets = false", "backend_sockets = true"),
+    ("tls_hand_over = false", "tls_hand_over = true"),
     ("address = \"10.0.0.5:5432\"", "address = \"10.0.0.5:543\""),
     ("kind = \"tcp\"", "kind = \"postgres\"\nuser = \"u\""),
     ("user = \"app\"", "user = \"root\""),

@@ -83,9 +83,11 @@ fn what_the_example_calls_a_default_is_one() {
     };
     assert_eq!(scale(orders), scale(echo));
     let rest = |f: &headstart_config::Function| {
-        (f.freeze_after, f.stop_after, f.freeze_backends, f.backend_sockets, f.start_attempts, f.cooldown)
+        (f.freeze_after, f.stop_after, f.freeze_backends, f.start_attempts, f.cooldown)
     };
     assert_eq!(rest(orders), rest(echo));
+    let backends = |f: &headstart_config::Function| (f.backend_sockets, f.tls_hand_over);
+    assert_eq!(backends(orders), backends(echo));
     assert_eq!(config.backend("orders-db").unwrap().pool, headstart_config::Pool::default());
 
     assert_eq!((orders.require_auth, echo.id, echo.require_auth), (RequireAuth::No, None, RequireAuth::No));

@@ -5,9 +5,8 @@
 //! for life when it is leased, replaces it in the background, and never takes one back.
 //!
 //! ```text
-//! BackendSpec ─> Pool ─ lease() / try_lease() ─> Lease { fd, session, slot }
-//!                                                  fd, session ─> the function
-//!                                                  slot        ─> stays here until the instance died
+//! BackendSpec ─> Pool ─ lease() / try_lease() ─> Lease ─ hand_over() ─> fd, session, TLS keys ─> the function
+//!                                                                    └─> slot: stays here until the instance died
 //! ```
 //!
 //! # A connection on its way
@@ -29,7 +28,7 @@ mod sockets;
 mod spec;
 
 pub use backend::{ConnectCause, ConnectError, ProtocolError, Session, Tls, TlsSettings, TlsSettingsError};
-pub use pool::{Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally};
+pub use pool::{HandedOver, Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally, TlsMode};
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
 pub use secret::Secret;
 pub use sockets::{AUDIT, Sockets};

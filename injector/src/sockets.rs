@@ -166,12 +166,12 @@ impl Door {
     pub(crate) async fn lease(&self) -> Result<(Stream, Session, LeaseSlot), LeaseError> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(first) = first
-            && let Ok(lease) = first.await
+            && let Ok(mut lease) = first.await
             && lease.is_good(Instant::now())
         {
-            return lease.into_stream();
+            return Ok(lease.into_stream());
         }
-        self.pool.lease().await?.into_stream()
+        self.pool.lease().await.map(Lease::into_stream)
     }
 
     pub(crate) fn cancels(&self) -> std::sync::MutexGuard<'_, HashMap<CancelKey, Arc<LeaseSlot>>> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use common::{PASSWORD, postgres, spec, until};
+use common::{PASSWORD, postgres, relayed, spec, until};
 use headstart_injector::{
     Address, BackendKind, BackendSpec, DiscardReason, FailureReason, FallbackReason, LeaseError, Pool,
     Session,
@@ -192,6 +192,7 @@ async fn server_never_sees_more_than_the_limit() {
     for lease in leases {
         let lease = lease.await.expect("no panic").expect("a lease");
         tokio::task::spawn_blocking(move || {
+            let lease = relayed(lease);
             let mut stream = Blocking::from(lease.fd);
             stream.set_nonblocking(false).expect("blocking mode");
             stream.shutdown(Shutdown::Write).expect("shut down");
@@ -224,7 +225,7 @@ async fn closed_pool_lets_go_of_everything_but_leases() {
     drop(other);
     assert_eq!(second.read(&mut [0]).await.expect("readable"), 0);
     first.write_all(b"x").await.expect("still open");
-    let mut stream = Blocking::from(lease.fd);
+    let mut stream = Blocking::from(relayed(lease).fd);
     stream.set_nonblocking(false).expect("blocking mode");
     stream.read_exact(&mut [0]).expect("leased connections stay");
 }
@@ -246,7 +247,7 @@ async fn descriptor_is_prepared_as_documented() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = Address::Tcp(listener.local_addr().expect("an address").to_string());
     let pool = Pool::spawn(spec(BackendKind::Tcp, address));
-    let lease = pool.lease().await.expect("a lease");
+    let lease = relayed(pool.lease().await.expect("a lease"));
     let socket = socket2::SockRef::from(&lease.fd);
     assert!(socket.tcp_nodelay().expect("known") && socket.keepalive().expect("known"));
     assert_eq!(socket.tcp_keepalive_time().expect("known"), Duration::from_secs(30));

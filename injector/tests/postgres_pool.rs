@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Adopted, Postgres, postgres, spec, until};
+use common::{Adopted, Postgres, postgres, relayed, spec, until};
 use headstart_injector::{BackendKind, BackendSpec, DiscardReason, FailureReason, FallbackReason, Pool};
 
 fn backend(server: &Postgres, min_idle: usize, max: usize) -> BackendSpec {
@@ -25,7 +25,7 @@ async fn pool_recovers_when_the_server_comes_up() {
 
     server.run();
     let lease = pool.lease().await.expect("the first lease after recovery");
-    assert_eq!(Adopted::new(lease.fd).query("select 1").as_deref(), Ok("1"));
+    assert_eq!(Adopted::new(relayed(lease).fd).query("select 1").as_deref(), Ok("1"));
     let status = until(&pool, "full again", |s| s.idle == 3).await;
     assert_eq!((status.last_error, status.next_attempt_in), (None, None));
 }
@@ -40,7 +40,7 @@ async fn restart_hands_over_no_dead_connection() {
     // The pool had no chance to notice: this thread was busy all the time.
     let mut leases = Vec::new();
     for _ in 0..4 {
-        let lease = pool.lease().await.expect("a lease");
+        let lease = relayed(pool.lease().await.expect("a lease"));
         leases.push((Adopted::new(lease.fd), lease.slot));
     }
     for (client, _) in &mut leases {
@@ -69,7 +69,7 @@ async fn storm_of_leases_never_passes_the_limit() {
     let leases: Vec<_> = (0..LEASES).map(|_| tokio::spawn(pool.lease())).collect();
     let users: Vec<_> = leases.into_iter().map(|lease| tokio::spawn(use_once(lease))).collect();
     let counter = Pool::spawn(backend(&server, 0, 1)).lease().await.expect("a lease of our own");
-    let counting = tokio::task::spawn_blocking(move || Adopted::new(counter.fd));
+    let counting = tokio::task::spawn_blocking(move || Adopted::new(relayed(counter).fd));
     let mut counter = counting.await.expect("no panic");
     let watched = pool.clone();
     let watcher = tokio::task::spawn_blocking(move || {
@@ -100,6 +100,7 @@ async fn use_once(
 ) {
     let lease = lease.await.expect("no panic").expect("a lease");
     let work = tokio::task::spawn_blocking(move || {
+        let lease = relayed(lease);
         let mut client = Adopted::new(lease.fd);
         assert_eq!(client.query("select 1").as_deref(), Ok("1"));
         client.finish();

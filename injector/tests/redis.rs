@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use common::{PASSWORD, spec, until};
+use common::{PASSWORD, relayed, spec, until};
 use headstart_injector::{Address, BackendKind, BackendSpec, Pool, RedisLogin, Secret, Session, Sockets};
 
 /// A server of our own, killed and removed on drop.
@@ -80,7 +80,8 @@ async fn users_and_databases_are_those_of_the_login() {
     for (user, address) in
         [(None, server.tcp()), (Some("app"), server.socket()), (Some("default"), server.tcp())]
     {
-        let lease = Pool::spawn(backend(user, Some(PASSWORD), 3, address)).lease().await.expect("a lease");
+        let pool = Pool::spawn(backend(user, Some(PASSWORD), 3, address));
+        let lease = relayed(pool.lease().await.expect("a lease"));
         assert_eq!(lease.session, Session::Redis { user: user.map(str::to_owned), database: 3 });
         let mut stream = UnixStream::from(lease.fd); // or any other stream socket
         stream.set_nonblocking(false).expect("blocking mode");

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use common::{Adopted, Postgres, postgres, spec, until};
+use common::{Adopted, Postgres, postgres, relayed, spec, until};
 use headstart_injector::{
     Address, BackendKind, BackendSpec, ConnectCause, LeaseError, Pool, Tls, TlsSettings, TlsSettingsError,
 };
@@ -98,7 +98,7 @@ async fn a_session_is_used_in_the_clear_and_travels_in_tls() {
         let Some(server) = authority.server(true, more) else { return };
         for role in ["scrammer", "hasher", "shouter"] {
             let pool = Pool::spawn(backend(role, server.tcp(), &authority.settings()));
-            let lease = pool.lease().await.expect(role);
+            let lease = relayed(pool.lease().await.expect(role));
             let mut client = Adopted::new(lease.fd);
             let tls = "select version from pg_stat_ssl where ssl and pid = pg_backend_pid()";
             assert_eq!(client.query(tls).as_deref(), Ok(version), "{role}");
@@ -125,8 +125,8 @@ async fn a_session_is_used_in_the_clear_and_travels_in_tls() {
 async fn a_query_is_cancelled_through_tls_too() {
     let authority = Authority::new();
     let Some(server) = authority.server(true, "") else { return };
-    let lease =
-        Pool::spawn(backend("scrammer", server.tcp(), &authority.settings())).lease().await.expect("a lease");
+    let pool = Pool::spawn(backend("scrammer", server.tcp(), &authority.settings()));
+    let lease = relayed(pool.lease().await.expect("a lease"));
     let mut client = Adopted::new(lease.fd);
     let asked = tokio::task::spawn_blocking(move || client.query("select pg_sleep(60)"));
     let sleeps =
@@ -147,7 +147,7 @@ async fn a_client_can_be_known_by_its_certificate() {
     assert!(text.contains("certificate"), "{text}");
     settings.client = Some(authority.issue(authority.directory.path(), "certified", true));
     let lease = Pool::spawn(backend("certified", server.tcp(), &settings)).lease().await.expect("a lease");
-    assert_eq!(Adopted::new(lease.fd).query("select current_user").as_deref(), Ok("certified"));
+    assert_eq!(Adopted::new(relayed(lease).fd).query("select current_user").as_deref(), Ok("certified"));
 }
 
 #[tokio::test]

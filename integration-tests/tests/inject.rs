@@ -4,11 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::Command;
 
 use headstart_integration_tests::client::{self, Reply};
-use headstart_integration_tests::lab::{Agent, AgentSetup, Postgres, PostgresSetup, Scratch};
+use headstart_integration_tests::lab::{
+    Agent, AgentSetup, Postgres, PostgresSetup, Process, Scratch, free_port,
+};
 use headstart_integration_tests::leaks::Watch;
 use headstart_integration_tests::site::{Function, LIMIT};
 use headstart_integration_tests::{cli, fixture, privilege};
@@ -57,29 +62,99 @@ fn a_session_belongs_to_one_instance_and_goes_with_it() {
     wait_sessions(&postgres, 0);
 }
 
-/// The function knows nothing of TLS: it reads and writes its session in the clear.
+/// Whoever speaks TLS: the agent, or the function in a session that the agent began.
 #[test]
 fn a_session_travels_in_tls_and_ends_with_its_instance() {
     if !ready() {
         return;
     }
     let postgres = PostgresSetup::default().tls().start().unwrap();
-    let function = Function::example("orders", RUNTIME).unwrap();
-    let backend = backend(&postgres, &postgres.password_file().unwrap());
-    let tls = format!("tls = {{ ca_file = {:?} }}\n", postgres.ca_file());
-    let setup = AgentSetup::default().config(&format!("{backend}{tls}"));
-    let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
-    wait_sessions(&postgres, MIN_IDLE);
-    function.rest(&agent, "orders").unwrap();
-    let first = session(&function);
-    assert_eq!(session(&function), first);
-    let encrypted = format!("select count(*) from pg_stat_ssl where ssl and pid = {first}");
-    assert_eq!(postgres.admin_sql(&encrypted).unwrap(), "1");
-    wait_sessions(&postgres, MIN_IDLE + 1);
-    agent.stop_function("orders").unwrap();
-    wait_sessions(&postgres, MIN_IDLE);
+    for handed_over in [false, true] {
+        let mut function = Function::example("orders", RUNTIME).unwrap();
+        function.keys = format!("tls_hand_over = {handed_over}\n");
+        let backend = backend(&postgres, &postgres.password_file().unwrap());
+        let tls = format!("tls = {{ ca_file = {:?} }}\n", postgres.ca_file());
+        let setup = AgentSetup::default().config(&format!("{backend}{tls}"));
+        let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
+        wait_sessions(&postgres, MIN_IDLE);
+        function.rest(&agent, "orders").unwrap();
+        let first = session(&function);
+        assert_eq!(session(&function), first);
+        let encrypted = format!("select count(*) from pg_stat_ssl where ssl and pid = {first}");
+        assert_eq!(postgres.admin_sql(&encrypted).unwrap(), "1");
+        agent.wait_log(&format!("tls_handed_over={handed_over}"), LIMIT).unwrap();
+        wait_sessions(&postgres, MIN_IDLE + 1);
+        agent.stop_function("orders").unwrap();
+        wait_sessions(&postgres, MIN_IDLE);
+        assert!(agent.stop().unwrap().success());
+        wait_sessions(&postgres, 0);
+    }
+}
+
+/// The function has the keys of its own session as they are, and not what others are made of.
+#[test]
+fn traffic_secrets_stay_in_the_agent() {
+    if !ready() {
+        return;
+    }
+    let files = Scratch::new("openssl").unwrap();
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(files.path().join("cert.pem"), certified.cert.pem()).unwrap();
+    fs::write(files.path().join("key.pem"), certified.signing_key.serialize_pem()).unwrap();
+    let port = free_port().unwrap().port();
+    // It answers each line with its letters in reverse order.
+    let mut server = Command::new("openssl");
+    server.args([
+        "s_server",
+        "-rev",
+        "-tls1_3",
+        "-cert",
+        "cert.pem",
+        "-key",
+        "key.pem",
+        "-keylogfile",
+        "secrets",
+    ]);
+    server.args(["-accept", &format!("127.0.0.1:{port}")]).current_dir(files.path());
+    let _server = Process::spawn(&mut server).unwrap();
+
+    let mut function = Function::example("echo", RUNTIME).unwrap();
+    function.keys = "tls_hand_over = true\n".to_owned();
+    let backend = format!(
+        "[[backend]]\nname = \"upstream\"\nkind = \"tls\"\naddress = \"127.0.0.1:{port}\"\n\
+         tls = {{ ca_file = {:?}, server_name = \"localhost\" }}\npool = {{ min_idle = 1, max = 1 }}\n",
+        files.path().join("cert.pem")
+    );
+    let setup = AgentSetup::default().config(&backend).config(&function.text("echo", &["upstream"]));
+    let agent = setup.variable("RUST_LOG", "trace").start().unwrap();
+    function.rest(&agent, "echo").unwrap();
+    let mut client = TcpStream::connect(function.local()).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client.write_all(b"stressed\n").unwrap();
+    let mut answer = [0; 9];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"desserts\n");
+    agent.wait_log("tls_handed_over=true", LIMIT).unwrap();
+
+    let secrets: Vec<(String, Vec<u8>)> = fs::read_to_string(files.path().join("secrets"))
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains("_TRAFFIC_SECRET_0 "))
+        .map(|line| (line.to_owned(), hex::decode(line.rsplit(' ').next().unwrap()).unwrap()))
+        .collect();
+    assert_eq!(secrets.len(), 2, "one of each side");
+    let process = children(agent.id()).into_iter().find(|process| {
+        fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim() == "echo")
+    });
+    let process = process.expect("the function is a child of the agent");
+    for (line, secret) in &secrets {
+        assert!(remembers(agent.id(), secret), "the agent keeps {line}");
+        assert!(!remembers(process, secret), "the function has {line}");
+        let text = line.rsplit(' ').next().unwrap();
+        assert_hidden(&agent, &[text]);
+    }
+    drop(client);
     assert!(agent.stop().unwrap().success());
-    wait_sessions(&postgres, 0);
 }
 
 #[test]
@@ -158,8 +233,8 @@ fn the_password_appears_nowhere() {
         if name.trim() == "orders" {
             functions += 1;
             assert_unknown_to(process, Postgres::PASSWORD);
-            assert!(remembers(process, "orders"), "its own name is in its memory");
-            assert!(!remembers(process, Postgres::PASSWORD), "memory of {process}");
+            assert!(remembers(process, b"orders"), "its own name is in its memory");
+            assert!(!remembers(process, Postgres::PASSWORD.as_bytes()), "memory of {process}");
         }
     }
     assert_eq!(functions, 1, "the function is a child of the agent");
@@ -331,7 +406,7 @@ fn assert_unknown_to(process: u32, secret: &str) {
 }
 
 /// Whether these bytes are anywhere in the memory of a process that it can read itself (proc(5), `maps` and `mem`).
-fn remembers(process: u32, text: &str) -> bool {
+fn remembers(process: u32, secret: &[u8]) -> bool {
     let memory = fs::File::open(format!("/proc/{process}/mem")).unwrap();
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
     let address = |hexadecimal| u64::from_str_radix(hexadecimal, 16).unwrap();
@@ -344,7 +419,7 @@ fn remembers(process: u32, text: &str) -> bool {
         rights.starts_with('r')
             && !line.ends_with("[vvar]")
             && memory.read_exact_at(&mut bytes, address(start)).is_ok()
-            && bytes.windows(text.len()).any(|window| window == text.as_bytes())
+            && bytes.windows(secret.len()).any(|window| window == secret)
     })
 }
 

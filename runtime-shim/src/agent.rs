@@ -22,14 +22,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use headstart_wire::{Channel, Grant, GrantStatus, Received, ToAgent, ToFunction, WireError};
+use headstart_wire::{
+    Channel, Flow, Grant, GrantStatus, Received, Session, TlsKeys, ToAgent, ToFunction, TrafficKey, WireError,
+};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::rest::Order;
-use crate::{Error, Injected, Reason, now_ns, report};
+use crate::{Error, Reason, now_ns, report};
 
 /// The agent, as the function sees it.
 #[derive(Debug)]
@@ -41,7 +43,22 @@ pub(crate) struct Agent {
     slots: BTreeMap<String, Slot>,
     /// Who answers questions about freezing, until the agent is gone.
     orders: Mutex<Option<mpsc::Sender<Order>>>,
+    /// Who waits for the next key of a connection.
+    keys: Mutex<Vec<KeyWaiter>>,
     gone: AtomicBool,
+}
+
+/// A connection, one of its directions, and where the answer goes.
+type KeyWaiter = (u64, Flow, oneshot::Sender<Option<TrafficKey>>);
+
+/// What came with a grant.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) socket: OwnedFd,
+    pub(crate) session: Session,
+    pub(crate) expires_ns: Option<u64>,
+    /// Of the TLS session that the socket leads into.
+    pub(crate) tls: Option<TlsKeys>,
 }
 
 /// One configured backend.
@@ -56,7 +73,7 @@ struct Slot {
 
 #[derive(Debug)]
 enum State {
-    Ready(Injected),
+    Ready(Box<Granted>),
     Waiting,
     Failed(Reason),
     Taken,
@@ -65,8 +82,8 @@ enum State {
 impl State {
     fn new(status: GrantStatus, descriptor: Option<OwnedFd>) -> Self {
         match (status, descriptor) {
-            (GrantStatus::Ready { session, expires_ns }, Some(socket)) => {
-                Self::Ready(Injected { socket, session, expires_ns })
+            (GrantStatus::Ready { session, expires_ns, tls }, Some(socket)) => {
+                Self::Ready(Box::new(Granted { socket, session, expires_ns, tls }))
             }
             // The wire crate lets no such message through.
             (GrantStatus::Ready { .. }, None) => Self::Failed(Reason::Failed("no descriptor came".into())),
@@ -78,7 +95,7 @@ impl State {
 
 impl Slot {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -96,8 +113,8 @@ impl Agent {
         let slots = backends.into_iter().map(slot).collect();
         let readiness = readiness(&channel).map_err(Error::Runtime)?;
         let orders = Mutex::new(Some(orders));
-        let agent =
-            Arc::new(Self { control: channel, readiness, slots, orders, gone: AtomicBool::new(false) });
+        let (keys, gone) = (Mutex::default(), AtomicBool::new(false));
+        let agent = Arc::new(Self { control: channel, readiness, slots, orders, keys, gone });
         tokio::spawn(Arc::clone(&agent).read());
         Ok(agent)
     }
@@ -113,13 +130,13 @@ impl Agent {
     }
 
     /// A connection of this backend: the leased one, or one more.
-    pub(crate) async fn take(&self, backend: &str, wait: Duration) -> Result<Injected, Reason> {
+    pub(crate) async fn take(&self, backend: &str, wait: Duration) -> Result<Granted, Reason> {
         let slot = self.slots.get(backend).ok_or(Reason::NotConfigured)?;
         // A late grant stays in the slot, for the next caller.
         timeout(wait, self.take_from(slot, backend)).await.unwrap_or(Err(Reason::Deadline(wait)))
     }
 
-    async fn take_from(&self, slot: &Slot, backend: &str) -> Result<Injected, Reason> {
+    async fn take_from(&self, slot: &Slot, backend: &str) -> Result<Granted, Reason> {
         let _turn = slot.turn.lock().await;
         loop {
             if let Some(result) = self.try_take(slot, backend) {
@@ -130,10 +147,10 @@ impl Agent {
     }
 
     /// None while there is a grant to wait for.
-    fn try_take(&self, slot: &Slot, backend: &str) -> Option<Result<Injected, Reason>> {
+    fn try_take(&self, slot: &Slot, backend: &str) -> Option<Result<Granted, Reason>> {
         let mut state = slot.state();
         match std::mem::replace(&mut *state, State::Taken) {
-            State::Ready(injected) => return Some(Ok(injected)),
+            State::Ready(granted) => return Some(Ok(*granted)),
             State::Failed(reason) => return Some(Err(reason)),
             State::Waiting => {}
             State::Taken => {
@@ -146,6 +163,22 @@ impl Agent {
         }
         *state = State::Waiting;
         None
+    }
+
+    /// The key that follows the last one of this direction; each is given once.
+    #[cfg(feature = "tls")]
+    pub(crate) async fn next_key(&self, connection: u64, flow: Flow) -> Result<TrafficKey, Reason> {
+        let (sender, answer) = oneshot::channel();
+        lock(&self.keys).push((connection, flow, sender));
+        // After the push: `lost` has either been here, or comes after.
+        let asked = ToAgent::NextKey { connection, flow };
+        if self.gone.load(Ordering::Acquire) || self.tell(&asked).is_err() {
+            return Err(Reason::AgentGone);
+        }
+        let key = answer.await.map_err(|_| Reason::AgentGone)?;
+        key.ok_or_else(|| {
+            Reason::Failed("the agent was not there when the connection was handed over".into())
+        })
     }
 
     async fn read(self: Arc<Self>) {
@@ -161,6 +194,13 @@ impl Agent {
                     self.order(Order::Freeze { return_backends });
                 }
                 Ok(Received { message: ToFunction::Thaw {}, .. }) => self.order(Order::Thaw),
+                Ok(Received { message: ToFunction::NextKey { connection, flow, key }, .. }) => {
+                    let mut keys = lock(&self.keys);
+                    if let Some(at) = keys.iter().position(|(of, way, _)| (*of, *way) == (connection, flow)) {
+                        let (_, _, answer) = keys.swap_remove(at);
+                        drop(answer.send(key)); // nobody waits any longer: the connection is closed
+                    }
+                }
                 Err(error) => break error,
             }
         };
@@ -168,7 +208,7 @@ impl Agent {
     }
 
     fn order(&self, order: Order) {
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let orders = lock(&self.orders);
         if orders.as_ref().is_some_and(|orders| orders.try_send(order).is_err()) {
             report::line(
                 "the agent asks for more freezes and thaws than it can have answers, which are ignored",
@@ -202,7 +242,8 @@ impl Agent {
     fn lost(&self, error: &WireError) {
         report::line(&format!("the agent is gone, serving on without it: {error}"));
         self.gone.store(true, Ordering::Release);
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.orders).take();
+        lock(&self.keys).clear();
         for slot in self.slots.values() {
             let mut state = slot.state();
             if matches!(*state, State::Waiting) {
@@ -211,6 +252,10 @@ impl Agent {
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn readiness(channel: &Channel) -> io::Result<UnixStream> {

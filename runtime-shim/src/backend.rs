@@ -3,19 +3,23 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use headstart_wire::Session;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::agent::Granted;
+use crate::stream::BackendStream;
 use crate::{Error, Function, Reason};
 
 /// A connection that came from the agent, before a driver owns it.
 #[derive(Debug)]
 pub struct Injected {
     /// The socket: non-blocking, close-on-exec, with nothing left unread. TCP, or
-    /// a unix socket where the agent relays (as it may for PostgreSQL).
+    /// a unix socket where somebody relays into a TLS session: the agent, or a task of this process.
     pub socket: OwnedFd,
     /// What a driver would have learned while logging in.
     pub session: Session,
@@ -35,7 +39,7 @@ pub struct Backend {
 
 /// Where the connection comes from.
 pub(crate) enum Source {
-    Injected(Injected),
+    Injected(Granted),
     Direct { url: String, reason: Reason },
 }
 
@@ -70,27 +74,49 @@ impl Backend {
     pub async fn tcp(self) -> Result<TcpStream, Error> {
         match self.source().await? {
             Source::Direct { url, reason } => self.connect(&url, reason).await,
-            Source::Injected(Injected { socket, session: Session::Tcp, .. }) => {
-                let stream = std::net::TcpStream::from(socket);
+            Source::Injected(granted) => {
+                if granted.session != Session::Tcp {
+                    return Err(self.wrong_kind(&granted.session));
+                }
+                let stream = std::net::TcpStream::from(self.plain(granted)?.socket);
                 stream
                     .set_nonblocking(true)
                     .and_then(|()| TcpStream::from_std(stream))
                     .map_err(|source| self.descriptor(source))
             }
-            Source::Injected(Injected { session, .. }) => Err(self.wrong_kind(&session)),
+        }
+    }
+
+    /// The connection as a stream of plaintext with its session, for an asynchronous driver of your own. Where TLS was
+    /// handed over, it is spoken here.
+    ///
+    /// # Errors
+    /// Those of [`socket`](Self::socket).
+    pub async fn stream(self) -> Result<(BackendStream, Session), Error> {
+        match self.source().await? {
+            Source::Injected(granted) => {
+                let session = granted.session.clone();
+                Ok((self.open(granted)?, session))
+            }
+            Source::Direct { url, reason } => {
+                Ok((BackendStream::tcp(self.connect(&url, reason).await?), Session::Tcp))
+            }
         }
     }
 
     /// The bare descriptor with its session, for a driver of your own. Its
     /// `O_NONBLOCK` is set; clear it for a driver that blocks.
     ///
+    /// Where TLS was handed over, a task of the current runtime relays between the descriptor and the server: the
+    /// runtime must not be blocked by who uses it.
+    ///
     /// Only a `tcp://` URL helps when there is none: nobody logs in here.
     ///
     /// # Errors
-    /// Those of [`tcp`](Self::tcp), but never [`Error::WrongKind`].
+    /// Those of [`tcp`](Self::tcp), but never [`Error::WrongKind`]; [`Error::TlsNotBuilt`].
     pub async fn socket(self) -> Result<Injected, Error> {
         match self.source().await? {
-            Source::Injected(injected) => Ok(injected),
+            Source::Injected(granted) => self.plain(granted),
             Source::Direct { url, reason } => {
                 let stream = self.connect(&url, reason).await?;
                 let stream = stream.into_std().map_err(|source| self.descriptor(source))?;
@@ -105,7 +131,7 @@ impl Backend {
         let reason = match self.function.agent() {
             None => Reason::NoAgent,
             Some(agent) => match agent.take(&self.name, self.wait).await {
-                Ok(injected) => return Ok(Source::Injected(injected)),
+                Ok(granted) => return Ok(Source::Injected(granted)),
                 Err(reason) => reason,
             },
         };
@@ -122,6 +148,33 @@ impl Backend {
             }
             (None, reason) => Err(Error::NoConnection { backend, reason, variable }),
         }
+    }
+
+    /// The stream of plaintext, whatever it takes.
+    pub(crate) fn open(&self, granted: Granted) -> Result<BackendStream, Error> {
+        let Granted { socket, tls, .. } = granted;
+        let Some(keys) = tls else {
+            return BackendStream::adopt(socket).map_err(|source| self.descriptor(source));
+        };
+        #[cfg(feature = "tls")]
+        if let Some(agent) = self.function.agent() {
+            let opened = BackendStream::tls(socket, &keys, Arc::clone(agent), self.wait);
+            return opened.map_err(|source| self.descriptor(source));
+        }
+        drop(keys);
+        Err(Error::TlsNotBuilt { backend: self.name.clone() })
+    }
+
+    /// A descriptor of plaintext.
+    fn plain(&self, granted: Granted) -> Result<Injected, Error> {
+        if granted.tls.is_none() {
+            let Granted { socket, session, expires_ns, .. } = granted;
+            return Ok(Injected { socket, session, expires_ns });
+        }
+        let (session, expires_ns) = (granted.session.clone(), granted.expires_ns);
+        let stream = self.open(granted)?;
+        let socket = stream.relay().map_err(|source| self.descriptor(source))?;
+        Ok(Injected { socket, session, expires_ns })
     }
 
     async fn connect(&self, url: &str, reason: Reason) -> Result<TcpStream, Error> {

@@ -49,6 +49,15 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The agent handed a TLS session over, and this program cannot go on with it.
+    #[error(
+        "backend {backend:?}: TLS was handed over, and this function is built without the feature `tls` of the crate \
+         headstart: add it, or remove tls_hand_over from the function's configuration"
+    )]
+    TlsNotBuilt {
+        /// Name of the backend.
+        backend: String,
+    },
     /// The listening socket was taken before; there is one.
     #[error(
         "the listening socket was taken already: call one of serve, serve_connections and listener, once"

@@ -246,8 +246,8 @@ impl Function {
         }
     }
 
-    pub(crate) fn agent(&self) -> Option<&Agent> {
-        self.shared.agent.as_deref()
+    pub(crate) fn agent(&self) -> Option<&Arc<Agent>> {
+        self.shared.agent.as_ref()
     }
 
     pub(crate) fn note_fallback(&self, backend: &str, reason: &Reason) {

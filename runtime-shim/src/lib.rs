@@ -53,10 +53,12 @@
 //!
 //! - `http` (default): `Function::serve` for an axum `Router`, HTTP/1.1.
 //! - `postgres`: `Backend::session`, which always has a living `tokio_postgres::Client`; `Backend::postgres`, one.
+//! - `tls`: for functions with `tls_hand_over = true`, which go on with TLS sessions that the agent began. Without it the
+//!   agent speaks TLS for them.
 //!
-//! Without either there are [`Function::serve_connections`] for any protocol
+//! Without them there are [`Function::serve_connections`] for any protocol
 //! over TCP, [`Function::listener`] for a server of your own,
-//! [`Backend::tcp`] and [`Backend::socket`].
+//! [`Backend::tcp`], [`Backend::stream`] and [`Backend::socket`].
 //!
 //! # Limits
 //!
@@ -78,11 +80,14 @@ mod places;
 mod rest;
 mod serve;
 mod stop;
+mod stream;
 
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "tls")]
+mod tls;
 
 #[cfg(test)]
 mod testing;
@@ -102,6 +107,7 @@ pub use places::Open;
 pub use postgres::PostgresSession;
 pub use rest::HookError;
 pub use run::run;
+pub use stream::BackendStream;
 
 /// Now, in nanoseconds of `CLOCK_MONOTONIC`: the clock of [`Function::served`].
 #[must_use]

@@ -6,17 +6,16 @@ mod session;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 
 use headstart_wire::Session;
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls};
 
+use crate::agent::Granted;
 use crate::backend::Source;
-use crate::{Backend, Error, Injected, Reason, report};
+use crate::{Backend, Error, Reason, report};
 use replay::Replay;
 pub use session::PostgresSession;
 
@@ -42,25 +41,23 @@ impl Backend {
 
     async fn connect_postgres(&self) -> Result<Connected, Error> {
         match self.source().await? {
-            Source::Injected(injected) => self.adopt(injected).await,
+            Source::Injected(granted) => self.adopt(granted).await,
             Source::Direct { url, reason } => self.log_in(&url, reason).await,
         }
     }
 
-    async fn adopt(&self, injected: Injected) -> Result<Connected, Error> {
-        let Session::Postgres { process_id, user, database, parameters } = &injected.session else {
-            return Err(self.wrong_kind(&injected.session));
+    async fn adopt(&self, granted: Granted) -> Result<Connected, Error> {
+        let Session::Postgres { process_id, user, database, parameters } = &granted.session else {
+            return Err(self.wrong_kind(&granted.session));
         };
         let mut config = Config::new();
         config.user(user).dbname(database);
         let greeting = replay::greeting(*process_id, parameters);
-        let probe = injected.socket.try_clone().map_err(|source| self.descriptor(source))?;
-        let lent = Lent { probe, expires_ns: injected.expires_ns };
-        let connected = match Stream::adopt(injected.socket).map_err(|source| self.descriptor(source))? {
-            Stream::Tcp(stream) => self.talk(Replay::new(stream, greeting), &config).await,
-            Stream::Unix(stream) => self.talk(Replay::new(stream, greeting), &config).await,
-        };
-        Ok(Connected { lent: Some(lent), ..connected? })
+        let probe = granted.socket.try_clone().map_err(|source| self.descriptor(source))?;
+        let connection = granted.tls.as_ref().map(|keys| keys.connection);
+        let lent = Lent { probe, expires_ns: granted.expires_ns, connection };
+        let connected = self.talk(Replay::new(self.open(granted)?, greeting), &config).await?;
+        Ok(Connected { lent: Some(lent), ..connected })
     }
 
     async fn talk<S>(&self, stream: S, config: &Config) -> Result<Connected, Error>
@@ -118,26 +115,8 @@ struct Lent {
     /// The same socket: to look at it needs no driver.
     probe: OwnedFd,
     expires_ns: Option<u64>,
-}
-
-/// The two kinds of socket that a session comes on.
-enum Stream {
-    Tcp(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
-}
-
-impl Stream {
-    fn adopt(socket: OwnedFd) -> io::Result<Self> {
-        let address: SockaddrStorage = getsockname(std::os::fd::AsRawFd::as_raw_fd(&socket))?;
-        if address.family() == Some(AddressFamily::Unix) {
-            let stream = UnixStream::from(socket);
-            stream.set_nonblocking(true)?;
-            return Ok(Self::Unix(tokio::net::UnixStream::from_std(stream)?));
-        }
-        let stream = std::net::TcpStream::from(socket);
-        stream.set_nonblocking(true)?;
-        Ok(Self::Tcp(tokio::net::TcpStream::from_std(stream)?))
-    }
+    /// Its name for the agent, which has more of its TLS session.
+    connection: Option<u64>,
 }
 
 #[cfg(test)]

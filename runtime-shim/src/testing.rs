@@ -68,7 +68,10 @@ impl FakeAgent {
 
 pub(crate) fn ready(backend: &str, session: Session, socket: OwnedFd) -> (Grant, Option<OwnedFd>) {
     (
-        Grant { backend: backend.into(), status: GrantStatus::Ready { session, expires_ns: None } },
+        Grant {
+            backend: backend.into(),
+            status: GrantStatus::Ready { session, expires_ns: None, tls: None },
+        },
         Some(socket),
     )
 }

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use headstart_injector::{Lease, LeaseError, LeaseSlot, Pool};
-use headstart_wire::{Grant, GrantStatus};
+use headstart_injector::{HandedOver, Lease, LeaseError, LeaseSlot, Pool, TlsMode};
+use headstart_wire::{Flow, Grant, GrantStatus, TrafficKey};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -15,8 +15,8 @@ use crate::measure::{self, now_ns};
 type Begun = (String, Instant, Result<Lease, LeaseError>);
 
 /// Dropping this gives every place back to its pool.
-#[derive(Default)]
 pub(super) struct Grants {
+    tls: TlsMode,
     /// With the names of the backends.
     slots: Vec<(String, LeaseSlot)>,
     connecting: JoinSet<Begun>,
@@ -25,14 +25,18 @@ pub(super) struct Grants {
 }
 
 impl Grants {
+    pub(super) fn new(tls: TlsMode) -> Self {
+        Self { tls, slots: Vec::new(), connecting: JoinSet::new(), sent: VecDeque::new() }
+    }
+
     /// What an instance holds that an earlier agent started: one entry for each connection. Those of pools that are
     /// no more count nowhere.
-    pub(super) fn inherited(held: &[String], pools: &[Pool]) -> Self {
+    pub(super) fn inherited(tls: TlsMode, held: &[String], pools: &[Pool]) -> Self {
         let slot = |name: &String| {
             let pool = pools.iter().find(|pool| pool.name() == name)?;
             Some((name.clone(), pool.inherit()))
         };
-        Self { slots: held.iter().filter_map(slot).collect(), ..Self::default() }
+        Self { slots: held.iter().filter_map(slot).collect(), ..Self::new(tls) }
     }
 
     /// Connections held or being made.
@@ -45,10 +49,21 @@ impl Grants {
         self.slots.iter().map(|(backend, _)| backend.as_str())
     }
 
-    /// A connection of this backend is closed. False when none was held.
-    pub(super) fn returned(&mut self, backend: &str) -> bool {
-        let slot = self.slots.iter().position(|(held, _)| held == backend);
+    /// A connection of this backend is closed, this one if it has a name. False when none was held.
+    pub(super) fn returned(&mut self, backend: &str, connection: Option<u64>) -> bool {
+        let closed = |(held, slot): &(String, LeaseSlot)| {
+            held == backend && (connection.is_none() || slot.tls_connection() == connection)
+        };
+        // A name that an earlier agent gave says nothing to us.
+        let unnamed = |(held, slot): &(String, LeaseSlot)| held == backend && slot.tls_connection().is_none();
+        let slot = self.slots.iter().position(closed).or_else(|| self.slots.iter().position(unnamed));
         slot.map(|index| self.slots.swap_remove(index)).is_some()
+    }
+
+    /// The next key of a connection whose TLS was handed over. None when there is none to be had.
+    pub(super) fn next_key(&self, connection: u64, flow: Flow) -> Option<TrafficKey> {
+        let slot = self.slots.iter().find(|(_, slot)| slot.tls_connection() == Some(connection));
+        slot.and_then(|(_, slot)| slot.next_key(flow))
     }
 
     /// A connection from the pool at once; or one is begun, and comes out of [`Grants::next`].
@@ -65,23 +80,23 @@ impl Grants {
 
     fn hold(&mut self, backend: String, wanted: Instant, lease: Lease) -> (Grant, Option<OwnedFd>) {
         measure::record_inject(&backend, wanted.elapsed().as_secs_f64());
-        self.slots.push((backend.clone(), lease.slot));
         let expires_ns = lease.expires_at.map(|at| {
             let left = at.saturating_duration_since(Instant::now()).as_nanos();
             now_ns().saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
         });
-        let status = GrantStatus::Ready { session: lease.session, expires_ns };
-        (Grant { backend, status }, Some(lease.fd))
+        let HandedOver { fd, session, tls, slot } = match lease.hand_over(self.tls) {
+            Ok(handed_over) => handed_over,
+            Err(error) => return failed(backend, &error),
+        };
+        self.slots.push((backend.clone(), slot));
+        (Grant { backend, status: GrantStatus::Ready { session, expires_ns, tls } }, Some(fd))
     }
 
     /// The next connection that was begun, or why there is none. Pends while none is being made.
     pub(super) async fn next(&mut self) -> (Grant, Option<OwnedFd>) {
         match self.connecting.join_next().await {
             Some(Ok((backend, wanted, Ok(lease)))) => self.hold(backend, wanted, lease),
-            Some(Ok((backend, _, Err(error)))) => {
-                tracing::warn!(backend, "no connection for an instance: {error}");
-                (Grant { backend, status: GrantStatus::Failed { reason: error.to_string() } }, None)
-            }
+            Some(Ok((backend, _, Err(error)))) => failed(backend, &error),
             // A task of ours ends early only while the runtime shuts down.
             Some(Err(_)) | None => std::future::pending().await,
         }
@@ -106,4 +121,9 @@ impl Grants {
     pub(super) fn overdue(&self, limit: Duration) -> Option<Instant> {
         self.sent.front().map(|sent| *sent + limit)
     }
+}
+
+fn failed(backend: String, error: &LeaseError) -> (Grant, Option<OwnedFd>) {
+    tracing::warn!(backend, "no connection for an instance: {error}");
+    (Grant { backend, status: GrantStatus::Failed { reason: error.to_string() } }, None)
 }

@@ -6,7 +6,7 @@
 //! next:  Hello, Ack, Ready, Served  ──> the instance's task
 //!        Quiet, Busy, Thawed        ──> the instance's task, each the answer to a Freeze or a Thaw
 //!        Request, finished connects ──> Grants, answered here
-//!        Returned                   ──> Grants
+//!        Returned, NextKey          ──> Grants
 //! ```
 //!
 //! A peer that breaks the protocol loses its control socket: the reason is
@@ -21,8 +21,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_injector::{AUDIT, Pool, Sockets};
-use headstart_wire::{Channel, Grant, GrantStatus, Lease, Session, ToAgent, ToFunction, WireError};
+use headstart_injector::{AUDIT, Pool, Sockets, TlsMode};
+use headstart_wire::{Channel, Flow, Grant, GrantStatus, Lease, Session, ToAgent, ToFunction, WireError};
 use tokio::time::Instant;
 
 use crate::measure;
@@ -142,6 +142,8 @@ pub struct Dowry {
     pub pools: Vec<Pool>,
     /// It finds them as sockets, and is given no connections.
     pub by_socket: bool,
+    /// Who speaks TLS on those that it is given.
+    pub tls: TlsMode,
 }
 
 impl Dowry {
@@ -165,14 +167,14 @@ impl Dowry {
 
 /// Who got which session: a line of the log for each connection that is handed over.
 fn audit(instance: &str, grant: &Grant) {
-    let GrantStatus::Ready { session, .. } = &grant.status else { return };
-    let backend = grant.backend.as_str();
+    let GrantStatus::Ready { session, tls, .. } = &grant.status else { return };
+    let (backend, tls_handed_over) = (grant.backend.as_str(), tls.is_some());
     match session {
         Session::Postgres { process_id, user, database, .. } => {
-            tracing::info!(target: AUDIT, instance, backend, process_id, user, database, "connection handed over");
+            tracing::info!(target: AUDIT, instance, backend, process_id, user, database, tls_handed_over, "connection handed over");
         }
         Session::Redis { .. } | Session::Tcp => {
-            tracing::info!(target: AUDIT, instance, backend, "connection handed over");
+            tracing::info!(target: AUDIT, instance, backend, tls_handed_over, "connection handed over");
         }
     }
 }
@@ -206,7 +208,7 @@ impl Conversation {
     /// # Errors
     /// When the socket cannot be watched, or the lease cannot be queued.
     pub fn begin(dowry: Dowry, instance: &str, control: Control, page: OwnedFd) -> Result<Self, WireError> {
-        let mut grants = Grants::default();
+        let mut grants = Grants::new(dowry.tls);
         let mut descriptors = vec![page];
         let mut backends = Vec::new();
         for pool in dowry.given() {
@@ -246,7 +248,7 @@ impl Conversation {
         control: OwnedFd,
         held: &[String],
     ) -> Result<Self, WireError> {
-        let grants = Grants::inherited(held, &dowry.pools);
+        let grants = Grants::inherited(dowry.tls, held, &dowry.pools);
         let control = Channel::from(control);
         control.set_nonblocking(true)?;
         Ok(Self {
@@ -386,8 +388,9 @@ impl Conversation {
                 ("served", Progress::Ready, Progress::Served, served)
             }
             ToAgent::Request { backend } => return self.request(&backend),
-            ToAgent::Returned { backend } => {
-                if self.grants.returned(&backend) {
+            ToAgent::NextKey { connection, flow } => return self.next_key(connection, flow),
+            ToAgent::Returned { backend, connection } => {
+                if self.grants.returned(&backend, connection) {
                     return Ok(Some(Said::Holds));
                 }
                 return Err(Refusal::OutOfOrder { message: "returned" });
@@ -425,6 +428,12 @@ impl Conversation {
             None => Ok(None),
             Some(descriptor) => self.send_grant(grant, Some(descriptor)).map(|()| Some(Said::Holds)),
         }
+    }
+
+    fn next_key(&mut self, connection: u64, flow: Flow) -> Result<Option<Said>, Refusal> {
+        let key = self.grants.next_key(connection, flow);
+        self.tell(&ToFunction::NextKey { connection, flow, key })?;
+        Ok(None)
     }
 
     fn send_grant(&mut self, grant: Grant, descriptor: Option<OwnedFd>) -> Result<(), Refusal> {

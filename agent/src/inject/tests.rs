@@ -1,6 +1,6 @@
 use super::*;
 use crate::start::{BoxFuture, Exit, StartError};
-use headstart_injector::{Address, BackendKind, BackendSpec, PoolSettings};
+use headstart_injector::{Address, BackendKind, BackendSpec, PoolSettings, TlsMode};
 use headstart_wire::Channel;
 use headstart_wire::{Direction, GrantStatus};
 use std::os::fd::AsRawFd;
@@ -62,6 +62,7 @@ fn dowry(pools: Vec<Pool>) -> Dowry {
         concurrency: Some(2),
         pools,
         by_socket: false,
+        tls: TlsMode::Relay,
     }
 }
 

@@ -24,6 +24,7 @@ impl Function {
         let runtime = runtime(&mut table, kind);
         let command = command(&mut table, kind);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
+        let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());
         let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
         Some(Self {
             id,
@@ -51,7 +52,13 @@ impl Function {
             freeze_backends: table.or("freeze_backends", FreezeBackends::Keep, |v| {
                 v.choice(&[FreezeBackends::Keep, FreezeBackends::Return].map(|f| (f.as_str(), f)))
             }),
-            backend_sockets: table.or("backend_sockets", false, |v| v.boolean()),
+            backend_sockets,
+            tls_hand_over: table.or("tls_hand_over", false, |v| match v.boolean()? {
+                true if backend_sockets => {
+                    v.fail("has no use with backend_sockets, where the agent speaks TLS")
+                }
+                set => Some(set),
+            }),
             start_attempts: table.or("start_attempts", 3, |v| v.integer(1..=10)),
             cooldown: table.or("cooldown", secs(30), |v| v.duration(ms(100)..=hours(1))),
             origin: table.finish(),

@@ -113,6 +113,10 @@ fn no_more_are_ready_than_may_be() {
 
 #[test]
 fn instances_freeze_before_they_stop() {
+    check(
+        &format!("[[function]]\n{GOOD}backend_sockets = true\ntls_hand_over = true"),
+        &["7: function.f.tls_hand_over: has no use with backend_sockets, where the agent speaks TLS"],
+    );
     let less = |stop| format!("6: function.f.freeze_after: must be less than stop_after, which is {stop}");
     check(&format!("[[function]]\n{GOOD}freeze_after = \"15m\""), &[&less("15m")]);
     check(&format!("[[function]]\n{GOOD}freeze_after = \"2s\"\nstop_after = \"1s\""), &[&less("1s")]);

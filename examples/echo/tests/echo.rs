@@ -24,7 +24,7 @@ fn each_line_is_answered_by_the_upstream() {
             writeln!(writer, "{}!", line.unwrap().to_uppercase()).unwrap();
         }
     });
-    let status = GrantStatus::Ready { session: Session::Tcp, expires_ns: None };
+    let status = GrantStatus::Ready { session: Session::Tcp, expires_ns: None, tls: None };
     let grant = Grant { backend: "upstream".into(), status };
     let function = Command::new(env!("CARGO_BIN_EXE_echo"));
     let instance = Instance::start(function, vec![(grant, Some(injected.into()))]);

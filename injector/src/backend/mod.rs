@@ -29,6 +29,7 @@ pub use headstart_wire::Session;
 pub(crate) use liveness::{farewell, is_quiet};
 pub use postgres::ProtocolError;
 pub(crate) use stream::Stream;
+pub(crate) use tls::{Kept, NoHandOver};
 pub use tls::{Tls, TlsSettings, TlsSettingsError};
 
 use crate::sockets::{Admitted, Door};

@@ -3,14 +3,15 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::{Domain, SockRef, TcpKeepalive};
+use headstart_wire::TlsKeys;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio_rustls::client::TlsStream;
 
+use super::tls::{Kept, NoHandOver, TlsStream};
 use super::{ConnectCause, is_quiet, relay, tls};
 use crate::{Address, BackendSpec, DiscardReason};
 
@@ -24,7 +25,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
     Unix(UnixStream),
 }
 
@@ -46,14 +47,6 @@ impl Stream {
         }
     }
 
-    /// A socket that was taken out of the reactor with [`Stream::into_fd`].
-    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        if SockRef::from(&fd).domain()? == Domain::UNIX {
-            return UnixStream::from_std(fd.into()).map(Self::Unix);
-        }
-        TcpStream::from_std(fd.into()).map(Self::Tcp)
-    }
-
     /// Whether nobody on a network can listen in.
     pub(crate) fn is_private(&self) -> bool {
         matches!(self, Self::Tls(_) | Self::Unix(_))
@@ -67,30 +60,28 @@ impl Stream {
         }
     }
 
+    /// Looks, without blocking and without taking anything that is for its next owner, whether the idle connection can
+    /// be handed over.
+    pub(crate) fn is_quiet(&mut self) -> Result<(), DiscardReason> {
+        match self {
+            Self::Tls(stream) => stream.is_quiet(),
+            Self::Tcp(_) | Self::Unix(_) => is_quiet(self),
+        }
+    }
+
     /// Pending as long as the idle connection is good, and then wakes `cx`. Sees what the reactor has
-    /// seen; [`is_quiet`] asks the socket.
-    pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<DiscardReason> {
-        loop {
-            let readiness = match self {
-                Self::Tcp(stream) => stream.poll_read_ready(cx),
-                Self::Tls(stream) => stream.get_ref().0.poll_read_ready(cx),
-                Self::Unix(stream) => stream.poll_read_ready(cx),
-            };
-            match readiness {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(_)) => return Poll::Ready(DiscardReason::SocketError),
-                Poll::Ready(Ok(())) => {}
-            }
-            // "Would block" makes the reactor forget a readiness that was none.
-            let look = || is_quiet(self).map_or_else(Ok, |()| Err(io::ErrorKind::WouldBlock.into()));
-            let end = match self {
-                Self::Tcp(stream) => stream.try_io(Interest::READABLE, look),
-                Self::Tls(stream) => stream.get_ref().0.try_io(Interest::READABLE, look),
-                Self::Unix(stream) => stream.try_io(Interest::READABLE, look),
-            };
-            if let Ok(reason) = end {
-                return Poll::Ready(reason);
-            }
+    /// seen; [`Stream::is_quiet`] asks the socket.
+    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<DiscardReason> {
+        match self {
+            Self::Tls(stream) => stream.poll_end(cx),
+            Self::Tcp(stream) => poll_end(
+                || stream.poll_read_ready(cx),
+                || stream.try_io(Interest::READABLE, || end(is_quiet(&*stream))),
+            ),
+            Self::Unix(stream) => poll_end(
+                || stream.poll_read_ready(cx),
+                || stream.try_io(Interest::READABLE, || end(is_quiet(&*stream))),
+            ),
         }
     }
 
@@ -103,13 +94,51 @@ impl Stream {
             Self::Unix(stream) => stream.into_std().map(OwnedFd::from),
         }
     }
+
+    /// Whether there is a TLS session, and it can be handed over.
+    pub(crate) fn check_hand_over(&self) -> Option<Result<(), NoHandOver>> {
+        match self {
+            Self::Tls(stream) => Some(stream.check_hand_over()),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+
+    /// The socket out of the reactor and, with [`Stream::check_hand_over`], the session behind it.
+    pub(crate) fn hand_over(self) -> io::Result<(OwnedFd, Option<(TlsKeys, Kept)>)> {
+        match self {
+            Self::Tls(stream) if stream.check_hand_over().is_ok() => {
+                stream.hand_over().map(|(fd, keys, kept)| (fd, Some((keys, kept))))
+            }
+            other => other.into_fd().map(|fd| (fd, None)),
+        }
+    }
+}
+
+/// Waits for what `look` finds when the reactor says that there is something.
+pub(super) fn poll_end(
+    mut ready: impl FnMut() -> Poll<io::Result<()>>,
+    mut look: impl FnMut() -> io::Result<DiscardReason>,
+) -> Poll<DiscardReason> {
+    loop {
+        if ready!(ready()).is_err() {
+            return Poll::Ready(DiscardReason::SocketError);
+        }
+        if let Ok(reason) = look() {
+            return Poll::Ready(reason);
+        }
+    }
+}
+
+/// "Would block" makes the reactor forget a readiness that was none.
+pub(super) fn end(quiet: Result<(), DiscardReason>) -> io::Result<DiscardReason> {
+    quiet.map_or_else(Ok, |()| Err(io::ErrorKind::WouldBlock.into()))
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
-            Self::Tls(stream) => stream.get_ref().0.as_fd(),
+            Self::Tls(stream) => stream.socket().as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         }
     }

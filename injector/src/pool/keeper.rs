@@ -47,7 +47,7 @@ impl Shared {
                 }
                 let Some((waiter, idle)) = handed_over else { return };
                 let lease = Lease::new(self, idle, Some(FallbackReason::PoolEmpty));
-                drop(waiter.answer.send(lease)); // withdrawn just now: the lease ends here
+                drop(waiter.answer.send(Ok(lease))); // withdrawn just now: the lease ends here
             }
             Err(error) => {
                 let error = Arc::new(error);

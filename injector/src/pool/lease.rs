@@ -4,23 +4,22 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use headstart_wire::{Flow, TlsKeys, TrafficKey};
 use thiserror::Error;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::state::Idle;
-use crate::backend::{self, CancelRequest, Connection, Session, Stream, is_quiet};
+use crate::backend::{self, CancelRequest, Connection, Kept, Session, Stream};
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
-/// A connection with one owner. Take it apart: descriptor and session go to the function, the slot stays.
+/// A connection with one owner, on its way to a function.
 #[derive(Debug)]
 pub struct Lease {
-    /// The socket: connected, quiet, non-blocking, close-on-exec.
-    pub fd: OwnedFd,
+    stream: Stream,
     /// What the function needs to act as if it had logged in.
     pub session: Session,
-    /// Keeps the connection's place in the pool until the function is through with it.
-    pub slot: LeaseSlot,
+    slot: LeaseSlot,
     /// [`FallbackReason::PoolEmpty`] when the connection was not idle but made on the spot.
     pub fallback: Option<FallbackReason>,
     /// How long connect and login took: what the function was spared.
@@ -29,43 +28,70 @@ pub struct Lease {
     pub expires_at: Option<Instant>,
 }
 
-impl Lease {
-    /// Out of the reactor, into the hands of one owner. The caller has counted it as leased.
-    pub(super) fn new(
-        shared: &Arc<Shared>,
-        idle: Idle,
-        fallback: Option<FallbackReason>,
-    ) -> Result<Self, LeaseError> {
-        let ttl = shared.spec.pool.ttl;
-        let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
-        let Connection { stream, session, cancel, connect_time } = idle.connection;
-        let slot = LeaseSlot { shared: Arc::clone(shared), cancel };
-        match stream.into_fd() {
-            Ok(fd) => Ok(Self { fd, session, slot, fallback, connect_time, expires_at }),
-            Err(error) => {
-                let error = ConnectError::new(&shared.spec, ConnectCause::Lost(error));
-                Err(LeaseError::Connect(Arc::new(error)))
-            }
-        }
-    }
+/// What the function gets, and what stays.
+#[derive(Debug)]
+pub struct HandedOver {
+    /// The socket: connected, quiet, non-blocking, close-on-exec.
+    pub fd: OwnedFd,
+    /// What the function needs to act as if it had logged in.
+    pub session: Session,
+    /// The keys of the TLS session that the socket leads into, if the function has to speak TLS itself.
+    pub tls: Option<TlsKeys>,
+    /// Keeps the connection's place in the pool until the function is through with it.
+    pub slot: LeaseSlot,
+}
+
+/// Who speaks TLS, when the backend does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// The agent, and the function gets a socket that needs none.
+    Relay,
+    /// The function, where the session can be handed over; else the agent.
+    HandOver,
 }
 
 impl Lease {
-    /// Whether the connection, which nobody has used yet, can still be.
-    pub(crate) fn is_good(&self, now: Instant) -> bool {
-        self.expires_at.is_none_or(|at| at > now) && is_quiet(&self.fd).is_ok()
+    /// The caller has counted it as leased.
+    pub(super) fn new(shared: &Arc<Shared>, idle: Idle, fallback: Option<FallbackReason>) -> Self {
+        let ttl = shared.spec.pool.ttl;
+        let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
+        let Connection { stream, session, cancel, connect_time } = idle.connection;
+        let slot = LeaseSlot { shared: Arc::clone(shared), cancel, tls: None };
+        Self { stream, session, slot, fallback, connect_time, expires_at }
     }
 
-    /// For use in this process. Must be called within a tokio runtime.
-    pub(crate) fn into_stream(self) -> Result<(Stream, Session, LeaseSlot), LeaseError> {
-        let Self { fd, session, slot, .. } = self;
-        match Stream::from_fd(fd) {
-            Ok(stream) => Ok((stream, session, slot)),
-            Err(error) => {
-                let error = ConnectError::new(&slot.shared.spec, ConnectCause::Lost(error));
-                Err(LeaseError::Connect(Arc::new(error)))
+    /// Out of the reactor, into the hands of one owner. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the connection is lost at this moment.
+    pub fn hand_over(self, mode: TlsMode) -> Result<HandedOver, LeaseError> {
+        let Self { stream, session, mut slot, .. } = self;
+        let spec = &slot.shared.spec;
+        let outcome = match mode {
+            TlsMode::Relay => stream.into_fd().map(|fd| (fd, None)),
+            TlsMode::HandOver => {
+                if let Some(Err(reason)) = stream.check_hand_over() {
+                    slot.shared.tell_relayed(reason);
+                }
+                stream.hand_over()
             }
-        }
+        };
+        let (fd, tls) = outcome.map_err(|error| {
+            LeaseError::Connect(Arc::new(ConnectError::new(spec, ConnectCause::Lost(error))))
+        })?;
+        let (keys, kept) = tls.unzip();
+        slot.tls = kept;
+        Ok(HandedOver { fd, session, tls: keys, slot })
+    }
+
+    /// Whether the connection, which nobody has used yet, can still be.
+    pub(crate) fn is_good(&mut self, now: Instant) -> bool {
+        self.expires_at.is_none_or(|at| at > now) && self.stream.is_quiet().is_ok()
+    }
+
+    /// For use in this process.
+    pub(crate) fn into_stream(self) -> (Stream, Session, LeaseSlot) {
+        (self.stream, self.session, self.slot)
     }
 }
 
@@ -75,12 +101,26 @@ impl Lease {
 pub struct LeaseSlot {
     shared: Arc<Shared>,
     cancel: Option<CancelRequest>,
+    tls: Option<Kept>,
 }
 
 impl LeaseSlot {
     /// The place of a connection that was leased in an earlier life of this pool.
     pub(super) fn inherited(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), cancel: None }
+        Self { shared: Arc::clone(shared), cancel: None, tls: None }
+    }
+
+    /// [`TlsKeys::connection`] of a connection whose TLS was handed over.
+    pub fn tls_connection(&self) -> Option<u64> {
+        self.tls.as_ref().map(Kept::connection)
+    }
+
+    /// The key that follows the last one of this direction (RFC 8446, section 7.2). `None` when there is none to be
+    /// had.
+    pub fn next_key(&self, flow: Flow) -> Option<TrafficKey> {
+        let next = self.tls.as_ref()?.next_key(flow);
+        next.inspect_err(|error| tracing::warn!(backend = self.shared.spec.name, "no next TLS key: {error}"))
+            .ok()
     }
 
     /// Asks the server to cancel the query that runs on this connection; the function, which has no

@@ -27,14 +27,15 @@ mod status;
 mod tests;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
-use crate::backend::Protocol;
+use crate::backend::{NoHandOver, Protocol};
 use crate::{BackendSpec, DiscardReason, backend};
-pub use lease::{Lease, LeaseError, LeaseSlot};
+pub use lease::{HandedOver, Lease, LeaseError, LeaseSlot, TlsMode};
 use state::{Idle, State, Waiter};
 pub use status::{PoolStatus, Tally};
 
@@ -62,6 +63,8 @@ struct Shared {
     state: Mutex<State>,
     /// Rung when the keeper has something to do.
     bell: Notify,
+    /// The log says once why TLS is not handed over.
+    told_relayed: AtomicBool,
 }
 
 impl Pool {
@@ -71,7 +74,8 @@ impl Pool {
     /// Outside a tokio runtime with I/O and time.
     pub fn spawn(spec: BackendSpec) -> Self {
         let state = Mutex::new(State::new(&spec.pool));
-        let shared = Arc::new(Shared { spec, state, bell: Notify::new() });
+        let shared =
+            Arc::new(Shared { spec, state, bell: Notify::new(), told_relayed: AtomicBool::new(false) });
         tokio::spawn(keeper::keep(Arc::clone(&shared)));
         Self(Arc::new(Owner(shared)))
     }
@@ -91,7 +95,7 @@ impl Pool {
         let taken = shared.lock().take_idle(Instant::now());
         shared.discard(taken.dead);
         shared.bell.notify_one();
-        taken.alive.and_then(|idle| Lease::new(shared, idle, None).ok())
+        taken.alive.map(|idle| Lease::new(shared, idle, None))
     }
 
     /// A connection: an idle one, else the next that gets ready, for which room is taken and a connect
@@ -106,7 +110,7 @@ impl Pool {
         let begun = shared.begin_lease();
         async move {
             let outcome = match begun {
-                Ok(Begun::Ready(lease)) => Ok(lease),
+                Ok(Begun::Ready(lease)) => Ok(*lease),
                 Ok(Begun::Waiting { id, answer }) => shared.await_lease(id, answer).await,
                 Err(error) => Err(error),
             };
@@ -137,7 +141,7 @@ impl Pool {
 
 /// How a lease began.
 enum Begun {
-    Ready(Lease),
+    Ready(Box<Lease>),
     Waiting { id: u64, answer: oneshot::Receiver<Result<Lease, LeaseError>> },
 }
 
@@ -163,7 +167,7 @@ impl Shared {
         self.discard(taken.dead);
         self.bell.notify_one();
         match taken.alive {
-            Some(idle) => Lease::new(self, idle, None).map(Begun::Ready),
+            Some(idle) => Ok(Begun::Ready(Box::new(Lease::new(self, idle, None)))),
             None => queued.ok_or_else(|| self.exhausted()),
         }
     }
@@ -196,6 +200,13 @@ impl Shared {
         for (idle, reason) in connections {
             tracing::debug!(backend = self.spec.name, reason = reason.as_str(), "idle connection discarded");
             backend::farewell(&idle.connection.stream, self.spec.kind.protocol().farewell());
+        }
+    }
+
+    fn tell_relayed(&self, reason: NoHandOver) {
+        if !self.told_relayed.swap(true, Ordering::Relaxed) {
+            let backend = &self.spec.name;
+            tracing::warn!(backend, "TLS is relayed by the agent instead of handed over: {reason}");
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::status::{PoolStatus, Tally};
 use super::{Lease, LeaseError};
-use crate::backend::{Connection, is_quiet};
+use crate::backend::Connection;
 use crate::{BackendSpec, ConnectError, DiscardReason, FallbackReason, PoolSettings};
 
 /// A connection that waits to be leased.
@@ -98,9 +98,9 @@ impl State {
     /// Takes the oldest idle connection that is alive, and counts it as leased.
     pub(super) fn take_idle(&mut self, now: Instant) -> Taken {
         let mut taken = Taken::default();
-        while let Some((idle, end)) = self.idle.pop_front() {
+        while let Some((mut idle, end)) = self.idle.pop_front() {
             let expired = end.is_some_and(|end| end <= now);
-            match if expired { Err(DiscardReason::Expired) } else { is_quiet(&idle.connection.stream) } {
+            match if expired { Err(DiscardReason::Expired) } else { idle.connection.stream.is_quiet() } {
                 Ok(()) => {
                     self.leased += 1;
                     self.backoff.proved_good();
@@ -252,12 +252,12 @@ impl State {
 
     fn remove_idle(
         &mut self,
-        mut verdict: impl FnMut(&Idle, Option<Instant>) -> Option<DiscardReason>,
+        mut verdict: impl FnMut(&mut Idle, Option<Instant>) -> Option<DiscardReason>,
     ) -> Vec<(Idle, DiscardReason)> {
         let mut removed = Vec::new();
         for _ in 0..self.idle.len() {
-            let Some((idle, end)) = self.idle.pop_front() else { break };
-            match verdict(&idle, end) {
+            let Some((mut idle, end)) = self.idle.pop_front() else { break };
+            match verdict(&mut idle, end) {
                 Some(reason) => {
                     self.tally.discard(reason);
                     removed.push((idle, reason));

@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, Pool, PoolSettings, PoolStatus, PostgresLogin, Secret,
+    Address, BackendKind, BackendSpec, HandedOver, Lease, Pool, PoolSettings, PoolStatus, PostgresLogin,
+    Secret, TlsMode,
 };
 use postgres_protocol::message::{backend::Message, frontend};
 
@@ -208,6 +209,11 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
 }
 
 /// Waits, for at most 60 s, until the pool is in a state.
+/// As a function gets it whose TLS, if there is any, the agent speaks.
+pub(crate) fn relayed(lease: Lease) -> HandedOver {
+    lease.hand_over(TlsMode::Relay).expect("handed over")
+}
+
 pub(crate) async fn until(pool: &Pool, what: &str, reached: impl Fn(&PoolStatus) -> bool) -> PoolStatus {
     for _ in 0..30_000 {
         let status = pool.status();

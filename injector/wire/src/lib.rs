@@ -13,6 +13,8 @@
 //!    | ------- Request ------------> |   any time: one more connection of a configured backend
 //!    | <------ Grant + descriptor -- |
 //!    | ------- Returned -----------> |   any time: a connection that was given is closed
+//!    | ------- NextKey ------------> |   any time: the next key of a TLS session that was given
+//!    | <------ NextKey ------------- |
 //!    | <------ Freeze -------------- |   stop accepting, you are about to be frozen
 //!    | ------- Quiet or Busy ------> |   after Busy the function goes on as if nothing was said
 //!    |   (frozen, for any time)      |
@@ -31,6 +33,7 @@ mod activity;
 mod channel;
 mod message;
 mod queue;
+mod tls;
 
 pub use activity::{Activity, PAGE_BYTES, Seen};
 pub use channel::{Channel, Received};
@@ -38,6 +41,7 @@ pub use message::{
     Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, Session, ToAgent, ToFunction, VERSION,
 };
 pub use queue::accept_queue;
+pub use tls::{Flow, Suite, TlsKeys, TrafficKey};
 
 /// Environment variable that names the inherited control descriptor, in decimal.
 pub const CONTROL_FD_ENV: &str = "HEADSTART_CONTROL_FD";

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::WireError;
+use crate::tls::{Flow, TlsKeys, TrafficKey};
 
 /// Version of the protocol; both sides close a socket that speaks another one.
 pub const VERSION: u8 = 2;
@@ -95,6 +96,17 @@ pub enum ToAgent {
     Returned {
         /// The backend's name.
         backend: String,
+        /// Which, when its TLS was handed over: [`TlsKeys::connection`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connection: Option<u64>,
+    },
+    /// The next key of a connection whose TLS was handed over: a `KeyUpdate` (RFC 8446, section 4.6.3) has come or
+    /// is about to be sent.
+    NextKey {
+        /// [`TlsKeys::connection`].
+        connection: u64,
+        /// Whose key.
+        flow: Flow,
     },
 }
 
@@ -125,6 +137,15 @@ pub enum ToFunction {
     /// The instance runs again: look after the backend connections, accept, and
     /// say [`ToAgent::Thawed`].
     Thaw {},
+    /// To [`ToAgent::NextKey`].
+    NextKey {
+        /// As asked.
+        connection: u64,
+        /// As asked.
+        flow: Flow,
+        /// None when the agent cannot tell: it began after the connection was handed over.
+        key: Option<TrafficKey>,
+    },
 }
 
 impl Direction for ToFunction {
@@ -134,7 +155,7 @@ impl Direction for ToFunction {
         match self {
             Self::Lease(lease) => 2 + lease.backends.iter().filter(|grant| grant.is_ready()).count(),
             Self::Grant(grant) => usize::from(grant.is_ready()),
-            Self::Freeze { .. } | Self::Thaw {} => 0,
+            Self::Freeze { .. } | Self::Thaw {} | Self::NextKey { .. } => 0,
         }
     }
 }
@@ -184,6 +205,10 @@ pub enum GrantStatus {
         /// `CLOCK_MONOTONIC`; never if none.
         #[serde(default)]
         expires_ns: Option<u64>,
+        /// The descriptor leads into a TLS session, which the function goes on with: these are its keys. None: what
+        /// is written to the descriptor is for the server as it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tls: Option<TlsKeys>,
     },
     /// The pool was empty; a connection is being made and follows as a [`ToFunction::Grant`].
     Pending,
@@ -224,7 +249,13 @@ pub enum Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::Suite;
     use proptest::prelude::*;
+
+    fn tls() -> TlsKeys {
+        let key = |byte| TrafficKey { key: [byte; 32], iv: [byte; 12], sequence: u64::from(byte) };
+        TlsKeys { connection: 7, suite: Suite::Aes256Gcm, to_server: key(1), from_server: key(2) }
+    }
 
     fn lease() -> ToFunction {
         let session = Session::Postgres {
@@ -233,8 +264,10 @@ mod tests {
             database: "orders".into(),
             parameters: vec![("server_version".into(), "15.1".into())],
         };
-        let ready =
-            Grant { backend: "db".into(), status: GrantStatus::Ready { session, expires_ns: Some(9) } };
+        let ready = Grant {
+            backend: "db".into(),
+            status: GrantStatus::Ready { session, expires_ns: Some(9), tls: Some(tls()) },
+        };
         let failed =
             Grant { backend: "cache".into(), status: GrantStatus::Failed { reason: "refused".into() } };
         ToFunction::Lease(Lease {
@@ -280,11 +313,17 @@ mod tests {
             ToAgent::Quiet {},
             ToAgent::Busy {},
             ToAgent::Thawed { thawed_ns: 7 },
-            ToAgent::Returned { backend: "db".into() },
+            ToAgent::Returned { backend: "db".into(), connection: None },
+            ToAgent::NextKey { connection: 9, flow: Flow::ToServer },
         ] {
             assert_eq!(ToAgent::decode(&message.encode().unwrap()).unwrap(), message);
         }
-        for message in [ToFunction::Freeze { return_backends: true }, ToFunction::Thaw {}] {
+        for message in [
+            ToFunction::Freeze { return_backends: true },
+            ToFunction::Thaw {},
+            ToFunction::NextKey { connection: 9, flow: Flow::FromServer, key: Some(tls().to_server.clone()) },
+            ToFunction::NextKey { connection: 9, flow: Flow::FromServer, key: None },
+        ] {
             assert_eq!(message.descriptors(), 0);
             assert_eq!(ToFunction::decode(&message.encode().unwrap()).unwrap(), message);
         }
@@ -298,8 +337,21 @@ mod tests {
             {\"backend\":\"db\",\"status\":\"ready\",\"session\":{\"kind\":\"tcp\"}}]}}";
         let ToFunction::Lease(lease) = ToFunction::decode(packet).unwrap() else { panic!("no lease") };
         assert_eq!(lease.concurrency, None);
-        let ready = GrantStatus::Ready { session: Session::Tcp, expires_ns: None };
+        let ready = GrantStatus::Ready { session: Session::Tcp, expires_ns: None, tls: None };
         assert_eq!(lease.backends[0].status, ready);
+    }
+
+    #[test]
+    fn keys_are_written_as_the_documentation_says_and_never_shown() {
+        let text = serde_json::to_string(&tls().to_server).unwrap();
+        let (key, iv) = ("01".repeat(32), "01".repeat(12));
+        assert_eq!(text, format!(r#"{{"key":"{key}","iv":"{iv}","sequence":1}}"#));
+        let shown = format!("{:?}", lease());
+        assert!(shown.contains("***") && !shown.contains("[1, 1") && !shown.contains("0101"), "{shown}");
+        for wrong in ["", "01", "zz", &"01".repeat(33)] {
+            let text = format!(r#"{{"key":"{wrong}","iv":"{iv}","sequence":1}}"#);
+            assert!(serde_json::from_str::<TrafficKey>(&text).is_err(), "{wrong}");
+        }
     }
 
     #[test]
@@ -316,7 +368,7 @@ mod tests {
         }
 
         #[test]
-        fn no_body_panics(body in "\\{\"(hello|ack|ready|lease|grant|request|returned|freeze|thaw|thawed)\":.{0,64}") {
+        fn no_body_panics(body in "\\{\"(hello|ack|ready|lease|grant|request|returned|freeze|thaw|thawed|next_key)\":.{0,64}") {
             let mut packet = vec![b'H', b'S', VERSION, 0];
             packet.extend_from_slice(body.as_bytes());
             let _ = ToAgent::decode(&packet);

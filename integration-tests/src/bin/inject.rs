@@ -124,7 +124,9 @@ fn first_results(round_trip_ms: u64) -> Result<Vec<Figure>> {
         );
         Ok(Function { port: free_port()?.port(), prepared: 1, kind, keys })
     };
-    let (injected, socket) = (function("injected", "")?, function("socket", "backend_sockets = true\n")?);
+    let injected = function("injected", "tls_hand_over = true\n")?;
+    let relayed = function("injected", "")?;
+    let socket = function("socket", "backend_sockets = true\n")?;
     let backend = format!(
         "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
          password_file = {:?}\ntls = {{ ca_file = {:?} }}\npool = {{ min_idle = 4, max = 16 }}\n",
@@ -134,10 +136,15 @@ fn first_results(round_trip_ms: u64) -> Result<Vec<Figure>> {
         postgres.password_file()?,
         postgres.ca_file(),
     );
-    let setup = AgentSetup::default().config(&backend).config(&injected.text("injected", &["orders-db"]));
-    let agent = setup.config(&socket.text("socket", &["orders-db"])).start()?;
-    injected.rest(&agent, "injected")?;
-    socket.rest(&agent, "socket")?;
+    let mut setup = AgentSetup::default().config(&backend);
+    let functions = [("injected", &injected), ("relayed", &relayed), ("socket", &socket)];
+    for (name, function) in functions {
+        setup = setup.config(&function.text(name, &["orders-db"]));
+    }
+    let agent = setup.start()?;
+    for (name, function) in functions {
+        function.rest(&agent, name)?;
+    }
     let bouncer = Bouncer::start(&postgres)?;
     let process = |host: String, tls: bool| {
         let mut variables = vec![
@@ -152,12 +159,13 @@ fn first_results(round_trip_ms: u64) -> Result<Vec<Figure>> {
     };
     let ways = [
         ("injected", Way::Function(&agent, &injected, "injected")),
+        ("relayed", Way::Function(&agent, &relayed, "relayed")),
         ("socket", Way::Function(&agent, &socket, "socket")),
         ("pgbouncer_unix", process(bouncer.socket(), false)),
         ("pgbouncer_tcp", process(format!("127.0.0.1:{}", bouncer.port), false)),
         ("direct", process(postgres.address().to_string(), true)),
     ];
-    let mut samples = [const { (Vec::new(), Vec::new()) }; 5];
+    let mut samples = [const { (Vec::new(), Vec::new()) }; 6];
     for turn in 0..WARMUP + TURNS {
         for ((name, way), (connected, result)) in ways.iter().zip(&mut samples) {
             let times = way.measure(&probe).with_context(|| (*name).to_owned())?;

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use axum::{Router, routing::get};
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Tls, TlsSettings,
+    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Tls, TlsMode, TlsSettings,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 /// A simple query, and how its result ends.
 const QUERY: &[u8] = b"Q\0\0\0\x0dselect 1\0";
@@ -41,25 +41,24 @@ fn main() -> ExitCode {
 }
 
 async fn measure(function: &headstart::Function, entered: Instant) -> Result<String> {
-    let socket = if env::var("WAY")? == "injected" {
-        function.backend("orders-db").socket().await?.socket
+    let connected;
+    if env::var("WAY")? == "injected" {
+        let (stream, _) = function.backend("orders-db").stream().await?;
+        connected = entered.elapsed();
+        ask(stream).await?;
     } else {
         // A pool of one is as good a client as any.
-        Pool::spawn(spec()?).lease().await?.fd
-    };
-    let connected = entered.elapsed();
-    let unix =
-        nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(std::os::fd::AsRawFd::as_raw_fd(&socket));
-    if unix.is_ok() {
-        ask(UnixStream::from_std(socket.into())?).await?;
-    } else {
-        ask(TcpStream::from_std(socket.into())?).await?;
+        let lease = Pool::spawn(spec()?).lease().await?.hand_over(TlsMode::Relay)?;
+        connected = entered.elapsed();
+        // A TCP socket, or one end of a socket pair.
+        ask(TcpStream::from_std(lease.fd.into())?).await?;
     }
     Ok(format!("{} {}", connected.as_nanos(), entered.elapsed().as_nanos()))
 }
 
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
     stream.write_all(QUERY).await?;
+    stream.flush().await?;
     let mut answer = Vec::new();
     while !answer.ends_with(READY) {
         if stream.read_buf(&mut answer).await? == 0 {

@@ -152,14 +152,25 @@ class FunctionTest(unittest.TestCase):
             agent.hear("ack")
             self.assertTrue(client.recv(4096).decode().startswith("HTTP/1.0 200"))
             self.assertEqual(mine.recv(5), b"hello")
-        # And the one after that is refused.
+        # And those after that are refused, or cannot be used.
         with agent.connect() as client:
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
             agent.hear("request")
             agent.tell("grant", {"backend": "db", "status": "failed", "reason": "the server is full"})
             self.assertIn("500", client.recv(4096).decode())
+        with agent.connect() as client:
+            client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
+            agent.hear("request")
+            another, theirs = socket.socketpair()
+            agent.tell("grant", {**ready, "tls": {"connection": 7}}, [theirs.fileno()])
+            theirs.close()
+            agent.hear("ack")
+            self.assertIn("500", client.recv(4096).decode())
+            self.assertEqual(another.recv(1), b"", "closed")
+            another.close()
         self.assertEqual(agent.stop(), 0)
         self.assertIn("the server is full", agent.said())
+        self.assertIn("remove tls_hand_over", agent.said())
         for end in (ours, mine):
             end.close()
 

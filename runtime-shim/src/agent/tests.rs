@@ -6,7 +6,7 @@ use std::io::Read;
 
 const SHORT: Duration = Duration::from_millis(20);
 
-async fn take(function: &Function, backend: &str, wait: Duration) -> Result<Injected, Reason> {
+async fn take(function: &Function, backend: &str, wait: Duration) -> Result<Granted, Reason> {
     function.agent().unwrap().take(backend, wait).await
 }
 

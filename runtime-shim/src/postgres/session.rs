@@ -83,9 +83,9 @@ impl Inner {
             task.abort();
             let _ = task.await;
         }
-        if lent.is_some() {
+        if let Some(Lent { connection, .. }) = lent {
             let backend = self.backend.name().to_owned();
-            self.backend.function().tell(&ToAgent::Returned { backend });
+            self.backend.function().tell(&ToAgent::Returned { backend, connection });
         }
     }
 }

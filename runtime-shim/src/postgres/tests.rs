@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{PATIENCE, attached, ready};
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use tokio_postgres::SimpleQueryMessage;
 
 const PROCESS_ID: i32 = 4711;

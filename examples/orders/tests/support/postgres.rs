@@ -97,8 +97,10 @@ fn run(command: &mut Command) {
 
 fn ready(session: Session, socket: OwnedFd) -> ((Grant, Option<OwnedFd>), i32) {
     let Session::Postgres { process_id, .. } = session else { panic!("a PostgreSQL session") };
-    let grant =
-        Grant { backend: "orders-db".into(), status: GrantStatus::Ready { session, expires_ns: None } };
+    let grant = Grant {
+        backend: "orders-db".into(),
+        status: GrantStatus::Ready { session, expires_ns: None, tls: None },
+    };
     ((grant, Some(socket)), process_id)
 }
 

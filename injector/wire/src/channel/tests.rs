@@ -16,7 +16,7 @@ fn open_descriptors() -> usize {
 fn grant() -> ToFunction {
     ToFunction::Grant(Grant {
         backend: "db".into(),
-        status: GrantStatus::Ready { session: Session::Tcp, expires_ns: None },
+        status: GrantStatus::Ready { session: Session::Tcp, expires_ns: None, tls: None },
     })
 }
 
@@ -39,7 +39,7 @@ fn descriptors_arrive_in_order_and_close_on_exec() {
         concurrency: None,
         backends: vec![Grant {
             backend: "db".into(),
-            status: GrantStatus::Ready { session: Session::Tcp, expires_ns: None },
+            status: GrantStatus::Ready { session: Session::Tcp, expires_ns: None, tls: None },
         }],
     });
     agent.send(&lease, &opened.each_ref().map(AsFd::as_fd)).unwrap();

@@ -54,7 +54,12 @@ class _Slot:
     def set(self, grant: Dict[str, Any], descriptor: Optional[int]) -> None:
         with self.changed:
             status = grant.get("status")
-            if status == "ready" and descriptor is not None:
+            if status == "ready" and grant.get("tls") is not None:
+                if descriptor is not None:
+                    os.close(descriptor)
+                reason = "TLS was handed over, which this module does not speak: remove tls_hand_over"
+                self.state, self.reason = "failed", reason
+            elif status == "ready" and descriptor is not None:
                 sock = socket.socket(fileno=descriptor)
                 sock.setblocking(False)
                 self.injected = Injected(sock, grant["session"], grant.get("expires_ns"))

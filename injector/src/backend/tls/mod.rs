@@ -1,10 +1,12 @@
 //! TLS as transport (RFC 8446, RFC 5246): the server proves who it is, always.
 //!
-//! The agent keeps the TLS session of a connection and gives the function one end of a socket pair: see
-//! [`super::relay`].
+//! Two ways lead from a session to a function. The agent keeps it and gives the function one end of a socket pair
+//! ([`super::relay`]); or it gives away socket and keys ([`hand_over`]), and keeps what later keys are made of.
+
+mod hand_over;
+mod session;
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,10 +17,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::{ConnectCause, certificate};
+pub(crate) use hand_over::{Kept, NoHandOver};
+pub(crate) use session::TlsStream;
 
 /// What the operator says about TLS to a backend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,7 +65,7 @@ pub enum TlsSettingsError {
 /// TLS to one backend, ready for any number of connections.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    connector: Arc<ClientConfig>,
+    config: Arc<ClientConfig>,
     server_name: ServerName<'static>,
 }
 
@@ -107,31 +109,22 @@ impl Tls {
             }
             None => builder.with_no_client_auth(),
         };
+        config.enable_secret_extraction = true; // for the hand-over, which decides what is extracted
         config.alpn_protocols = settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let server_name = ServerName::try_from(settings.server_name.clone())
             .map_err(|_| TlsSettingsError::ServerName(settings.server_name.clone()))?;
-        Ok(Self { connector: Arc::new(config), server_name })
+        Ok(Self { config: Arc::new(config), server_name })
     }
 
     /// The handshake on a fresh connection.
-    pub(super) async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, ConnectCause> {
-        let connector = TlsConnector::from(Arc::clone(&self.connector));
-        connector.connect(self.server_name.clone(), stream).await.map_err(cause)
+    pub(super) async fn handshake(&self, socket: TcpStream) -> Result<TlsStream, ConnectCause> {
+        TlsStream::connect(Arc::clone(&self.config), self.server_name.clone(), socket).await
     }
 }
 
 /// What binds a login to this TLS session (RFC 5929, `tls-server-end-point`).
-pub(super) fn end_point(stream: &TlsStream<TcpStream>) -> Option<Vec<u8>> {
-    let (_, session) = stream.get_ref();
-    certificate::end_point(session.peer_certificates()?.first()?)
-}
-
-/// A verdict of ours on what the server said, or the end of the connection.
-fn cause(error: io::Error) -> ConnectCause {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(verdict) => ConnectCause::Tls(verdict.clone()),
-        None => ConnectCause::Lost(error),
-    }
+pub(super) fn end_point(stream: &TlsStream) -> Option<Vec<u8>> {
+    certificate::end_point(stream.peer_certificate()?)
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSettingsError> {

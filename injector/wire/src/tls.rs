@@ -1,0 +1,69 @@
+//! The keys of a TLS 1.3 session (RFC 8446) that goes on in the function.
+//!
+//! They protect what is sent until the next `KeyUpdate`. The traffic secrets, from which the keys after it are made,
+//! stay in the agent: [`ToAgent::NextKey`](crate::ToAgent::NextKey).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
+
+/// What protects the records of one connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsKeys {
+    /// Names the connection in later messages: unlike that of any other of this instance, and below 2^53.
+    pub connection: u64,
+    /// What the keys are for.
+    pub suite: Suite,
+    /// For what the function sends.
+    pub to_server: TrafficKey,
+    /// For what it receives.
+    pub from_server: TrafficKey,
+}
+
+/// The AEAD algorithm (RFC 8446, appendix B.4): those with keys of 256 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Suite {
+    /// `TLS_AES_256_GCM_SHA384`.
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+    /// `TLS_CHACHA20_POLY1305_SHA256`.
+    #[serde(rename = "chacha20-poly1305")]
+    Chacha20Poly1305,
+}
+
+/// One of the two directions of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flow {
+    /// What the function sends.
+    ToServer,
+    /// What it receives.
+    FromServer,
+}
+
+/// What protects the records of one direction. `Debug` does not show it; it is wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficKey {
+    /// The key; hexadecimal on the wire.
+    #[serde(with = "hex::serde")]
+    pub key: [u8; 32],
+    /// What the nonces are made of (RFC 8446, section 5.3); hexadecimal on the wire.
+    #[serde(with = "hex::serde")]
+    pub iv: [u8; 12],
+    /// The number of the next record.
+    pub sequence: u64,
+}
+
+impl fmt::Debug for TrafficKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TrafficKey(***, {})", self.sequence)
+    }
+}
+
+impl Drop for TrafficKey {
+    fn drop(&mut self) {
+        self.key.zeroize();
+        self.iv.zeroize();
+    }
+}

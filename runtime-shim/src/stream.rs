@@ -1,0 +1,109 @@
+//! The stream of plaintext of a backend connection, by whatever it travels.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+use std::task::{Context, Poll};
+#[cfg(feature = "tls")]
+use std::time::Duration;
+
+#[cfg(feature = "tls")]
+use headstart_wire::TlsKeys;
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
+use tokio::net::{TcpStream, UnixStream};
+
+#[cfg(feature = "tls")]
+use crate::agent::Agent;
+#[cfg(feature = "tls")]
+use crate::tls::TlsStream;
+
+/// A backend connection, from [`Backend::stream`](crate::Backend::stream). Flush what must leave at once, and shut it
+/// down to say goodbye in TLS.
+#[derive(Debug)]
+pub struct BackendStream(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<TlsStream>),
+}
+
+impl BackendStream {
+    pub(crate) fn tcp(stream: TcpStream) -> Self {
+        Self(Kind::Tcp(stream))
+    }
+
+    /// A socket of either kind.
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        let address: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+        if address.family() == Some(AddressFamily::Unix) {
+            let stream = std::os::unix::net::UnixStream::from(socket);
+            stream.set_nonblocking(true)?;
+            return Ok(Self(Kind::Unix(UnixStream::from_std(stream)?)));
+        }
+        Ok(Self::tcp(adopt_tcp(socket)?))
+    }
+
+    /// A socket that leads into a TLS session.
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls(
+        socket: OwnedFd,
+        keys: &TlsKeys,
+        agent: Arc<Agent>,
+        wait: Duration,
+    ) -> io::Result<Self> {
+        Ok(Self(Kind::Tls(Box::new(TlsStream::new(adopt_tcp(socket)?, keys, agent, wait)?))))
+    }
+
+    /// One end of a socket pair; a task passes on what is said there.
+    pub(crate) fn relay(mut self) -> io::Result<OwnedFd> {
+        let (mut near, far) = UnixStream::pair()?;
+        tokio::spawn(async move {
+            // Either end may be lost at any time; then both are closed.
+            let _ = copy_bidirectional(&mut near, &mut self).await;
+        });
+        far.into_std().map(OwnedFd::from)
+    }
+}
+
+fn adopt_tcp(socket: OwnedFd) -> io::Result<TcpStream> {
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
+}
+
+macro_rules! each {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match &mut $self.get_mut().0 {
+            Kind::Tcp($stream) => $call,
+            Kind::Unix($stream) => $call,
+            #[cfg(feature = "tls")]
+            Kind::Tls($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for BackendStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for BackendStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
