@@ -18,6 +18,9 @@ dockerd                         docker.io    runs functions in Docker
 /usr/lib/postgresql/*/bin/initdb postgresql  is the database behind the example functions
 openssl                         openssl      is a server to which TLS sessions are handed over
 redis-server                    redis-server is another backend
+mariadbd                        mariadb-server-core is another
+mariadb                         mariadb-client-core is its client, which knows nothing of Headstart
+/usr/lib/python3/dist-packages/pymysql python3-pymysql is a driver that knows nothing of Headstart
 pgbouncer                       pgbouncer    is what connections are compared with
 /usr/lib/python3/dist-packages/redis python3-redis is its driver, which knows nothing of Headstart
 /usr/lib/python3/dist-packages/psycopg2 python3-psycopg2 is a driver that knows nothing of Headstart

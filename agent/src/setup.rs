@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use headstart_config::{self as config, Config, Interfaces, Postgres, Protocol, Redis, RequireAuth};
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, RedisLogin, Secret, Tls, TlsMode,
-    TlsSettings,
+    Address, BackendKind, BackendSpec, MysqlLogin, Pool, PoolSettings, PostgresLogin, RedisLogin, Secret,
+    Tls, TlsMode, TlsSettings,
 };
 use sha2::{Digest, Sha256};
 
@@ -259,7 +259,7 @@ fn listener(manager: &mut Manager, door: &Door<'_>, backlog: u16) -> Result<Owne
 }
 
 /// What leads drivers to the sockets of backends: to the first of each kind (PostgreSQL documentation, "Environment
-/// Variables" of libpq; `REDIS_URL` as redis-py's `from_url` reads it).
+/// Variables" of libpq; `REDIS_URL` as redis-py's `from_url` reads it; `MYSQL_UNIX_PORT` of the client libraries of MariaDB and MySQL).
 fn variables(config: &Config, function: &config::Function) -> Vec<(String, String)> {
     if !function.backend_sockets {
         return Vec::new();
@@ -274,6 +274,7 @@ fn variables(config: &Config, function: &config::Function) -> Vec<(String, Strin
             Protocol::Redis(Redis { database, .. }) => {
                 vec![("REDIS_URL", format!("unix://{directory}/redis.sock?db={database}"))]
             }
+            Protocol::Mysql(_) => vec![("MYSQL_UNIX_PORT", format!("{directory}/mysql.sock"))],
             Protocol::Tcp => Vec::new(),
         };
         // All of one backend, or none: half of one and half of another leads nowhere.
@@ -321,6 +322,11 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
             user: redis.user.clone(),
             password: redis.password_file.as_deref().map(password).transpose()?,
             database: redis.database,
+        }),
+        Protocol::Mysql(mysql) => BackendKind::Mysql(MysqlLogin {
+            user: mysql.user.clone(),
+            password: mysql.password_file.as_deref().map(password).transpose()?,
+            database: mysql.database.clone(),
         }),
         Protocol::Postgres(postgres) => {
             let password = postgres.password_file.as_deref().map(password).transpose()?;

@@ -34,6 +34,32 @@ pub enum Protocol {
     Postgres(Postgres),
     /// `redis`: the login, and the choice of the database.
     Redis(Redis),
+    /// `mysql`: the login to MariaDB or MySQL.
+    Mysql(Mysql),
+}
+
+impl Protocol {
+    /// The file with the password, if there is one.
+    #[must_use]
+    pub fn password_file(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Tcp => None,
+            Self::Postgres(Postgres { password_file, .. })
+            | Self::Redis(Redis { password_file, .. })
+            | Self::Mysql(Mysql { password_file, .. }) => password_file.as_ref(),
+        }
+    }
+}
+
+/// The keys of `kind = "mysql"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mysql {
+    /// User to log in as. Required.
+    pub user: String,
+    /// Default database. Default: none.
+    pub database: Option<String>,
+    /// As [`Postgres::password_file`].
+    pub password_file: Option<PathBuf>,
 }
 
 /// The keys of `kind = "redis"`.
@@ -129,16 +155,11 @@ impl Backend {
 
     /// The files with what proves who we are, and who the server is.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        let password = match &self.protocol {
-            Protocol::Postgres(postgres) => postgres.password_file.as_ref(),
-            Protocol::Redis(redis) => redis.password_file.as_ref(),
-            Protocol::Tcp => None,
-        };
         let tls = self.tls.iter().flat_map(|tls| {
             let client = tls.client.iter().flat_map(|(chain, key)| [chain, key]);
             tls.ca_file.iter().chain(client)
         });
-        password.into_iter().chain(tls)
+        self.protocol.password_file().into_iter().chain(tls)
     }
 
     pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
@@ -166,9 +187,9 @@ impl Backend {
 
 /// The keys which only some kinds have, and those kinds.
 const LOGIN_KEYS: [(&str, &[Kind]); 4] = [
-    ("user", &[Kind::Postgres, Kind::Redis]),
-    ("database", &[Kind::Postgres, Kind::Redis]),
-    ("password_file", &[Kind::Postgres, Kind::Redis]),
+    ("user", &[Kind::Postgres, Kind::Redis, Kind::Mysql]),
+    ("database", &[Kind::Postgres, Kind::Redis, Kind::Mysql]),
+    ("password_file", &[Kind::Postgres, Kind::Redis, Kind::Mysql]),
     ("application_name", &[Kind::Postgres]),
 ];
 
@@ -178,14 +199,20 @@ enum Kind {
     Tls,
     Postgres,
     Redis,
+    Mysql,
 }
 
 impl Kind {
-    const WORDS: [(&str, Self); 4] =
-        [("tcp", Self::Tcp), ("tls", Self::Tls), ("postgres", Self::Postgres), ("redis", Self::Redis)];
+    const WORDS: [(&str, Self); 5] = [
+        ("tcp", Self::Tcp),
+        ("tls", Self::Tls),
+        ("postgres", Self::Postgres),
+        ("redis", Self::Redis),
+        ("mysql", Self::Mysql),
+    ];
 
     fn read(table: &mut Table<'_>) -> Option<Self> {
-        let words = ": \"tcp\", \"tls\", \"postgres\" or \"redis\"";
+        let words = ": \"tcp\", \"tls\", \"postgres\", \"redis\" or \"mysql\"";
         let kind = table.require("kind", words, |v| v.choice(&Self::WORDS));
         for (key, kinds) in LOGIN_KEYS {
             match kind {
@@ -212,6 +239,7 @@ impl Protocol {
             Kind::Tcp | Kind::Tls => Some(Self::Tcp),
             Kind::Postgres => Postgres::read(table).map(Self::Postgres),
             Kind::Redis => Some(Self::Redis(Redis::read(table))),
+            Kind::Mysql => Mysql::read(table).map(Self::Mysql),
         }
     }
 }
@@ -230,6 +258,15 @@ impl Redis {
             table.require::<()>("password_file", " with a user", |_| None);
         }
         Self { user, database, password_file }
+    }
+}
+
+impl Mysql {
+    fn read(table: &mut Table<'_>) -> Option<Self> {
+        let user = table.require("user", " by kind = \"mysql\"", |v| v.text().map(str::to_owned));
+        let database = table.or("database", None, |v| v.text().map(|text| Some(text.to_owned())));
+        let password_file = table.get("password_file").and_then(|v| v.absolute_path());
+        Some(Self { user: user?, database, password_file })
     }
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Backend, Config, Function, Postgres, Protocol, Redis, Runtime, Tls};
+use crate::{Backend, Config, Function, Mysql, Postgres, Protocol, Redis, Runtime, Tls};
 
 impl Config {
     /// The SHA-256, in hexadecimal, of what instances of `function` depend on: its settings, except those that
@@ -127,25 +127,27 @@ impl Fingerprint {
         }
         match protocol {
             Protocol::Tcp => self.add("kind", "tcp"),
-            Protocol::Redis(Redis { user, database, password_file }) => {
+            Protocol::Redis(Redis { user, database, password_file: _ }) => {
                 self.add("kind", "redis");
                 self.add("user", user.as_deref().unwrap_or_default());
                 self.add("database", database.to_string());
-                if let Some(path) = password_file {
-                    self.add("password_file", path.as_os_str().as_bytes());
-                }
             }
-            Protocol::Postgres(Postgres { user, database, password_file, application_name }) => {
+            Protocol::Mysql(Mysql { user, database, password_file: _ }) => {
+                self.add("kind", "mysql");
+                self.add("user", user);
+                self.add("database", database.as_deref().unwrap_or_default());
+            }
+            Protocol::Postgres(Postgres { user, database, password_file: _, application_name: _ }) => {
                 self.add("kind", "postgres");
                 self.add("user", user);
                 self.add("database", database);
-                if let Some(path) = password_file {
-                    self.add("password_file", path.as_os_str().as_bytes());
-                }
-                if let Some(name) = application_name {
-                    self.add("application_name", name);
-                }
             }
+        }
+        if let Some(path) = protocol.password_file() {
+            self.add("password_file", path.as_os_str().as_bytes());
+        }
+        if let Protocol::Postgres(Postgres { application_name: Some(name), .. }) = protocol {
+            self.add("application_name", name);
         }
     }
 }

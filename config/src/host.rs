@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::keys::Keys;
-use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Protocol, Runtime, Syn};
+use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Runtime, Syn};
 
 /// As the kernel's limit of symbolic links in a path (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -60,12 +60,7 @@ impl Backend {
         let mut check = |key, outcome: Result<(), String>| {
             problems.extend(outcome.err().map(|message| self.origin.problem(key, message)));
         };
-        let password_file = match &self.protocol {
-            Protocol::Postgres(postgres) => postgres.password_file.as_ref(),
-            Protocol::Redis(redis) => redis.password_file.as_ref(),
-            Protocol::Tcp => None,
-        };
-        if let Some(path) = password_file {
+        if let Some(path) = self.protocol.password_file() {
             check("password_file", check_secret_file(path, "the password"));
         }
         if let Some(tls) = &self.tls {

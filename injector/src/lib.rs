@@ -32,4 +32,4 @@ pub use pool::{HandedOver, Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
 pub use secret::Secret;
 pub use sockets::{AUDIT, Sockets};
-pub use spec::{Address, BackendKind, BackendSpec, PoolSettings, PostgresLogin, RedisLogin};
+pub use spec::{Address, BackendKind, BackendSpec, MysqlLogin, PoolSettings, PostgresLogin, RedisLogin};

@@ -31,6 +31,19 @@ pub enum BackendKind {
     Postgres(PostgresLogin),
     /// Redis, from version 6 on.
     Redis(RedisLogin),
+    /// MariaDB or MySQL.
+    Mysql(MysqlLogin),
+}
+
+/// How to log in to MariaDB or MySQL.
+#[derive(Debug, Clone, Default)]
+pub struct MysqlLogin {
+    /// The user.
+    pub user: String,
+    /// Needed unless that user has none.
+    pub password: Option<Secret>,
+    /// The default database.
+    pub database: Option<String>,
 }
 
 /// How to log in to Redis.

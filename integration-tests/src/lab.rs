@@ -21,6 +21,7 @@ mod docker;
 
 mod agent;
 mod manager;
+mod mariadb;
 mod metrics;
 mod pins;
 
@@ -30,6 +31,7 @@ pub use command::{run, run_within};
 pub use delay::Delay;
 pub use docker::Docker;
 pub use manager::Manager;
+pub use mariadb::Mariadb;
 pub use metrics::{Metrics, Sample};
 pub use netns::{Link, Namespace};
 pub use postgres::{Postgres, PostgresSetup};

@@ -5,7 +5,7 @@
 use headstart_integration_tests::client::{self, Reply};
 use headstart_integration_tests::lab::build_static;
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Manager, Postgres, PostgresSetup, Redis, Rootfs, free_port,
+    Agent, AgentSetup, Manager, Mariadb, Postgres, PostgresSetup, Redis, Rootfs, free_port,
 };
 use headstart_integration_tests::site::{Function, Kind, LIMIT};
 use headstart_integration_tests::{cli, privilege};
@@ -13,10 +13,20 @@ use serde_json::Value;
 
 const NAME: &str = "reports";
 const PSQL: &str = "/usr/lib/postgresql";
+const MARIADB: &str = "/usr/bin/mariadb";
 
 fn ready() -> bool {
     privilege::require_root("containers and PostgreSQL")
-        && privilege::require_tools(&["runc", "dockerd", "python3", "psql", "redis-server", PSQL])
+        && privilege::require_tools(&[
+            "runc",
+            "dockerd",
+            "python3",
+            "psql",
+            "redis-server",
+            "mariadbd",
+            MARIADB,
+            PSQL,
+        ])
 }
 
 /// The program `psql` itself: what is in the PATH chooses one.
@@ -29,8 +39,8 @@ fn client_program(name: &str) -> std::path::PathBuf {
 fn function(runtime: &str) -> Function {
     let binary = build_static("headstart-integration-tests", "steady").unwrap();
     let rootfs = Rootfs::with_binary("steady", &binary).unwrap();
-    for name in ["psql", "pgbench"] {
-        rootfs.add_program(&client_program(name)).unwrap();
+    for program in [client_program("psql"), client_program("pgbench"), MARIADB.into()] {
+        rootfs.add_program(&program).unwrap();
     }
     let kind = Kind::of(runtime, rootfs).unwrap();
     // What is not there cannot be asked for: no password, no address.
@@ -47,6 +57,17 @@ fn backend(postgres: &Postgres, tls: bool) -> String {
         Postgres::USER,
         Postgres::DATABASE,
         postgres.password_file().unwrap(),
+    )
+}
+
+fn mysql(mariadb: &Mariadb) -> String {
+    format!(
+        "[[backend]]\nname = \"sales-db\"\nkind = \"mysql\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
+         password_file = {:?}\n",
+        mariadb.address(),
+        Mariadb::USER,
+        Mariadb::DATABASE,
+        mariadb.password_file().unwrap(),
     )
 }
 
@@ -176,6 +197,14 @@ r.publish('c', 'x'); assert s.get_message(timeout=5)['data'] == 'x'
 assert r.client_info()['db'] == 3
 print('ok')";
 
+const PYMYSQL_SCRIPT: &str = "import os, pymysql
+c = pymysql.connect(unix_socket=os.environ['MYSQL_UNIX_PORT'], user='app', database='orders'); q = c.cursor()
+q.execute('create table t (i int, s text)')
+q.executemany('insert into t values (%s, %s)', [(i, 'é' * i) for i in range(50)]); c.commit()
+q.execute('select sum(i), max(char_length(s)) from t'); assert q.fetchone() == (1225, 49)
+c.ping(); q.execute('drop table t'); c.close()
+print('ok')";
+
 /// The last one for PostgreSQL cancels a query: with a key that is not the server's.
 #[test]
 fn drivers_of_python_work_unchanged() {
@@ -192,18 +221,40 @@ fn drivers_of_python_work_unchanged() {
         Redis::USER,
         redis.password_file().unwrap(),
     );
+    let mariadb = Mariadb::on_loopback().unwrap();
     let setup = AgentSetup::default().config(&backend(&postgres, false)).config(&cache);
-    let agent = setup.config(&function.text(NAME, &["orders-db", "cache"])).start().unwrap();
+    let setup = setup.config(&mysql(&mariadb));
+    let agent = setup.config(&function.text(NAME, &["orders-db", "cache", "sales-db"])).start().unwrap();
     function.rest(&agent, NAME).unwrap();
-    for (name, script) in SCRIPTS.into_iter().chain([("redis", REDIS_SCRIPT)]) {
+    for (name, script) in SCRIPTS.into_iter().chain([("redis", REDIS_SCRIPT), ("pymysql", PYMYSQL_SCRIPT)]) {
         let script = script.replace('\n', "\\n").replace('\'', "\\'");
         let said = output(&function, &["/usr/bin/python3", "-c", &format!("exec('{script}')")]);
         assert_eq!(said, "ok", "{name}");
     }
     wait_leased(&agent, 0);
-    for secret in [Postgres::PASSWORD, Redis::PASSWORD] {
+    for secret in [Postgres::PASSWORD, Redis::PASSWORD, Mariadb::PASSWORD] {
         assert!(!agent.log().contains(secret));
     }
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn the_client_of_mariadb_works_unchanged() {
+    if !ready() {
+        return;
+    }
+    let mariadb = Mariadb::on_loopback().unwrap();
+    let function = function("oci");
+    let setup = AgentSetup::default().config(&mysql(&mariadb));
+    let agent = setup.config(&function.text(NAME, &["sales-db"])).start().unwrap();
+    function.rest(&agent, NAME).unwrap();
+    let ask = |sql: &str| output(&function, &[MARIADB, "--no-defaults", "-u", "app", "-BN", "-e", sql]);
+    assert_eq!(ask("select current_user(), database()"), "app@%\torders");
+    assert_eq!(ask("select repeat('x', 200000)").len(), 200_000);
+    assert_eq!(ask("create table t (i int); insert into t values (1), (2); select sum(i) from t"), "3");
+    let denied = run(&function, &[MARIADB, "--no-defaults", "-u", "root", "-e", "select 1"]);
+    assert!(denied.body.contains("log in as 'app'"), "{}", denied.body);
+    assert!(!agent.log().contains(Mariadb::PASSWORD));
     assert!(agent.stop().unwrap().success());
 }
 

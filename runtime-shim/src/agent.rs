@@ -58,7 +58,7 @@ pub(crate) struct Granted {
     pub(crate) session: Session,
     pub(crate) expires_ns: Option<u64>,
     /// Of the TLS session that the socket leads into.
-    pub(crate) tls: Option<TlsKeys>,
+    pub(crate) tls: Option<Box<TlsKeys>>,
 }
 
 /// One configured backend.

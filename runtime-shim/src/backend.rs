@@ -202,6 +202,7 @@ impl Backend {
         let kind = match session {
             Session::Tcp => "tcp",
             Session::Redis { .. } => "redis",
+            Session::Mysql { .. } => "mysql",
             Session::Postgres { .. } => "postgres",
         };
         Error::WrongKind { backend: self.name.clone(), kind }

@@ -89,7 +89,10 @@ impl Grants {
             Err(error) => return failed(backend, &error),
         };
         self.slots.push((backend.clone(), slot));
-        (Grant { backend, status: GrantStatus::Ready { session, expires_ns, tls } }, Some(fd))
+        (
+            Grant { backend, status: GrantStatus::Ready { session, expires_ns, tls: tls.map(Box::new) } },
+            Some(fd),
+        )
     }
 
     /// The next connection that was begun, or why there is none. Pends while none is being made.

@@ -173,6 +173,9 @@ fn audit(instance: &str, grant: &Grant) {
         Session::Postgres { process_id, user, database, .. } => {
             tracing::info!(target: AUDIT, instance, backend, process_id, user, database, tls_handed_over, "connection handed over");
         }
+        Session::Mysql { connection_id, user, .. } => {
+            tracing::info!(target: AUDIT, instance, backend, connection_id, user, tls_handed_over, "connection handed over");
+        }
         Session::Redis { .. } | Session::Tcp => {
             tracing::info!(target: AUDIT, instance, backend, tls_handed_over, "connection handed over");
         }

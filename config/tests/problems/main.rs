@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Protocol, Redis, Tls};
+use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Mysql, Protocol, Redis, Tls};
 use proptest::prelude::*;
 
 mod lifecycle;
@@ -125,7 +125,7 @@ fn backends() {
         ),
         (
             "name = \"b\"\nuser = \"u\"",
-            ".b.user: belongs to kind = \"postgres\" or \"redis\", and this backend is \"tcp\"",
+            ".b.user: belongs to kind = \"postgres\" or \"redis\" or \"mysql\", and this backend is \"tcp\"",
         ),
         ("name = \"b\"\npassword = \"hunter2\"", ".b.password: unknown key, did you mean \"password_file\"?"),
         ("name = \"b\"\npool = 3", ".b.pool: must be a table, as pool = { max = 64 }, not an integer"),
@@ -156,7 +156,7 @@ fn backends() {
         "[[backend]]",
         &[
             "1: backend[0].name: is required",
-            "1: backend[0].kind: is required: \"tcp\", \"tls\", \"postgres\" or \"redis\"",
+            "1: backend[0].kind: is required: \"tcp\", \"tls\", \"postgres\", \"redis\" or \"mysql\"",
             "1: backend[0].address: is required",
         ],
     );
@@ -290,6 +290,26 @@ fn redis() {
 }
 
 #[test]
+fn mysql() {
+    let base = "[[backend]]\nname = \"b\"\nkind = \"mysql\"\naddress = \"h:1\"\n";
+    for (text, message) in [
+        ("", "1: backend.b.user: is required by kind = \"mysql\""),
+        ("user = \"u\"\ndatabase = 3", "6: backend.b.database: must be a string, not an integer"),
+        ("user = \"u\"\npassword_file = \"p\"", "6: backend.b.password_file: must be an absolute path"),
+    ] {
+        check(&format!("{base}{text}"), &[message]);
+    }
+    let read = |text: &str| Config::parse("h.toml", &format!("{base}{text}")).unwrap().backends.remove(0);
+    let mysql = |database: Option<&str>, password_file: Option<&str>| {
+        let (database, password_file) = (database.map(str::to_owned), password_file.map(Into::into));
+        Protocol::Mysql(Mysql { user: "u".into(), database, password_file })
+    };
+    assert_eq!(read("user = \"u\"").protocol, mysql(None, None));
+    let every = read("user = \"u\"\npassword_file = \"/p\"\ndatabase = \"d\"\ntls = true");
+    assert_eq!((every.protocol, every.tls), (mysql(Some("d"), Some("/p")), Some(Tls::default())));
+}
+
+#[test]
 fn tls() {
     let postgres = "name = \"b\"\nkind = \"postgres\"\nuser = \"u\"\naddress = \"h:1\"\n";
     let bare = "name = \"b\"\nkind = \"tls\"\naddress = \"h:1\"\n";
@@ -338,7 +358,7 @@ fn one_mistake_is_one_problem() {
     check(
         &text,
         &[
-            "1: backend.db.kind: is required: \"tcp\", \"tls\", \"postgres\" or \"redis\"",
+            "1: backend.db.kind: is required: \"tcp\", \"tls\", \"postgres\", \"redis\" or \"mysql\"",
             "1: backend.db.address: is required",
             "8: function.f.backends[1]: \"db\" is listed twice",
         ],

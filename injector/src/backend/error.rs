@@ -159,3 +159,8 @@ fn verdict(error: &rustls::Error) -> String {
 fn is_transient(sqlstate: &str) -> bool {
     ["08", "40", "53", "55", "57", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))
 }
+
+/// Words of a server, fit for a line of a log.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -23,7 +23,7 @@ pub(crate) fn is_quiet(fd: impl AsFd) -> Result<(), DiscardReason> {
 }
 
 /// Says goodbye if the socket takes it at once. The connection is closed next, so errors do not matter.
-pub(crate) fn farewell(fd: impl AsFd, words: &[u8]) {
+pub(super) fn farewell(fd: impl AsFd, words: &[u8]) {
     if !words.is_empty() {
         drop((&*SockRef::from(&fd)).write(words));
     }

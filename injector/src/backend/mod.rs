@@ -6,6 +6,7 @@
 mod certificate;
 mod error;
 mod liveness;
+mod mysql;
 pub(crate) mod postgres;
 mod redis;
 mod relay;
@@ -26,7 +27,7 @@ use zeroize::Zeroizing;
 
 pub use error::{ConnectCause, ConnectError};
 pub use headstart_wire::Session;
-pub(crate) use liveness::{farewell, is_quiet};
+use liveness::{farewell, is_quiet};
 pub use postgres::ProtocolError;
 pub(crate) use stream::Stream;
 pub(crate) use tls::{Kept, NoHandOver};
@@ -65,13 +66,17 @@ pub(crate) struct LoggedIn {
 
 /// A protocol: the part in which backends differ.
 pub(crate) trait Protocol: Send + Sync {
-    /// Asks for TLS, where that is not simply begun.
-    fn start_tls<'a>(&'a self, _: &'a mut TcpStream) -> BoxFuture<'a, Result<(), ConnectCause>> {
-        Box::pin(async { Ok(()) })
+    /// Asks for TLS, where that is not simply begun. Returns what the server has said that is for the login.
+    fn start_tls<'a>(&'a self, _: &'a mut TcpStream) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
-    /// Logs in on a fresh stream, and leaves it quiet.
-    fn log_in<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>>;
+    /// Logs in on a fresh stream, and leaves it quiet. `said` is what came before TLS.
+    fn log_in<'a>(
+        &'a self,
+        stream: &'a mut Stream,
+        said: Vec<u8>,
+    ) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>>;
 
     /// The socket file that a configured path means.
     fn socket_path(&self, path: &Path) -> PathBuf {
@@ -113,6 +118,7 @@ impl BackendKind {
             Self::Tcp => &tcp::Bare,
             Self::Postgres(login) => login,
             Self::Redis(login) => login,
+            Self::Mysql(login) => login,
         }
     }
 }
@@ -122,8 +128,8 @@ pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectErr
     let protocol = spec.kind.protocol();
     let begun = Instant::now();
     let attempt = async {
-        let mut stream = Stream::dial(spec).await?;
-        let LoggedIn { session, cancel } = protocol.log_in(&mut stream).await?;
+        let (mut stream, said) = Stream::dial(spec).await?;
+        let LoggedIn { session, cancel } = protocol.log_in(&mut stream, said).await?;
         Ok(Connection { stream, session, cancel, connect_time: begun.elapsed() })
     };
     let limit = spec.pool.connect_timeout;
@@ -137,7 +143,7 @@ pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectErr
 /// documentation, "Canceling Requests in Progress").
 pub(crate) async fn cancel(spec: &BackendSpec, request: &CancelRequest) -> Result<(), ConnectError> {
     let attempt = async {
-        let mut stream = Stream::dial(spec).await?;
+        let (mut stream, _) = Stream::dial(spec).await?;
         stream.write_all(&request.0).await.map_err(ConnectCause::Lost)?;
         stream.read(&mut [0]).await.map_err(ConnectCause::Lost)?;
         Ok(())

@@ -5,6 +5,7 @@
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::error::printable;
 use super::{BoxFuture, ConnectCause, LoggedIn, Protocol, Session, Stream};
 use crate::{RedisLogin, Secret};
 
@@ -15,7 +16,11 @@ const SOCKET_NAME: &str = "redis.sock";
 const MAX_REPLY_BYTES: usize = 512;
 
 impl Protocol for RedisLogin {
-    fn log_in<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
+    fn log_in<'a>(
+        &'a self,
+        stream: &'a mut Stream,
+        _: Vec<u8>,
+    ) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
         Box::pin(log_in(self, stream))
     }
 
@@ -107,11 +112,6 @@ fn refused(password: Option<&Secret>, text: &str) -> ConnectCause {
 /// Kinds of errors that pass: it loads its data, runs a script, has lost its master, or changes its place.
 fn is_transient(code: &str) -> bool {
     ["LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "MISCONF", "OOM"].contains(&code)
-}
-
-/// Fit for a line of a log.
-fn printable(text: &str) -> String {
-    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

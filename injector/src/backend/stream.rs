@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 
 use super::tls::{Kept, NoHandOver, TlsStream};
-use super::{ConnectCause, is_quiet, relay, tls};
+use super::{ConnectCause, farewell, is_quiet, relay, tls};
 use crate::{Address, BackendSpec, DiscardReason};
 
 /// First keep-alive probe after this much silence.
@@ -30,20 +30,20 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Connects, up to the end of the TLS handshake where the backend has TLS.
-    pub(crate) async fn dial(spec: &BackendSpec) -> Result<Self, ConnectCause> {
+    /// Connects, up to the end of the TLS handshake where the backend has TLS; with what the server said before that.
+    pub(crate) async fn dial(spec: &BackendSpec) -> Result<(Self, Vec<u8>), ConnectCause> {
         let protocol = spec.kind.protocol();
         match (&spec.address, &spec.tls) {
-            (Address::Tcp(host_port), None) => dial_tcp(host_port).await.map(Self::Tcp),
+            (Address::Tcp(host_port), None) => Ok((Self::Tcp(dial_tcp(host_port).await?), Vec::new())),
             (Address::Tcp(host_port), Some(tls)) => {
                 let mut stream = dial_tcp(host_port).await?;
-                protocol.start_tls(&mut stream).await?;
-                Ok(Self::Tls(Box::new(tls.handshake(stream).await?)))
+                let said = protocol.start_tls(&mut stream).await?;
+                Ok((Self::Tls(Box::new(tls.handshake(stream).await?)), said))
             }
-            (Address::Unix(path), _) => UnixStream::connect(protocol.socket_path(path))
-                .await
-                .map(Self::Unix)
-                .map_err(ConnectCause::Dial),
+            (Address::Unix(path), _) => {
+                let connected = UnixStream::connect(protocol.socket_path(path)).await;
+                Ok((Self::Unix(connected.map_err(ConnectCause::Dial)?), Vec::new()))
+            }
         }
     }
 
@@ -82,6 +82,14 @@ impl Stream {
                 || stream.poll_read_ready(cx),
                 || stream.try_io(Interest::READABLE, || end(is_quiet(&*stream))),
             ),
+        }
+    }
+
+    /// Says goodbye if that can be done at once. The connection is closed next, so errors do not matter.
+    pub(crate) fn farewell(mut self, words: &[u8]) {
+        match &mut self {
+            Self::Tls(stream) => stream.farewell(words),
+            Self::Tcp(_) | Self::Unix(_) => farewell(&self, words),
         }
     }
 

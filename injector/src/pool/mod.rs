@@ -34,7 +34,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{NoHandOver, Protocol};
-use crate::{BackendSpec, DiscardReason, backend};
+use crate::{BackendSpec, DiscardReason};
 pub use lease::{HandedOver, Lease, LeaseError, LeaseSlot, TlsMode};
 use state::{Idle, State, Waiter};
 pub use status::{PoolStatus, Tally};
@@ -199,7 +199,7 @@ impl Shared {
     fn discard(&self, connections: Vec<(Idle, DiscardReason)>) {
         for (idle, reason) in connections {
             tracing::debug!(backend = self.spec.name, reason = reason.as_str(), "idle connection discarded");
-            backend::farewell(&idle.connection.stream, self.spec.kind.protocol().farewell());
+            idle.connection.stream.farewell(self.spec.kind.protocol().farewell());
         }
     }
 

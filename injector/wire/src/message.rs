@@ -208,7 +208,7 @@ pub enum GrantStatus {
         /// The descriptor leads into a TLS session, which the function goes on with: these are its keys. None: what
         /// is written to the descriptor is for the server as it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        tls: Option<TlsKeys>,
+        tls: Option<Box<TlsKeys>>,
     },
     /// The pool was empty; a connection is being made and follows as a [`ToFunction::Grant`].
     Pending,
@@ -232,6 +232,24 @@ pub enum Session {
         user: Option<String>,
         /// The database that is selected.
         database: u32,
+    },
+    /// A MariaDB or MySQL connection (protocol 4.1) that is logged in.
+    Mysql {
+        /// As in the server's greeting.
+        server_version: String,
+        /// The server's number of this connection.
+        connection_id: u32,
+        /// User that is logged in.
+        user: String,
+        /// The default database, if any.
+        #[serde(default)]
+        database: Option<String>,
+        /// The capability flags that both sides have agreed on: they say how results are laid out.
+        capabilities: u32,
+        /// Number of the connection's collation, and so its character set.
+        collation: u8,
+        /// Status flags after the login.
+        status: u16,
     },
     /// A PostgreSQL session after its first `ReadyForQuery` (protocol 3.0).
     Postgres {
@@ -266,7 +284,7 @@ mod tests {
         };
         let ready = Grant {
             backend: "db".into(),
-            status: GrantStatus::Ready { session, expires_ns: Some(9), tls: Some(tls()) },
+            status: GrantStatus::Ready { session, expires_ns: Some(9), tls: Some(Box::new(tls())) },
         };
         let failed =
             Grant { backend: "cache".into(), status: GrantStatus::Failed { reason: "refused".into() } };

@@ -118,7 +118,7 @@ impl Handed {
     async fn begin(server: &Server) -> Self {
         let (_, HandedOver { fd, session, tls, slot }) = hand_over(server).await;
         assert!(tls.is_some(), "handed over");
-        let status = GrantStatus::Ready { session, expires_ns: None, tls };
+        let status = GrantStatus::Ready { session, expires_ns: None, tls: tls.map(Box::new) };
         let (agent, function) = attached(vec![(Grant { backend: "db".into(), status }, Some(fd))]).await;
         let asked = answer(agent, slot);
         let (stream, _) = function.backend("db").stream().await.unwrap();
@@ -249,7 +249,7 @@ async fn both_say_goodbye() {
 async fn a_driver_that_wants_a_descriptor_gets_a_relay() {
     let mut server = Server::start(&["-tls1_3"]).await;
     let (_, HandedOver { fd, session, tls, slot }) = hand_over(&server).await;
-    let status = GrantStatus::Ready { session, expires_ns: None, tls };
+    let status = GrantStatus::Ready { session, expires_ns: None, tls: tls.map(Box::new) };
     let (agent, function) = attached(vec![(Grant { backend: "db".into(), status }, Some(fd))]).await;
     answer(agent, slot);
     let mut stream = function.backend("db").tcp().await.unwrap();
@@ -267,7 +267,7 @@ async fn an_agent_that_does_not_know_the_next_key_ends_the_session() {
     for known in [true, false] {
         let mut server = Server::start(&["-tls1_3"]).await;
         let (_, HandedOver { fd, session, tls, .. }) = hand_over(&server).await;
-        let status = GrantStatus::Ready { session, expires_ns: None, tls };
+        let status = GrantStatus::Ready { session, expires_ns: None, tls: tls.map(Box::new) };
         let (agent, function) = attached(vec![(Grant { backend: "db".into(), status }, Some(fd))]).await;
         let (mut stream, _) = function.backend("db").stream().await.unwrap();
         server.types("before").await;

@@ -34,19 +34,23 @@ const DEFAULTS: [(&str, &str); 2] = [("application_name", "headstart"), ("client
 const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
 impl Protocol for PostgresLogin {
-    fn log_in<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
+    fn log_in<'a>(
+        &'a self,
+        stream: &'a mut Stream,
+        _: Vec<u8>,
+    ) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
         let channel = Channel { private: stream.is_private(), end_point: stream.end_point() };
         Box::pin(log_in(self, stream, channel))
     }
 
-    fn start_tls<'a>(&'a self, stream: &'a mut TcpStream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+    fn start_tls<'a>(&'a self, stream: &'a mut TcpStream) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
         Box::pin(async {
             let mut request = BytesMut::new();
             frontend::ssl_request(&mut request);
             stream.write_all(&request).await.map_err(ConnectCause::Lost)?;
             // One byte, so that nothing that somebody slips in before the handshake is taken for later.
             match stream.read_u8().await {
-                Ok(b'S') => Ok(()),
+                Ok(b'S') => Ok(Vec::new()),
                 Ok(b'N') => Err(ConnectCause::TlsRefused),
                 Ok(tag) => Err(ProtocolError::Unexpected { tag }.into()),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ConnectCause::Closed),

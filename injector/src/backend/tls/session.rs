@@ -101,6 +101,17 @@ impl TlsStream {
         )
     }
 
+    /// Says this, and that nothing follows, if the socket takes it at once.
+    pub(crate) fn farewell(&mut self, words: &[u8]) {
+        let Self { socket, machine } = self;
+        let said = machine
+            .write(words.len() + OVERHEAD, |traffic, space| traffic.encrypt(words, space))
+            .and_then(|()| machine.write(OVERHEAD, |traffic, space| traffic.queue_close_notify(space)));
+        if said.is_ok() {
+            drop((&*SockRef::from(&*socket)).write(&machine.outgoing));
+        }
+    }
+
     /// Sends what is to be sent.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.machine.outgoing.is_empty() {

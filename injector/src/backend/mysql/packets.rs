@@ -1,0 +1,102 @@
+//! Packets: three bytes of length, one of a sequence that restarts with each command, the body ("Client/Server
+//! Protocol", MariaDB Knowledge Base; the same in the MySQL source documentation).
+
+use std::io::{self, ErrorKind};
+
+use mysql_common::constants::CapabilityFlags;
+use mysql_common::io::ParseBuf;
+use mysql_common::packets::ErrPacket;
+use mysql_common::proto::{MyDeserialize, MySerialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::Secret;
+use crate::backend::ConnectCause;
+use crate::backend::error::printable;
+
+/// Largest packet that is read: those of a login are far smaller.
+const PACKET_MAX_BYTES: usize = 16 * 1024;
+
+/// Codes of errors that pass: too many connections (1040), shutting down (1053), too many of this user (1203, 1226),
+/// out of memory (1037, 1038, 1041).
+const TRANSIENT: [u16; 7] = [1037, 1038, 1040, 1041, 1053, 1203, 1226];
+
+/// One side of a conversation.
+pub(super) struct Packets<'a, S> {
+    stream: &'a mut S,
+    /// Of the next packet, in either direction.
+    sequence: u8,
+    password: Option<&'a Secret>,
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
+    /// `password` is cut out of what the other side says.
+    pub(super) fn new(stream: &'a mut S, sequence: u8, password: Option<&'a Secret>) -> Self {
+        Self { stream, sequence, password }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Vec<u8>, ConnectCause> {
+        let lost = |error: io::Error| match error.kind() {
+            ErrorKind::UnexpectedEof => ConnectCause::Closed,
+            _ => ConnectCause::Lost(error),
+        };
+        let mut header = [0; 4];
+        self.stream.read_exact(&mut header).await.map_err(lost)?;
+        let [a, b, c, sequence] = header;
+        let bytes = usize::from(a) | usize::from(b) << 8 | usize::from(c) << 16;
+        if bytes > PACKET_MAX_BYTES || bytes == 0 || sequence != self.sequence {
+            let found = printable(&String::from_utf8_lossy(&header));
+            return Err(ConnectCause::Unexpected { expected: "the next packet of a MySQL login", found });
+        }
+        let mut body = vec![0; bytes];
+        self.stream.read_exact(&mut body).await.map_err(lost)?;
+        self.sequence = self.sequence.wrapping_add(1);
+        Ok(body)
+    }
+
+    pub(super) async fn send(&mut self, body: &[u8]) -> Result<(), ConnectCause> {
+        let length = u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let mut packet = zeroize::Zeroizing::new(vec![length[0], length[1], length[2], self.sequence]);
+        packet.extend_from_slice(body);
+        self.stream.write_all(&packet).await.map_err(ConnectCause::Lost)?;
+        self.stream.flush().await.map_err(ConnectCause::Lost)?;
+        self.sequence = self.sequence.wrapping_add(1);
+        Ok(())
+    }
+
+    pub(super) async fn say(&mut self, body: &impl MySerialize) -> Result<(), ConnectCause> {
+        let mut bytes = zeroize::Zeroizing::new(Vec::new());
+        body.serialize(&mut bytes);
+        self.send(&bytes).await
+    }
+
+    /// The next packet begins a command.
+    pub(super) fn restart(&mut self) {
+        self.sequence = 0;
+    }
+
+    /// What the server says in an error packet.
+    pub(super) fn refused(&self, packet: &[u8], capabilities: CapabilityFlags) -> ConnectCause {
+        match parse::<ErrPacket<'_>>(packet, capabilities) {
+            Ok(ErrPacket::Error(error)) => {
+                let text = format!("{error}");
+                let text = self.password.map_or_else(|| text.clone(), |secret| secret.redact(&text));
+                let passes = TRANSIENT.contains(&error.error_code());
+                ConnectCause::Refused { message: printable(&text), passes }
+            }
+            _ => unexpected("an error", packet),
+        }
+    }
+}
+
+pub(super) fn parse<'de, T: MyDeserialize<'de>>(packet: &'de [u8], ctx: T::Ctx) -> io::Result<T> {
+    // The library takes some sizes for granted.
+    match T::SIZE {
+        Some(size) if packet.len() < size => Err(ErrorKind::UnexpectedEof.into()),
+        _ => ParseBuf(packet).parse(ctx),
+    }
+}
+
+pub(super) fn unexpected(expected: &'static str, packet: &[u8]) -> ConnectCause {
+    let start = &packet[..packet.len().min(64)];
+    ConnectCause::Unexpected { expected, found: printable(&String::from_utf8_lossy(start)) }
+}

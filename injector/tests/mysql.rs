@@ -1,0 +1,301 @@
+//! Every way to log in to a real MariaDB, and its clients that know nothing of pools.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use common::{PASSWORD, relayed, spec, until};
+use headstart_injector::{
+    Address, BackendKind, BackendSpec, MysqlLogin, Pool, Secret, Session, Sockets, Tls, TlsSettings,
+};
+
+/// A server of our own, killed and removed on drop.
+struct Mariadb {
+    child: Child,
+    directory: tempfile::TempDir,
+    port: u16,
+}
+
+impl Mariadb {
+    /// `None`, with a word about it, where MariaDB is not installed. An error in CI.
+    fn start(tls: bool) -> Option<Self> {
+        let directory = tempfile::Builder::new().prefix("hs-my-").tempdir().expect("a directory");
+        let (path, data) = (directory.path(), directory.path().join("data"));
+        let made = Command::new("mariadb-install-db")
+            .args([
+                "--no-defaults",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                "--user=root",
+            ])
+            .arg(format!("--datadir={}", data.display()))
+            .output();
+        let Ok(made) = made else {
+            assert!(std::env::var("CI").is_err(), "MariaDB is missing: apt-get install mariadb-server-core");
+            eprintln!("SKIPPED: MariaDB is missing; to run this test: apt-get install mariadb-server-core");
+            return None;
+        };
+        assert!(made.status.success(), "{}", said(made));
+        let begin = format!(
+            "create database orders;\n\
+             create user app@'%' identified by '{PASSWORD}';\n\
+             create user app@localhost identified by '{PASSWORD}';\n\
+             create user open@'%';\ncreate user open@localhost;\n\
+             create user private@'%' identified by '{PASSWORD}' require ssl;\n\
+             grant all on orders.* to app@'%', app@localhost, open@'%', open@localhost, private@'%';\n"
+        );
+        std::fs::write(path.join("begin.sql"), begin).expect("written");
+        let port =
+            TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").port();
+        let mut command = Command::new("mariadbd");
+        command
+            .args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1", "--skip-log-bin"])
+            .arg(format!("--datadir={}", data.display()))
+            .arg(format!("--socket={}/my", path.display()))
+            .arg(format!("--pid-file={}/pid", path.display()))
+            .arg(format!("--init-file={}/begin.sql", path.display()))
+            .arg(format!("--port={port}"));
+        if tls {
+            let certified =
+                rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+            std::fs::write(path.join("cert.pem"), certified.cert.pem()).expect("written");
+            std::fs::write(path.join("key.pem"), certified.signing_key.serialize_pem()).expect("written");
+            command.arg(format!("--ssl-cert={}/cert.pem", path.display()));
+            command.arg(format!("--ssl-key={}/key.pem", path.display()));
+        }
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("started");
+        let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let ready = lines.any(|line| line.is_ok_and(|line| line.contains("ready for connections")));
+        assert!(ready, "it has ended");
+        // It must not lose its reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Some(Self { child, directory, port })
+    }
+
+    fn socket(&self) -> Address {
+        Address::Unix(self.directory.path().join("my"))
+    }
+
+    fn tcp(&self) -> Address {
+        Address::Tcp(format!("127.0.0.1:{}", self.port))
+    }
+
+    fn tls(&self) -> Option<Tls> {
+        let ca_file = Some(self.directory.path().join("cert.pem"));
+        let settings = TlsSettings { ca_file, server_name: "localhost".into(), ..TlsSettings::default() };
+        Some(Tls::new(&settings).expect("TLS"))
+    }
+}
+
+impl Drop for Mariadb {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What it printed, errors included.
+fn said(output: Output) -> String {
+    String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8").trim().to_owned()
+}
+
+fn login(user: &str, password: Option<&str>) -> MysqlLogin {
+    MysqlLogin { user: user.into(), password: password.map(Secret::new), database: Some("orders".into()) }
+}
+
+fn backend(login: MysqlLogin, address: Address) -> BackendSpec {
+    spec(BackendKind::Mysql(login), address)
+}
+
+/// The first value of the first row, as the server writes it.
+fn ask(stream: &mut (impl Read + Write), sql: &str) -> String {
+    let length = u32::try_from(sql.len() + 1).expect("short").to_le_bytes();
+    let mut packet = vec![length[0], length[1], length[2], 0, 3];
+    packet.extend(sql.bytes());
+    stream.write_all(&packet).expect("sent");
+    let mut next = || {
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).expect("a header");
+        let mut body = vec![0; usize::from(header[0]) | usize::from(header[1]) << 8];
+        stream.read_exact(&mut body).expect("a body");
+        body
+    };
+    assert_eq!(next(), [1], "one column");
+    let (_column, end) = (next(), next());
+    assert_eq!((end[0], end.len()), (0xfe, 5), "the old end of a list, as agreed");
+    let row = next();
+    next();
+    String::from_utf8(row[1..].to_vec()).expect("UTF-8")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_log_in_over_every_transport() {
+    let Some(server) = Mariadb::start(true) else { return };
+    for (user, password, address, tls) in [
+        ("app", Some(PASSWORD), server.tcp(), None),
+        ("app", Some(PASSWORD), server.socket(), None),
+        ("app", Some(PASSWORD), server.tcp(), server.tls()),
+        ("private", Some(PASSWORD), server.tcp(), server.tls()),
+        ("open", None, server.tcp(), None),
+    ] {
+        let (encrypted, over_tls) = (tls.is_some(), format!("{user} at {address}"));
+        let pool = Pool::spawn(BackendSpec { tls, ..backend(login(user, password), address) });
+        let lease = pool.lease().await.expect(&over_tls);
+        let Session::Mysql { user: logged_in, database, connection_id, server_version, .. } = &lease.session
+        else {
+            panic!("{:?}", lease.session)
+        };
+        assert_eq!((logged_in.as_str(), database.as_deref()), (user, Some("orders")));
+        assert!(server_version.contains("MariaDB"), "{server_version}");
+        let connection_id = connection_id.to_string();
+        let lease = relayed(lease);
+        tokio::task::spawn_blocking(move || {
+            let mut stream = std::os::unix::net::UnixStream::from(lease.fd); // or any other stream socket
+            stream.set_nonblocking(false).expect("blocking mode");
+            assert_eq!(ask(&mut stream, "select connection_id()"), connection_id);
+            assert_eq!(ask(&mut stream, "select database()"), "orders");
+            assert_eq!(ask(&mut stream, "select @@character_set_client"), "utf8mb4");
+            let cipher = ask(&mut stream, "select ifnull((select variable_value from information_schema.session_status where variable_name = 'ssl_version'), '')");
+            assert_eq!(!cipher.is_empty(), encrypted, "{over_tls}: {cipher}");
+        })
+        .await
+        .expect("asked");
+    }
+}
+
+#[tokio::test]
+async fn refusals_say_whose_fault_it_is() {
+    let Some(server) = Mariadb::start(false) else { return };
+    let refusal = async |spec: BackendSpec| {
+        let error = Pool::spawn(spec).lease().await.expect_err("refused");
+        let text = error.to_string();
+        assert!(text.contains("orders-db") && !text.contains(PASSWORD), "{text}");
+        (text, error.retry_helps())
+    };
+    let (text, retry) = refusal(backend(login("app", Some("wrong")), server.tcp())).await;
+    assert!(text.contains("Access denied") && !retry, "{text}");
+    let (text, retry) = refusal(backend(login("app", None), server.tcp())).await;
+    assert!(text.contains("Access denied") && !retry, "{text}");
+    let elsewhere = MysqlLogin { database: Some("nowhere".into()), ..login("app", Some(PASSWORD)) };
+    let (text, retry) = refusal(backend(elsewhere, server.tcp())).await;
+    assert!(text.contains("nowhere") && !retry, "{text}");
+    let tls = Tls::new(&TlsSettings { server_name: "localhost".into(), ..TlsSettings::default() }).ok();
+    let (text, retry) =
+        refusal(BackendSpec { tls, ..backend(login("app", Some(PASSWORD)), server.tcp()) }).await;
+    assert!(text.contains("does not offer TLS") && !retry, "{text}");
+}
+
+struct Bed {
+    server: Mariadb,
+    pool: Pool,
+    _sockets: Sockets,
+    directory: tempfile::TempDir,
+}
+
+impl Bed {
+    fn new(clients_max: usize) -> Option<Self> {
+        let server = Mariadb::start(true)?;
+        let spec = BackendSpec { tls: server.tls(), ..backend(login("app", Some(PASSWORD)), server.tcp()) };
+        let pool = Pool::spawn(spec);
+        let directory = tempfile::tempdir().expect("a directory");
+        let pools = std::slice::from_ref(&pool);
+        let sockets = Sockets::listen("f-1", directory.path(), pools, clients_max).expect("sockets");
+        Some(Self { server, pool, _sockets: sockets, directory })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("orders-db/mysql.sock")
+    }
+
+    /// MariaDB's own client.
+    fn client(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("mariadb");
+        command.args(["--no-defaults", "--user=app", "--batch", "--skip-column-names"]);
+        command.args(arguments).env("MYSQL_UNIX_PORT", self.path());
+        said(command.output().expect("mariadb"))
+    }
+
+    fn python(&self, script: &str) -> String {
+        let script = format!("import pymysql\nprint({script})");
+        said(
+            Command::new("/usr/bin/python3")
+                .args(["-c", &script])
+                .env("SOCKET", self.path())
+                .output()
+                .expect("python3"),
+        )
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_need_no_password_and_get_what_they_ask_for() {
+    let Some(bed) = Bed::new(8) else { return };
+    assert_eq!(bed.client(&["-e", "select current_user(), database()"]), "app@localhost\torders");
+    assert_eq!(bed.client(&["orders", "-e", "select repeat('x', 1000000)"]).len(), 1_000_000);
+    let charset = "select @@character_set_client, @@character_set_results, @@collation_connection";
+    assert_eq!(
+        bed.client(&["--default-character-set=latin1", "-e", charset]),
+        "latin1\tlatin1\tlatin1_swedish_ci"
+    );
+    // Nothing of it stays for the next: every client has a connection of its own.
+    assert_eq!(
+        bed.client(&["--default-character-set=utf8mb4", "-e", charset]),
+        "utf8mb4\tutf8mb4\tutf8mb4_general_ci"
+    );
+    let prepared = "prepare s from 'select ? + 1'; set @a = 41; execute s using @a";
+    assert_eq!(bed.client(&["-e", prepared]), "42");
+    until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
+
+    let connect = "pymysql.connect(unix_socket=__import__('os').environ['SOCKET'], user='app'";
+    let one = |arguments: &str, sql: &str| {
+        bed.python(&format!("(lambda c: (c.execute({sql:?}), c.fetchall()))({connect}{arguments}).cursor())"))
+    };
+    assert_eq!(one("", "select 1"), "(1, ((1,),))");
+    let two = one(", client_flag=65536", "select 1; select 2");
+    assert_eq!(two, "(1, ((1,),))", "multiple statements were asked for");
+    let two = one(", client_flag=0", "select 1; select 2");
+    assert!(two.contains("1064"), "and are an error when they were not: {two}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_had_is_refused_in_the_servers_words() {
+    let Some(bed) = Bed::new(1) else { return };
+    for (arguments, said) in [
+        (
+            &["--user=root", "-e", "select 1"][..],
+            "ERROR 1045 (28000): Access denied for user 'root': log in as 'app'",
+        ),
+        (&["mysql", "-e", "select 1"], "ERROR 1049 (42000): Unknown database 'mysql'"),
+    ] {
+        let text = bed.client(arguments);
+        assert!(text.contains(said), "{text}");
+    }
+    let flags = "pymysql.connect(unix_socket=__import__('os').environ['SOCKET'], user='app', client_flag=2)";
+    let text = bed.python(flags);
+    assert!(text.contains("1235") && text.contains("CLIENT_FOUND_ROWS"), "{text}");
+
+    let holder = std::os::unix::net::UnixStream::connect(bed.path()).expect("connected");
+    (&holder).read_exact(&mut [0; 4]).expect("a greeting");
+    let text = bed.client(&["-e", "select 1"]);
+    assert!(text.contains("1040") && text.contains("close some"), "{text}");
+    drop(holder);
+    until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
+
+    // Bad packets end their own connection only.
+    for bytes in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 1], &[4, 0, 0, 1, 0, 2, 0, 0], &[3, 0, 0, 1, 1, 2, 3]]
+    {
+        let mut client = std::os::unix::net::UnixStream::connect(bed.path()).expect("connected");
+        client.write_all(bytes).expect("sent");
+        client.shutdown(std::net::Shutdown::Write).expect("shut down");
+        let mut answer = Vec::new();
+        // Unread bytes of ours may turn the end into a reset.
+        let _ = client.read_to_end(&mut answer);
+        until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
+    }
+    assert_eq!(bed.client(&["-e", "select 1"]), "1");
+    drop(bed.server);
+}

@@ -1,0 +1,76 @@
+//! A real MariaDB on loopback.
+
+use super::{claim::free_port, command::run_within, process::Process, scratch::Scratch};
+use anyhow::Result;
+use std::{
+    fs::{self, Permissions},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const READY: &str = "ready for connections";
+
+/// A running server with user [`Mariadb::USER`] and database [`Mariadb::DATABASE`]. Killed and removed on drop.
+#[derive(Debug)]
+pub struct Mariadb {
+    address: SocketAddr,
+    _server: Process,
+    files: Scratch,
+}
+
+impl Mariadb {
+    /// The user that functions use.
+    pub const USER: &'static str = "app";
+    /// The database that it may use.
+    pub const DATABASE: &'static str = "orders";
+    /// Its password: striking enough to be searched for in logs.
+    pub const PASSWORD: &'static str = "correct-horse-mar1adb";
+
+    /// A server on loopback.
+    pub fn on_loopback() -> Result<Self> {
+        let (files, address) = (Scratch::new("mariadb")?, free_port()?);
+        let path = files.path();
+        let data = format!("--datadir={}/data", path.display());
+        let mut install = Command::new("mariadb-install-db");
+        install.args([
+            "--no-defaults",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            "--user=root",
+        ]);
+        run_within(LIMIT, install.arg(&data))?;
+        let (user, database, password) = (Self::USER, Self::DATABASE, Self::PASSWORD);
+        let begin = format!(
+            "create database {database};\ncreate user {user} identified by '{password}';\n\
+             grant all on {database}.* to {user};\n"
+        );
+        fs::write(path.join("begin.sql"), begin)?;
+        let mut server = Command::new("mariadbd");
+        server.args(["--no-defaults", "--user=root", "--skip-log-bin"]).arg(data);
+        server.arg(format!("--socket={}/socket", path.display()));
+        server.arg(format!("--pid-file={}/pid", path.display()));
+        server.arg(format!("--init-file={}/begin.sql", path.display()));
+        server.arg(format!("--bind-address={}", address.ip()));
+        server.arg(format!("--port={}", address.port()));
+        let server = Process::spawn(&mut server)?;
+        server.wait_line(READY, LIMIT)?;
+        Ok(Self { address, _server: server, files })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A file with the password, for `password_file` in the agent's configuration.
+    pub fn password_file(&self) -> Result<PathBuf> {
+        let path = self.files.path().join("password");
+        fs::write(&path, Self::PASSWORD)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok(path)
+    }
+}
