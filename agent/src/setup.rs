@@ -158,6 +158,7 @@ pub(crate) fn service(
             concurrency: function.concurrency,
             pools,
             by_socket: function.backend_sockets,
+            ports: function.backend_ports.clone(),
             tls: if function.tls_hand_over { TlsMode::HandOver } else { TlsMode::Relay },
         },
         fingerprint: config.fingerprint(function),

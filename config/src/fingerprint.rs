@@ -53,6 +53,7 @@ impl Fingerprint {
             concurrency,
             freeze_backends,
             backend_sockets,
+            backend_ports,
             tls_hand_over,
             id: _,
             listen: _,
@@ -89,6 +90,9 @@ impl Fingerprint {
         self.add("freeze_backends", freeze_backends.as_str());
         if *backend_sockets {
             self.add("backend_sockets", "");
+        }
+        for (name, port) in backend_ports {
+            self.add(&format!("backend_ports.{name}"), port.to_string());
         }
         if *tls_hand_over {
             self.add("tls_hand_over", "");

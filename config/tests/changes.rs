@@ -48,6 +48,7 @@ freeze_after = false
 stop_after = "15m"
 freeze_backends = "keep"
 backend_sockets = false
+backend_ports = {}
 tls_hand_over = false
 start_attempts = 3
 cooldown = "30s"
@@ -56,8 +57,10 @@ cooldown = "30s"
 key_file = "/etc/keys"
 "#;
 
+const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
+
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 26] = [
+const COUNTS: [(&str, &str); 29] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -72,6 +75,9 @@ const COUNTS: [(&str, &str); 26] = [
     ("concurrency = \"unlimited\"", "concurrency = 1"),
     ("freeze_backends = \"keep\"", "freeze_backends = \"return\""),
     ("backend_sockets = false", "backend_sockets = true"),
+    (NO_SOCKETS, "backend_sockets = true\nbackend_ports = { db = 5432 }"),
+    (NO_SOCKETS, "backend_sockets = true\nbackend_ports = { db = 5433 }"),
+    (NO_SOCKETS, "backend_sockets = true\nbackend_ports = { cache = 5432 }"),
     ("tls_hand_over = false", "tls_hand_over = true"),
     ("address = \"10.0.0.5:5432\"", "address = \"10.0.0.5:543\""),
     ("kind = \"tcp\"", "kind = \"postgres\"\nuser = \"u\""),

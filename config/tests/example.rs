@@ -86,7 +86,8 @@ fn what_the_example_calls_a_default_is_one() {
         (f.freeze_after, f.stop_after, f.freeze_backends, f.start_attempts, f.cooldown)
     };
     assert_eq!(rest(orders), rest(echo));
-    let backends = |f: &headstart_config::Function| (f.backend_sockets, f.tls_hand_over);
+    let backends =
+        |f: &headstart_config::Function| (f.backend_sockets, f.backend_ports.clone(), f.tls_hand_over);
     assert_eq!(backends(orders), backends(echo));
     assert_eq!(config.backend("orders-db").unwrap().pool, headstart_config::Pool::default());
 

@@ -5,6 +5,8 @@
 //!        <────────────────── from then on everything is passed on ───────────────────>
 //! ```
 //!
+//! For drivers that know only TCP there are listeners that somebody else has made, where only the instance comes.
+//!
 //! Each client has a connection of its own, which ends with it. Passwords stay here: whoever can connect is admitted,
 //! so the directory must be one that only the instance sees.
 
@@ -18,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -36,7 +38,8 @@ pub const AUDIT: &str = "headstart::audit";
 #[derive(Debug)]
 pub struct Sockets {
     doors: Vec<Arc<Door>>,
-    _tasks: JoinSet<()>,
+    places: Arc<Semaphore>,
+    tasks: JoinSet<()>,
 }
 
 impl Sockets {
@@ -59,10 +62,27 @@ impl Sockets {
                 first: Mutex::new(None),
                 cancels: Mutex::default(),
             });
-            tasks.spawn(accept(listener, Arc::clone(&door), Arc::clone(&places)));
+            tasks.spawn(accept(Listener::Unix(listener), Arc::clone(&door), Arc::clone(&places)));
             doors.push(door);
         }
-        Ok(Self { doors, _tasks: tasks })
+        Ok(Self { doors, places, tasks })
+    }
+
+    /// The clients that this listener has are for the backend with this name. It must be in a network namespace that
+    /// only the instance sees.
+    ///
+    /// # Errors
+    /// When it cannot be watched, or there is no such backend.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O.
+    pub fn admit(&mut self, backend: &str, listener: std::net::TcpListener) -> io::Result<()> {
+        let door = self.doors.iter().find(|door| door.pool.name() == backend);
+        let door = door.ok_or_else(|| io::Error::other(format!("there is no backend {backend:?}")))?;
+        listener.set_nonblocking(true)?;
+        let listener = Listener::Tcp(TcpListener::from_std(listener)?);
+        self.tasks.spawn(accept(listener, Arc::clone(door), Arc::clone(&self.places)));
+        Ok(())
     }
 
     /// Clients will come soon: reserves a connection of each backend for the first, or begins one.
@@ -89,12 +109,30 @@ fn listen_in(directory: &Path, name: &str) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, door: Arc<Door>, places: Arc<Semaphore>) {
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => listener.accept().await.map(|(client, _)| Stream::Unix(client)),
+            Self::Tcp(listener) => {
+                let (client, _) = listener.accept().await?;
+                client.set_nodelay(true)?;
+                Ok(Stream::Tcp(client))
+            }
+        }
+    }
+}
+
+async fn accept(listener: Listener, door: Arc<Door>, places: Arc<Semaphore>) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((client, _)) => {
+                Ok(client) => {
                     let place = Arc::clone(&places).try_acquire_owned();
                     let door = Arc::clone(&door);
                     clients.spawn(async move {
@@ -115,7 +153,7 @@ async fn accept(listener: UnixListener, door: Arc<Door>, places: Arc<Semaphore>)
     }
 }
 
-async fn serve(mut client: UnixStream, door: &Door) {
+async fn serve(mut client: Stream, door: &Door) {
     let Some(mut admitted) = door.pool.protocol().admit(&mut client, door).await else { return };
     let (instance, backend) = (&door.owner, door.pool.name());
     let process_id = admitted.key.as_ref().map(|(_, (process_id, _))| process_id);

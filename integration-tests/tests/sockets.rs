@@ -244,7 +244,9 @@ fn the_client_of_mariadb_works_unchanged() {
         return;
     }
     let mariadb = Mariadb::on_loopback().unwrap();
-    let function = function("oci");
+    let mut function = function("oci");
+    // Its own 3306: it has a network of its own, and nothing else in it.
+    function.keys += "backend_ports = { sales-db = 3306 }\n";
     let setup = AgentSetup::default().config(&mysql(&mariadb));
     let agent = setup.config(&function.text(NAME, &["sales-db"])).start().unwrap();
     function.rest(&agent, NAME).unwrap();
@@ -252,6 +254,9 @@ fn the_client_of_mariadb_works_unchanged() {
     assert_eq!(ask("select current_user(), database()"), "app@%\torders");
     assert_eq!(ask("select repeat('x', 200000)").len(), 200_000);
     assert_eq!(ask("create table t (i int); insert into t values (1), (2); select sum(i) from t"), "3");
+    let over_tcp = ["-h", "127.0.0.1", "-u", "app", "-BN", "-e", "select current_user()"];
+    assert_eq!(output(&function, &[&[MARIADB, "--no-defaults"][..], &over_tcp].concat()), "app@%");
+    assert!(std::net::TcpStream::connect("127.0.0.1:3306").is_err(), "not a port of the node");
     let denied = run(&function, &[MARIADB, "--no-defaults", "-u", "root", "-e", "select 1"]);
     assert!(denied.body.contains("log in as 'app'"), "{}", denied.body);
     assert!(!agent.log().contains(Mariadb::PASSWORD));

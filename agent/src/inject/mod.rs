@@ -14,10 +14,10 @@
 
 mod endpoint;
 mod grants;
+mod ports;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,6 +142,8 @@ pub struct Dowry {
     pub pools: Vec<Pool>,
     /// It finds them as sockets, and is given no connections.
     pub by_socket: bool,
+    /// Backends that it finds at ports of its own loopback interface too.
+    pub ports: Vec<(String, u16)>,
     /// Who speaks TLS on those that it is given.
     pub tls: TlsMode,
 }
@@ -152,16 +154,24 @@ impl Dowry {
         if self.by_socket { &[] } else { &self.pools }
     }
 
-    /// The sockets of its backends, in an instance's own directory, if it is to have any. Must be called within a tokio
-    /// runtime.
+    /// The sockets of its backends, in an instance's own directory and network, if it is to have any. Must be called
+    /// within a tokio runtime.
     ///
     /// # Errors
     /// When they cannot be made.
-    pub fn sockets(&self, instance: &str, directory: &Path) -> io::Result<Option<Sockets>> {
+    pub fn sockets(&self, instance: &str, process: &dyn Process) -> io::Result<Option<Sockets>> {
         if !self.by_socket {
             return Ok(None);
         }
-        Sockets::listen(instance, &backends_directory(directory), &self.pools, LEASES_MAX).map(Some)
+        let directory = backends_directory(process.directory());
+        let mut sockets = Sockets::listen(instance, &directory, &self.pools, LEASES_MAX)?;
+        if !self.ports.is_empty() {
+            let listeners = ports::listen(&process.network()?, self.ports.iter().map(|(_, port)| *port))?;
+            for ((backend, _), listener) in self.ports.iter().zip(listeners) {
+                sockets.admit(backend, listener)?;
+            }
+        }
+        Ok(Some(sockets))
     }
 }
 

@@ -62,6 +62,7 @@ fn dowry(pools: Vec<Pool>) -> Dowry {
         concurrency: Some(2),
         pools,
         by_socket: false,
+        ports: Vec::new(),
         tls: TlsMode::Relay,
     }
 }

@@ -186,6 +186,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
             concurrency: None,
             pools: Vec::new(),
             by_socket: false,
+            ports: Vec::new(),
             tls: headstart_injector::TlsMode::Relay,
         },
         fingerprint: String::new(),

@@ -24,6 +24,7 @@
 //! [`become_subreaper`] before it prepares any.
 
 use std::fmt;
+use std::fs::File;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -184,6 +185,12 @@ pub trait Process: Send + Sync {
 
     /// The instance's own directory, for root only, which is removed with it. A [`Note`] has its place there.
     fn directory(&self) -> &Path;
+
+    /// Its own network namespace, in which the loopback interface is up. An error where it has none of its own, or that
+    /// comes later.
+    fn network(&self) -> std::io::Result<File> {
+        Err(std::io::Error::other("this runtime has no network namespace before the start"))
+    }
 
     /// Whether `pid` (in the agent's PID namespace) runs inside this container.
     fn owns(&self, pid: i32) -> bool;

@@ -339,6 +339,11 @@ impl Process for Container {
         &self.bundle
     }
 
+    fn network(&self) -> io::Result<fs::File> {
+        // The number is still this container's: nobody waits for it before it is removed.
+        fs::File::open(format!("/proc/{}/ns/net", self.watch.pid()))
+    }
+
     fn owns(&self, pid: i32) -> bool {
         self.cgroup.contains(pid) || self.watch.shares_namespace(pid)
     }

@@ -25,12 +25,23 @@ impl Function {
         let command = command(&mut table, kind);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
         let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());
+        let backends = table.or("backends", Vec::new(), |v| backends(&v, known));
+        let backend_ports = table.or("backend_ports", Vec::new(), |v| {
+            v.table("backend_ports = { orders-db = 5432 }").map(|t| backend_ports(&t, &backends))
+        });
+        match kind {
+            _ if backend_ports.is_empty() => {}
+            _ if !backend_sockets => table.refuse("backend_ports", "needs backend_sockets = true"),
+            Some(Kind::Docker | Kind::Process) => table.refuse("backend_ports", "needs runtime = \"oci\""),
+            Some(Kind::Oci) | None => {}
+        }
         let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
         Some(Self {
             id,
             require_auth,
             env: table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t))),
-            backends: table.or("backends", Vec::new(), |v| backends(&v, known)),
+            backends,
+            backend_ports,
             prepared: table.or("prepared", 1, |v| v.integer(0..=64)),
             // `docker run` refuses less than 6 MiB.
             memory_bytes: table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30)),
@@ -253,6 +264,22 @@ fn backends(value: &Value<'_>, known: &Known) -> Option<Vec<String>> {
         names.push(name.to_owned());
     }
     Some(names)
+}
+
+fn backend_ports(table: &Table<'_>, backends: &[String]) -> Vec<(String, u16)> {
+    let mut ports: Vec<(String, u16)> = Vec::new();
+    for (name, value) in table.entries() {
+        if !backends.iter().any(|backend| backend == name) {
+            value.fail::<()>("is no backend of this function: add it to backends");
+        }
+        // Lower ones are for the privileged, which the agent is not any more when it binds them.
+        let Some(port) = value.integer(1024..=65_535) else { continue };
+        match ports.iter().find(|(_, other)| *other == port) {
+            Some((other, _)) => drop(value.fail::<()>(format!("{port} is the port of {other:?}"))),
+            None => ports.push((name.to_owned(), port)),
+        }
+    }
+    ports
 }
 
 /// A wrong number is like the largest one, so that `min_ready` is not wrong because of it.

@@ -134,3 +134,33 @@ fn instances_freeze_before_they_stop() {
         ],
     );
 }
+
+#[test]
+fn ports_lead_to_backends_of_the_function() {
+    let db = "[[backend]]\nname = \"db\"\nkind = \"tcp\"\naddress = \"h:1\"\n";
+    let other = db.replace("db", "other");
+    let ports = |function: &str, keys: &str, problems: &[&str]| {
+        check(
+            &format!("[[function]]\n{function}backends = [\"db\", \"other\"]\n{keys}\n{db}{other}"),
+            problems,
+        );
+    };
+    let oci = GOOD.replace("runtime = \"process\"", "runtime = \"oci\"\nrootfs = \"/r\"");
+    let sockets = "backend_sockets = true\n";
+    let one = "backend_ports = { db = 5432 }";
+    ports(&oci, one, &["8: function.f.backend_ports: needs backend_sockets = true"]);
+    ports(GOOD, &format!("{sockets}{one}"), &["8: function.f.backend_ports: needs runtime = \"oci\""]);
+    ports(
+        &oci,
+        &format!("{sockets}backend_ports = {{ db = 5432, other = 5432 }}"),
+        &["9: function.f.backend_ports.other: 5432 is the port of \"db\""],
+    );
+    ports(
+        &oci,
+        &format!("{sockets}backend_ports = {{ db = 80, dc = 5432 }}"),
+        &[
+            "9: function.f.backend_ports.db: must be 1024 to 65535",
+            "9: function.f.backend_ports.dc: is no backend of this function: add it to backends",
+        ],
+    );
+}

@@ -21,7 +21,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
@@ -90,11 +90,7 @@ pub(crate) trait Protocol: Send + Sync {
 
     /// Has a client that knows nothing of pools believe that it has connected and logged in. `None` when it is not
     /// admitted: then it has been told.
-    fn admit<'a, 'd: 'a>(
-        &'a self,
-        _: &'a mut UnixStream,
-        door: &'d Door,
-    ) -> BoxFuture<'a, Option<Admitted<'d>>> {
+    fn admit<'a, 'd: 'a>(&'a self, _: &'a mut Stream, door: &'d Door) -> BoxFuture<'a, Option<Admitted<'d>>> {
         Box::pin(async {
             let (server, _, slot) = door.lease().await.inspect_err(|error| tracing::warn!("{error}")).ok()?;
             Some(Admitted { server, _slot: Arc::new(slot), key: None })
@@ -102,7 +98,7 @@ pub(crate) trait Protocol: Send + Sync {
     }
 
     /// Tells a client that there are too many.
-    fn turn_away(&self, client: UnixStream) -> BoxFuture<'_, ()> {
+    fn turn_away(&self, client: Stream) -> BoxFuture<'_, ()> {
         Box::pin(async { drop(client) })
     }
 

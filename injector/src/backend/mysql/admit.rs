@@ -10,11 +10,10 @@ use mysql_common::constants::{CapabilityFlags, StatusFlags};
 use mysql_common::packets::{ErrPacket, HandshakePacket, HandshakeResponse, ServerError, SqlState};
 use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::packets::{Packets, parse, unexpected};
-use crate::backend::{ConnectCause, Session};
+use crate::backend::{ConnectCause, Session, Stream};
 use crate::sockets::{Admitted, Door};
 use crate::{LeaseError, MysqlLogin};
 
@@ -64,7 +63,7 @@ impl From<ConnectCause> for Refusal {
 /// See [`crate::backend::Protocol::admit`].
 pub(super) async fn admit<'a>(
     login: &MysqlLogin,
-    client: &mut UnixStream,
+    client: &mut Stream,
     door: &'a Door,
 ) -> Option<Admitted<'a>> {
     // The server speaks first: here, when there is one.
@@ -82,13 +81,13 @@ pub(super) async fn admit<'a>(
 }
 
 /// See [`crate::backend::Protocol::turn_away`].
-pub(super) async fn turn_away(mut client: UnixStream) {
+pub(super) async fn turn_away(mut client: Stream) {
     let full = refuse(1040, b"08004", "this instance has as many connections as it may have: close some");
     tell(&mut client, 0, &full).await;
 }
 
 /// Says why, and nothing more.
-async fn tell<'a>(client: &mut UnixStream, sequence: u8, refusal: &Refusal) -> Option<Admitted<'a>> {
+async fn tell<'a>(client: &mut Stream, sequence: u8, refusal: &Refusal) -> Option<Admitted<'a>> {
     let Refusal { code, state, message } = refusal;
     // Before the greeting it is without state: nothing is agreed on.
     let state = (sequence > 0).then(|| SqlState::new(*state));

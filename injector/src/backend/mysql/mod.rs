@@ -15,7 +15,7 @@ use mysql_common::packets::{
     OkPacketDeserializer, SslRequest,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use super::{BoxFuture, ConnectCause, LoggedIn, Protocol, Session, Stream};
 use crate::MysqlLogin;
@@ -71,13 +71,13 @@ impl Protocol for MysqlLogin {
 
     fn admit<'a, 'd: 'a>(
         &'a self,
-        client: &'a mut UnixStream,
+        client: &'a mut Stream,
         door: &'d Door,
     ) -> BoxFuture<'a, Option<Admitted<'d>>> {
         Box::pin(admit::admit(self, client, door))
     }
 
-    fn turn_away(&self, client: UnixStream) -> BoxFuture<'_, ()> {
+    fn turn_away(&self, client: Stream) -> BoxFuture<'_, ()> {
         Box::pin(admit::turn_away(client))
     }
 

@@ -12,11 +12,10 @@ use bytes::BytesMut;
 use postgres_protocol::message::{backend::Message, frontend};
 use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::frames::{Frames, encode};
-use crate::backend::{ConnectCause, Session};
+use crate::backend::{ConnectCause, Session, Stream};
 use crate::sockets::{Admitted, CancelKey, Door};
 use crate::{LeaseError, PostgresLogin};
 
@@ -79,7 +78,7 @@ struct Start {
 /// See [`crate::backend::Protocol::admit`].
 pub(super) async fn admit<'a>(
     login: &PostgresLogin,
-    client: &mut UnixStream,
+    client: &mut Stream,
     door: &'a Door,
 ) -> Option<Admitted<'a>> {
     let request = match timeout(REQUEST_LIMIT, read(client)).await {
@@ -107,14 +106,14 @@ pub(super) async fn admit<'a>(
 }
 
 /// Says why, and nothing more.
-async fn tell<'a>(client: &mut UnixStream, refusal: &Refusal) -> Option<Admitted<'a>> {
+async fn tell<'a>(client: &mut Stream, refusal: &Refusal) -> Option<Admitted<'a>> {
     // It may have left already.
     let _ = client.write_all(&error_response(refusal)).await;
     None
 }
 
 /// See [`crate::backend::Protocol::turn_away`].
-pub(super) async fn turn_away(mut client: UnixStream) {
+pub(super) async fn turn_away(mut client: Stream) {
     let full = refuse("53300", "this instance has as many connections as it may have: close some");
     // What it has sent must be read, or it may lose the answer.
     if timeout(REQUEST_LIMIT, read(&mut client)).await.is_ok() {
@@ -125,7 +124,7 @@ pub(super) async fn turn_away(mut client: UnixStream) {
 /// `None` when the client has gone or may ask for something else only by leaving.
 async fn welcome<'a>(
     login: &PostgresLogin,
-    client: &mut UnixStream,
+    client: &mut Stream,
     door: &'a Door,
     start: Start,
 ) -> Result<Option<Admitted<'a>>, Refusal> {

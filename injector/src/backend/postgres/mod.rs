@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use bytes::BytesMut;
 use postgres_protocol::message::{backend::Message, frontend};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
 use super::{BoxFuture, CancelRequest, ConnectCause, LoggedIn, Protocol, Session, Stream};
@@ -69,13 +69,13 @@ impl Protocol for PostgresLogin {
 
     fn admit<'a, 'd: 'a>(
         &'a self,
-        client: &'a mut UnixStream,
+        client: &'a mut Stream,
         door: &'d Door,
     ) -> BoxFuture<'a, Option<Admitted<'d>>> {
         Box::pin(admit::admit(self, client, door))
     }
 
-    fn turn_away(&self, client: UnixStream) -> BoxFuture<'_, ()> {
+    fn turn_away(&self, client: Stream) -> BoxFuture<'_, ()> {
         Box::pin(admit::turn_away(client))
     }
 
