@@ -298,13 +298,18 @@ fn an_instance_that_is_taken_over_finds_its_backends_again() {
         return;
     }
     let (postgres, manager) = (Postgres::on_loopback().unwrap(), Manager::new().unwrap());
-    let function = function("oci");
+    let mut function = function("oci");
+    function.keys += "backend_ports = { orders-db = 5432 }\n";
     let first = serve(&function, &backend(&postgres, false), AgentSetup::default().manager(&manager));
-    assert_eq!(psql(&function, "select 1"), "1");
+    let over_tcp = || {
+        let program = client_program("psql");
+        output(&function, &[program.to_str().unwrap(), "-XAtw", "-h", "127.0.0.1", "-c", "select 1"])
+    };
+    assert_eq!((psql(&function, "select 1"), over_tcp()), ("1".to_owned(), "1".to_owned()));
     let next = first.kill().unwrap().start().unwrap();
     let taken = next.wait_state(NAME, "ready", LIMIT).unwrap();
     assert_eq!(taken["running"][0]["reason"], "adopted", "{taken}");
-    assert_eq!(psql(&function, "select 1"), "1");
+    assert_eq!((psql(&function, "select 1"), over_tcp()), ("1".to_owned(), "1".to_owned()));
     assert!(next.stop().unwrap().success());
 }
 
