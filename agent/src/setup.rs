@@ -363,6 +363,7 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
     let pool = backend.pool;
     let pool = PoolSettings {
         min_idle: pool.min_idle,
+        follow_demand: pool.follow_demand,
         max: pool.max,
         ttl: pool.ttl,
         connect_timeout: pool.connect_timeout,

@@ -121,6 +121,8 @@ pub enum Address {
 pub struct Pool {
     /// Ready connections to keep at all times, 0 to `max`. Default 4, or `max` where that is less.
     pub min_idle: usize,
+    /// `size`: `"auto"` keeps more than `min_idle` ready while more are asked for. Default `"fixed"`: `false`.
+    pub follow_demand: bool,
     /// The most connections, ready, leased and begun together; 1 to 10000. Default 64.
     pub max: usize,
     /// Age at which an unused connection is replaced, 1 s to 24 h. Default 10 m.
@@ -137,6 +139,7 @@ impl Default for Pool {
     fn default() -> Self {
         Self {
             min_idle: 4,
+            follow_demand: false,
             max: 64,
             ttl: Duration::from_mins(10),
             connect_timeout: Duration::from_secs(5),
@@ -393,6 +396,8 @@ impl Pool {
                 let message = || format!("must be at most max, which is {max}");
                 if min_idle <= max { Some(min_idle) } else { v.fail(message()) }
             }),
+            follow_demand: table
+                .or("size", default.follow_demand, |v| v.choice(&[("fixed", false), ("auto", true)])),
             max,
             ttl: table.or("ttl", default.ttl, |v| v.duration(secs(1)..=hours(24))),
             connect_timeout: table

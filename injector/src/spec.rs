@@ -97,6 +97,9 @@ impl fmt::Display for Address {
 pub struct PoolSettings {
     /// Idle connections to keep ready. More than `max` means `max`.
     pub min_idle: usize,
+    /// Keep more of them while more are asked for: leases per second times the time of a connect, and what most bursts
+    /// need. What is not needed any more goes when its `ttl` is over.
+    pub follow_demand: bool,
     /// Limit of idle, connecting and leased connections together. 0 counts as 1.
     pub max: usize,
     /// How long a connection may stay idle. Each one gets a random 80 to 100 % of it, so that they do
@@ -116,6 +119,7 @@ impl Default for PoolSettings {
     fn default() -> Self {
         Self {
             min_idle: 2,
+            follow_demand: false,
             max: 16,
             ttl: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(5),

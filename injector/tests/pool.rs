@@ -94,6 +94,31 @@ async fn lease_waits_for_room_and_no_longer_than_allowed() {
     assert_eq!((pool.status().leased, pool.status().tally.discards[&DiscardReason::Used]), (1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_follows_demand_is_ready_for_the_next_burst() {
+    let mut server = Server::start();
+    let _accepted = server.accept();
+    let mut spec = server.spec(1, 8);
+    spec.pool.follow_demand = true;
+    let pool = Pool::spawn(spec);
+    until(&pool, "one is idle", |s| s.idle == 1).await;
+    let burst: Vec<_> = (0..5).map(|_| pool.lease()).collect();
+    for lease in burst {
+        lease.await.expect("a lease");
+    }
+    let status = until(&pool, "five are idle", |s| s.idle == 5).await;
+    assert_eq!((status.min_idle, status.wanted), (1, 5));
+    let burst: Vec<_> = (0..5).map(|_| pool.try_lease().expect("an idle connection")).collect();
+    drop(burst);
+    // Never beyond the limit; and what nobody asks for any more is not replaced.
+    drop((0..20).map(|_| pool.lease()).collect::<Vec<_>>());
+    let status = until(&pool, "as many as there may be", |s| s.idle == 8).await;
+    assert_eq!(status.wanted, 8);
+    tokio::time::sleep(Duration::from_secs(1_300)).await;
+    let status = until(&pool, "at rest", |s| s.idle == 1).await;
+    assert_eq!(status.wanted, 1);
+}
+
 #[tokio::test]
 async fn lease_begins_before_it_is_awaited_and_costs_nothing_once_unwanted() {
     let mut server = Server::start();

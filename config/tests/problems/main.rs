@@ -130,6 +130,10 @@ fn backends() {
         ("name = \"b\"\npassword = \"hunter2\"", ".b.password: unknown key, did you mean \"password_file\"?"),
         ("name = \"b\"\npool = 3", ".b.pool: must be a table, as pool = { max = 64 }, not an integer"),
         ("name = \"b\"\npool = { max = 0 }", ".b.pool.max: must be 1 to 10000"),
+        (
+            "name = \"b\"\npool = { size = \"dynamic\" }",
+            ".b.pool.size: unknown value \"dynamic\"; must be \"fixed\" or \"auto\"",
+        ),
         ("name = \"b\"\npool = { min_idle = 65 }", ".b.pool.min_idle: must be at most max, which is 64"),
         (
             "name = \"b\"\npool = { ttl = \"9d\" }",

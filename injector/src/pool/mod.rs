@@ -21,6 +21,7 @@
 mod backoff;
 mod keeper;
 mod lease;
+mod size;
 mod state;
 mod status;
 #[cfg(test)]

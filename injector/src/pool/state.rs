@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+use super::size::Size;
 use super::status::{PoolStatus, Tally};
 use super::{Lease, LeaseError};
 use crate::backend::Connection;
@@ -57,6 +58,8 @@ pub(super) struct State {
     /// The part of `connecting` that the keeper has not begun yet.
     unbegun: usize,
     leased: usize,
+    /// Of a pool that follows demand.
+    size: Option<Size>,
     backoff: Backoff,
     last_error: Option<Arc<ConnectError>>,
     closed: bool,
@@ -70,6 +73,7 @@ impl State {
         let settings = PoolSettings { max, min_idle: settings.min_idle.min(max), ..settings.clone() };
         Self {
             backoff: Backoff::new(settings.backoff_min, settings.backoff_max),
+            size: settings.follow_demand.then(Size::default),
             settings,
             idle: VecDeque::new(),
             waiters: VecDeque::new(),
@@ -95,6 +99,18 @@ impl State {
         self.settings.max.saturating_sub(self.idle.len() + self.connecting + self.leased)
     }
 
+    /// How many idle connections there should be.
+    fn wanted(&self, now: Instant) -> usize {
+        let by_demand = self.size.as_ref().map_or(0, |size| size.wanted(now));
+        by_demand.clamp(self.settings.min_idle, self.settings.max)
+    }
+
+    fn count(&mut self, now: Instant) {
+        if let Some(size) = &mut self.size {
+            size.leased(now);
+        }
+    }
+
     /// Takes the oldest idle connection that is alive, and counts it as leased.
     pub(super) fn take_idle(&mut self, now: Instant) -> Taken {
         let mut taken = Taken::default();
@@ -103,6 +119,7 @@ impl State {
             match if expired { Err(DiscardReason::Expired) } else { idle.connection.stream.is_quiet() } {
                 Ok(()) => {
                     self.leased += 1;
+                    self.count(now);
                     self.backoff.proved_good();
                     self.tally.leased_idle += 1;
                     taken.alive = Some(idle);
@@ -125,6 +142,7 @@ impl State {
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
+        self.count(now);
         self.waiters.push_back(Waiter { id, answer });
         self.reserve(now);
         id
@@ -133,7 +151,7 @@ impl State {
     /// Takes room for the connects that should be under way now.
     fn reserve(&mut self, now: Instant) {
         self.waiters.retain(|waiter| !waiter.answer.is_closed());
-        let missing = self.settings.min_idle.saturating_sub(self.idle.len());
+        let missing = self.wanted(now).saturating_sub(self.idle.len());
         let wanted = match self.backoff.retry_at() {
             None => self.waiters.len() + missing,
             Some(at) => usize::from(!self.waiters.is_empty() || (missing > 0 && at <= now)),
@@ -159,13 +177,16 @@ impl State {
         Round { closed: false, start: std::mem::take(&mut self.unbegun), next, expired }
     }
 
-    /// A connect succeeded. The oldest waiter for it; else it becomes idle, up to `min_idle`.
+    /// A connect succeeded. The oldest waiter for it; else it becomes idle, if another one is wanted.
     ///
     /// With a waiter the connection is counted as leased, and handed back for the waiter. The flag says
     /// whether the connect before this one had failed.
     pub(super) fn connected(&mut self, idle: Idle, now: Instant) -> (bool, Option<(Waiter, Idle)>) {
         self.connecting -= 1;
         self.tally.connects += 1;
+        if let Some(size) = &mut self.size {
+            size.connected(idle.connection.connect_time);
+        }
         let recovered = self.last_error.take().is_some();
         self.backoff.succeeded();
         if self.closed {
@@ -180,7 +201,7 @@ impl State {
                 return (recovered, Some((waiter, idle)));
             }
         }
-        if self.idle.len() >= self.settings.min_idle {
+        if self.idle.len() >= self.wanted(now) {
             // It was begun for somebody who has left: kept, it would cost the server until its time to live.
             self.tally.discard(DiscardReason::Surplus);
             return (recovered, None);
@@ -280,6 +301,7 @@ impl State {
         PoolStatus {
             backend: spec.name.clone(),
             min_idle: self.settings.min_idle,
+            wanted: self.wanted(now),
             max: self.settings.max,
             idle: self.idle.len(),
             connecting: self.connecting,

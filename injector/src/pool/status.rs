@@ -12,8 +12,10 @@ use crate::{DiscardReason, FailureReason, FallbackReason};
 pub struct PoolStatus {
     /// The configured name.
     pub backend: String,
-    /// Idle connections that the pool wants, as applied.
+    /// Idle connections that the pool wants at least, as applied.
     pub min_idle: usize,
+    /// Idle connections that it wants now: more than `min_idle` where it follows demand.
+    pub wanted: usize,
     /// The limit of `idle + connecting + leased`, as applied.
     pub max: usize,
     /// Connections ready for a lease.

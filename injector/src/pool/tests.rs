@@ -98,7 +98,8 @@ async fn no_schedule_passes_the_limit_or_forgets_a_waiter() {
     for seed in 0..300 {
         let mut rng = StdRng::seed_from_u64(seed);
         let (min_idle, max) = (rng.random_range(0..5), rng.random_range(1..8));
-        let spec = spec(min_idle, max);
+        let mut spec = spec(min_idle, max);
+        spec.pool.follow_demand = rng.random_bool(0.5);
         let state = State::new(&spec.pool);
         let now = Instant::now();
         let mut world = World { spec, state, begun: 0, now, servers: vec![], answers: vec![] };
@@ -107,6 +108,7 @@ async fn no_schedule_passes_the_limit_or_forgets_a_waiter() {
             let status = world.status();
             let total = status.idle + status.connecting + status.leased;
             assert!(total <= max, "seed {seed} step {step}: {status:?}");
+            assert!((status.min_idle..=max).contains(&status.wanted), "seed {seed} step {step}: {status:?}");
             world.turn();
             let status = world.status();
             assert_eq!(status.connecting, world.begun, "seed {seed} step {step}");

@@ -198,6 +198,7 @@ pub(crate) fn postgres(role: &str) -> PostgresLogin {
 pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
     let pool = PoolSettings {
         min_idle: 0,
+        follow_demand: false,
         max: 4,
         ttl: Duration::from_secs(600),
         connect_timeout: Duration::from_secs(10),
@@ -208,12 +209,12 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
     BackendSpec { name: "orders-db".into(), kind, address, tls: None, pool }
 }
 
-/// Waits, for at most 60 s, until the pool is in a state.
 /// As a function gets it whose TLS, if there is any, the agent speaks.
 pub(crate) fn relayed(lease: Lease) -> HandedOver {
     lease.hand_over(TlsMode::Relay).expect("handed over")
 }
 
+/// Waits, for at most 60 s, until the pool is in a state.
 pub(crate) async fn until(pool: &Pool, what: &str, reached: impl Fn(&PoolStatus) -> bool) -> PoolStatus {
     for _ in 0..30_000 {
         let status = pool.status();
