@@ -12,7 +12,7 @@ use headstart_agent::manager::Manager;
 use headstart_agent::measure::{self, Starts};
 use headstart_agent::node::{Handle, Node, Operation};
 use headstart_agent::reload::{self, Reload};
-use headstart_agent::syn::{Kernel, Rings, Seen, Sensing, Watching};
+use headstart_agent::syn::{Kernel, Reader, Sensing, Watching};
 use headstart_agent::{adopt, client, doctor, explain, operate, privilege, setup, start, status, syn};
 use headstart_config::{Agent, Config, LogFormat};
 use nix::fcntl::{Flock, FlockArg};
@@ -300,8 +300,9 @@ async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -
     let functions = config.functions.len();
     let mut reload =
         Reload::new(file.to_owned(), config, support, setup.served, manager.again(), handle.clone());
-    if let Some(Watching { rings, since_ns, keys, background }) = watching {
-        tokio::spawn(watch_rings(rings, since_ns, handle.clone()));
+    if let Some(Watching { rings, keys, background }) = watching {
+        node.look_into(rings.clone());
+        tokio::spawn(watch_rings(rings, handle.clone()));
         tokio::spawn(background.run());
         reload = reload.with_keys(keys);
     }
@@ -348,14 +349,9 @@ fn give_up_privileges(needs: &[privilege::Need]) {
     }
 }
 
-async fn watch_rings(rings: Rings, since_ns: u64, node: Handle) {
-    let read = syn::read(rings, since_ns, |seen| match seen {
-        Seen::Event(event) if node.syn(&event) => {}
-        Seen::Event(_) => measure::record_lost("inbox_full"),
-        Seen::Stale => measure::record_lost("stale"),
-        Seen::Malformed => measure::record_lost("record_length"),
-    });
-    if let Err(error) = read.await {
+async fn watch_rings(rings: Reader, node: Handle) {
+    let hand_on = |seen| _ = node.seen(&seen);
+    if let Err(error) = syn::read(rings, hand_on).await {
         tracing::error!("no early starts any more, the rings cannot be read: {error}");
     }
 }

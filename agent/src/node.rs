@@ -15,12 +15,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::decision::{Action, Admission, Reason, State, Watch};
+use crate::decision::{Action, Admission, Load, Reason, State, Watch};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::instance::Order;
 use crate::manager::Keeper;
 use crate::measure::{self, Starts, now_ns};
-use crate::syn::Sensor;
+use crate::syn::{self, Reader, Sensor};
 pub use allow::Allow;
 pub use change::Change;
 pub use containers::Adopted;
@@ -52,6 +52,8 @@ pub struct Node {
     tasks: JoinSet<()>,
     prepares: Arc<Semaphore>,
     keeper: Keeper,
+    /// The rings, if there are any.
+    rings: Option<Reader>,
 }
 
 impl Node {
@@ -80,8 +82,14 @@ impl Node {
             tasks: JoinSet::new(),
             prepares: Arc::new(Semaphore::new(PREPARES_MAX)),
             keeper,
+            rings: None,
         };
         (node, handle)
+    }
+
+    /// There are rings with SYNs: they are looked at before a connection that they may have led to.
+    pub fn look_into(&mut self, rings: Reader) {
+        self.rings = Some(rings);
     }
 
     /// Serves until [`Handle::shutdown`], then stops every instance and removes every container.
@@ -184,7 +192,30 @@ impl Node {
         let Some(entry) = self.entries.get_mut(&function) else { return };
         let now_ns = now_ns();
         let load = entry.load(now_ns);
-        let actions = entry.state.on(event, &load, now_ns, &mut self.admission);
+        if load.queued > 0 && !matches!(&event, Event::Demand(demand) if demand.client.is_some()) {
+            // The SYNs of those in the queue were written before. Theirs is the demand.
+            return self.event_after_syns(function, event);
+        }
+        self.decide(function, event, &load, now_ns);
+    }
+
+    fn event_after_syns(&mut self, function: FunctionId, event: Event) {
+        let rings = self.rings.clone();
+        for _ in 0..syn::BURST_MAX {
+            let Some((seen, _)) = rings.as_ref().and_then(Reader::take) else { break };
+            if let Some((of, demand)) = self.handle.demand(&seen) {
+                self.event(of, Event::Demand(demand));
+            }
+        }
+        let Some(entry) = self.entries.get_mut(&function) else { return };
+        let now_ns = now_ns();
+        let load = entry.load(now_ns);
+        self.decide(function, event, &load, now_ns);
+    }
+
+    fn decide(&mut self, function: FunctionId, event: Event, load: &Load, now_ns: u64) {
+        let Some(entry) = self.entries.get_mut(&function) else { return };
+        let actions = entry.state.on(event, load, now_ns, &mut self.admission);
         if let Event::Demand(demand) = &event
             && is_news(demand, &actions)
         {

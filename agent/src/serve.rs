@@ -118,9 +118,6 @@ fn answer(socket: &Socket, backlog: u16) -> io::Result<()> {
     socket.listen(i32::from(backlog))
 }
 
-/// Turns of the scheduler that the reader of the rings gets: one to see that there is something, one to read it.
-const TURNS: u32 = 2;
-
 /// Tells of connections that come into the accept queue of one listener.
 pub struct Watch {
     listener: Arc<OwnedFd>,
@@ -150,10 +147,6 @@ impl Watch {
                 loop {
                     watched.readable().await?.clear_ready();
                     let came_ns = now_ns();
-                    // Its SYN was written to a ring before: whoever reads that goes first.
-                    for _ in 0..TURNS {
-                        tokio::task::yield_now().await;
-                    }
                     found(came_ns).await;
                     if !pause.is_zero() {
                         tokio::time::sleep(pause).await;

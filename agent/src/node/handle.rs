@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use headstart_ebpf::event::{EventKind, SynEvent};
+use headstart_ebpf::event::EventKind;
 use tokio::sync::{mpsc, oneshot};
 
 use super::allow::Allow;
@@ -11,6 +11,7 @@ use super::entry::FunctionStatus;
 use crate::event::{Client, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
 use crate::start::Parked;
+use crate::syn::Seen;
 
 /// What an operator can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,27 +47,37 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A SYN or a knock came out of a ring. False when it had to be left to the accept queue: those of
-    /// clients with a key may fill the inbox, the others only half of it, so that a flood leaves room.
-    #[must_use]
-    pub fn syn(&self, event: &SynEvent) -> bool {
-        let Some(kind) = event.kind() else {
-            measure::record_lost("record_kind");
-            return true;
-        };
-        if !event.is_authenticated() && self.inbox.capacity() <= self.inbox.max_capacity() / 2 {
+    /// Something came out of a ring. Events of clients with a key may fill the inbox, the others only half of it, so that
+    /// a flood leaves room. False, and counted, when it means nothing or has to be left to the accept queue.
+    pub fn seen(&self, seen: &Seen) -> bool {
+        let Some((function, demand)) = self.demand(seen) else { return false };
+        let crowded = self.inbox.capacity() <= self.inbox.max_capacity() / 2;
+        let authenticated = matches!(seen, Seen::Event(event) if event.is_authenticated());
+        let message = Message::Event(function, Event::Demand(demand));
+        if (crowded && !authenticated) || self.inbox.try_send(message).is_err() {
+            measure::record_lost("inbox_full");
             return false;
         }
-        let trigger = match kind {
-            EventKind::Syn => Trigger::Syn,
-            EventKind::Lookup => Trigger::Lookup,
-            EventKind::Knock => Trigger::Knock,
+        true
+    }
+
+    /// What it means. `None`, counted, when it means nothing.
+    pub(super) fn demand(&self, seen: &Seen) -> Option<(FunctionId, Demand)> {
+        let event = match seen {
+            Seen::Event(event) => event,
+            Seen::Stale => return lost("stale"),
+            Seen::Malformed => return lost("record_length"),
+        };
+        let trigger = match event.kind() {
+            Some(EventKind::Syn) => Trigger::Syn,
+            Some(EventKind::Lookup) => Trigger::Lookup,
+            Some(EventKind::Knock) => Trigger::Knock,
+            None => return lost("record_kind"),
         };
         let trusted = event.is_authenticated() || self.allow.contains(event.src);
         let client = Some(Client { address: event.source(), isn: event.isn });
         let (at_ns, seen_ns) = (event.timestamp_ns, now_ns());
-        let demand = Demand { trigger, trusted, client, at_ns, seen_ns };
-        self.inbox.try_send(Message::Event(event.function, Event::Demand(demand))).is_ok()
+        Some((event.function, Demand { trigger, trusted, client, at_ns, seen_ns }))
     }
 
     /// Carries out an operation; false when there is no such function.
@@ -110,4 +121,9 @@ impl Handle {
         self.inbox.send(question(sender)).await.ok()?;
         answer.await.ok()
     }
+}
+
+fn lost<T>(reason: &'static str) -> Option<T> {
+    measure::record_lost(reason);
+    None
 }

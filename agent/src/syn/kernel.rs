@@ -18,7 +18,7 @@ use super::keys::KeyStore;
 use super::ladder::{Attached, Ladder};
 use super::lobby;
 use super::pins::{MAPS, Pins};
-use super::ring::Rings;
+use super::ring::{Reader, Rings};
 use super::sensor::Sensor;
 use super::sensors::gate::Gate;
 use super::sensors::{self, Mode, lookup};
@@ -115,6 +115,7 @@ impl Kernel {
             authenticated: maps.take(maps::EVENTS_AUTHENTICATED)?,
             open: maps.take(maps::EVENTS_OPEN)?,
         };
+        let rings = Reader::new(rings, since_ns);
 
         let lookup = self.lookup.is_some();
         let row = Attached { interface: "netns".into(), mode: Mode::Lookup, on: true };
@@ -126,7 +127,7 @@ impl Kernel {
         let mut ladder = Ladder::new(self.ebpf, refused, self.pins, wanted.clone(), shown);
         ladder.begin();
         let background = Background { ladder, clock, lobby, _lookup: self.lookup };
-        Ok(Sensing { sensor, attached, watching: Watching { rings, since_ns, keys, background } })
+        Ok(Sensing { sensor, attached, watching: Watching { rings, keys, background } })
     }
 
     /// The lobby, where there are ignored sources and the lookup that leads them there.
@@ -187,9 +188,7 @@ impl Sensing {
 /// What runs beside the owner of the state.
 pub struct Watching {
     /// What [`super::read`] reads.
-    pub rings: Rings,
-    /// Events before this time, in nanoseconds of `CLOCK_MONOTONIC`, are stale.
-    pub since_ns: u64,
+    pub rings: Reader,
     /// The keys of clients.
     pub keys: KeyStore,
     /// What runs by itself.

@@ -33,7 +33,7 @@ pub use kernel::{Background, Kernel, ListenerSupport, Sensing, Watching};
 pub use keys::{KeyStore, ReloadError};
 pub use ladder::{Attached, Ladder};
 pub use pins::{PinError, Pins, is_pinned};
-pub use ring::{Ring, Rings, Seen, read};
+pub use ring::{BURST_MAX, Reader, Ring, Rings, Seen, read};
 pub use sensor::Sensor;
 pub use sensors::Mode;
 pub use settings::Clock;

@@ -1,6 +1,8 @@
 //! The rings of events, read without polling: what authenticated clients want goes first.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{MapData, RingBuf};
 use headstart_ebpf::event::SynEvent;
@@ -32,24 +34,55 @@ pub enum Seen {
 }
 
 /// Open records in a row before others get their turn on the thread: a flood must not stop the agent.
-const BURST_MAX: u32 = 256;
+pub const BURST_MAX: u32 = 256;
 
-/// Hands every event to `seen`, the authenticated ring always emptied before the next of the open one, until a
-/// ring cannot be read any more. Events before `since_ns` (`CLOCK_MONOTONIC`) are stale.
+/// Takes records out of both rings; clones take from the same ones.
+///
+/// Who waits to be woken for them ([`read`]) is not the only one who looks: the kernel wakes it later than it writes,
+/// and on a busy machine later than the same client's connection is there to be seen.
+#[derive(Clone)]
+pub struct Reader {
+    rings: Arc<Mutex<Rings>>,
+    since_ns: u64,
+}
+
+impl Reader {
+    /// Events before `since_ns` (`CLOCK_MONOTONIC`) are stale.
+    #[must_use]
+    pub fn new(rings: Rings, since_ns: u64) -> Self {
+        Self { rings: Arc::new(Mutex::new(rings)), since_ns }
+    }
+
+    /// The next record of the authenticated ring, or else of the open one; and whether it was of the open one.
+    pub fn take(&self) -> Option<(Seen, bool)> {
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let Rings { authenticated, open } = &mut *rings;
+        if let Some(record) = authenticated.next() {
+            return Some((judge(&record, self.since_ns), false));
+        }
+        open.next().map(|record| (judge(&record, self.since_ns), true))
+    }
+
+    /// The descriptors that become readable with records.
+    fn descriptors(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        let rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((rings.authenticated.as_fd().try_clone_to_owned()?, rings.open.as_fd().try_clone_to_owned()?))
+    }
+}
+
+/// Hands every event to `seen`, until a ring cannot be watched any more.
 ///
 /// # Errors
 /// When a ring cannot be watched.
-pub async fn read(rings: Rings, since_ns: u64, mut seen: impl FnMut(Seen)) -> io::Result<()> {
-    let mut authenticated = fd::register(rings.authenticated, Interest::READABLE)?;
-    let mut open = fd::register(rings.open, Interest::READABLE)?;
+pub async fn read(reader: Reader, mut seen: impl FnMut(Seen)) -> io::Result<()> {
+    let (authenticated, open) = reader.descriptors()?;
+    let authenticated = fd::register(authenticated, Interest::READABLE)?;
+    let open = fd::register(open, Interest::READABLE)?;
     let mut burst = 0;
     loop {
-        while let Some(record) = authenticated.get_mut().next() {
-            seen(judge(&record, since_ns));
-        }
-        if let Some(record) = open.get_mut().next() {
-            seen(judge(&record, since_ns));
-            burst += 1;
+        if let Some((record, of_anybody)) = reader.take() {
+            seen(record);
+            burst += u32::from(of_anybody);
             if burst == BURST_MAX {
                 burst = 0;
                 tokio::task::yield_now().await;
@@ -58,8 +91,8 @@ pub async fn read(rings: Rings, since_ns: u64, mut seen: impl FnMut(Seen)) -> io
         }
         // A record that came meanwhile makes its ring ready again.
         tokio::select! {
-            ready = authenticated.readable_mut() => ready?.clear_ready(),
-            ready = open.readable_mut() => ready?.clear_ready(),
+            ready = authenticated.readable() => ready?.clear_ready(),
+            ready = open.readable() => ready?.clear_ready(),
         }
     }
 }
