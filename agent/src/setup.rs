@@ -339,7 +339,7 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
                 options: name
                     .map(|name| ("application_name".to_owned(), name.clone()))
                     .collect::<BTreeMap<_, _>>(),
-                warm_query: None,
+                warm_up: postgres.warm_up.clone(),
             })
         }
     };

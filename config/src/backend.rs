@@ -83,6 +83,9 @@ pub struct Postgres {
     /// File with the password, which only its owner may read. One newline at its end is not part of the
     /// password; everything else is, spaces too. Default: no password.
     pub password_file: Option<PathBuf>,
+    /// SQL to run on each connection after the login, at most 32 statements: queries that warm its catalogue caches, and
+    /// `PREPARE`s of statements that functions execute. Default none.
+    pub warm_up: Vec<String>,
     /// What the server shows in `pg_stat_activity`; 1 to 63 printable ASCII characters. Default: not sent.
     pub application_name: Option<String>,
 }
@@ -189,11 +192,12 @@ impl Backend {
 }
 
 /// The keys which only some kinds have, and those kinds.
-const LOGIN_KEYS: [(&str, &[Kind]); 4] = [
+const LOGIN_KEYS: [(&str, &[Kind]); 5] = [
     ("user", &[Kind::Postgres, Kind::Redis, Kind::Mysql]),
     ("database", &[Kind::Postgres, Kind::Redis, Kind::Mysql]),
     ("password_file", &[Kind::Postgres, Kind::Redis, Kind::Mysql]),
     ("application_name", &[Kind::Postgres]),
+    ("warm_up", &[Kind::Postgres]),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -337,12 +341,20 @@ impl Postgres {
             let printable = |text: &str| text.bytes().all(|b| (b' '..=b'~').contains(&b));
             v.matching("1 to 63 printable ASCII characters", |t| (1..=63).contains(&t.len()) && printable(t))
         });
+        let warm_up = table.or("warm_up", Vec::new(), |v| {
+            let statements = v.list()?;
+            if statements.len() > 32 {
+                return v.fail("must be at most 32 statements");
+            }
+            statements.into_iter().map(|v| v.text().map(str::to_owned)).collect()
+        });
         let user = user?;
         Some(Self {
             database: database.unwrap_or_else(|| user.clone()),
             user,
             password_file,
             application_name,
+            warm_up,
         })
     }
 }

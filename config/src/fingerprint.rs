@@ -141,7 +141,7 @@ impl Fingerprint {
                 self.add("user", user);
                 self.add("database", database.as_deref().unwrap_or_default());
             }
-            Protocol::Postgres(Postgres { user, database, password_file: _, application_name: _ }) => {
+            Protocol::Postgres(Postgres { user, database, .. }) => {
                 self.add("kind", "postgres");
                 self.add("user", user);
                 self.add("database", database);
@@ -150,8 +150,20 @@ impl Fingerprint {
         if let Some(path) = protocol.password_file() {
             self.add("password_file", path.as_os_str().as_bytes());
         }
-        if let Protocol::Postgres(Postgres { application_name: Some(name), .. }) = protocol {
-            self.add("application_name", name);
+        if let Protocol::Postgres(Postgres {
+            application_name,
+            warm_up,
+            user: _,
+            database: _,
+            password_file: _,
+        }) = protocol
+        {
+            for name in application_name {
+                self.add("application_name", name);
+            }
+            for statement in warm_up {
+                self.add("warm_up", statement);
+            }
         }
     }
 }

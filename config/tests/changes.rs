@@ -60,7 +60,7 @@ key_file = "/etc/keys"
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 29] = [
+const COUNTS: [(&str, &str); 31] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -86,6 +86,8 @@ const COUNTS: [(&str, &str); 29] = [
     ("password_file = \"/etc/db\"", "password_file = \"/etc/bd\""),
     ("password_file = \"/etc/db\"", ""),
     ("application_name = \"headstart\"", ""),
+    ("application_name = \"headstart\"", "application_name = \"headstart\"\nwarm_up = [\"select 1\"]"),
+    ("application_name = \"headstart\"", "application_name = \"headstart\"\nwarm_up = [\"select 2\"]"),
     ("tls = { server_name = \"db\", ca_file = \"/etc/ca\" }", ""),
     ("tls = { server_name = \"db\", ca_file = \"/etc/ca\" }", "tls = true"),
     ("server_name = \"db\"", "server_name = \"bd\""),

@@ -69,9 +69,9 @@ pub struct PostgresLogin {
     /// Further start-up parameters, such as `search_path`. They replace the defaults
     /// `application_name=headstart` and `client_encoding=UTF8`, but not `user` and `database`.
     pub options: BTreeMap<String, String>,
-    /// SQL to run once after the login, so that the catalogue caches of the server process are warm
-    /// when the function sends its first query. Its result (up to 256 KiB) is thrown away.
-    pub warm_query: Option<String>,
+    /// SQL to run once after the login, so that the catalogue caches of the server process are warm when the function
+    /// sends its first query, and statements are prepared that it executes. Results (up to 256 KiB) are thrown away.
+    pub warm_up: Vec<String>,
 }
 
 /// Where a server listens.

@@ -84,8 +84,10 @@ async fn options_and_warm_query_take_effect() {
     let Some(server) = Postgres::start() else { return };
     let mut login = postgres("scrammer");
     login.options.insert("search_path".into(), "warm, public".into());
-    login.warm_query =
-        Some("select count(*) from pg_class join pg_attribute on attrelid = pg_class.oid".into());
+    login.warm_up = vec![
+        "select count(*) from pg_class join pg_attribute on attrelid = pg_class.oid".into(),
+        "prepare next as select $1::int + 1".into(),
+    ];
     let first = |spec: BackendSpec| async {
         let mut client = Adopted::new(lease(spec).await.expect("a lease").fd);
         let begun = Instant::now();
@@ -93,11 +95,19 @@ async fn options_and_warm_query_take_effect() {
         println!("first catalogue query: {:?}", begun.elapsed());
         client.query("show search_path")
     };
-    let cold = PostgresLogin { warm_query: None, ..login.clone() };
+    let cold = PostgresLogin { warm_up: Vec::new(), ..login.clone() };
     assert_eq!(first(backend(cold, server.socket())).await.as_deref(), Ok("warm, public"));
     assert_eq!(first(backend(login.clone(), server.socket())).await.as_deref(), Ok("warm, public"));
 
-    login.warm_query = Some("select no_such_column".into());
+    let lease_of = lease(backend(login.clone(), server.socket())).await.expect("a lease");
+    let prepared = Adopted::new(lease_of.fd).query("execute next(41)");
+    assert_eq!(prepared.as_deref(), Ok("42"), "what was prepared is there");
+
+    login.warm_up = vec!["begin".into()];
+    let error = lease(backend(login.clone(), server.tcp())).await.expect_err("not quiet");
+    assert!(error.to_string().contains("transaction"), "{error}");
+
+    login.warm_up = vec!["select 1".into(), "select no_such_column".into()];
     let error = lease(backend(login, server.tcp())).await.expect_err("no lease");
     let LeaseError::Connect(error) = error else { panic!("{error}") };
     assert!(matches!(&error.cause, ConnectCause::Server { sqlstate, .. } if sqlstate == "42703"), "{error}");

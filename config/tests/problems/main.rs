@@ -294,6 +294,22 @@ fn redis() {
 }
 
 #[test]
+fn warm_up() {
+    let base = "[[backend]]\nname = \"b\"\nkind = \"postgres\"\nuser = \"u\"\naddress = \"h:1\"\n";
+    let many = format!("warm_up = [{}]", "\"select 1\", ".repeat(33));
+    for (text, message) in [
+        ("warm_up = \"select 1\"", "6: backend.b.warm_up: must be a list, not a string"),
+        (many.as_str(), "6: backend.b.warm_up: must be at most 32 statements"),
+        ("warm_up = [1]", "6: backend.b.warm_up[0]: must be a string, not an integer"),
+    ] {
+        check(&format!("{base}{text}"), &[message]);
+    }
+    let cache = base.replace("postgres", "mysql");
+    let elsewhere = "belongs to kind = \"postgres\", and this backend is \"mysql\"";
+    check(&format!("{cache}warm_up = []"), &[&format!("6: backend.b.warm_up: {elsewhere}")]);
+}
+
+#[test]
 fn mysql() {
     let base = "[[backend]]\nname = \"b\"\nkind = \"mysql\"\naddress = \"h:1\"\n";
     for (text, message) in [

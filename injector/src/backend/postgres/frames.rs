@@ -54,6 +54,9 @@ pub enum ProtocolError {
     /// More bytes after `ReadyForQuery`: the receiver would take them for an answer.
     #[error("the server sent more after it was ready")]
     NotQuiet,
+    /// The receiver would go on in it.
+    #[error("a statement of `warm_up` has left a transaction open")]
+    OpenTransaction,
     /// A user name, option, password or query that no message can carry.
     #[error("cannot be sent: {0}")]
     Unsendable(io::Error),

@@ -102,7 +102,7 @@ where
     frames.send(&startup(login)?).await?;
     auth::authenticate(login, &mut frames, channel).await?;
     let logged_in = settle(login, &mut frames).await?;
-    if let Some(query) = &login.warm_query {
+    for query in &login.warm_up {
         frames.send(&encode(|buf| frontend::query(query, buf))?).await?;
         run_out(&mut frames).await?;
     }
@@ -157,6 +157,7 @@ where
     loop {
         match frames.next().await? {
             Message::ReadyForQuery(body) if body.status() == b'I' => return Ok(()),
+            Message::ReadyForQuery(_) => return Err(ProtocolError::OpenTransaction.into()),
             Message::RowDescription(_)
             | Message::DataRow(_)
             | Message::CommandComplete(_)
