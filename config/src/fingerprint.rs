@@ -158,7 +158,7 @@ impl Fingerprint {
             password_file: _,
         }) = protocol
         {
-            for name in application_name {
+            if let Some(name) = application_name {
                 self.add("application_name", name);
             }
             for statement in warm_up {
