@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::{PASSWORD, postgres, relayed, spec, until};
 use headstart_injector::{
     Address, BackendKind, BackendSpec, DiscardReason, FailureReason, FallbackReason, LeaseError, Pool,
-    Session,
+    RedisLogin, Session,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -69,6 +69,76 @@ async fn idle_connections_expire_and_are_replaced() {
     let status = until(&pool, "full again", |s| s.idle == 2).await;
     assert_eq!(status.tally.discards[&DiscardReason::Expired], 2);
     assert_eq!(status.tally.connects, 4);
+}
+
+/// Answers every second login as if it were full, and serves the others as Redis does.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fails_every_second_login_fills_the_pool_all_the_same() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let mut spec = server.spec(4, 8);
+    spec.kind = BackendKind::Redis(RedisLogin::default());
+    let pool = Pool::spawn(spec);
+    tokio::spawn(async move {
+        let (mut number, mut served) = (0, Vec::new());
+        while let Some(mut stream) = accepted.recv().await {
+            number += 1;
+            if stream.read(&mut [0; 64]).await.is_err() {
+                continue;
+            }
+            let answer: &[u8] =
+                if number % 2 == 0 { b"+PONG\r\n" } else { b"-ERR max number of clients reached\r\n" };
+            if stream.write_all(answer).await.is_ok() && number % 2 == 0 {
+                served.push(stream);
+            }
+        }
+    });
+    let status = until(&pool, "full", |status| status.idle == 4).await;
+    assert_eq!((status.tally.connects, status.last_error), (4, None));
+    assert!(status.tally.failures[&FailureReason::Server] >= 3, "{:?}", status.tally.failures);
+    // What a lease gets was logged in, or it is an error that says why.
+    for _ in 0..12 {
+        match pool.lease().await {
+            Ok(lease) => assert_eq!(lease.session, Session::Redis { user: None, database: 0 }),
+            Err(error) => assert!(error.to_string().contains("max number of clients") && error.retry_helps()),
+        }
+    }
+    until(&pool, "full again", |status| status.idle == 4 && status.leased == 0).await;
+}
+
+/// No packet gets through, and nobody says so: what was idle looks alive until keep-alive finds out.
+#[tokio::test(start_paused = true)]
+async fn a_cut_costs_an_error_in_time_and_recovery_takes_no_longer_than_the_back_off() {
+    let mut server = Server::start();
+    let mut accepted = server.accept();
+    let mut spec = server.spec(1, 4);
+    spec.kind = BackendKind::Redis(RedisLogin::default());
+    spec.pool.connect_timeout = Duration::from_secs(5);
+    let pool = Pool::spawn(spec);
+    let (cut, mut is_cut) = tokio::sync::watch::channel(true);
+    tokio::spawn(async move {
+        while let Some(mut stream) = accepted.recv().await {
+            let mut is_cut = is_cut.clone();
+            tokio::spawn(async move {
+                let _ = is_cut.wait_for(|cut| !cut).await;
+                let _ = stream.read(&mut [0; 64]).await;
+                let _ = stream.write_all(b"+PONG\r\n").await;
+                std::future::pending::<()>().await;
+            });
+        }
+        let _ = is_cut.changed().await;
+    });
+    let begun = Instant::now();
+    let error = pool.lease().await.expect_err("nothing answers");
+    assert!(error.to_string().contains("not logged in after 5000 ms") && error.retry_helps(), "{error}");
+    assert!(begun.elapsed() <= Duration::from_secs(11), "{:?}", begun.elapsed());
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(pool.status().last_error.is_some());
+    cut.send(false).expect("the server listens");
+    let begun = Instant::now();
+    until(&pool, "full again", |status| status.idle == 1).await;
+    // The pause that is under way, or the attempt.
+    assert!(begun.elapsed() <= Duration::from_secs(6), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

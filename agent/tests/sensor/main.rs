@@ -28,8 +28,7 @@ use tokio::sync::mpsc;
 /// The first thing that comes out of the rings.
 pub(crate) async fn first(sensing: Sensing) -> Seen {
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    let since_ns = sensing.watching.since_ns;
-    let reader = tokio::spawn(read(sensing.watching.rings, since_ns, move |seen| {
+    let reader = tokio::spawn(read(sensing.watching.rings, move |seen| {
         let _ = sender.send(seen);
     }));
     let seen = tokio::time::timeout(std::time::Duration::from_secs(20), receiver.recv()).await;
