@@ -364,6 +364,8 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
     let pool = PoolSettings {
         min_idle: pool.min_idle,
         follow_demand: pool.follow_demand,
+        recycle: pool.recycle,
+        max_age: pool.max_age,
         max: pool.max,
         ttl: pool.ttl,
         connect_timeout: pool.connect_timeout,

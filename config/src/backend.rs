@@ -128,6 +128,11 @@ pub struct Pool {
     pub follow_demand: bool,
     /// The most connections, ready, leased and begun together; 1 to 10000. Default 64.
     pub max: usize,
+    /// `on_release`: `"recycle"` cleans connections that clients of a socket close, and keeps them for clients of the same
+    /// function; only with `kind = "postgres"`. Default `"discard"`: `false`.
+    pub recycle: bool,
+    /// How old a recycled connection may get, 1 m to 24 h. Default 1 h.
+    pub max_age: Duration,
     /// Age at which an unused connection is replaced, 1 s to 24 h. Default 10 m.
     pub ttl: Duration,
     /// Deadline of connecting and logging in together, 10 ms to 5 m. Default 5 s.
@@ -143,6 +148,8 @@ impl Default for Pool {
         Self {
             min_idle: 4,
             follow_demand: false,
+            recycle: false,
+            max_age: Duration::from_hours(1),
             max: 64,
             ttl: Duration::from_mins(10),
             connect_timeout: Duration::from_secs(5),
@@ -185,7 +192,8 @@ impl Backend {
         let protocol = kind.and_then(|kind| Protocol::read(&mut table, kind));
         let address = table.require("address", "", |v| Address::read(&v));
         let tls = Tls::read(&mut table, kind, address.as_ref());
-        let pool = table.or("pool", Pool::default(), |v| v.table("pool = { max = 64 }").map(Pool::read));
+        let pool = table
+            .or("pool", Pool::default(), |v| v.table("pool = { max = 64 }").map(|t| Pool::read(t, kind)));
         let origin = table.finish();
         Some(Self { name: name?, protocol: protocol?, address: address?, tls: tls?, pool, origin })
     }
@@ -397,7 +405,7 @@ impl fmt::Display for Address {
 }
 
 impl Pool {
-    fn read(mut table: Table<'_>) -> Self {
+    fn read(mut table: Table<'_>, kind: Option<Kind>) -> Self {
         let (ms, secs, mins, hours) =
             (Duration::from_millis, Duration::from_secs, Duration::from_mins, Duration::from_hours);
         let default = Self::default();
@@ -411,6 +419,14 @@ impl Pool {
             follow_demand: table
                 .or("size", default.follow_demand, |v| v.choice(&[("fixed", false), ("auto", true)])),
             max,
+            recycle: table.or("on_release", default.recycle, |v| {
+                let recycle = v.choice(&[("discard", false), ("recycle", true)])?;
+                if recycle && kind.is_some_and(|kind| kind != Kind::Postgres) {
+                    return v.fail("can be \"recycle\" only with kind = \"postgres\"");
+                }
+                Some(recycle)
+            }),
+            max_age: table.or("max_age", default.max_age, |v| v.duration(mins(1)..=hours(24))),
             ttl: table.or("ttl", default.ttl, |v| v.duration(secs(1)..=hours(24))),
             connect_timeout: table
                 .or("connect_timeout", default.connect_timeout, |v| v.duration(ms(10)..=mins(5))),

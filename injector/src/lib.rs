@@ -2,7 +2,7 @@
 //!
 //! A function that starts cold spends most of its first request on connecting and logging in. This
 //! crate does that work before: per backend one [`Pool`] keeps a few idle connections, checks each
-//! for life when it is leased, replaces it in the background, and never takes one back.
+//! for life when it is leased, replaces it in the background, and never takes one back that was given away.
 //!
 //! ```text
 //! BackendSpec ─> Pool ─ lease() / try_lease() ─> Lease ─ hand_over() ─> fd, session, TLS keys ─> the function
@@ -14,7 +14,8 @@
 //!   unread in our buffer or in the kernel's.
 //! * It has `TCP_NODELAY`, keep-alive after 30 s, `O_CLOEXEC`, and is **non-blocking**. That mode is
 //!   shared by all duplicates of a descriptor: a receiver that wants a blocking one switches it.
-//! * It is discarded after use. Dropping the [`LeaseSlot`] makes room for a new one, nothing else.
+//! * It is discarded after use. Dropping the [`LeaseSlot`] makes room for a new one, nothing else. (What clients of
+//!   [`Sockets`] have used never leaves this process, and may be cleaned and kept for their function.)
 //!
 //! # What stays here
 //! Passwords ([`Secret`]) and cancel keys. A [`Session`] tells a function what it needs to act as if

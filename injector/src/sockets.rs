@@ -19,17 +19,23 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional, split};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::backend::{BoxFuture, Stream};
+use crate::backend::{BoxFuture, Goodbye, Stream};
 use crate::{Lease, LeaseError, LeaseSlot, Pool, Session};
 
 /// After an error that only others can end, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a session may take to become what it was.
+const CLEAN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is passed on at a time.
+const CHUNK_BYTES: usize = 8 * 1024;
 
 /// The target of the log's lines about who got which connection.
 pub const AUDIT: &str = "headstart::audit";
@@ -43,20 +49,28 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Listens below `directory`, for the instance with the name `owner`: for each pool in a directory of its name. A socket that is there is replaced. At
-    /// most `clients_max` clients are connected at a time, over all pools.
+    /// Listens below `directory`, for the instance `owner` of this function: for each pool in a directory of its name. A
+    /// socket that is there is replaced. At most `clients_max` clients are connected at a time, over all pools.
     ///
     /// # Errors
     /// When a directory or a socket cannot be made.
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O.
-    pub fn listen(owner: &str, directory: &Path, pools: &[Pool], clients_max: usize) -> io::Result<Self> {
+    pub fn listen(
+        function: &str,
+        owner: &str,
+        directory: &Path,
+        pools: &[Pool],
+        clients_max: usize,
+    ) -> io::Result<Self> {
         let (mut doors, mut tasks) = (Vec::new(), JoinSet::new());
         let places = Arc::new(Semaphore::new(clients_max));
+        let function: Arc<str> = function.into();
         for pool in pools {
             let listener = listen_in(&directory.join(pool.name()), pool.protocol().socket_name())?;
             let door = Arc::new(Door {
+                function: Arc::clone(&function),
                 owner: owner.to_owned(),
                 pool: pool.clone(),
                 first: Mutex::new(None),
@@ -88,7 +102,7 @@ impl Sockets {
     /// Clients will come soon: reserves a connection of each backend for the first, or begins one.
     pub fn expect_clients(&self) {
         for door in &self.doors {
-            let lease = Box::pin(door.pool.lease());
+            let lease = Box::pin(door.pool.lease_for(Some(&door.function)));
             *door.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease);
         }
     }
@@ -154,26 +168,85 @@ async fn accept(listener: Listener, door: Arc<Door>, places: Arc<Semaphore>) {
 }
 
 async fn serve(mut client: Stream, door: &Door) {
-    let Some(mut admitted) = door.pool.protocol().admit(&mut client, door).await else { return };
+    let protocol = door.pool.protocol();
+    let Some(mut admitted) = protocol.admit(&mut client, door).await else { return };
     let (instance, backend) = (&door.owner, door.pool.name());
-    let process_id = admitted.key.as_ref().map(|(_, (process_id, _))| process_id);
+    let process_id = admitted.key.as_ref().map(|registered| registered.key.0);
     tracing::info!(target: AUDIT, instance, backend, process_id, "connection for a client of a socket");
     // Either side may end at any time.
-    let _ = copy_bidirectional(&mut client, &mut admitted.server).await;
+    match protocol.goodbye().filter(|_| door.pool.recycles()) {
+        Some(goodbye) => {
+            if pass_on(&mut client, &mut admitted.server, goodbye).await {
+                drop(client);
+                admitted.recycle(door).await;
+            }
+        }
+        None => drop(copy_bidirectional(&mut client, &mut admitted.server).await),
+    }
+}
+
+/// Passes everything on but the client's goodbye. Whether it said one.
+async fn pass_on(client: &mut Stream, server: &mut Stream, mut goodbye: Box<dyn Goodbye>) -> bool {
+    let (mut from_client, mut to_client) = split(client);
+    let (mut from_server, mut to_server) = split(server);
+    let up = async {
+        let mut buf = vec![0; CHUNK_BYTES];
+        loop {
+            let bytes = from_client.read(&mut buf).await?;
+            let end = goodbye.find(&buf[..bytes]);
+            to_server.write_all(&buf[..end.unwrap_or(bytes)]).await?;
+            to_server.flush().await?;
+            if bytes == 0 || end.is_some() {
+                return io::Result::Ok(end.is_some());
+            }
+        }
+    };
+    tokio::select! {
+        said = up => said.unwrap_or(false),
+        // The server has ended.
+        _ = copy(&mut from_server, &mut to_client) => false,
+    }
 }
 
 /// A client's connection to the server, which ends when this is dropped.
 pub(crate) struct Admitted<'a> {
     pub(crate) server: Stream,
-    pub(crate) _slot: Arc<LeaseSlot>,
-    /// With which the client can cancel what it does.
-    pub(crate) key: Option<(&'a Door, CancelKey)>,
+    /// As it was after the login.
+    pub(crate) session: Session,
+    pub(crate) slot: Arc<LeaseSlot>,
+    pub(crate) key: Option<Registered<'a>>,
 }
 
-impl Drop for Admitted<'_> {
+/// The key with which a client can cancel what it does, as long as this lives.
+pub(crate) struct Registered<'a> {
+    door: &'a Door,
+    pub(crate) key: CancelKey,
+}
+
+impl<'a> Registered<'a> {
+    pub(crate) fn new(door: &'a Door, key: CancelKey, slot: &Arc<LeaseSlot>) -> Self {
+        door.cancels().insert(key, Arc::clone(slot));
+        Self { door, key }
+    }
+}
+
+impl Drop for Registered<'_> {
     fn drop(&mut self) {
-        if let Some((door, key)) = self.key.take() {
-            door.cancels().remove(&key);
+        self.door.cancels().remove(&self.key);
+    }
+}
+
+impl Admitted<'_> {
+    /// For the next client of the same function, if the session can be cleaned.
+    async fn recycle(self, door: &Door) {
+        let Self { mut server, session, slot, key } = self;
+        drop(key);
+        // Somebody may be cancelling what it did, which could hit the next one.
+        let Some(slot) = Arc::into_inner(slot) else { return };
+        match timeout(CLEAN_LIMIT, door.pool.protocol().clean(&mut server)).await {
+            Ok(Ok(())) => slot.recycle(&door.function, server, session),
+            Ok(Err(cause)) => tracing::debug!(backend = door.pool.name(), "not used again: {cause}"),
+            Err(_) => tracing::debug!(backend = door.pool.name(), "not used again: cleaning takes too long"),
         }
     }
 }
@@ -185,6 +258,7 @@ type Begun = BoxFuture<'static, Result<Lease, LeaseError>>;
 
 /// One backend of one instance.
 pub(crate) struct Door {
+    function: Arc<str>,
     /// The instance, for the log.
     owner: String,
     pool: Pool,
@@ -209,7 +283,7 @@ impl Door {
         {
             return Ok(lease.into_stream());
         }
-        self.pool.lease().await.map(Lease::into_stream)
+        self.pool.lease_for(Some(&self.function)).await.map(Lease::into_stream)
     }
 
     pub(crate) fn cancels(&self) -> std::sync::MutexGuard<'_, HashMap<CancelKey, Arc<LeaseSlot>>> {

@@ -102,6 +102,11 @@ pub struct PoolSettings {
     pub follow_demand: bool,
     /// Limit of idle, connecting and leased connections together. 0 counts as 1.
     pub max: usize,
+    /// Connections that a client of a socket has closed properly are cleaned and kept for clients of the same function,
+    /// where the protocol can be cleaned. Others are never used again.
+    pub recycle: bool,
+    /// How old such a connection may get, since its login.
+    pub max_age: Duration,
     /// How long a connection may stay idle. Each one gets a random 80 to 100 % of it, so that they do
     /// not all expire at once. Zero: for ever.
     pub ttl: Duration,
@@ -121,6 +126,8 @@ impl Default for PoolSettings {
             min_idle: 2,
             follow_demand: false,
             max: 16,
+            recycle: false,
+            max_age: Duration::from_secs(3600),
             ttl: Duration::from_secs(600),
             connect_timeout: Duration::from_secs(5),
             backoff_min: Duration::from_millis(100),

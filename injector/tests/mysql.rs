@@ -202,7 +202,7 @@ impl Bed {
         let pool = Pool::spawn(spec);
         let directory = tempfile::tempdir().expect("a directory");
         let pools = std::slice::from_ref(&pool);
-        let sockets = Sockets::listen("f-1", directory.path(), pools, clients_max).expect("sockets");
+        let sockets = Sockets::listen("f", "f-1", directory.path(), pools, clients_max).expect("sockets");
         Some(Self { server, pool, _sockets: sockets, directory })
     }
 

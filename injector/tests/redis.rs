@@ -108,7 +108,8 @@ async fn a_client_that_knows_no_password_is_logged_in() {
     let Some(server) = Redis::start() else { return };
     let pool = Pool::spawn(backend(Some("app"), Some(PASSWORD), 0, server.tcp()));
     let directory = tempfile::tempdir().expect("a directory");
-    let sockets = Sockets::listen("f-1", directory.path(), std::slice::from_ref(&pool), 4).expect("sockets");
+    let sockets =
+        Sockets::listen("f", "f-1", directory.path(), std::slice::from_ref(&pool), 4).expect("sockets");
     let path: PathBuf = directory.path().join("orders-db/redis.sock");
     let cli = |words: &[&str]| {
         let output = Command::new("redis-cli").arg("-s").arg(&path).args(words).output().expect("redis-cli");

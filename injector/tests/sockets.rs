@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use common::{Postgres, postgres, spec, until};
-use headstart_injector::{BackendKind, Pool, Sockets};
+use headstart_injector::{BackendKind, BackendSpec, Pool, Sockets};
 
 struct Bed {
     server: Postgres,
@@ -20,10 +20,16 @@ struct Bed {
 impl Bed {
     /// Must be called within a runtime of several threads: clients block theirs.
     fn new(clients_max: usize) -> Option<Self> {
+        Self::with(clients_max, |_| {})
+    }
+
+    fn with(clients_max: usize, change: impl FnOnce(&mut BackendSpec)) -> Option<Self> {
         let server = Postgres::start()?;
-        let pool = Pool::spawn(spec(BackendKind::Postgres(postgres("scrammer")), server.tcp()));
+        let mut spec = spec(BackendKind::Postgres(postgres("scrammer")), server.tcp());
+        change(&mut spec);
+        let pool = Pool::spawn(spec);
         let directory = tempfile::tempdir().expect("a directory");
-        let sockets = Sockets::listen("f-1", directory.path(), std::slice::from_ref(&pool), clients_max)
+        let sockets = Sockets::listen("f", "f-1", directory.path(), std::slice::from_ref(&pool), clients_max)
             .expect("sockets");
         Some(Self { server, pool, sockets, directory })
     }
@@ -173,4 +179,65 @@ async fn a_server_that_is_not_there_is_named() {
     assert!(!text.contains(common::PASSWORD));
     bed.server.run();
     assert_eq!(bed.query("select 1"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
+    let warm = vec!["prepare warm as select 7".to_owned()];
+    let Some(bed) = Bed::with(8, |spec| {
+        spec.pool.recycle = true;
+        let BackendKind::Postgres(login) = &mut spec.kind else { panic!("PostgreSQL") };
+        login.warm_up = warm;
+    }) else {
+        return;
+    };
+    let pid = "select pg_backend_pid()";
+    let first = bed.query(pid);
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    // It leaves behind what it can, in an open transaction.
+    let dirt = "set statement_timeout = 1234; create temporary table t (i int); \
+                prepare p as select 1; listen c; select pg_advisory_lock(1); declare k cursor with hold for select 1; \
+                begin; select pg_backend_pid()";
+    let said = bed.query(dirt);
+    assert!(said.ends_with(&first), "the same session: {said}");
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    let rest = "select current_user, current_setting('statement_timeout'), to_regclass('t') is null, \
+                (select count(*) from pg_prepared_statements), (select count(*) from pg_cursors), \
+                (select count(*) from pg_locks where locktype = 'advisory'), (select count(*) from pg_listening_channels())";
+    // The only statement that is prepared is the one that the login leaves.
+    assert_eq!(bed.query(rest), "scrammer|0|t|1|0|0|0");
+    assert_eq!(bed.query("execute warm"), "7");
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    assert_eq!(bed.query(pid), first);
+
+    // Another function has other sessions.
+    let directory = tempfile::tempdir().expect("a directory");
+    let pools = std::slice::from_ref(&bed.pool);
+    let _other = Sockets::listen("g", "g-1", directory.path(), pools, 8).expect("sockets");
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    let mut psql = bed.psql();
+    psql.arg("-h").arg(directory.path().join("orders-db")).args(["-c", pid]);
+    assert_ne!(self::said(psql.output().expect("psql")), first);
+    until(&bed.pool, "both are kept", |status| status.kept == 2).await;
+
+    // Who leaves without a word, or in the middle of something, leaves nothing for others.
+    let mut killed: Child = bed.psql().args(["-c", "select pg_sleep(60)"]).spawn().expect("psql");
+    until(&bed.pool, "leased", |status| status.leased == 1).await;
+    killed.kill().expect("killed");
+    killed.wait().expect("gone");
+    until(&bed.pool, "given up", |status| status.leased == 0).await;
+    assert_eq!(bed.pool.status().kept, 1, "that of the other function");
+    assert_ne!(bed.query(pid), first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_gets_no_older_than_allowed() {
+    let Some(bed) = Bed::with(8, |spec| {
+        (spec.pool.recycle, spec.pool.max_age) = (true, std::time::Duration::ZERO);
+    }) else {
+        return;
+    };
+    assert_eq!(bed.query("select 1"), "1");
+    let status = until(&bed.pool, "given up", |status| status.leased == 0).await;
+    assert_eq!((status.kept, status.tally.recycled), (0, 0));
 }

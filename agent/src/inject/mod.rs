@@ -164,7 +164,7 @@ impl Dowry {
             return Ok(None);
         }
         let directory = backends_directory(process.directory());
-        let mut sockets = Sockets::listen(instance, &directory, &self.pools, LEASES_MAX)?;
+        let mut sockets = Sockets::listen(&self.function, instance, &directory, &self.pools, LEASES_MAX)?;
         if !self.ports.is_empty() {
             let listeners = ports::listen(&process.network()?, self.ports.iter().map(|(_, port)| *port))?;
             for ((backend, _), listener) in self.ports.iter().zip(listeners) {

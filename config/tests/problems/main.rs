@@ -134,6 +134,10 @@ fn backends() {
             "name = \"b\"\npool = { size = \"dynamic\" }",
             ".b.pool.size: unknown value \"dynamic\"; must be \"fixed\" or \"auto\"",
         ),
+        (
+            "name = \"b\"\npool = { on_release = \"recycle\" }",
+            ".b.pool.on_release: can be \"recycle\" only with kind = \"postgres\"",
+        ),
         ("name = \"b\"\npool = { min_idle = 65 }", ".b.pool.min_idle: must be at most max, which is 64"),
         (
             "name = \"b\"\npool = { ttl = \"9d\" }",

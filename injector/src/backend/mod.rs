@@ -45,6 +45,8 @@ pub(crate) struct Connection {
     pub(crate) session: Session,
     pub(crate) cancel: Option<CancelRequest>,
     pub(crate) connect_time: std::time::Duration,
+    /// Since when it is logged in.
+    pub(crate) since: Instant,
 }
 
 /// The whole packet that cancels the connection's query when sent on a connection of its own. It is
@@ -92,9 +94,20 @@ pub(crate) trait Protocol: Send + Sync {
     /// admitted: then it has been told.
     fn admit<'a, 'd: 'a>(&'a self, _: &'a mut Stream, door: &'d Door) -> BoxFuture<'a, Option<Admitted<'d>>> {
         Box::pin(async {
-            let (server, _, slot) = door.lease().await.inspect_err(|error| tracing::warn!("{error}")).ok()?;
-            Some(Admitted { server, _slot: Arc::new(slot), key: None })
+            let leased = door.lease().await.inspect_err(|error| tracing::warn!("{error}")).ok()?;
+            let (server, session, slot) = leased;
+            Some(Admitted { server, session, slot: Arc::new(slot), key: None })
         })
+    }
+
+    /// Finds the place in what a client sends where it says goodbye, in a protocol whose sessions can be cleaned.
+    fn goodbye(&self) -> Option<Box<dyn Goodbye>> {
+        None
+    }
+
+    /// Makes a session as it was after its login. Whatever is not as expected is an error, and its end.
+    fn clean<'a>(&'a self, _: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+        Box::pin(async { Err(ConnectCause::Closed) })
     }
 
     /// Tells a client that there are too many.
@@ -106,6 +119,12 @@ pub(crate) trait Protocol: Send + Sync {
     fn farewell(&self) -> &'static [u8] {
         &[]
     }
+}
+
+/// Watches what a client sends.
+pub(crate) trait Goodbye: Send {
+    /// Where its goodbye begins in the next bytes, if it is there.
+    fn find(&mut self, bytes: &[u8]) -> Option<usize>;
 }
 
 impl BackendKind {
@@ -126,7 +145,7 @@ pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectErr
     let attempt = async {
         let (mut stream, said) = Stream::dial(spec).await?;
         let LoggedIn { session, cancel } = protocol.log_in(&mut stream, said).await?;
-        Ok(Connection { stream, session, cancel, connect_time: begun.elapsed() })
+        Ok(Connection { stream, session, cancel, connect_time: begun.elapsed(), since: Instant::now() })
     };
     let limit = spec.pool.connect_timeout;
     let outcome = timeout(limit, attempt).await.unwrap_or(Err(ConnectCause::Timeout { limit }));

@@ -54,6 +54,7 @@ where
     replies.push("+PONG");
     // At once: one round trip.
     stream.write_all(&asked).await.map_err(ConnectCause::Lost)?;
+    stream.flush().await.map_err(ConnectCause::Lost)?;
     asked.fill(0);
     let mut read = Vec::new();
     for expected in replies {

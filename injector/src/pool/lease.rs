@@ -55,8 +55,9 @@ impl Lease {
     pub(super) fn new(shared: &Arc<Shared>, idle: Idle, fallback: Option<FallbackReason>) -> Self {
         let ttl = shared.spec.pool.ttl;
         let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
-        let Connection { stream, session, cancel, connect_time } = idle.connection;
-        let slot = LeaseSlot { shared: Arc::clone(shared), cancel, tls: None };
+        let Connection { stream, session, cancel, connect_time, since } = idle.connection;
+        let slot =
+            LeaseSlot { shared: Arc::clone(shared), since, connect_time, cancel, tls: None, recycled: false };
         Self { stream, session, slot, fallback, connect_time, expires_at }
     }
 
@@ -100,6 +101,11 @@ impl Lease {
 #[derive(Debug)]
 pub struct LeaseSlot {
     shared: Arc<Shared>,
+    /// When the connection was logged in, and how long that took.
+    since: Instant,
+    connect_time: Duration,
+    /// The place is given back already.
+    recycled: bool,
     cancel: Option<CancelRequest>,
     tls: Option<Kept>,
 }
@@ -107,7 +113,25 @@ pub struct LeaseSlot {
 impl LeaseSlot {
     /// The place of a connection that was leased in an earlier life of this pool.
     pub(super) fn inherited(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), cancel: None, tls: None }
+        let (shared, since) = (Arc::clone(shared), Instant::now());
+        Self { shared, since, connect_time: Duration::ZERO, cancel: None, tls: None, recycled: false }
+    }
+
+    /// Gives back a connection that is as it was after its login, for the same function.
+    pub(crate) fn recycle(mut self, function: &Arc<str>, stream: Stream, session: Session) {
+        let now = Instant::now();
+        if now - self.since > self.shared.spec.pool.max_age {
+            return; // it is discarded, as usual
+        }
+        self.recycled = true;
+        let (cancel, connect_time, since) = (self.cancel.take(), self.connect_time, self.since);
+        let connection = Connection { stream, session, cancel, connect_time, since };
+        let handed_over =
+            self.shared.lock().recycled(Arc::clone(function), Idle { connection, since: now }, now);
+        self.shared.bell.notify_one();
+        if let Some((waiter, idle)) = handed_over {
+            drop(waiter.answer.send(Ok(Lease::new(&self.shared, idle, None)))); // withdrawn just now: the lease ends here
+        }
     }
 
     /// [`TlsKeys::connection`] of a connection whose TLS was handed over.
@@ -140,6 +164,9 @@ impl LeaseSlot {
 
 impl Drop for LeaseSlot {
     fn drop(&mut self) {
+        if self.recycled {
+            return;
+        }
         self.shared.lock().release(Instant::now());
         self.shared.bell.notify_one();
     }

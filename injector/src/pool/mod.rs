@@ -8,7 +8,10 @@
 //!      └────────────────────┴────────────┘
 //! ```
 //!
-//! `idle + connecting + leased <= max` at any moment: room is taken under one lock before a connect
+//! With `recycle` there is another way on from leased: cleaned by the one who had it, and then idle for the same function
+//! only, until it gets too old or somebody else needs its place.
+//!
+//! `idle + kept + connecting + leased <= max` at any moment: room is taken under one lock before a connect
 //! begins. The state behind the lock is in `state`; the keeper task does the connecting and notices
 //! idle connections that die; leases only take.
 //!
@@ -86,6 +89,11 @@ impl Pool {
         &self.0.0.spec.name
     }
 
+    /// Whether what a client leaves behind is cleaned and kept.
+    pub(crate) fn recycles(&self) -> bool {
+        self.0.0.spec.pool.recycle
+    }
+
     pub(crate) fn protocol(&self) -> &dyn Protocol {
         self.0.0.spec.kind.protocol()
     }
@@ -93,7 +101,7 @@ impl Pool {
     /// An idle connection that is alive, if there is one. Never blocks, and asks nobody.
     pub fn try_lease(&self) -> Option<Lease> {
         let shared = &self.0.0;
-        let taken = shared.lock().take_idle(Instant::now());
+        let taken = shared.lock().take_idle(None, Instant::now());
         shared.discard(taken.dead);
         shared.bell.notify_one();
         taken.alive.map(|idle| Lease::new(shared, idle, None))
@@ -107,8 +115,16 @@ impl Pool {
     /// withdraws the request; a connection that was begun for it is kept if fewer than `min_idle` are
     /// idle, unless it was ready by then: that one ends like any lease.
     pub fn lease(&self) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
+        self.lease_for(None)
+    }
+
+    /// As [`Pool::lease`]; it may be a connection that this function has used.
+    pub(crate) fn lease_for(
+        &self,
+        function: Option<&Arc<str>>,
+    ) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
         let shared = Arc::clone(&self.0.0);
-        let begun = shared.begin_lease();
+        let begun = shared.begin_lease(function);
         async move {
             let outcome = match begun {
                 Ok(Begun::Ready(lease)) => Ok(*lease),
@@ -152,16 +168,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin_lease(self: &Arc<Self>) -> Result<Begun, LeaseError> {
+    fn begin_lease(self: &Arc<Self>, function: Option<&Arc<str>>) -> Result<Begun, LeaseError> {
         let (taken, queued) = {
             let (now, mut state) = (Instant::now(), self.lock());
             if state.is_closed() {
                 return Err(self.closed());
             }
-            let taken = state.take_idle(now);
+            let taken = state.take_idle(function.map(|name| &**name), now);
             let queued = (taken.alive.is_none() && state.waiting() < MAX_WAITING).then(|| {
                 let (sender, answer) = oneshot::channel();
-                Begun::Waiting { id: state.enqueue(sender, now), answer }
+                Begun::Waiting { id: state.enqueue(function.cloned(), sender, now), answer }
             });
             (taken, queued)
         };

@@ -22,10 +22,19 @@ pub(super) struct Idle {
     pub(super) since: Instant,
 }
 
+/// An idle connection that was used, and cleaned: only for the same function again.
+#[derive(Debug)]
+struct Kept {
+    function: Arc<str>,
+    idle: Idle,
+    end: Option<Instant>,
+}
+
 /// A lease that waits for a connection.
 #[derive(Debug)]
 pub(super) struct Waiter {
     id: u64,
+    function: Option<Arc<str>>,
     pub(super) answer: oneshot::Sender<Result<Lease, LeaseError>>,
 }
 
@@ -53,6 +62,10 @@ pub(super) struct State {
     settings: PoolSettings,
     /// Oldest first, each with its end.
     idle: VecDeque<(Idle, Option<Instant>)>,
+    /// Those that were used, oldest first.
+    kept: VecDeque<Kept>,
+    /// Given up for a connection that somebody waits for; closed before that one is begun.
+    evicted: Vec<Idle>,
     waiters: VecDeque<Waiter>,
     connecting: usize,
     /// The part of `connecting` that the keeper has not begun yet.
@@ -76,6 +89,8 @@ impl State {
             size: settings.follow_demand.then(Size::default),
             settings,
             idle: VecDeque::new(),
+            kept: VecDeque::new(),
+            evicted: Vec::new(),
             waiters: VecDeque::new(),
             connecting: 0,
             unbegun: 0,
@@ -96,7 +111,7 @@ impl State {
     }
 
     fn room(&self) -> usize {
-        self.settings.max.saturating_sub(self.idle.len() + self.connecting + self.leased)
+        self.settings.max.saturating_sub(self.idle.len() + self.kept.len() + self.connecting + self.leased)
     }
 
     /// How many idle connections there should be.
@@ -111,10 +126,11 @@ impl State {
         }
     }
 
-    /// Takes the oldest idle connection that is alive, and counts it as leased.
-    pub(super) fn take_idle(&mut self, now: Instant) -> Taken {
+    /// Takes an idle connection that is alive, and counts it as leased: the last one that this function has used, or
+    /// else the oldest that nobody has.
+    pub(super) fn take_idle(&mut self, function: Option<&str>, now: Instant) -> Taken {
         let mut taken = Taken::default();
-        while let Some((mut idle, end)) = self.idle.pop_front() {
+        while let Some((mut idle, end)) = self.next_idle(function) {
             let expired = end.is_some_and(|end| end <= now);
             match if expired { Err(DiscardReason::Expired) } else { idle.connection.stream.is_quiet() } {
                 Ok(()) => {
@@ -134,16 +150,25 @@ impl State {
         taken
     }
 
+    fn next_idle(&mut self, function: Option<&str>) -> Option<(Idle, Option<Instant>)> {
+        let own = function.and_then(|name| self.kept.iter().rposition(|kept| &*kept.function == name));
+        match own.and_then(|index| self.kept.remove(index)) {
+            Some(Kept { idle, end, .. }) => Some((idle, end)),
+            None => self.idle.pop_front(),
+        }
+    }
+
     /// Puts a lease in the queue, and takes room for its connection if there is any.
     pub(super) fn enqueue(
         &mut self,
+        function: Option<Arc<str>>,
         answer: oneshot::Sender<Result<Lease, LeaseError>>,
         now: Instant,
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.count(now);
-        self.waiters.push_back(Waiter { id, answer });
+        self.waiters.push_back(Waiter { id, function, answer });
         self.reserve(now);
         id
     }
@@ -156,7 +181,14 @@ impl State {
             None => self.waiters.len() + missing,
             Some(at) => usize::from(!self.waiters.is_empty() || (missing > 0 && at <= now)),
         };
-        let begin = wanted.saturating_sub(self.connecting).min(self.room());
+        let missing = wanted.saturating_sub(self.connecting);
+        while self.room() < missing
+            && let Some(Kept { idle, .. }) = self.kept.pop_front()
+        {
+            self.tally.discard(DiscardReason::Surplus);
+            self.evicted.push(idle);
+        }
+        let begin = missing.min(self.room());
         self.connecting += begin;
         self.unbegun += begin;
     }
@@ -167,12 +199,14 @@ impl State {
             self.connecting = 0; // the keeper ends, and its connects with it
             return Round { closed: true, start: 0, next: None, expired: Vec::new() };
         }
-        let expired = self.remove_idle(|_, end| {
+        let mut expired = self.remove_idle(|_, end| {
             let expired = end.is_some_and(|end| end <= now);
             expired.then_some(DiscardReason::Expired)
         });
         self.reserve(now);
-        let ends = self.idle.iter().filter_map(|(_, end)| *end);
+        expired.extend(self.evicted.drain(..).map(|idle| (idle, DiscardReason::Surplus)));
+        let kept = self.kept.iter().map(|kept| kept.end);
+        let ends = self.idle.iter().map(|(_, end)| *end).chain(kept).flatten();
         let next = ends.chain(self.backoff.retry_at().filter(|at| *at > now)).min();
         Round { closed: false, start: std::mem::take(&mut self.unbegun), next, expired }
     }
@@ -206,10 +240,43 @@ impl State {
             self.tally.discard(DiscardReason::Surplus);
             return (recovered, None);
         }
-        let ttl = self.settings.ttl;
-        let end = (!ttl.is_zero()).then(|| now + ttl.mul_f64(rand::rng().random_range(0.8..=1.0)));
+        let end = self.end(now);
         self.idle.push_back((idle, end));
         (recovered, None)
+    }
+
+    /// When a connection that is idle from now on gets too old.
+    fn end(&self, now: Instant) -> Option<Instant> {
+        let ttl = self.settings.ttl;
+        (!ttl.is_zero()).then(|| now + ttl.mul_f64(rand::rng().random_range(0.8..=1.0)))
+    }
+
+    /// A lease ended, and its connection was cleaned. The first waiter of the same function for it; else it is kept for
+    /// that function.
+    pub(super) fn recycled(
+        &mut self,
+        function: Arc<str>,
+        idle: Idle,
+        now: Instant,
+    ) -> Option<(Waiter, Idle)> {
+        self.tally.recycled += 1;
+        let own = |waiter: &Waiter| waiter.function.as_ref() == Some(&function) && !waiter.answer.is_closed();
+        if !self.closed
+            && let Some(waiter) = self.waiters.iter().position(own).and_then(|at| self.waiters.remove(at))
+        {
+            self.tally.leased_idle += 1;
+            return Some((waiter, idle));
+        }
+        self.leased -= 1;
+        if self.closed {
+            self.tally.discard(DiscardReason::PoolClosed);
+            self.evicted.push(idle);
+        } else {
+            let end = self.end(now);
+            self.kept.push_back(Kept { function, idle, end });
+            self.reserve(now);
+        }
+        None
     }
 
     /// A connect failed: the waiters that get this error. With other connects under way that is the
@@ -286,6 +353,16 @@ impl State {
                 None => self.idle.push_back((idle, end)),
             }
         }
+        for _ in 0..self.kept.len() {
+            let Some(mut kept) = self.kept.pop_front() else { break };
+            match verdict(&mut kept.idle, kept.end) {
+                Some(reason) => {
+                    self.tally.discard(reason);
+                    removed.push((kept.idle, reason));
+                }
+                None => self.kept.push_back(kept),
+            }
+        }
         removed
     }
 
@@ -304,6 +381,7 @@ impl State {
             wanted: self.wanted(now),
             max: self.settings.max,
             idle: self.idle.len(),
+            kept: self.kept.len(),
             connecting: self.connecting,
             leased: self.leased,
             waiting: self.waiters.len(),

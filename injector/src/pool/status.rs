@@ -16,10 +16,12 @@ pub struct PoolStatus {
     pub min_idle: usize,
     /// Idle connections that it wants now: more than `min_idle` where it follows demand.
     pub wanted: usize,
-    /// The limit of `idle + connecting + leased`, as applied.
+    /// The limit of `idle + kept + connecting + leased`, as applied.
     pub max: usize,
     /// Connections ready for a lease.
     pub idle: usize,
+    /// Idle connections that were used, and wait for the same function again.
+    pub kept: usize,
     /// Connects under way.
     pub connecting: usize,
     /// Connections with a holder.
@@ -47,6 +49,8 @@ pub struct Tally {
     /// Leases served by a connection that was not yet there: each is also a
     /// [`FallbackReason::PoolEmpty`].
     pub leased_connected: u64,
+    /// Leases whose connection was cleaned and kept.
+    pub recycled: u64,
     /// Failed connects.
     pub failures: BTreeMap<FailureReason, u64>,
     /// Connections given up. An attempt that is cut short by closing the pool is none.
@@ -61,6 +65,7 @@ impl Default for Tally {
             connects: 0,
             leased_idle: 0,
             leased_connected: 0,
+            recycled: 0,
             failures: FailureReason::ALL.iter().map(|reason| (*reason, 0)).collect(),
             discards: DiscardReason::ALL.iter().map(|reason| (*reason, 0)).collect(),
             fallbacks: FallbackReason::ALL.iter().map(|reason| (*reason, 0)).collect(),

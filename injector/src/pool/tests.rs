@@ -30,7 +30,10 @@ fn spec(min_idle: usize, max: usize) -> BackendSpec {
 fn connection(now: Instant) -> (Idle, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (stream, session, connect_time) = (Stream::Unix(ours), Session::Tcp, Duration::ZERO);
-    let idle = Idle { connection: Connection { stream, session, cancel: None, connect_time }, since: now };
+    let idle = Idle {
+        connection: Connection { stream, session, cancel: None, connect_time, since: now },
+        since: now,
+    };
     (idle, theirs)
 }
 
@@ -38,6 +41,8 @@ fn refused(spec: &BackendSpec) -> Arc<ConnectError> {
     let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
     Arc::new(ConnectError::new(spec, ConnectCause::Dial(refused)))
 }
+
+const FUNCTIONS: [&str; 2] = ["one", "two"];
 
 type Answer = oneshot::Receiver<Result<Lease, LeaseError>>;
 
@@ -63,9 +68,13 @@ impl World {
 
     fn step(&mut self, rng: &mut StdRng) {
         match rng.random_range(0..8) {
-            0 | 1 if self.state.take_idle(self.now).alive.is_none() => {
+            0 | 1 => {
+                let function = [None, Some(FUNCTIONS[0]), Some(FUNCTIONS[1])][rng.random_range(0..3)];
+                if self.state.take_idle(function, self.now).alive.is_some() {
+                    return;
+                }
                 let (sender, answer) = oneshot::channel();
-                self.state.enqueue(sender, self.now);
+                self.state.enqueue(function.map(Arc::from), sender, self.now);
                 self.answers.push(answer);
             }
             2 | 3 if self.begun > 0 => {
@@ -78,7 +87,13 @@ impl World {
                 self.begun -= 1;
                 drop(self.state.failed(&refused(&self.spec), self.now));
             }
-            5 if self.status().leased > 0 => self.state.release(self.now),
+            5 if self.status().leased > 0 && rng.random_bool(0.5) => self.state.release(self.now),
+            5 if self.status().leased > 0 => {
+                let (idle, server) = connection(self.now);
+                self.servers.push(server);
+                let function = FUNCTIONS[rng.random_range(0..2)].into();
+                drop(self.state.recycled(function, idle, self.now));
+            }
             6 if !self.answers.is_empty() => {
                 self.answers.swap_remove(rng.random_range(0..self.answers.len()));
             }
@@ -106,7 +121,7 @@ async fn no_schedule_passes_the_limit_or_forgets_a_waiter() {
         for step in 0..300 {
             world.step(&mut rng);
             let status = world.status();
-            let total = status.idle + status.connecting + status.leased;
+            let total = status.idle + status.kept + status.connecting + status.leased;
             assert!(total <= max, "seed {seed} step {step}: {status:?}");
             assert!((status.min_idle..=max).contains(&status.wanted), "seed {seed} step {step}: {status:?}");
             world.turn();
@@ -145,7 +160,7 @@ async fn connects_begun_follow_need_room_and_health() {
         let answers: Vec<Answer> = (0..waiting)
             .map(|_| {
                 let (sender, answer) = oneshot::channel();
-                state.enqueue(sender, now);
+                state.enqueue(None, sender, now);
                 answer
             })
             .collect();
@@ -167,4 +182,50 @@ async fn expired_connections_are_replaced() {
     assert!((Duration::from_secs(48)..=Duration::from_secs(60)).contains(&end), "{end:?}");
     let round = state.round(now + end);
     assert_eq!((round.expired.len(), round.start), (1, 1));
+}
+
+#[tokio::test]
+async fn what_a_function_has_used_is_for_nobody_else() {
+    let spec = spec(1, 3);
+    let (mut state, now) = (State::new(&spec.pool), Instant::now());
+    let mut servers = Vec::new();
+    let mut new = || {
+        let (idle, server) = connection(now);
+        servers.push(server);
+        idle
+    };
+    let [one, two] = FUNCTIONS;
+    // One is leased, cleaned and kept; another one is idle for anybody.
+    assert_eq!(state.round(now).start, 1);
+    drop(state.connected(new(), now));
+    assert!(state.take_idle(Some(one), now).alive.is_some());
+    assert!(state.recycled(one.into(), new(), now).is_none());
+    assert_eq!(state.round(now).start, 1);
+    drop(state.connected(new(), now));
+    let counts = |state: &State| {
+        let status = state.status(&spec, now);
+        (status.idle, status.kept, status.leased)
+    };
+    assert_eq!(counts(&state), (1, 1, 0));
+    assert!(state.take_idle(Some(two), now).alive.is_some());
+    assert!(state.take_idle(Some(two), now).alive.is_none() && state.take_idle(None, now).alive.is_none());
+    assert_eq!(counts(&state), (0, 1, 1));
+    assert!(state.take_idle(Some(one), now).alive.is_some());
+    assert_eq!(counts(&state), (0, 0, 2));
+
+    // A waiter of the same function gets it at once, another one only its place.
+    let wait = |state: &mut State, function: &str| {
+        let (sender, answer) = oneshot::channel();
+        state.enqueue(Some(function.into()), sender, now);
+        answer
+    };
+    let _others = (wait(&mut state, two), wait(&mut state, one));
+    let (_, handed_over) = state.recycled(one.into(), new(), now).expect("its second waiter");
+    drop(handed_over);
+    assert_eq!((counts(&state), state.waiting()), ((0, 0, 2), 1));
+    assert_eq!(state.round(now).start, 1, "for the other, whose connect takes the last place");
+    assert!(state.recycled(one.into(), new(), now).is_none());
+    let _third = wait(&mut state, two);
+    let round = state.round(now);
+    assert_eq!((round.start, round.expired.len()), (1, 1), "what is kept makes room");
 }

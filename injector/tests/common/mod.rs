@@ -199,6 +199,8 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
     let pool = PoolSettings {
         min_idle: 0,
         follow_demand: false,
+        recycle: false,
+        max_age: Duration::from_secs(3600),
         max: 4,
         ttl: Duration::from_secs(600),
         connect_timeout: Duration::from_secs(10),

@@ -74,7 +74,7 @@ pub(super) async fn admit<'a>(
     let mut packets = Packets::new(client, 0, None);
     let welcomed = timeout(RESPONSE_LIMIT, welcome(login, &session, &mut packets, &mut server)).await;
     match welcomed {
-        Ok(Ok(())) => Some(Admitted { server, _slot: Arc::new(slot), key: None }),
+        Ok(Ok(())) => Some(Admitted { server, session, slot: Arc::new(slot), key: None }),
         Ok(Err(None)) | Err(_) => None,
         Ok(Err(Some(refusal))) => tell(client, 2, &refusal).await,
     }

@@ -47,6 +47,9 @@ const MAX_PACKET: u32 = 1 << 24;
 /// `utf8mb4_general_ci`, which every server has.
 const COLLATION: u8 = 45;
 
+/// The longest nonce: those of all methods are of 20 or 32 bytes.
+const NONCE_MAX_BYTES: u8 = 127;
+
 /// More questions than any method has.
 const TURNS_MAX: usize = 8;
 
@@ -117,12 +120,23 @@ where
         // An error before any greeting has no state.
         return Err(packets.refused(packet, CapabilityFlags::empty()));
     }
+    if nonce_bytes(packet).is_some_and(|bytes| bytes > NONCE_MAX_BYTES) {
+        return Err(unexpected("a greeting of MySQL", packet));
+    }
     let greeting =
         parse::<HandshakePacket<'_>>(packet, ()).map_err(|_| unexpected("a greeting of MySQL", packet))?;
     if greeting.protocol_version() != 10 || !greeting.capabilities().contains(NEEDED) {
         return Err(unexpected("a server with protocol 4.1", packet));
     }
     Ok(greeting)
+}
+
+/// What a greeting says of the length of its nonce. The library counts on a small one.
+fn nonce_bytes(greeting: &[u8]) -> Option<u8> {
+    let (_protocol, rest) = greeting.split_first()?;
+    let version = rest.iter().position(|byte| *byte == 0)?;
+    // After its end: number of the connection, the nonce's beginning, filler, capabilities, collation, status, capabilities.
+    rest.get(version + 1 + 4 + 8 + 1 + 2 + 1 + 2 + 2).copied()
 }
 
 /// From the greeting, or what comes after it, to a quiet connection. The caller sets the time limit.

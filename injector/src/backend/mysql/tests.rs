@@ -160,6 +160,10 @@ async fn errors_are_told_without_the_password() {
         assert!(text.contains(said) && !text.contains(PASSWORD), "{said}: {text}");
         assert_eq!(cause.retry_helps(), passes, "{text}");
     }
+    let mut long_nonce = greeting("mysql_native_password");
+    long_nonce[1 + 7 + 4 + 8 + 1 + 2 + 1 + 2 + 2] = 0x80;
+    let text = against(PLAIN, &packets(&[&long_nonce])).await.1.unwrap_err().to_string();
+    assert!(text.contains("greeting"), "{text}");
     let question = switch("mysql_native_password", NONCE);
     let mut endless: Vec<&[u8]> = vec![&question; 20];
     let first = greeting("mysql_native_password");

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::frames::{Frames, encode};
 use crate::backend::{ConnectCause, Session, Stream};
-use crate::sockets::{Admitted, CancelKey, Door};
+use crate::sockets::{Admitted, CancelKey, Door, Registered};
 use crate::{LeaseError, PostgresLogin};
 
 /// Largest first packet that a server accepts (`MAX_STARTUP_PACKET_LENGTH`).
@@ -130,14 +130,15 @@ async fn welcome<'a>(
 ) -> Result<Option<Admitted<'a>>, Refusal> {
     let wanted = wanted(login, &start)?;
     let (mut server, session, slot) = door.lease().await?;
-    let Session::Postgres { process_id, mut parameters, .. } = session else {
+    let Session::Postgres { process_id, parameters, .. } = &session else {
         return Err(refuse("XX000", "the pool gave a connection of another kind"));
     };
+    let (process_id, mut parameters) = (*process_id, parameters.clone());
     set(&mut server, &wanted, &mut parameters).await?;
     let slot = Arc::new(slot);
     let key = (process_id, rand::rng().random());
-    door.cancels().insert(key, Arc::clone(&slot));
-    let admitted = Admitted { server, _slot: slot, key: Some((door, key)) };
+    let registered = Registered::new(door, key, &slot);
+    let admitted = Admitted { server, session, slot, key: Some(registered) };
     let said = client.write_all(&greeting(&start, key, &parameters)).await;
     Ok(said.is_ok().then_some(admitted))
 }

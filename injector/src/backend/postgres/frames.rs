@@ -84,7 +84,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Frames<'a, S> {
     }
 
     pub(super) async fn send(&mut self, message: &[u8]) -> Result<(), ConnectCause> {
-        self.stream.write_all(message).await.map_err(ConnectCause::Lost)
+        self.stream.write_all(message).await.map_err(ConnectCause::Lost)?;
+        self.stream.flush().await.map_err(ConnectCause::Lost)
     }
 
     /// The next message that matters. Notices are passed over; an error of the server is an `Err`.

@@ -5,6 +5,7 @@
 
 mod admit;
 mod auth;
+mod clean;
 mod frames;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use super::{BoxFuture, CancelRequest, ConnectCause, LoggedIn, Protocol, Session, Stream};
+use super::{BoxFuture, CancelRequest, ConnectCause, Goodbye, LoggedIn, Protocol, Session, Stream};
 use crate::PostgresLogin;
 use crate::sockets::{Admitted, Door};
 pub use frames::ProtocolError;
@@ -75,6 +76,14 @@ impl Protocol for PostgresLogin {
         Box::pin(admit::admit(self, client, door))
     }
 
+    fn goodbye(&self) -> Option<Box<dyn Goodbye>> {
+        Some(Box::<clean::Messages>::default())
+    }
+
+    fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+        Box::pin(clean::clean(self, stream))
+    }
+
     fn turn_away(&self, client: Stream) -> BoxFuture<'_, ()> {
         Box::pin(admit::turn_away(client))
     }
@@ -102,14 +111,22 @@ where
     frames.send(&startup(login)?).await?;
     auth::authenticate(login, &mut frames, channel).await?;
     let logged_in = settle(login, &mut frames).await?;
-    for query in &login.warm_up {
-        frames.send(&encode(|buf| frontend::query(query, buf))?).await?;
-        run_out(&mut frames).await?;
-    }
+    warm_up(login, &mut frames).await?;
     if !frames.is_quiet() {
         return Err(ProtocolError::NotQuiet.into());
     }
     Ok(logged_in)
+}
+
+async fn warm_up<S>(login: &PostgresLogin, frames: &mut Frames<'_, S>) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    for query in &login.warm_up {
+        frames.send(&encode(|buf| frontend::query(query, buf))?).await?;
+        run_out(frames).await?;
+    }
+    Ok(())
 }
 
 fn startup(login: &PostgresLogin) -> Result<BytesMut, ConnectCause> {
