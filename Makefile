@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 EBPF_OBJECT := $(CURDIR)/target/ebpf/headstart-ebpf.o
 
-.PHONY: help demo bench test check ebpf install build
+.PHONY: help demo bench test check fuzz ebpf install build
 
 help: ## Lists the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,11 @@ ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 test: install ## Every test; those that need root are skipped without it.
 	@cargo build --release --locked -p headstart-agent
 	@cargo test --workspace --locked
+
+# The tests of this name take any bytes; each case is a fresh one, and what fails is shrunk and printed.
+fuzz: ## Random bytes for everything that parses what others send, CASES=200000 for each parser.
+	@PROPTEST_CASES=$(or $(CASES),200000) PROPTEST_FAILURE_PERSISTENCE=off \
+	cargo test --workspace --locked --lib panic
 
 check: ## Formatting, lints, docs, the rules of the repository and of its dependencies' licences.
 	@cargo fmt --all --check

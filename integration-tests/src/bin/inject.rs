@@ -9,6 +9,9 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use headstart_injector::{
+    Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Sockets, Tls, TlsSettings,
+};
 use headstart_integration_tests::client;
 use headstart_integration_tests::lab::{
     self, Agent, AgentSetup, Delay, Lease, Link, Namespace, Postgres, PostgresSetup, Process, Rootfs,
@@ -25,6 +28,10 @@ const ROUND_TRIPS_MS: [u64; 3] = [0, 1, 5];
 /// Samples of each way, after some that do not count.
 const TURNS: usize = 60;
 const WARMUP: usize = 5;
+/// Turns, seconds of each, and clients of what connects for each query.
+const RECONNECT_TURNS: usize = 5;
+const RECONNECT_SECONDS: u32 = 3;
+const RECONNECT_CLIENTS: usize = 4;
 /// Cold starts in a row, for the tail.
 const STARTS: usize = 1_000;
 const DATABASE_PORT: u16 = 5432;
@@ -52,6 +59,11 @@ fn bench() -> Result<()> {
             broken.extend(broken_promise(&figure.value()));
             figures.push(figure.value());
         }
+    }
+    println!("a connection for each query ...");
+    for figure in reconnects()? {
+        println!("  {}", figure.value());
+        figures.push(figure.value());
     }
     let directory = lab::target_dir().join("bench");
     fs::create_dir_all(&directory)?;
@@ -198,6 +210,82 @@ fn first_results(round_trip_ms: u64) -> Result<Vec<Figure>> {
     }
     ensure!(agent.stop()?.success());
     Ok(figures)
+}
+
+/// Clients that connect anew for each query, over the sockets of an instance: discarded and recycled sessions, by turns.
+fn reconnects() -> Result<Vec<Figure>> {
+    let postgres = PostgresSetup::default().tls().start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let files = Scratch::new("sockets")?;
+    let script = files.path().join("query.sql");
+    fs::write(&script, "select 1;\n")?;
+    let mut figures = Vec::new();
+    let ways = ["discard", "recycle"].map(|way| (way, files.path().join(way)));
+    let mut samples = [const { (Vec::new(), Vec::new()) }; 2];
+    for _ in 0..RECONNECT_TURNS {
+        for ((way, directory), (rates, ticks)) in ways.iter().zip(&mut samples) {
+            fs::create_dir_all(directory)?;
+            let spec = spec(&postgres, *way == "recycle")?;
+            let before = postgres.cpu_ticks()?;
+            let rate = runtime.block_on(async {
+                let pool = Pool::spawn(spec);
+                let pools = std::slice::from_ref(&pool);
+                let _sockets = Sockets::listen("f", "f-1", directory, pools, RECONNECT_CLIENTS + 1)?;
+                let pgbench = pgbench(&script, &directory.join("orders-db"));
+                tokio::task::spawn_blocking(move || rate(pgbench)).await?
+            })?;
+            let spent = postgres.cpu_ticks()? - before;
+            rates.push(rate);
+            // A tick is 10 ms (USER_HZ).
+            ticks.push(f64::from(u32::try_from(spent)?) * 10.0 / (rate * f64::from(RECONNECT_SECONDS)));
+        }
+    }
+    for ((way, _), (rates, ticks)) in ways.iter().zip(&samples) {
+        let labels = [("on_release", *way)];
+        figures.push(Figure::new("inject_reconnects_per_second", &labels, "1/s", rates)?);
+        figures.push(Figure::new("inject_reconnect_server_cpu_ms", &labels, "ms", ticks)?);
+    }
+    Ok(figures)
+}
+
+fn spec(postgres: &Postgres, recycle: bool) -> Result<BackendSpec> {
+    let tls = TlsSettings {
+        ca_file: Some(postgres.ca_file()),
+        server_name: postgres.address().ip().to_string(),
+        ..TlsSettings::default()
+    };
+    let login = PostgresLogin {
+        user: Postgres::USER.to_owned(),
+        database: Postgres::DATABASE.to_owned(),
+        password: Some(Secret::new(Postgres::PASSWORD)),
+        ..PostgresLogin::default()
+    };
+    Ok(BackendSpec {
+        name: "orders-db".into(),
+        kind: BackendKind::Postgres(login),
+        address: Address::Tcp(postgres.address().to_string()),
+        tls: Some(Tls::new(&tls)?),
+        pool: PoolSettings { min_idle: 4, max: 16, recycle, ..PoolSettings::default() },
+    })
+}
+
+/// The program itself: what is in the PATH asks for a cluster.
+fn pgbench(script: &Path, host: &Path) -> Command {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let program = versions.map(|version| version.path().join("bin/pgbench")).max();
+    let mut command = Command::new(program.unwrap_or_else(|| "pgbench".into()));
+    command.args(["-n", "-C", "-c", &RECONNECT_CLIENTS.to_string(), "-T", &RECONNECT_SECONDS.to_string()]);
+    command.args(["-U", Postgres::USER, "-f"]).arg(script).arg("-h").arg(host).arg(Postgres::DATABASE);
+    command
+}
+
+/// Transactions per second, the connections included.
+fn rate(mut pgbench: Command) -> Result<f64> {
+    let output = pgbench.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().find(|line| line.starts_with("tps = "));
+    let number = line.and_then(|line| line.split(' ').nth(2));
+    Ok(number.with_context(|| format!("{text}{}", String::from_utf8_lossy(&output.stderr)))?.parse()?)
 }
 
 /// PgBouncer before the database, over TLS, with SCRAM on both sides, its pool full.
