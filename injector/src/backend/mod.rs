@@ -10,7 +10,7 @@ mod mysql;
 pub(crate) mod postgres;
 mod redis;
 mod relay;
-mod stream;
+pub(crate) mod stream;
 mod tcp;
 mod tls;
 

@@ -103,23 +103,35 @@ impl Stream {
         }
     }
 
-    /// Whether there is a TLS session, and it can be handed over.
-    pub(crate) fn check_hand_over(&self) -> Option<Result<(), NoHandOver>> {
-        match self {
-            Self::Tls(stream) => Some(stream.check_hand_over()),
-            Self::Tcp(_) | Self::Unix(_) => None,
+    /// The socket out of the reactor and, where there is a TLS session that can be handed over, the keys. Else what
+    /// [`Stream::into_fd`] gives, and why.
+    pub(crate) fn hand_over(self) -> io::Result<HandedOver> {
+        let Self::Tls(mut stream) = self else {
+            return self.into_fd().map(|fd| HandedOver { fd, tls: None, relayed: None });
+        };
+        // What the extraction would lose without a word is not there; and nothing comes between this and that.
+        if let Err(reason) = stream.is_quiet() {
+            return Err(io::Error::other(format!("the session is not quiet: {}", reason.as_str())));
         }
-    }
-
-    /// The socket out of the reactor and, with [`Stream::check_hand_over`], the session behind it.
-    pub(crate) fn hand_over(self) -> io::Result<(OwnedFd, Option<(TlsKeys, Kept)>)> {
-        match self {
-            Self::Tls(stream) if stream.check_hand_over().is_ok() => {
-                stream.hand_over().map(|(fd, keys, kept)| (fd, Some((keys, kept))))
+        match stream.check_hand_over() {
+            Ok(()) => {
+                let (fd, keys, kept) = stream.hand_over()?;
+                Ok(HandedOver { fd, tls: Some((keys, kept)), relayed: None })
             }
-            other => other.into_fd().map(|fd| (fd, None)),
+            Err(reason) => {
+                relay::begin(*stream).map(|fd| HandedOver { fd, tls: None, relayed: Some(reason) })
+            }
         }
     }
+}
+
+/// What comes of [`Stream::hand_over`].
+pub(crate) struct HandedOver {
+    pub(crate) fd: OwnedFd,
+    /// For the function, and for the agent.
+    pub(crate) tls: Option<(TlsKeys, Kept)>,
+    /// Why there is a session and no keys.
+    pub(crate) relayed: Option<NoHandOver>,
 }
 
 /// Waits for what `look` finds when the reactor says that there is something.

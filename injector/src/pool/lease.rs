@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::state::Idle;
-use crate::backend::{self, CancelRequest, Connection, Kept, Session, Stream};
+use crate::backend::{self, CancelRequest, Connection, Kept, Session, Stream, stream};
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
 /// A connection with one owner, on its way to a function.
@@ -69,17 +69,15 @@ impl Lease {
         let Self { stream, session, mut slot, .. } = self;
         let spec = &slot.shared.spec;
         let outcome = match mode {
-            TlsMode::Relay => stream.into_fd().map(|fd| (fd, None)),
-            TlsMode::HandOver => {
-                if let Some(Err(reason)) = stream.check_hand_over() {
-                    slot.shared.tell_relayed(reason);
-                }
-                stream.hand_over()
-            }
+            TlsMode::Relay => stream.into_fd().map(|fd| stream::HandedOver { fd, tls: None, relayed: None }),
+            TlsMode::HandOver => stream.hand_over(),
         };
-        let (fd, tls) = outcome.map_err(|error| {
+        let stream::HandedOver { fd, tls, relayed } = outcome.map_err(|error| {
             LeaseError::Connect(Arc::new(ConnectError::new(spec, ConnectCause::Lost(error))))
         })?;
+        if let Some(reason) = relayed {
+            slot.shared.tell_relayed(reason);
+        }
         let (keys, kept) = tls.unzip();
         slot.tls = kept;
         Ok(HandedOver { fd, session, tls: keys, slot })

@@ -28,6 +28,9 @@ const RECORD_MAX: usize = 1 << 14;
 /// What a record, a key update before it, and their headers and tags add to that.
 const OVERHEAD: usize = 512;
 
+/// The most that a server may say to nobody, in chunks of 4 KiB.
+const CHUNKS_MAX: u32 = 16;
+
 /// The stream of plaintext in a TLS session.
 pub(crate) struct TlsStream {
     pub(super) socket: TcpStream,
@@ -216,7 +219,13 @@ impl Machine {
     fn is_quiet(&mut self, socket: &TcpStream) -> Result<(), DiscardReason> {
         let socket = SockRef::from(socket);
         let mut chunk = [0; 4096];
+        let mut chunks = 0;
         loop {
+            // Tickets are small; who goes on and on must not keep everybody else waiting.
+            chunks += 1;
+            if chunks > CHUNKS_MAX {
+                return Err(DiscardReason::UnreadMessage);
+            }
             match (&*socket).read(&mut chunk) {
                 Ok(0) => return Err(DiscardReason::ClosedByServer),
                 Ok(bytes) => self.incoming.extend_from_slice(&chunk[..bytes]),
