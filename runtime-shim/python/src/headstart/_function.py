@@ -206,6 +206,16 @@ class Function:
 
         self.serve_connections(handler(self, application))
 
+    def serve_asgi(self, application: Callable[..., Any]) -> None:
+        """Serves an ASGI 3.0 application over HTTP, as :meth:`serve_wsgi`; its coroutines share one event loop.
+
+        It is ready when its lifespan has started. There are no WebSockets.
+        """
+        from ._asgi import Loop, handler
+
+        with Loop(application) as loop:
+            self.serve_connections(handler(loop))
+
     # What happens inside.
 
     def _handle(self, handler: Handler, connection: socket.socket, address: Any, began: int) -> None:
