@@ -357,6 +357,7 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
             server_name: tls.server_name.clone().unwrap_or(host),
             client: tls.client.clone(),
             alpn: tls.alpn.clone(),
+            direct: tls.direct,
         })
     });
     let tls = tls.transpose().map_err(|error| error.to_string())?;

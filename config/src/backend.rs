@@ -103,6 +103,9 @@ pub struct Tls {
     /// Application protocols to offer (RFC 7301), best first; only with `kind = "tls"`. At most 8, each of 1 to 255
     /// bytes. Default none.
     pub alpn: Vec<String>,
+    /// TLS begins at once, without asking the server for it: PostgreSQL from 17 on, and proxies that speak TLS for it.
+    /// Only with `kind = "postgres"`. Default `false`.
+    pub direct: bool,
 }
 
 /// Where a backend is.
@@ -326,6 +329,10 @@ impl Tls {
         if kind.is_some_and(|kind| kind != Kind::Tls) {
             table.refuse("alpn", "belongs to kind = \"tls\"");
         }
+        if kind.is_some_and(|kind| kind != Kind::Postgres) {
+            table.refuse("direct", "belongs to kind = \"postgres\"");
+        }
+        let direct = table.or("direct", false, |v| v.boolean());
         let alpn = table.get("alpn").and_then(|v| {
             let names = v.list()?;
             if names.len() > 8 {
@@ -335,7 +342,7 @@ impl Tls {
             names.into_iter().map(name).collect::<Option<Vec<_>>>()
         });
         table.finish();
-        Self { ca_file, server_name, client, alpn: alpn.unwrap_or_default() }
+        Self { ca_file, server_name, client, alpn: alpn.unwrap_or_default(), direct }
     }
 }
 

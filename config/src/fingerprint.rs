@@ -115,7 +115,7 @@ impl Fingerprint {
         let Backend { name, protocol, address, tls, pool: _, origin: _ } = backend;
         self.add("backend", name);
         self.add("address", address.to_string());
-        if let Some(Tls { ca_file, server_name, client, alpn }) = tls {
+        if let Some(Tls { ca_file, server_name, client, alpn, direct }) = tls {
             self.add("tls", "");
             let client = client.iter().flat_map(|(chain, key)| [("cert_file", chain), ("key_file", key)]);
             for (key, path) in ca_file.iter().map(|path| ("ca_file", path)).chain(client) {
@@ -127,6 +127,9 @@ impl Fingerprint {
                 .chain(alpn.iter().map(|name| ("alpn", name)))
             {
                 self.add(key, word);
+            }
+            if *direct {
+                self.add("direct", "");
             }
         }
         match protocol {

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use common::{Adopted, Postgres, postgres, relayed, spec, until};
@@ -13,6 +14,9 @@ use headstart_injector::{
     Address, BackendKind, BackendSpec, ConnectCause, LeaseError, Pool, Tls, TlsSettings, TlsSettingsError,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// A certificate authority with its files.
 struct Authority {
@@ -218,6 +222,40 @@ async fn a_bare_stream_offers_what_is_configured() {
         matches!(&error, LeaseError::Connect(error) if !matches!(error.cause, ConnectCause::Timeout { .. })),
         "{error}"
     );
+}
+
+/// As PostgreSQL does from 17 on, which is not at hand: TLS from the first byte, and only for who offers its protocol.
+#[tokio::test]
+async fn tls_can_begin_without_a_question() {
+    let authority = Authority::new();
+    let files = authority.issue(authority.directory.path(), "localhost", true);
+    let chain =
+        CertificateDer::pem_file_iter(files.0).expect("a file").collect::<Result<_, _>>().expect("a chain");
+    let key = PrivateKeyDer::from_pem_file(files.1).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.expect("versions").with_no_client_auth();
+    let mut config = builder.with_single_cert(chain, key).expect("a certificate");
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = Address::Tcp(listener.local_addr().expect("its address").to_string());
+    let server = thread::spawn(move || {
+        let (socket, _) = listener.accept().expect("a connection");
+        let session = ServerConnection::new(Arc::new(config)).expect("a session");
+        let mut stream = StreamOwned::new(session, socket);
+        let mut first = [0; 8];
+        stream.read_exact(&mut first).expect("a first packet");
+        assert_eq!(stream.conn.alpn_protocol(), Some(&b"postgresql"[..]));
+        assert_eq!(first[4..], [0, 3, 0, 0], "the login, and no question before it");
+        // AuthenticationOk, ReadyForQuery.
+        stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").expect("sent");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let tls = TlsSettings { direct: true, ..authority.settings() };
+    let pool = Pool::spawn(backend("truster", address, &tls));
+    let lease = pool.lease().await.expect("a lease");
+    drop((lease, pool));
+    tokio::task::spawn_blocking(|| server.join()).await.expect("joined").expect("as expected");
 }
 
 #[test]

@@ -347,9 +347,10 @@ fn tls() {
         (
             postgres,
             "tls = { verify = false }",
-            "tls.verify: unknown key; the keys here are alpn, ca_file, cert_file, key_file, server_name",
+            "tls.verify: unknown key; the keys here are alpn, ca_file, cert_file, direct, key_file, server_name",
         ),
         (bare, "tls = false", "tls: cannot be false with kind = \"tls\": without TLS the kind is \"tcp\""),
+        (bare, "tls = { direct = true }", "tls.direct: belongs to kind = \"postgres\""),
         (bare, "tls = { alpn = [\"\"] }", "tls.alpn[0]: must be 1 to 255 bytes"),
         (bare, &nine, "tls.alpn: must be at most 8 names"),
     ] {

@@ -73,6 +73,11 @@ pub(crate) trait Protocol: Send + Sync {
         Box::pin(async { Ok(Vec::new()) })
     }
 
+    /// The name of the protocol (RFC 7301) that servers expect which take TLS without being asked.
+    fn direct_tls(&self) -> Option<&'static [u8]> {
+        None
+    }
+
     /// Logs in on a fresh stream, and leaves it quiet. `said` is what came before TLS.
     fn log_in<'a>(
         &'a self,

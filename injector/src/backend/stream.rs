@@ -36,9 +36,8 @@ impl Stream {
         match (&spec.address, &spec.tls) {
             (Address::Tcp(host_port), None) => Ok((Self::Tcp(dial_tcp(host_port).await?), Vec::new())),
             (Address::Tcp(host_port), Some(tls)) => {
-                let mut stream = dial_tcp(host_port).await?;
-                let said = protocol.start_tls(&mut stream).await?;
-                Ok((Self::Tls(Box::new(tls.handshake(stream).await?)), said))
+                let (stream, said) = tls.begin(protocol, dial_tcp(host_port).await?).await?;
+                Ok((Self::Tls(Box::new(stream)), said))
             }
             (Address::Unix(path), _) => {
                 let connected = UnixStream::connect(protocol.socket_path(path)).await;

@@ -60,6 +60,10 @@ impl Protocol for PostgresLogin {
         })
     }
 
+    fn direct_tls(&self) -> Option<&'static [u8]> {
+        Some(b"postgresql")
+    }
+
     fn socket_path(&self, path: &Path) -> PathBuf {
         if path.is_dir() { path.join(SOCKET_NAME) } else { path.to_owned() }
     }

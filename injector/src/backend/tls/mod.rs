@@ -18,7 +18,7 @@ use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
-use super::{ConnectCause, certificate};
+use super::{ConnectCause, Protocol, certificate};
 pub(crate) use hand_over::{Kept, NoHandOver};
 pub(crate) use session::TlsStream;
 
@@ -33,6 +33,8 @@ pub struct TlsSettings {
     pub client: Option<(PathBuf, PathBuf)>,
     /// Application protocols to offer (RFC 7301); none if empty.
     pub alpn: Vec<String>,
+    /// The server is not asked for TLS first, in a protocol that has a question for that.
+    pub direct: bool,
 }
 
 /// Why TLS cannot be had as configured.
@@ -67,6 +69,7 @@ pub enum TlsSettingsError {
 pub struct Tls {
     config: Arc<ClientConfig>,
     server_name: ServerName<'static>,
+    direct: bool,
 }
 
 impl Tls {
@@ -113,12 +116,26 @@ impl Tls {
         config.alpn_protocols = settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let server_name = ServerName::try_from(settings.server_name.clone())
             .map_err(|_| TlsSettingsError::ServerName(settings.server_name.clone()))?;
-        Ok(Self { config: Arc::new(config), server_name })
+        Ok(Self { config: Arc::new(config), server_name, direct: settings.direct })
     }
 
-    /// The handshake on a fresh connection.
-    pub(super) async fn handshake(&self, socket: TcpStream) -> Result<TlsStream, ConnectCause> {
-        TlsStream::connect(Arc::clone(&self.config), self.server_name.clone(), socket).await
+    /// TLS on a fresh connection; with what the server has said before.
+    pub(super) async fn begin(
+        &self,
+        protocol: &dyn Protocol,
+        mut socket: TcpStream,
+    ) -> Result<(TlsStream, Vec<u8>), ConnectCause> {
+        let direct = protocol.direct_tls().filter(|_| self.direct);
+        let (config, said) = match direct {
+            Some(name) => {
+                let mut config = ClientConfig::clone(&self.config);
+                config.alpn_protocols = vec![name.to_vec()];
+                (Arc::new(config), Vec::new())
+            }
+            None => (Arc::clone(&self.config), protocol.start_tls(&mut socket).await?),
+        };
+        let stream = TlsStream::connect(config, self.server_name.clone(), socket).await?;
+        Ok((stream, said))
     }
 }
 
