@@ -270,12 +270,11 @@ impl State {
         self.leased -= 1;
         if self.closed {
             self.tally.discard(DiscardReason::PoolClosed);
-            self.evicted.push(idle);
-        } else {
-            let end = self.end(now);
-            self.kept.push_back(Kept { function, idle, end });
-            self.reserve(now);
+            return None; // the connection ends here
         }
+        let end = self.end(now);
+        self.kept.push_back(Kept { function, idle, end });
+        self.reserve(now);
         None
     }
 
