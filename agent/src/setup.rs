@@ -365,6 +365,7 @@ fn backend_spec(backend: &config::Backend) -> Result<BackendSpec, String> {
     let pool = PoolSettings {
         min_idle: pool.min_idle,
         follow_demand: pool.follow_demand,
+        server_max: pool.server_max.and_then(|limit| limit.try_into().ok()),
         recycle: pool.recycle,
         max_age: pool.max_age,
         max: pool.max,

@@ -131,6 +131,9 @@ pub struct Pool {
     pub follow_demand: bool,
     /// The most connections, ready, leased and begun together; 1 to 10000. Default 64.
     pub max: usize,
+    /// The most connections of all backends with the same address together, when this one begins another; 1 to 100000.
+    /// Default `None`.
+    pub server_max: Option<u32>,
     /// `on_release`: `"recycle"` cleans connections that clients of a socket close, and keeps them for clients of the same
     /// function; only with `kind = "postgres"`. Default `"discard"`: `false`.
     pub recycle: bool,
@@ -151,6 +154,7 @@ impl Default for Pool {
         Self {
             min_idle: 4,
             follow_demand: false,
+            server_max: None,
             recycle: false,
             max_age: Duration::from_hours(1),
             max: 64,
@@ -426,6 +430,7 @@ impl Pool {
             follow_demand: table
                 .or("size", default.follow_demand, |v| v.choice(&[("fixed", false), ("auto", true)])),
             max,
+            server_max: table.or("server_max", None, |v| server_max(&v, max)),
             recycle: table.or("on_release", default.recycle, |v| {
                 let recycle = v.choice(&[("discard", false), ("recycle", true)])?;
                 if recycle && kind.is_some_and(|kind| kind != Kind::Postgres) {
@@ -443,4 +448,13 @@ impl Pool {
         table.finish();
         pool
     }
+}
+
+/// Less than the pool's own limit would be a mistake about one of the two.
+fn server_max(value: &Value<'_>, max: usize) -> Option<Option<u32>> {
+    let server_max = value.integer(1..=100_000_u32)?;
+    if usize::try_from(server_max).is_ok_and(|limit| limit < max) {
+        return value.fail(format!("must not be less than max, which is {max}"));
+    }
+    Some(Some(server_max))
 }

@@ -102,6 +102,9 @@ pub struct PoolSettings {
     pub follow_demand: bool,
     /// Limit of idle, connecting and leased connections together. 0 counts as 1.
     pub max: usize,
+    /// Limit of the connections of all pools of this process to the same address, at the time when this one begins
+    /// another.
+    pub server_max: Option<usize>,
     /// Connections that a client of a socket has closed properly are cleaned and kept for clients of the same function,
     /// where the protocol can be cleaned. Others are never used again.
     pub recycle: bool,
@@ -126,6 +129,7 @@ impl Default for PoolSettings {
             min_idle: 2,
             follow_demand: false,
             max: 16,
+            server_max: None,
             recycle: false,
             max_age: Duration::from_secs(3600),
             ttl: Duration::from_secs(600),

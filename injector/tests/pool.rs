@@ -142,6 +142,38 @@ async fn a_cut_costs_an_error_in_time_and_recovery_takes_no_longer_than_the_back
 }
 
 #[tokio::test(start_paused = true)]
+async fn pools_of_one_server_have_a_limit_together() {
+    let mut server = Server::start();
+    let _accepted = server.accept();
+    let pool = |server_max| {
+        let mut spec = server.spec(1, 4);
+        (spec.pool.server_max, spec.pool.wait) = (Some(server_max), Duration::from_secs(10));
+        Pool::spawn(spec)
+    };
+    let (one, two) = (pool(5), pool(5));
+    let all = || [one.status(), two.status()].map(|s| s.idle + s.connecting + s.leased).iter().sum::<usize>();
+    until(&one, "idle", |s| s.idle == 1).await;
+    until(&two, "idle", |s| s.idle == 1).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(one.lease().await.expect("room"));
+    }
+    // The last one has to come from what the other has idle.
+    held.push(two.lease().await.expect("its idle one"));
+    assert_eq!(all(), 5);
+    let error = two.lease().await.expect_err("no room");
+    assert!(error.to_string().contains("5 for all backends of its server"), "{error}");
+    let waiting = tokio::spawn(two.lease());
+    until(&two, "waiting", |s| s.waiting == 1).await;
+    held.swap_remove(0); // of the other pool
+    waiting.await.expect("no panic").expect("its place");
+    assert!(all() <= 5);
+    drop(held);
+    until(&one, "at rest", |s| s.idle == 1 && s.leased == 0).await;
+    until(&two, "at rest", |s| s.idle == 1 && s.leased == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn lease_waits_for_room_and_no_longer_than_allowed() {
     let mut server = Server::start();
     let _accepted = server.accept();

@@ -138,6 +138,10 @@ fn backends() {
             "name = \"b\"\npool = { on_release = \"recycle\" }",
             ".b.pool.on_release: can be \"recycle\" only with kind = \"postgres\"",
         ),
+        (
+            "name = \"b\"\npool = { server_max = 63 }",
+            ".b.pool.server_max: must not be less than max, which is 64",
+        ),
         ("name = \"b\"\npool = { min_idle = 65 }", ".b.pool.min_idle: must be at most max, which is 64"),
         (
             "name = \"b\"\npool = { ttl = \"9d\" }",

@@ -175,7 +175,8 @@ impl Drop for LeaseSlot {
 pub enum LeaseError {
     /// The load or the configuration: no room within `wait`.
     #[error(
-        "backend {backend}: none of {max} connections came free within {} ms; a retry may help",
+        "backend {backend}: none of {max} connections{} came free within {} ms; a retry may help",
+        among(*server_max),
         wait.as_millis()
     )]
     Exhausted {
@@ -183,6 +184,8 @@ pub enum LeaseError {
         backend: String,
         /// The configured limit.
         max: usize,
+        /// The limit for all pools of the server.
+        server_max: Option<usize>,
         /// The configured limit of the wait.
         wait: Duration,
     },
@@ -215,4 +218,8 @@ impl LeaseError {
             Self::Closed { .. } => false,
         }
     }
+}
+
+fn among(server_max: Option<usize>) -> String {
+    server_max.map_or(String::new(), |limit| format!(", {limit} for all backends of its server,"))
 }

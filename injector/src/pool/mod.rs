@@ -24,6 +24,7 @@
 mod backoff;
 mod keeper;
 mod lease;
+mod ledger;
 mod size;
 mod state;
 mod status;
@@ -31,6 +32,7 @@ mod status;
 mod tests;
 
 use std::future::Future;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -40,6 +42,7 @@ use tokio::time::{Instant, timeout};
 use crate::backend::{NoHandOver, Protocol};
 use crate::{BackendSpec, DiscardReason};
 pub use lease::{HandedOver, Lease, LeaseError, LeaseSlot, TlsMode};
+use ledger::Seat;
 use state::{Idle, State, Waiter};
 pub use status::{PoolStatus, Tally};
 
@@ -66,7 +69,7 @@ struct Shared {
     spec: BackendSpec,
     state: Mutex<State>,
     /// Rung when the keeper has something to do.
-    bell: Notify,
+    bell: Arc<Notify>,
     /// The log says once why TLS is not handed over.
     told_relayed: AtomicBool,
 }
@@ -77,9 +80,10 @@ impl Pool {
     /// # Panics
     /// Outside a tokio runtime with I/O and time.
     pub fn spawn(spec: BackendSpec) -> Self {
-        let state = Mutex::new(State::new(&spec.pool));
-        let shared =
-            Arc::new(Shared { spec, state, bell: Notify::new(), told_relayed: AtomicBool::new(false) });
+        let bell = Arc::new(Notify::new());
+        let seat = Seat::take(&spec.address.to_string(), spec.pool.server_max, Arc::clone(&bell));
+        let state = Mutex::new(State::new(&spec.pool).with_seat(seat));
+        let shared = Arc::new(Shared { spec, state, bell, told_relayed: AtomicBool::new(false) });
         tokio::spawn(keeper::keep(Arc::clone(&shared)));
         Self(Arc::new(Owner(shared)))
     }
@@ -156,6 +160,29 @@ impl Pool {
     }
 }
 
+/// The books, open. When they are closed, the other pools of the same server are told what this one has.
+struct Locked<'a>(MutexGuard<'a, State>);
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.0
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.tell_others();
+    }
+}
+
 /// How a lease began.
 enum Begun {
     Ready(Box<Lease>),
@@ -164,8 +191,8 @@ enum Begun {
 
 impl Shared {
     /// The state stays consistent at every unlock, so a panic elsewhere does not spoil it.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        Locked(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn begin_lease(self: &Arc<Self>, function: Option<&Arc<str>>) -> Result<Begun, LeaseError> {
@@ -241,7 +268,8 @@ impl Shared {
     }
 
     fn exhausted(&self) -> LeaseError {
-        let (backend, max) = (self.spec.name.clone(), self.spec.pool.max);
-        LeaseError::Exhausted { backend, max, wait: self.spec.pool.wait }
+        let (backend, settings) = (self.spec.name.clone(), &self.spec.pool);
+        let (max, server_max, wait) = (settings.max, settings.server_max, settings.wait);
+        LeaseError::Exhausted { backend, max, server_max, wait }
     }
 }

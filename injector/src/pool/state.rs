@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+use super::ledger::Seat;
 use super::size::Size;
 use super::status::{PoolStatus, Tally};
 use super::{Lease, LeaseError};
@@ -76,6 +77,8 @@ pub(super) struct State {
     backoff: Backoff,
     last_error: Option<Arc<ConnectError>>,
     closed: bool,
+    /// Among the pools of the same server.
+    seat: Option<Seat>,
     next_id: u64,
     pub(super) tally: Tally,
 }
@@ -97,8 +100,24 @@ impl State {
             leased: 0,
             last_error: None,
             closed: false,
+            seat: None,
             next_id: 0,
             tally: Tally::default(),
+        }
+    }
+
+    pub(super) fn with_seat(self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..self }
+    }
+
+    /// Connections that the server may know of.
+    fn total(&self) -> usize {
+        self.idle.len() + self.kept.len() + self.evicted.len() + self.connecting + self.leased
+    }
+
+    pub(super) fn tell_others(&self) {
+        if let Some(seat) = &self.seat {
+            seat.has(self.total(), self.waiters.len().saturating_sub(self.connecting));
         }
     }
 
@@ -188,7 +207,15 @@ impl State {
             self.tally.discard(DiscardReason::Surplus);
             self.evicted.push(idle);
         }
-        let begin = missing.min(self.room());
+        let mut begin = missing.min(self.room());
+        if let Some(seat) = &self.seat {
+            begin = seat.grant(self.total(), begin, self.waiters.len().saturating_sub(self.connecting));
+            // Another pool has taken the room: what is kept gives its own, once it is closed.
+            let short = (missing - begin).min(self.kept.len());
+            let given_up = self.kept.drain(..short).map(|kept| kept.idle);
+            self.evicted.extend(given_up);
+            (0..short).for_each(|_| self.tally.discard(DiscardReason::Surplus));
+        }
         self.connecting += begin;
         self.unbegun += begin;
     }
@@ -204,7 +231,10 @@ impl State {
             expired.then_some(DiscardReason::Expired)
         });
         self.reserve(now);
-        expired.extend(self.evicted.drain(..).map(|idle| (idle, DiscardReason::Surplus)));
+        if !self.evicted.is_empty() {
+            expired.extend(self.evicted.drain(..).map(|idle| (idle, DiscardReason::Surplus)));
+            self.reserve(now);
+        }
         let kept = self.kept.iter().map(|kept| kept.end);
         let ends = self.idle.iter().map(|(_, end)| *end).chain(kept).flatten();
         let next = ends.chain(self.backoff.retry_at().filter(|at| *at > now)).min();

@@ -199,6 +199,7 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
     let pool = PoolSettings {
         min_idle: 0,
         follow_demand: false,
+        server_max: None,
         recycle: false,
         max_age: Duration::from_secs(3600),
         max: 4,
