@@ -260,6 +260,22 @@ class FunctionTest(unittest.TestCase):
         self.assertIn("500", agent.ask("/backend"))
         self.assertEqual(agent.stop(), 0)
 
+    def test_a_signal_is_heard_whenever_it_comes(self):
+        agent = self.agent("""
+            import os, signal, headstart
+            def main(function):
+                heard = function._places.hear
+                def hear():
+                    function._places.hear = heard
+                    os.kill(os.getpid(), signal.SIGTERM)  # between the last look at it and this
+                    heard()
+                function._places.hear = hear
+                function.serve_connections(lambda connection, address: None)
+            headstart.run(main)
+        """)
+        agent.until_ready()
+        self.assertEqual(agent.child.wait(LIMIT), 0, agent.said())
+
     def test_asgi_applications_are_served(self):
         agent = self.agent(ASGI)
         agent.until_ready()

@@ -179,8 +179,11 @@ class Function:
         poll = select.poll()
         poll.register(self._places.ear, select.POLLIN)
         try:
-            while not self._stopping:
+            while True:
                 self._places.hear()
+                # After hearing: a signal before it was heard, one from here on will be.
+                if self._stopping:
+                    break
                 accepted = self._places.accept(listener)
                 if accepted is not None:
                     connection, address = accepted
