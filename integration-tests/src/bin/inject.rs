@@ -32,6 +32,9 @@ const WARMUP: usize = 5;
 const RECONNECT_TURNS: usize = 5;
 const RECONNECT_SECONDS: u32 = 3;
 const RECONNECT_CLIENTS: usize = 4;
+/// A result of this many megabytes.
+const COPY: &str = "copy (select repeat('x', 999999) from generate_series(1, 400)) to stdout";
+const COPY_MB: f64 = 400.0;
 /// Cold starts in a row, for the tail.
 const STARTS: usize = 1_000;
 const DATABASE_PORT: u16 = 5432;
@@ -62,6 +65,11 @@ fn bench() -> Result<()> {
     }
     println!("a connection for each query ...");
     for figure in reconnects()? {
+        println!("  {}", figure.value());
+        figures.push(figure.value());
+    }
+    println!("much data ...");
+    for figure in throughput()? {
         println!("  {}", figure.value());
         figures.push(figure.value());
     }
@@ -246,6 +254,43 @@ fn reconnects() -> Result<Vec<Figure>> {
         figures.push(Figure::new("inject_reconnect_server_cpu_ms", &labels, "ms", ticks)?);
     }
     Ok(figures)
+}
+
+/// What one client reads in a second, over TLS of its own and over the socket of an instance, whose TLS is the agent's.
+fn throughput() -> Result<Vec<Figure>> {
+    let postgres = PostgresSetup::default().tls().start()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let files = Scratch::new("throughput")?;
+    let spec = spec(&postgres, false)?;
+    let mut rates = [const { Vec::new() }; 2];
+    runtime.block_on(async {
+        let pool = Pool::spawn(spec);
+        let _sockets = Sockets::listen("f", "f-1", files.path(), std::slice::from_ref(&pool), 4)?;
+        let address = postgres.address();
+        let direct = [
+            ("PGHOST", address.ip().to_string()),
+            ("PGPORT", address.port().to_string()),
+            ("PGSSLMODE", "verify-full".to_owned()),
+            ("PGSSLROOTCERT", postgres.ca_file().display().to_string()),
+            ("PGPASSWORD", Postgres::PASSWORD.to_owned()),
+        ];
+        let socket = [("PGHOST", files.path().join("orders-db").display().to_string())];
+        for _ in 0..RECONNECT_TURNS {
+            for (variables, rates) in [&direct[..], &socket].into_iter().zip(&mut rates) {
+                let mut psql = Command::new("psql");
+                psql.args(["-X", "-U", Postgres::USER, "-d", Postgres::DATABASE, "-c", COPY]);
+                psql.envs(variables.iter().map(|(name, value)| (name, value)));
+                psql.stdout(std::process::Stdio::null());
+                let began = std::time::Instant::now();
+                let status = tokio::task::spawn_blocking(move || psql.status()).await??;
+                ensure!(status.success(), "psql: {status}");
+                rates.push(COPY_MB / began.elapsed().as_secs_f64());
+            }
+        }
+        Ok(())
+    })?;
+    let figure = |way, rates| Figure::new("inject_throughput_mb_per_second", &[("way", way)], "MB/s", rates);
+    Ok(vec![figure("direct", &rates[0])?, figure("socket", &rates[1])?])
 }
 
 fn spec(postgres: &Postgres, recycle: bool) -> Result<BackendSpec> {
