@@ -17,15 +17,15 @@ dockerd                         docker.io    runs functions in Docker
 /bin/busybox                    busybox-static  is what the tests of the runtimes put into containers
 /usr/lib/postgresql/*/bin/initdb postgresql  is the database behind the example functions
 openssl                         openssl      is a server to which TLS sessions are handed over
-redis-server                    redis-server is another backend
-mariadbd                        mariadb-server-core is another
-mariadb                         mariadb-client-core is its client, which knows nothing of Headstart
+redis-server                    redis-server is a backend
+mariadbd                        mariadb-server-core is a backend
+mariadb                         mariadb-client-core is a client that knows nothing of Headstart
 /usr/lib/python3/dist-packages/pymysql python3-pymysql is a driver that knows nothing of Headstart
 pgbouncer                       pgbouncer    is what connections are compared with
-/usr/lib/python3/dist-packages/redis python3-redis is its driver, which knows nothing of Headstart
+/usr/lib/python3/dist-packages/redis python3-redis is a driver that knows nothing of Headstart
 /usr/lib/python3/dist-packages/psycopg2 python3-psycopg2 is a driver that knows nothing of Headstart
-/usr/lib/python3/dist-packages/pg8000 python3-pg8000 is another
-/usr/lib/python3/dist-packages/asyncpg python3-asyncpg is another
+/usr/lib/python3/dist-packages/pg8000 python3-pg8000 is a driver that knows nothing of Headstart
+/usr/lib/python3/dist-packages/asyncpg python3-asyncpg is a driver that knows nothing of Headstart
 '
 
 # Whether a program is in the PATH, or a file exists that matches a pattern.

@@ -202,7 +202,7 @@ impl Node {
     fn event_after_syns(&mut self, function: FunctionId, event: Event) {
         let rings = self.rings.clone();
         for _ in 0..syn::BURST_MAX {
-            let Some((seen, _)) = rings.as_ref().and_then(Reader::take) else { break };
+            let Some(seen) = rings.as_ref().and_then(Reader::take) else { break };
             if let Some((of, demand)) = self.handle.demand(&seen) {
                 self.event(of, Event::Demand(demand));
             }

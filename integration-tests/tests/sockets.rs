@@ -29,11 +29,8 @@ fn ready() -> bool {
         ])
 }
 
-/// The program `psql` itself: what is in the PATH chooses one.
 fn client_program(name: &str) -> std::path::PathBuf {
-    let versions =
-        std::fs::read_dir(PSQL).unwrap().flatten().map(|entry| entry.path().join("bin").join(name));
-    versions.max().unwrap()
+    Postgres::program(name).unwrap()
 }
 
 fn function(runtime: &str) -> Function {

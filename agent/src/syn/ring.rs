@@ -33,7 +33,7 @@ pub enum Seen {
     Malformed,
 }
 
-/// Open records in a row before others get their turn on the thread: a flood must not stop the agent.
+/// Records in a row before others get their turn on the thread: a flood must not stop the agent.
 pub const BURST_MAX: u32 = 256;
 
 /// Takes records out of both rings; clones take from the same ones.
@@ -53,14 +53,14 @@ impl Reader {
         Self { rings: Arc::new(Mutex::new(rings)), since_ns }
     }
 
-    /// The next record of the authenticated ring, or else of the open one; and whether it was of the open one.
-    pub fn take(&self) -> Option<(Seen, bool)> {
+    /// The next record of the authenticated ring, or else of the open one.
+    pub fn take(&self) -> Option<Seen> {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let Rings { authenticated, open } = &mut *rings;
         if let Some(record) = authenticated.next() {
-            return Some((judge(&record, self.since_ns), false));
+            return Some(judge(&record, self.since_ns));
         }
-        open.next().map(|record| (judge(&record, self.since_ns), true))
+        open.next().map(|record| judge(&record, self.since_ns))
     }
 
     /// The descriptors that become readable with records.
@@ -80,9 +80,9 @@ pub async fn read(reader: Reader, mut seen: impl FnMut(Seen)) -> io::Result<()> 
     let open = fd::register(open, Interest::READABLE)?;
     let mut burst = 0;
     loop {
-        if let Some((record, of_anybody)) = reader.take() {
+        if let Some(record) = reader.take() {
             seen(record);
-            burst += u32::from(of_anybody);
+            burst += 1;
             if burst == BURST_MAX {
                 burst = 0;
                 tokio::task::yield_now().await;

@@ -239,7 +239,7 @@ fn reconnects() -> Result<Vec<Figure>> {
                 let pool = Pool::spawn(spec);
                 let pools = std::slice::from_ref(&pool);
                 let _sockets = Sockets::listen("f", "f-1", directory, pools, RECONNECT_CLIENTS + 1)?;
-                let pgbench = pgbench(&script, &directory.join("orders-db"));
+                let pgbench = pgbench(&script, &directory.join("orders-db"))?;
                 tokio::task::spawn_blocking(move || rate(pgbench)).await?
             })?;
             let spent = postgres.cpu_ticks()? - before;
@@ -314,14 +314,11 @@ fn spec(postgres: &Postgres, recycle: bool) -> Result<BackendSpec> {
     })
 }
 
-/// The program itself: what is in the PATH asks for a cluster.
-fn pgbench(script: &Path, host: &Path) -> Command {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let program = versions.map(|version| version.path().join("bin/pgbench")).max();
-    let mut command = Command::new(program.unwrap_or_else(|| "pgbench".into()));
+fn pgbench(script: &Path, host: &Path) -> Result<Command> {
+    let mut command = Command::new(Postgres::program("pgbench")?);
     command.args(["-n", "-C", "-c", &RECONNECT_CLIENTS.to_string(), "-T", &RECONNECT_SECONDS.to_string()]);
     command.args(["-U", Postgres::USER, "-f"]).arg(script).arg("-h").arg(host).arg(Postgres::DATABASE);
-    command
+    Ok(command)
 }
 
 /// Transactions per second, the connections included.

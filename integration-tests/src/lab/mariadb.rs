@@ -2,14 +2,7 @@
 
 use super::{claim::free_port, command::run_within, process::Process, scratch::Scratch};
 use anyhow::Result;
-use std::{
-    fs::{self, Permissions},
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const READY: &str = "ready for connections";
@@ -68,9 +61,6 @@ impl Mariadb {
 
     /// A file with the password, for `password_file` in the agent's configuration.
     pub fn password_file(&self) -> Result<PathBuf> {
-        let path = self.files.path().join("password");
-        fs::write(&path, Self::PASSWORD)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(path)
+        self.files.secret("password", Self::PASSWORD)
     }
 }

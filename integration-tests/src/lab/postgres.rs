@@ -136,15 +136,17 @@ impl Postgres {
 
     /// A file with the password, for `password_file` in the agent's configuration.
     pub fn password_file(&self) -> Result<PathBuf> {
-        let path = self.files.path().join("password");
-        fs::write(&path, Self::PASSWORD)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(path)
+        self.files.secret("password", Self::PASSWORD)
     }
 
     /// The certificate that proves who it is, if it has TLS.
     pub fn ca_file(&self) -> PathBuf {
         self.files.path().join("ca.pem")
+    }
+
+    /// A program of PostgreSQL itself: what is in the PATH chooses one.
+    pub fn program(name: &str) -> Result<PathBuf> {
+        Ok(programs()?.join(name))
     }
 
     /// Runs SQL as the application's user; returns rows as lines and columns parted by `|`.

@@ -2,14 +2,7 @@
 
 use super::{claim::free_port, process::Process, scratch::Scratch};
 use anyhow::Result;
-use std::{
-    fs::{self, Permissions},
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const READY: &str = "Ready to accept connections";
@@ -53,9 +46,6 @@ impl Redis {
 
     /// A file with the password, for `password_file` in the agent's configuration.
     pub fn password_file(&self) -> Result<PathBuf> {
-        let path = self.files.path().join("password");
-        fs::write(&path, Self::PASSWORD)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(path)
+        self.files.secret("password", Self::PASSWORD)
     }
 }

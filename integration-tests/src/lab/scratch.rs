@@ -5,9 +5,9 @@ use super::sweep;
 use anyhow::{Context, Result, ensure};
 use std::{
     env, fs,
-    fs::File,
+    fs::{File, Permissions},
     io::ErrorKind,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process,
     sync::{
@@ -79,6 +79,14 @@ impl Scratch {
         let path = own_dir().join(unique(kind));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self { path, _lease: lease })
+    }
+
+    /// Writes a file that only root may read, as a password's must be.
+    pub fn secret(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.path().join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok(path)
     }
 
     /// Its absolute path; short enough for the unix sockets in it.

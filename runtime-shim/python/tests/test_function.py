@@ -297,7 +297,10 @@ class FunctionTest(unittest.TestCase):
         for request, status in [
             (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
             (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+            (b"POST / HTTP/1.1\r\nContent-Length: 1_0\r\n\r\n", b"400"),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", b"400"),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b"400"),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n", b"400"),
             (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"414"),
             (b"GET /raise HTTP/1.1\r\n\r\n", b"500"),
         ]:

@@ -203,7 +203,7 @@ impl Machine {
         let ConnectionState::WriteTraffic(mut traffic) = state.map_err(invalid)? else {
             return Err(ErrorKind::BrokenPipe.into());
         };
-        let mut exhausted = false;
+        let (mut exhausted, before) = (false, self.outgoing.len());
         append(&mut self.outgoing, space, |space| match write(&mut traffic, space) {
             Err(EncryptError::InsufficientSize(size)) => Err(size),
             Err(EncryptError::EncryptExhausted) => {
@@ -212,20 +212,18 @@ impl Machine {
             }
             Ok(bytes) => Ok(bytes),
         });
-        self.owes_key_update = false;
+        // Whatever it writes, what it owes goes first.
+        self.owes_key_update &= self.outgoing.len() == before;
         if exhausted { Err(io::Error::other("the keys of the TLS session are used up")) } else { Ok(()) }
     }
 
     fn is_quiet(&mut self, socket: &TcpStream) -> Result<(), DiscardReason> {
         let socket = SockRef::from(socket);
         let mut chunk = [0; 4096];
-        let mut chunks = 0;
+        // Tickets are small; who goes on and on must not keep everybody else waiting.
+        let mut left = CHUNKS_MAX;
         loop {
-            // Tickets are small; who goes on and on must not keep everybody else waiting.
-            chunks += 1;
-            if chunks > CHUNKS_MAX {
-                return Err(DiscardReason::UnreadMessage);
-            }
+            left = left.checked_sub(1).ok_or(DiscardReason::UnreadMessage)?;
             match (&*socket).read(&mut chunk) {
                 Ok(0) => return Err(DiscardReason::ClosedByServer),
                 Ok(bytes) => self.incoming.extend_from_slice(&chunk[..bytes]),
@@ -237,12 +235,12 @@ impl Machine {
                 },
             }
             self.advance().map_err(|_| DiscardReason::SocketError)?;
-            if self.ended {
-                return Err(DiscardReason::ClosedByServer);
-            }
             if !self.plain.is_empty() {
                 return Err(DiscardReason::UnreadMessage);
             }
+        }
+        if self.ended {
+            return Err(DiscardReason::ClosedByServer);
         }
         if !self.outgoing.is_empty() {
             let sent = (&*socket).write(&self.outgoing).map_err(|_| DiscardReason::SocketError)?;

@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._started = self._ended = False
         self._over = asyncio.Event()
         try:
-            self._body = self._length()
+            self._body, self._chunk = self._length(), 0
             await self.loop.application(self._scope(), self._receive, self._send)
         except _BadRequest:
             self.send_error(HTTPStatus.BAD_REQUEST)
@@ -121,13 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Bytes of the body that are to come; None for one in chunks."""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             return None
-        try:
-            length = int(self.headers.get("Content-Length", "0"))
-        except ValueError:
-            raise _BadRequest from None
-        if length < 0:
+        length = self.headers.get("Content-Length", "0")
+        # int() would take signs and underscores too (RFC 9110, section 8.6: digits).
+        if not (length.isascii() and length.isdigit()):
             raise _BadRequest
-        return length
+        return int(length)
 
     async def _receive(self) -> Event:
         if self._body == 0:
@@ -148,16 +146,20 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _BadRequest
             self._body -= len(part)
             return bytes(part)
-        try:
-            size = int(self.rfile.readline(_CHUNK).partition(b";")[0], 16)
-        except ValueError:
-            raise _BadRequest from None
-        part = self.rfile.read(size)
-        if size == 0:
-            while self.rfile.readline(_CHUNK) not in (b"\r\n", b"\n", b""):
-                pass
-            self._body = 0
-        elif len(part) < size or self.rfile.readline(_CHUNK) != b"\r\n":
+        if self._chunk == 0:
+            size = self.rfile.readline(_CHUNK).partition(b";")[0].strip()
+            if not size or size.strip(b"0123456789abcdefABCDEF"):
+                raise _BadRequest
+            self._chunk = int(size, 16)
+            if self._chunk == 0:
+                while self.rfile.readline(_CHUNK) not in (b"\r\n", b"\n", b""):
+                    pass
+                self._body = 0
+                return b""
+        # A chunk may be of any size; so much of it at a time.
+        part = bytes(self.rfile.read1(min(self._chunk, _CHUNK)))  # type: ignore[attr-defined]
+        self._chunk -= len(part)
+        if not part or (self._chunk == 0 and self.rfile.readline(_CHUNK) != b"\r\n"):
             raise _BadRequest
         return part
 
