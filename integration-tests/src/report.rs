@@ -15,6 +15,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use headstart_agent::measure::statistics;
 use serde_json::{Value, json};
 
 /// The columns of a figure that are numbers, in their order.
@@ -45,21 +46,8 @@ impl Figure {
     }
 
     /// The percentile `percent`, by nearest rank.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a rank is between 1 and the number of samples"
-    )]
     pub fn percentile(&self, percent: f64) -> f64 {
-        let rank = (percent / 100.0 * self.sorted.len() as f64).ceil() as usize;
-        self.sorted[rank.clamp(1, self.sorted.len()) - 1]
-    }
-
-    /// The arithmetic mean.
-    #[expect(clippy::cast_precision_loss, reason = "small counts")]
-    pub fn mean(&self) -> f64 {
-        self.sorted.iter().sum::<f64>() / self.sorted.len() as f64
+        statistics::percentile(&self.sorted, percent)
     }
 
     /// As it stands in the report.
@@ -74,7 +62,7 @@ impl Figure {
             "p99": round(self.percentile(99.0)),
             "min": round(self.percentile(0.0)),
             "max": round(self.percentile(100.0)),
-            "mean": round(self.mean()),
+            "mean": round(statistics::mean(&self.sorted)),
         })
     }
 }
@@ -194,23 +182,6 @@ fn machine() -> Result<Value> {
 mod tests {
     use super::*;
     use crate::lab::Scratch;
-
-    #[test]
-    fn percentiles_are_by_nearest_rank() {
-        let samples: Vec<f64> = (1..=100).rev().map(f64::from).collect();
-        let figure = Figure::new("a_ms", &[], "ms", &samples).unwrap();
-        let expected = [(0.0, 1.0), (50.0, 50.0), (90.0, 90.0), (99.0, 99.0), (99.1, 100.0), (100.0, 100.0)];
-        for (percent, value) in expected {
-            assert!((figure.percentile(percent) - value).abs() < f64::EPSILON, "{percent}");
-        }
-        assert!((figure.mean() - 50.5).abs() < f64::EPSILON);
-        // The example that defines the term: five samples.
-        let five = Figure::new("a_ms", &[], "ms", &[15.0, 20.0, 35.0, 40.0, 50.0]).unwrap();
-        let ranks = [5.0, 30.0, 40.0, 50.0, 100.0].map(|percent| five.percentile(percent));
-        assert_eq!(ranks.map(|value| value.to_string()), ["15", "20", "20", "35", "50"]);
-        // Of few samples the highest percentile is the maximum.
-        assert!((five.percentile(99.0) - 50.0).abs() < f64::EPSILON);
-    }
 
     #[test]
     fn no_samples_and_no_numbers_are_no_figure() {

@@ -2,6 +2,7 @@
 
 mod kernel;
 mod metrics;
+pub mod statistics;
 mod timeline;
 
 pub use metrics::{
