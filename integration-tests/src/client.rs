@@ -5,8 +5,11 @@ use std::{
     fmt,
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use rustls::{ClientConfig, ClientConnection};
 
 /// When things happened, counted from just before the SYN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,9 +121,26 @@ impl Lines {
     }
 }
 
+/// Fetches `path` over TLS. The time of its handshake is before that of the first byte.
+pub fn get_tls(
+    address: SocketAddr,
+    path: &str,
+    limit: Duration,
+    config: &Arc<ClientConfig>,
+) -> Result<Reply, Failure> {
+    let mut connection = Connection::open(address, limit)?;
+    let session = ClientConnection::new(Arc::clone(config), address.ip().into());
+    let session = session.map_err(|error| connection.failure(Step::Connect, io::Error::other(error)))?;
+    connection.session = Some(session);
+    connection
+        .send(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
+    connection.reply()
+}
+
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
+    session: Option<ClientConnection>,
     start: Instant,
     limit: Duration,
     received: Vec<u8>,
@@ -134,14 +154,20 @@ impl Connection {
         let stream = TcpStream::connect_timeout(&address, limit).map_err(fail)?;
         let timings = Timings { connect: start.elapsed(), ..Timings::default() };
         stream.set_nodelay(true).map_err(fail)?;
-        Ok(Self { stream, start, limit, received: Vec::new(), timings })
+        Ok(Self { stream, session: None, start, limit, received: Vec::new(), timings })
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let send = |connection: &mut Self| {
             let left = connection.left()?;
             connection.stream.set_write_timeout(Some(left))?;
-            connection.stream.write_all(bytes)
+            match &mut connection.session {
+                None => connection.stream.write_all(bytes),
+                Some(session) => {
+                    connection.stream.set_read_timeout(Some(left))?;
+                    rustls::Stream::new(session, &mut connection.stream).write_all(bytes)
+                }
+            }
         };
         send(self).map_err(|error| self.failure(Step::Send, error))
     }
@@ -191,7 +217,11 @@ impl Connection {
         let read = |connection: &mut Self, buffer: &mut [u8]| loop {
             let left = connection.left()?;
             connection.stream.set_read_timeout(Some(left))?;
-            match connection.stream.read(buffer) {
+            let read = match &mut connection.session {
+                None => connection.stream.read(buffer),
+                Some(session) => rustls::Stream::new(session, &mut connection.stream).read(buffer),
+            };
+            match read {
                 // A read with a timeout is not restarted after a signal (signal(7)).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return done,

@@ -22,9 +22,11 @@ pub mod privilege;
 pub mod lab;
 
 pub mod asker;
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod fixture;
+pub mod interrupt;
 pub mod leaks;
 pub mod node;
 pub mod report;

@@ -8,17 +8,15 @@
 use std::fs;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use headstart_integration_tests::interrupt::Interrupt;
 use headstart_integration_tests::lab::{self, Agent, Lease, free_port};
 use headstart_integration_tests::site::{Function, Kind, LIMIT, STAGES, Site};
 use headstart_integration_tests::usual::Usual;
 use headstart_integration_tests::{client, privilege};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 const DATABASE_ROUND_TRIP: Duration = Duration::from_millis(5);
@@ -230,23 +228,4 @@ fn write(report: &Value) -> Result<()> {
     fs::write(&file, serde_json::to_string_pretty(report)? + "\n")?;
     println!("  The figures are in {}", file.strip_prefix(lab::workspace()).unwrap_or(&file).display());
     Ok(())
-}
-
-/// Ctrl-C and SIGTERM, taken between two steps, so that everything is cleaned up on the way out.
-struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    fn new() -> std::io::Result<Self> {
-        let asked = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&asked))?;
-        }
-        Ok(Self(asked))
-    }
-
-    /// An error once somebody wants the demo to end.
-    fn check(&self) -> Result<()> {
-        ensure!(!self.0.load(Ordering::Relaxed), "interrupted");
-        Ok(())
-    }
 }

@@ -1,0 +1,93 @@
+//! What was measured so far, by figure.
+
+use anyhow::Result;
+
+use crate::report::Figure;
+
+/// Series of samples in the order in which they began.
+#[derive(Debug, Default)]
+pub struct Samples(Vec<Series>);
+
+#[derive(Debug)]
+struct Series {
+    name: &'static str,
+    labels: Vec<(&'static str, String)>,
+    unit: &'static str,
+    samples: Vec<f64>,
+}
+
+impl Samples {
+    /// Adds a sample to the series of this name and these labels.
+    pub fn add(
+        &mut self,
+        name: &'static str,
+        labels: &[(&'static str, &str)],
+        unit: &'static str,
+        sample: f64,
+    ) {
+        let found = self.0.iter_mut().find(|series| series.is(name, labels));
+        if let Some(series) = found {
+            series.samples.push(sample);
+            return;
+        }
+        let labels = labels.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        self.0.push(Series { name, labels, unit, samples: vec![sample] });
+    }
+
+    /// The samples of a series in the order in which they came; none of one that has not begun.
+    pub fn get(&self, name: &str, labels: &[(&'static str, &str)]) -> &[f64] {
+        self.0.iter().find(|series| series.is(name, labels)).map_or(&[], |series| &series.samples)
+    }
+
+    /// The median of a series; `NaN` of one that has not begun.
+    pub fn median(&self, name: &str, labels: &[(&'static str, &str)]) -> f64 {
+        let mut sorted = self.get(name, labels).to_vec();
+        sorted.sort_by(f64::total_cmp);
+        headstart_agent::measure::statistics::percentile(&sorted, 50.0)
+    }
+
+    /// How many series there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A figure for each series.
+    pub fn figures(&self) -> Result<Vec<Figure>> {
+        let figure = |series: &Series| {
+            let labels: Vec<_> = series.labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
+            Figure::new(series.name, &labels, series.unit, &series.samples)
+        };
+        self.0.iter().map(figure).collect()
+    }
+}
+
+impl Series {
+    fn is(&self, name: &str, labels: &[(&'static str, &str)]) -> bool {
+        let same = |(mine, other): (&(&str, String), &(&str, &str))| mine.0 == other.0 && mine.1 == other.1;
+        self.name == name && self.labels.len() == labels.len() && self.labels.iter().zip(labels).all(same)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_go_to_their_series() {
+        let mut samples = Samples::default();
+        for (way, value) in [("a", 3.0), ("b", 9.0), ("a", 1.0), ("a", 2.0)] {
+            samples.add("x_ms", &[("way", way)], "ms", value);
+        }
+        assert_eq!(samples.get("x_ms", &[("way", "a")]), [3.0, 1.0, 2.0]);
+        assert!((samples.median("x_ms", &[("way", "a")]) - 2.0).abs() < f64::EPSILON);
+        assert!(samples.get("x_ms", &[]).is_empty() && samples.median("y_ms", &[]).is_nan());
+        let names: Vec<_> =
+            samples.figures().unwrap().iter().map(|figure| figure.labels["way"].clone()).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+}
