@@ -1,8 +1,12 @@
 //! The report of the benches: `report.json` for machines, `report.md` for people.
 //!
 //! ```json
-//! {"figures":[{"name","labels":{..},"unit","n","p50","p90","p99","min","max","mean"}],"machine":{..}}
+//! {"figures":[{"name","labels":{..},"unit","n","p50","p50_low","p50_high","p90","p95","p99","min","max","mean",
+//!              "variance"}],"machine":{..},"notes":{..},"seed","partial"}
 //! ```
+//!
+//! `p50_low` and `p50_high` are the 95 % interval of the median (bootstrap); `variance` is that of a sample (n - 1), `null`
+//! for a single one. What `partial` marks has not measured everything, or not often enough.
 //!
 //! Percentiles are by nearest rank: the smallest sample that at least that part of all samples do not exceed.
 //! So each is a value that was measured; with n samples the highest percentile that is not simply the maximum
@@ -19,7 +23,7 @@ use headstart_agent::measure::statistics;
 use serde_json::{Value, json};
 
 /// The columns of a figure that are numbers, in their order.
-const COLUMNS: [&str; 7] = ["n", "p50", "p90", "p99", "min", "max", "mean"];
+const COLUMNS: [&str; 8] = ["n", "p50 [low, high]", "p90", "p95", "p99", "min", "max", "mean"];
 
 /// What one series of samples says.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,17 +56,22 @@ impl Figure {
 
     /// As it stands in the report.
     pub fn value(&self) -> Value {
+        let (low, high) = statistics::median_interval(&self.sorted);
         json!({
             "name": self.name,
             "labels": self.labels,
             "unit": self.unit,
             "n": self.sorted.len(),
             "p50": round(self.percentile(50.0)),
+            "p50_low": round(low),
+            "p50_high": round(high),
             "p90": round(self.percentile(90.0)),
+            "p95": round(self.percentile(95.0)),
             "p99": round(self.percentile(99.0)),
             "min": round(self.percentile(0.0)),
             "max": round(self.percentile(100.0)),
             "mean": round(statistics::mean(&self.sorted)),
+            "variance": variance(&self.sorted),
         })
     }
 }
@@ -72,12 +81,21 @@ impl Figure {
 pub struct Report {
     figures: Vec<Value>,
     machine: Value,
+    notes: BTreeMap<String, String>,
+    seed: Option<u64>,
+    partial: bool,
 }
 
 impl Report {
     /// An empty one, of this machine.
     pub fn new() -> Result<Self> {
-        Ok(Self { figures: Vec::new(), machine: machine()? })
+        Ok(Self {
+            figures: Vec::new(),
+            machine: machine()?,
+            notes: BTreeMap::new(),
+            seed: None,
+            partial: false,
+        })
     }
 
     /// Adds a figure.
@@ -85,7 +103,28 @@ impl Report {
         self.figures.push(figure.value());
     }
 
-    /// Adds the figures that another bench has written to `file`: a list, or an object that has it as `figures`.
+    /// Records what figures depend on beside the machine, a version for instance.
+    pub fn note(&mut self, key: &str, value: &str) {
+        self.notes.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Records what the order of the measurements was drawn from.
+    pub const fn set_seed(&mut self, seed: u64) {
+        self.seed = Some(seed);
+    }
+
+    /// Marks what has not measured everything.
+    pub const fn set_partial(&mut self, partial: bool) {
+        self.partial = partial;
+    }
+
+    /// Whether it has not measured everything.
+    pub const fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// Adds the figures that another bench has written to `file`: a list, or an object that has it as `figures`, with
+    /// its `notes`, `seed` and whether it is `partial`. The first seed counts; another is noted with its file.
     /// False when there is no such file.
     pub fn merge(&mut self, file: &Path) -> Result<bool> {
         let text = match fs::read_to_string(file) {
@@ -97,13 +136,36 @@ impl Report {
         let figures =
             list.as_array().with_context(|| format!("{} has no list of figures", file.display()))?;
         self.figures.extend(figures.iter().cloned());
+        for (key, value) in found["notes"].as_object().into_iter().flatten() {
+            self.note(key, &plain(value));
+        }
+        if let Some(seed) = found["seed"].as_u64()
+            && *self.seed.get_or_insert(seed) != seed
+        {
+            self.note(
+                &format!("seed of {}", file.file_name().unwrap_or_default().display()),
+                &seed.to_string(),
+            );
+        }
+        self.partial |= found["partial"] == true;
         Ok(true)
+    }
+
+    /// As it stands in `report.json`.
+    pub fn value(&self) -> Value {
+        json!({
+            "figures": self.figures,
+            "machine": self.machine,
+            "notes": self.notes,
+            "seed": self.seed,
+            "partial": self.partial,
+        })
     }
 
     /// Writes `report.json` and `report.md` to `directory`.
     pub fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory)?;
-        let all = json!({ "figures": self.figures, "machine": self.machine });
+        let all = self.value();
         fs::write(directory.join("report.json"), serde_json::to_string_pretty(&all)? + "\n")?;
         fs::write(directory.join("report.md"), self.markdown()?)?;
         Ok(())
@@ -111,10 +173,21 @@ impl Report {
 
     /// A table for each name, in the order in which they came.
     pub fn markdown(&self) -> Result<String> {
-        let mut text =
-            "# Bench report\n\nPercentiles are by nearest rank; n is the number of samples.\n".to_owned();
+        let mut text = "# Bench report\n\n".to_owned();
+        if self.partial {
+            text.push_str("# PARTIAL: NOT EVERYTHING WAS MEASURED, OR NOT OFTEN ENOUGH\n\n");
+        }
+        text.push_str(
+            "Percentiles are by nearest rank; n is the number of samples; low and high are the 95 % interval of p50.\n",
+        );
         for (key, value) in self.machine.as_object().into_iter().flatten() {
             write!(text, "\n- {key}: {}", plain(value))?;
+        }
+        for (key, value) in &self.notes {
+            write!(text, "\n- {key}: {value}")?;
+        }
+        if let Some(seed) = self.seed {
+            write!(text, "\n- seed: {seed}")?;
         }
         text.push('\n');
         let mut names: Vec<&Value> = Vec::new();
@@ -134,7 +207,7 @@ impl Report {
             )?;
             for figure in of_name {
                 write!(text, "| {} |", labels(&figure["labels"]))?;
-                COLUMNS.iter().try_for_each(|column| write!(text, " {} |", plain(&figure[column])))?;
+                COLUMNS.iter().try_for_each(|column| write!(text, " {} |", cell(figure, column)))?;
                 text.push('\n');
             }
         }
@@ -145,6 +218,16 @@ impl Report {
 fn labels(labels: &Value) -> String {
     let pairs = labels.as_object().into_iter().flatten();
     pairs.map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(", ")
+}
+
+/// What stands in this column.
+fn cell(figure: &Value, column: &str) -> String {
+    let key = column.split(' ').next().unwrap_or(column);
+    let value = plain(&figure[key]);
+    match (&figure["p50_low"], &figure["p50_high"]) {
+        (Value::Number(low), Value::Number(high)) if key == "p50" => format!("{value} [{low}, {high}]"),
+        _ => value,
+    }
 }
 
 /// A value without quotes; a missing one is a dash.
@@ -161,6 +244,14 @@ fn round(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
 }
 
+/// The variance of a sample; none of a single one.
+#[expect(clippy::cast_precision_loss, reason = "small counts")]
+fn variance(samples: &[f64]) -> Option<f64> {
+    let mean = statistics::mean(samples);
+    let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+    (samples.len() > 1).then(|| round(squares / (samples.len() - 1) as f64))
+}
+
 /// What figures depend on.
 fn machine() -> Result<Value> {
     let kernel = nix::sys::utsname::uname()?;
@@ -175,6 +266,8 @@ fn machine() -> Result<Value> {
         "cpu": after(&cpus, "model name"),
         "cpus": cpus.lines().filter(|line| line.starts_with("processor")).count(),
         "memory": after(&memory, "MemTotal"),
+        // What `std::time::Instant` reads on Linux.
+        "clock": "CLOCK_MONOTONIC",
     }))
 }
 
@@ -216,11 +309,54 @@ mod tests {
         assert_eq!(json["figures"][2]["n"], 2);
         assert!(json["machine"]["cpus"].as_u64().unwrap() >= 1);
         let text = read("report.md");
-        for line in ["## xdp_ns (ns)", "| case=udp | 7 | 3 | - | - | - | - | - |", "## cold_ms (ms)"] {
+        for line in ["## xdp_ns (ns)", "| case=udp | 7 | 3 | - | - | - | - | - | - |", "## cold_ms (ms)"] {
             assert!(text.contains(line), "{text}");
         }
-        assert!(text.contains("| flood=on | 2 | 1.0 | 2.25 | 2.25 | 1.0 | 2.25 | 1.625 |"), "{text}");
+        assert!(
+            text.contains("| flood=on | 2 | 1.0 [1.0, 2.25] | 2.25 | 2.25 | 2.25 | 1.0 | 2.25 | 1.625 |"),
+            "{text}"
+        );
         fs::write(&other, "{}").unwrap();
         assert!(report.merge(&other).unwrap_err().to_string().contains("no list of figures"));
+    }
+
+    #[test]
+    fn a_figure_says_how_sure_it_is_of_its_median_and_how_far_samples_are_apart() {
+        let value =
+            Figure::new("a_ms", &[], "ms", &[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).unwrap().value();
+        // The squares of the distances from the mean, 5, are 32 together.
+        assert_eq!(value["variance"], 4.571_429);
+        assert_eq!((&value["p50"], &value["p95"]), (&json!(4.0), &json!(9.0)));
+        let [low, high] = ["p50_low", "p50_high"].map(|key| value[key].as_f64().unwrap());
+        assert!((2.0..=4.0).contains(&low) && (5.0..=9.0).contains(&high), "{value}");
+        assert!(Figure::new("a_ms", &[], "ms", &[3.0]).unwrap().value()["variance"].is_null());
+    }
+
+    #[test]
+    fn what_is_partial_says_so_and_notes_and_seeds_of_parts_are_kept() {
+        let files = Scratch::new("report").unwrap();
+        let mut report = Report::new().unwrap();
+        assert!(!report.markdown().unwrap().contains("PARTIAL"));
+        for (file, text) in [
+            ("a.json", r#"{"figures":[],"seed":7,"notes":{"postgres":"15.1"}}"#),
+            ("b.json", r#"{"figures":[],"seed":8,"partial":true}"#),
+        ] {
+            assert!(!report.is_partial());
+            let file = files.path().join(file);
+            fs::write(&file, text).unwrap();
+            assert!(report.merge(&file).unwrap());
+        }
+        assert!(report.is_partial());
+        report.note("rustc", "1.95");
+        let (value, text) = (report.value(), report.markdown().unwrap());
+        assert_eq!((&value["seed"], &value["partial"]), (&json!(7), &json!(true)));
+        assert_eq!(value["notes"], json!({"postgres": "15.1", "rustc": "1.95", "seed of b.json": "8"}));
+        assert_eq!(value["machine"]["clock"], "CLOCK_MONOTONIC");
+        for line in ["# PARTIAL", "- postgres: 15.1", "- seed: 7", "- clock: CLOCK_MONOTONIC"] {
+            assert!(text.contains(line), "{text}");
+        }
+        report.set_partial(false);
+        report.set_seed(9);
+        assert!(report.markdown().unwrap().contains("- seed: 9") && !report.is_partial());
     }
 }
