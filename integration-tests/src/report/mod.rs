@@ -22,6 +22,8 @@ use anyhow::{Context, Result, ensure};
 use headstart_agent::measure::statistics;
 use serde_json::{Value, json};
 
+pub mod levene;
+
 /// The columns of a figure that are numbers, in their order.
 const COLUMNS: [&str; 8] = ["n", "p50 [low, high]", "p90", "p95", "p99", "min", "max", "mean"];
 
