@@ -17,6 +17,7 @@ mod postgres;
 mod redis;
 mod rootfs;
 
+mod bridge;
 mod docker;
 
 mod agent;
@@ -26,9 +27,10 @@ mod metrics;
 mod pins;
 
 pub use agent::{Agent, AgentSetup, Ended, binary, now_ns};
+pub use bridge::Bridge;
 pub use claim::free_port;
 pub use command::{run, run_within};
-pub use delay::Delay;
+pub use delay::{Delay, Distance};
 pub use docker::Docker;
 pub use manager::Manager;
 pub use mariadb::Mariadb;

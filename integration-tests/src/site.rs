@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 
 use crate::client::{self, Reply};
 use crate::lab::{
-    Agent, AgentSetup, Delay, Docker, DockerImage, Link, Namespace, Postgres, Rootfs, free_port, unique,
+    Agent, AgentSetup, Distance, Docker, DockerImage, Link, Namespace, Postgres, PostgresSetup, Rootfs,
+    free_port, unique,
 };
 
 /// Longest wait for anything that takes milliseconds when all is well.
@@ -36,36 +37,54 @@ const DATABASE_PORT: u16 = 5432;
 #[derive(Debug)]
 pub struct Site {
     // In this order they are taken down: delays before the links they are on.
-    _delays: Vec<Delay>,
+    distances: [Distance; 2],
     /// The database, in a namespace of its own.
     pub postgres: Postgres,
     /// The host's end is where the agent watches for SYNs.
     pub link: Link,
-    _database_link: Link,
+    /// The host's end is where the agent's connections to the database begin.
+    pub database_link: Link,
     /// Where clients run.
     pub client: Namespace,
+    tls: bool,
 }
 
 impl Site {
     /// Round-trip times from the client to this host, and from this host to the database; zero adds nothing.
     pub fn new(round_trip: Duration, database_round_trip: Duration) -> Result<Self> {
+        let mut site = Self::with(PostgresSetup::default(), false)?;
+        site.place(round_trip, database_round_trip)?;
+        Ok(site)
+    }
+
+    /// The same with a database that speaks TLS, and nothing is far away yet.
+    pub fn with_tls() -> Result<Self> {
+        Self::with(PostgresSetup::default().tls(), true)
+    }
+
+    fn with(postgres: PostgresSetup, tls: bool) -> Result<Self> {
         let (client, database) = (Namespace::new("client")?, Namespace::new("database")?);
         let (link, database_link) = (Link::connect(&client)?, Link::connect(&database)?);
-        let postgres = Postgres::inside(&database, database_link.peer(DATABASE_PORT))?;
-        let mut delays = Vec::new();
-        for (namespace, round_trip) in [(&client, round_trip), (&database, database_round_trip)] {
-            if !round_trip.is_zero() {
-                delays.push(Delay::new(namespace, round_trip)?);
-            }
-        }
-        Ok(Self { _delays: delays, postgres, link, _database_link: database_link, client })
+        let postgres = postgres.inside(&database, database_link.peer(DATABASE_PORT)).start()?;
+        let distances = [&client, &database].map(Distance::of);
+        Ok(Self { distances, postgres, link, database_link, client, tls })
+    }
+
+    /// Moves the client and the database to other distances.
+    pub fn place(&mut self, round_trip: Duration, database_round_trip: Duration) -> Result<()> {
+        self.distances[0].set(round_trip)?;
+        self.distances[1].set(database_round_trip)
     }
 
     /// The backend `orders-db`, for the agent's configuration.
     pub fn backend(&self, pool: &str) -> Result<String> {
+        let mut tls = String::new();
+        if self.tls {
+            writeln!(tls, "tls = {{ ca_file = {:?} }}", self.postgres.ca_file())?;
+        }
         Ok(format!(
             "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\n\
-             database = \"{}\"\npassword_file = {:?}\npool = {pool}\n",
+             database = \"{}\"\npassword_file = {:?}\n{tls}pool = {pool}\n",
             self.postgres.address(),
             Postgres::USER,
             Postgres::DATABASE,
@@ -85,12 +104,9 @@ impl Site {
         self.agent_for("orders", syn, function)
     }
 
-    /// The same under another name, which its containers, cgroups and labels then bear. One client starts it
-    /// over and over, faster than strangers are allowed to: the budgets are out of its way.
+    /// The same under another name, which its containers, cgroups and labels then bear.
     pub fn agent_for(&self, name: &str, syn: bool, function: &Function) -> Result<Agent> {
-        let mut setup = AgentSetup::default()
-            .syn("events", "{ source = 10000, function = 10000, global = 10000 }")
-            .syn("starts", "{ function = { min = 1000, max = 1000 }, global = { min = 1000, max = 1000 } }");
+        let mut setup = unbounded();
         if syn {
             setup = setup.interface(self.link.host_if());
         }
@@ -108,6 +124,13 @@ impl Site {
         let target = self.link.host(port);
         self.client.enter(|| client::get(target, path, LIMIT))?.with_context(|| format!("GET {path}"))
     }
+}
+
+/// One client starts functions over and over, faster than strangers are allowed to: the budgets are out of its way.
+pub fn unbounded() -> AgentSetup {
+    AgentSetup::default()
+        .syn("events", "{ source = 10000, function = 10000, global = 10000 }")
+        .syn("starts", "{ function = { min = 1000, max = 1000 }, global = { min = 1000, max = 1000 } }")
 }
 
 /// How a function is run.

@@ -4,6 +4,7 @@
 //! All times are of `CLOCK_MONOTONIC`, which processes, containers and BPF programs share.
 
 mod gateway;
+pub mod querying;
 mod samples;
 
 use std::fs;
@@ -58,7 +59,7 @@ pub struct Run {
 /// Runs a part: `body` measures. What it has measured is written however it ends.
 pub fn main(name: &'static str, body: impl FnOnce(&mut Run) -> Result<()>) -> ExitCode {
     let arguments = Arguments::parse();
-    match Run::new(name, &arguments).and_then(|run| run.to_end(body)) {
+    match Run::new(name, &arguments).and_then(|run| run.finish(body)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
@@ -90,7 +91,7 @@ impl Run {
         })
     }
 
-    fn to_end(mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    fn finish(mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let ended = body(&mut self);
         let file = self.save(ended.is_err())?;
         println!("\n{}: {} figures in {}", self.name, self.samples.len(), file.display());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use headstart_integration_tests::lab::{self, Agent, AgentSetup, Delay, Lease, Link, Namespace};
 use headstart_integration_tests::report::Figure;
-use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::site::{Function, LIMIT, unbounded};
 use headstart_integration_tests::{client, fixture, leaks, usage};
 use serde_json::Value;
 
@@ -104,13 +104,6 @@ fn bursts() -> Result<Vec<Figure>> {
         ensure!(agent.stop()?.success());
     }
     Ok(figures)
-}
-
-/// No budget is in the way: these SYNs have no key, and there are many.
-fn unbounded() -> AgentSetup {
-    AgentSetup::default()
-        .syn("events", "{ source = 10000, function = 10000, global = 10000 }")
-        .syn("starts", "{ function = { min = 1000, max = 1000 }, global = { min = 1000, max = 1000 } }")
 }
 
 /// The slowest answer of a burst, in milliseconds from its own SYN. All must be answered.

@@ -1,25 +1,34 @@
-//! How long it takes from the entry of a process to its first query's result, by several ways. For `inject.rs`.
+//! How long it takes from the entry of a process to its first query's result, by several ways. For the benches.
 //!
-//! `WAY=injected`: the connection that Headstart injects. Else it connects and logs in by itself, to `HOST` (an address, or
-//! the directory of a socket) as `DBUSER` to `DATABASE`, with what is in `PASSWORD_FILE` and TLS for `CA_FILE`, if they
-//! are set. Started by an agent it serves `GET /` with two times; else it prints them: the nanoseconds that it took to get the
-//! connection, once there was a runtime, and those from the entry to the result.
+//! `WAY=injected`: the connection that Headstart injects. `WAY=connect`: TCP to `HOST`, and no login. Else it connects and
+//! logs in by itself, to `HOST` (an address, or the directory of a socket) as `DBUSER` to `DATABASE`, with what is in
+//! `PASSWORD_FILE` and TLS for `CA_FILE`, if they are set.
+//!
+//! Started by an agent, or with `HEADSTART_LISTEN`, it serves `GET /` with two times; else it prints them: the nanoseconds that it took to get the
+//! connection, once there was a runtime, and those from the entry to the result. With `QUERY=later` it makes no query
+//! before it is ready, and the second time is that to the connection; `GET /query` makes one each time.
 
 use std::env;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use axum::http::StatusCode;
 use axum::{Router, routing::get};
 use headstart_injector::{
     Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Tls, TlsMode, TlsSettings,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 
 /// A simple query, and how its result ends.
 const QUERY: &[u8] = b"Q\0\0\0\x0dselect 1\0";
 const READY: &[u8] = b"Z\0\0\0\x05I";
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 fn main() -> Result<()> {
     let entered = Instant::now();
@@ -27,34 +36,44 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         let began = Instant::now();
         let function = headstart::attach().await?;
-        let times = measure(&function, entered, began).await?;
-        if function.instance().is_none() {
+        let mut stream = connect(&function).await?;
+        let got = began.elapsed();
+        if env::var("QUERY").as_deref() != Ok("later") {
+            ask(&mut *stream).await?;
+        }
+        let times = format!("{} {}", got.as_nanos(), entered.elapsed().as_nanos());
+        if function.instance().is_none() && env::var_os("HEADSTART_LISTEN").is_none() {
             println!("{times}");
             return Ok(());
         }
-        function.serve(Router::new().route("/", get(async move || times))).await?;
+        let stream = Arc::new(Mutex::new(stream));
+        let query = async move || match ask(&mut **stream.lock().await).await {
+            Ok(()) => (StatusCode::OK, String::new()),
+            Err(error) => (StatusCode::BAD_GATEWAY, format!("{error:#}")),
+        };
+        let app = Router::new().route("/", get(async move || times)).route("/query", get(query));
+        function.serve(app).await?;
         Ok(())
     })
 }
 
-async fn measure(function: &headstart::Function, entered: Instant, began: Instant) -> Result<String> {
-    let got;
-    if env::var("WAY")? == "injected" {
-        let (stream, _) = function.backend("orders-db").stream().await?;
-        got = Instant::now();
-        ask(stream).await?;
-    } else {
-        // A pool of one is as good a client as any.
-        let lease = Pool::spawn(spec()?).lease().await?.hand_over(TlsMode::Relay)?;
-        got = Instant::now();
-        // A TCP socket, or one end of a socket pair.
-        ask(TcpStream::from_std(lease.fd.into())?).await?;
-    }
-    let result = entered.elapsed();
-    Ok(format!("{} {}", (got - began).as_nanos(), result.as_nanos()))
+async fn connect(function: &headstart::Function) -> Result<Box<dyn Stream>> {
+    Ok(match &*env::var("WAY")? {
+        "injected" => Box::new(function.backend("orders-db").stream().await?.0),
+        "connect" => {
+            let stream = TcpStream::connect(env::var("HOST")?).await?;
+            stream.set_nodelay(true)?;
+            Box::new(stream)
+        }
+        _ => {
+            // A pool of one is as good a client as any. It leaves a TCP socket, or one end of a socket pair.
+            let lease = Pool::spawn(spec()?).lease().await?.hand_over(TlsMode::Relay)?;
+            Box::new(TcpStream::from_std(lease.fd.into())?)
+        }
+    })
 }
 
-async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
+async fn ask(stream: &mut dyn Stream) -> Result<()> {
     stream.write_all(QUERY).await?;
     stream.flush().await?;
     let mut answer = Vec::new();

@@ -168,6 +168,20 @@ impl Agent {
         }
     }
 
+    /// Waits until a backend's pool has so many idle connections.
+    pub fn wait_idle(&self, backend: &str, count: u64, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let pools: Value = serde_json::from_str(&self.success("GET", "/api/v1/backends")?)?;
+            let pool = pools.as_array().into_iter().flatten().find(|pool| pool["backend"] == backend);
+            if pool.and_then(|pool| pool["idle"].as_u64()) >= Some(count) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{backend} is not ready: {pools}\n{}", self.log());
+            ensure!(!self.process.ended_within(LOOK_AGAIN), "the agent ended:\n{}", self.log());
+        }
+    }
+
     /// Changes its configuration file to these sections after `[agent]` and `[syn]`; it is not told.
     pub fn rewrite(&self, sections: &str) -> Result<()> {
         self.place.write(sections)

@@ -73,6 +73,31 @@ impl Drop for Delay {
     }
 }
 
+/// How far away a namespace is, which can change.
+#[derive(Debug)]
+pub struct Distance {
+    namespace: Namespace,
+    delay: Option<Delay>,
+}
+
+impl Distance {
+    /// That of a namespace without delay.
+    pub fn of(namespace: &Namespace) -> Self {
+        Self { namespace: namespace.clone(), delay: None }
+    }
+
+    /// Makes it `round_trip`; zero adds nothing.
+    pub fn set(&mut self, round_trip: Duration) -> Result<()> {
+        if self.delay.as_ref().map_or(Duration::ZERO, Delay::round_trip) != round_trip {
+            // A namespace has one at a time.
+            drop(self.delay.take());
+            self.delay =
+                (!round_trip.is_zero()).then(|| Delay::new(&self.namespace, round_trip)).transpose()?;
+        }
+        Ok(())
+    }
+}
+
 /// Timers fire up to 50 us late by default, and two processors have other work to do. This thread
 /// hardly uses any: it may go before everything else. Best effort: without it, packets wait longer.
 fn make_punctual() {

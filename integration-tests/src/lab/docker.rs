@@ -1,6 +1,7 @@
 //! Docker: the daemon that runs here already, or one of our own that leaves the host's network alone.
 
 use super::{
+    bridge::Bridge,
     command::{run, run_within},
     process::Process,
     scratch::{Scratch, unique},
@@ -39,6 +40,8 @@ struct Daemon {
     process: Process,
     cgroup: String,
     files: Scratch,
+    /// It is there until the daemon has ended.
+    bridge: Option<Bridge>,
 }
 
 impl Docker {
@@ -61,15 +64,30 @@ impl Docker {
         if answers(&socket) { Ok(Self { socket, own: None }) } else { Self::start() }
     }
 
-    /// Starts a daemon of its own. Where overlay2 does not work (on an overlay), vfs does.
+    /// Starts a daemon of its own. Its containers have no network.
     pub fn start() -> Result<Self> {
-        Self::start_with("overlay2").or_else(|first| {
-            Self::start_with("vfs")
-                .map_err(|second| anyhow!("with overlay2: {first:#}\nwith vfs: {second:#}"))
-        })
+        Self::start_own(None)
     }
 
-    fn start_with(driver: &str) -> Result<Self> {
+    /// Starts a daemon of its own whose containers are on a bridge, see [`Docker::bridge`].
+    pub fn bridged() -> Result<Self> {
+        Self::start_own(Some(Bridge::new()?))
+    }
+
+    /// Where overlay2 does not work (on an overlay), vfs does.
+    fn start_own(bridge: Option<Bridge>) -> Result<Self> {
+        let name = bridge.as_ref().map_or("none", Bridge::name);
+        let mut docker = Self::start_with("overlay2", name).or_else(|first| {
+            Self::start_with("vfs", name)
+                .map_err(|second| anyhow!("with overlay2: {first:#}\nwith vfs: {second:#}"))
+        })?;
+        if let Some(daemon) = &mut docker.own {
+            daemon.bridge = bridge;
+        }
+        Ok(docker)
+    }
+
+    fn start_with(driver: &str, bridge: &str) -> Result<Self> {
         let files = Scratch::new("docker")?;
         let (socket, cgroup) = (files.path().join("docker.sock"), unique("docker"));
         let mut command = Command::new("dockerd");
@@ -78,14 +96,15 @@ impl Docker {
         command.arg("--pidfile").arg(files.path().join("pid"));
         command.arg("--host").arg(format!("unix://{}", socket.display()));
         command.arg(format!("--storage-driver={driver}")).arg(format!("--cgroup-parent=/{cgroup}"));
-        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
+        command.arg(format!("--bridge={bridge}"));
+        command.args(["--iptables=false", "--ip6tables=false"]);
         command.args(["--ip-forward=false", "--userland-proxy=false"]);
         if !Path::new(STRAY_KEY).exists() {
             fs::write(files.path().join(KEY_IS_STRAY), "")?;
         }
         let process = Process::spawn(&mut command)?;
         process.wait_line("API listen on", START_LIMIT)?;
-        let docker = Self { socket, own: Some(Daemon { process, cgroup, files }) };
+        let docker = Self { socket, own: Some(Daemon { process, cgroup, files, bridge: None }) };
         docker.run(&["version"]).context("talking to our own dockerd")?;
         Ok(docker)
     }
@@ -98,6 +117,11 @@ impl Docker {
     /// Whether this is a daemon of our own.
     pub fn is_own(&self) -> bool {
         self.own.is_some()
+    }
+
+    /// The bridge of its containers, in a daemon of our own that has one.
+    pub fn bridge(&self) -> Option<&Bridge> {
+        self.own.as_ref()?.bridge.as_ref()
     }
 
     /// The `docker` client, pointed at this daemon.
@@ -137,7 +161,7 @@ impl Drop for Docker {
         if !left.is_empty() {
             let _ = run(self.command().args(["rm", "--force", "--volumes"]).args(left.lines()));
         }
-        if let Some(Daemon { process, cgroup, files }) = &mut self.own {
+        if let Some(Daemon { process, cgroup, files, .. }) = &mut self.own {
             if let Err(error) = process.stop(Signal::SIGTERM, STOP_LIMIT) {
                 eprintln!("{error:#}");
             }
