@@ -18,6 +18,7 @@ mod redis;
 mod rootfs;
 
 mod bridge;
+mod container;
 mod docker;
 
 mod agent;
@@ -30,6 +31,7 @@ pub use agent::{Agent, AgentSetup, Ended, binary, now_ns};
 pub use bridge::Bridge;
 pub use claim::free_port;
 pub use command::{run, run_within};
+pub use container::DockerContainer;
 pub use delay::{Delay, Distance};
 pub use docker::Docker;
 pub use manager::Manager;

@@ -15,7 +15,7 @@ pub fn require_root(why: &str) -> bool {
 /// # Panics
 /// When `CI=true`.
 pub fn require_tools(tools: &[&str]) -> bool {
-    let missing: Vec<_> = tools.iter().filter(|tool| !installed(tool)).copied().collect();
+    let missing: Vec<_> = tools.iter().filter(|tool| !is_installed(tool)).copied().collect();
     require(missing.is_empty(), || format!("needs {}: run integration-tests/install.sh", missing.join(", ")))
 }
 
@@ -27,7 +27,8 @@ fn require(met: bool, reason: impl Fn() -> String) -> bool {
     met
 }
 
-fn installed(tool: &str) -> bool {
+/// Whether a program, by name or by absolute path, is there.
+pub fn is_installed(tool: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     // Not every user has the administrator's directories in the PATH.
     let extra = ["/usr/sbin".into(), "/sbin".into()];

@@ -2,34 +2,27 @@
 //! runs a container, waits for its port and forwards the bytes. It has no needless delay; it only
 //! learns late, builds the container late, and leaves connecting to the function.
 
-use crate::lab::{Process, Rootfs, Scratch, run, unique};
-use anyhow::{Context, Result, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde_json::{Value, json};
-use std::{
-    fs, io,
-    io::{PipeReader, PipeWriter},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
-    path::PathBuf,
-    process::Command,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
-};
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-const START_LIMIT: Duration = Duration::from_secs(30);
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::gateway::{Gateway, Upstream, When, lock, reach};
+use crate::lab::{Process, Rootfs, Scratch, run, unique};
+
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(60);
-const TRY_AGAIN: Duration = Duration::from_millis(1);
 
 /// A function behind a request-triggered activator. Everything ends on drop.
 #[derive(Debug)]
 pub struct Usual {
-    address: SocketAddr,
+    // It goes before what is behind it.
+    gateway: Gateway,
     function: Arc<Function>,
-    stop: Option<PipeWriter>,
-    acceptor: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -37,8 +30,6 @@ struct Function {
     bundle: Scratch,
     upstream: SocketAddr,
     container: Mutex<Option<Container>>,
-    connections: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
-    problems: Mutex<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -57,24 +48,18 @@ impl Usual {
         listen: SocketAddr,
         upstream: SocketAddr,
     ) -> Result<Self> {
-        let listener = TcpListener::bind(listen)?;
-        listener.set_nonblocking(true)?;
         let function = Arc::new(Function {
             bundle: bundle(rootfs, environment)?,
             upstream,
             container: Mutex::default(),
-            connections: Mutex::default(),
-            problems: Mutex::default(),
         });
-        let address = listener.local_addr()?;
-        let ((stopped, stop), shared) = (io::pipe()?, Arc::clone(&function));
-        let acceptor = thread::spawn(move || shared.accept(&listener, &stopped));
-        Ok(Self { address, function, stop: Some(stop), acceptor: Some(acceptor) })
+        let gateway = Gateway::start(When::FirstByte, listen, Arc::clone(&function))?;
+        Ok(Self { gateway, function })
     }
 
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.gateway.address()
     }
 
     /// Kills and deletes the container: the next request is a cold one again.
@@ -85,82 +70,24 @@ impl Usual {
 
     /// What went wrong so far: nothing, in a valid comparison.
     pub fn problems(&self) -> Vec<String> {
-        lock(&self.function.problems).clone()
+        self.gateway.problems()
     }
 }
 
 impl Drop for Usual {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        let _ = self.acceptor.take().map(JoinHandle::join);
-        let connections = std::mem::take(&mut *lock(&self.function.connections));
-        for (stream, _) in &connections {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
         if let Err(error) = self.stop() {
             eprintln!("{error:#}");
-        }
-        for (_, thread) in connections {
-            let _ = thread.join();
         }
     }
 }
 
-impl Function {
-    fn accept(self: Arc<Self>, listener: &TcpListener, stopped: &PipeReader) {
-        loop {
-            let mut sources =
-                [listener.as_fd(), stopped.as_fd()].map(|source| PollFd::new(source, PollFlags::POLLIN));
-            let _ = poll(&mut sources, PollTimeout::NONE);
-            if sources[1].any().unwrap_or(false) {
-                return;
-            }
-            let Ok((client, _)) = listener.accept() else { continue };
-            let Ok(copy) = client.try_clone() else { continue };
-            let function = Arc::clone(&self);
-            let thread = thread::spawn(move || {
-                if let Err(error) = function.serve(&client) {
-                    lock(&function.problems).push(format!("{error:#}"));
-                }
-                let _ = client.shutdown(Shutdown::Both);
-            });
-            let mut connections = lock(&self.connections);
-            connections.retain(|(_, thread)| !thread.is_finished());
-            connections.push((copy, thread));
-        }
-    }
-
-    fn serve(&self, client: &TcpStream) -> Result<()> {
-        client.set_nonblocking(false)?;
-        client.set_nodelay(true)?;
-        client.set_read_timeout(Some(FIRST_BYTE_LIMIT))?;
-        if client.peek(&mut [0])? == 0 {
-            return Ok(()); // it never asked for anything
-        }
-        client.set_read_timeout(None)?;
-        let function = self.connect()?;
-        function.set_nodelay(true)?;
-        thread::scope(|scope| {
-            scope.spawn(|| forward(client, &function));
-            forward(&function, client);
-        });
-        Ok(())
-    }
-
-    /// A connection to the function, which this starts if it does not run.
+impl Upstream for Arc<Function> {
     fn connect(&self) -> Result<TcpStream> {
         let mut container = lock(&self.container);
         let running = container.take_if(|it| !it.process.ended_within(Duration::ZERO));
         let running = running.map_or_else(|| Container::run(&self.bundle), Ok)?;
-        let process = &container.insert(running).process;
-        let deadline = Instant::now() + START_LIMIT;
-        loop {
-            match TcpStream::connect(self.upstream) {
-                Ok(stream) => return Ok(stream),
-                Err(error) if Instant::now() >= deadline => return Err(error).context(process.log()),
-                Err(_) => ensure!(!process.ended_within(TRY_AGAIN), "the function ended: {}", process.log()),
-            }
-        }
+        reach(self.upstream, &container.insert(running).process)
     }
 }
 
@@ -198,14 +125,4 @@ fn bundle(rootfs: &Rootfs, environment: &[(&str, &str)]) -> Result<Scratch> {
     namespaces.retain(|namespace| namespace["type"] != "network");
     fs::write(&config, spec.to_string())?;
     Ok(files)
-}
-
-/// Copies until `from` ends, then passes the end on. Broken connections are the peers' to notice.
-fn forward(mut from: &TcpStream, mut to: &TcpStream) {
-    let _ = io::copy(&mut from, &mut to);
-    let _ = to.shutdown(Shutdown::Write);
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

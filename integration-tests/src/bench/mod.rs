@@ -3,10 +3,10 @@
 //!
 //! All times are of `CLOCK_MONOTONIC`, which processes, containers and BPF programs share.
 
-mod gateway;
 pub mod querying;
 mod samples;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -20,7 +20,6 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use serde_json::json;
 
-pub use gateway::{Gateway, When};
 pub use samples::Samples;
 
 use crate::interrupt::Interrupt;
@@ -49,6 +48,7 @@ pub struct Run {
     /// What was measured so far.
     pub samples: Samples,
     name: &'static str,
+    notes: BTreeMap<String, String>,
     seed: u64,
     random: StdRng,
     interrupt: Interrupt,
@@ -83,6 +83,7 @@ impl Run {
             quick: arguments.quick,
             samples: Samples::default(),
             name,
+            notes: BTreeMap::new(),
             seed,
             random: StdRng::seed_from_u64(seed),
             interrupt: Interrupt::new()?,
@@ -129,12 +130,18 @@ impl Run {
         Ok(())
     }
 
+    /// Notes something beside the figures: a version, or why something is missing.
+    pub fn note(&mut self, what: &str, text: &str) {
+        println!("{what}: {text}");
+        self.notes.insert(what.to_owned(), text.to_owned());
+    }
+
     fn save(&self, partial: bool) -> Result<PathBuf> {
         let directory = lab::target_dir().join("bench");
         fs::create_dir_all(&directory)?;
         let file = directory.join(format!("{}.json", self.name));
         let figures: Vec<_> = self.samples.figures()?.iter().map(crate::report::Figure::value).collect();
-        let part = json!({ "figures": figures, "partial": partial, "seed": self.seed });
+        let part = json!({ "figures": figures, "partial": partial, "seed": self.seed, "notes": self.notes });
         fs::write(&file, serde_json::to_string_pretty(&part)? + "\n")
             .with_context(|| format!("writing {}", file.display()))?;
         Ok(file)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use crate::lab::{Docker, Postgres, Rootfs, build_static, free_port};
+use crate::lab::{Agent, AgentSetup, Docker, Postgres, Rootfs, build_static, free_port};
 use crate::site::{Function, Kind, Site};
 
 /// The path that is answered with a query's result.
@@ -38,17 +38,54 @@ pub fn direct(site: &Site, root: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A function for the agent: on the Docker daemon's bridge, or of the OCI runtime, with one container ready.
-pub fn function(site: &Site, docker: Option<&Arc<Docker>>, variables: &[(&str, String)]) -> Result<Function> {
-    let rootfs = rootfs(site)?;
-    let variables: Vec<_> = variables.iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
-    let mut keys = format!("env = {{ {} }}\n", variables.join(", "));
-    let kind = match docker {
-        Some(docker) => {
-            keys.push_str("network = \"bridge\"\n");
-            Kind::Docker { image: rootfs.docker_image(docker)?, docker: Arc::clone(docker) }
-        }
-        None => Kind::Oci(rootfs),
+/// A function that an agent serves, with one container ready.
+#[derive(Debug)]
+pub struct Served {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it is given its connection.
+    pub injected: bool,
+    /// How it is run.
+    pub function: Function,
+}
+
+impl Served {
+    /// On the Docker daemon's bridge, or of the OCI runtime, where it has no network.
+    pub fn new(
+        name: &'static str,
+        site: &Site,
+        docker: Option<&Arc<Docker>>,
+        injected: bool,
+    ) -> Result<Self> {
+        let rootfs = rootfs(site)?;
+        let variables = if injected { self::injected() } else { direct(site, "") };
+        let variables: Vec<_> = variables.iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
+        let mut keys = format!("env = {{ {} }}\ntls_hand_over = {injected}\n", variables.join(", "));
+        let kind = match docker {
+            Some(docker) => {
+                keys.push_str("network = \"bridge\"\n");
+                Kind::Docker { image: rootfs.docker_image(docker)?, docker: Arc::clone(docker) }
+            }
+            None => Kind::Oci(rootfs),
+        };
+        let function = Function { port: free_port()?.port(), prepared: 1, kind, keys };
+        Ok(Self { name, injected, function })
+    }
+
+    /// How figures name what it runs in.
+    pub fn runtime(&self) -> &'static str {
+        if matches!(self.function.kind, Kind::Oci(_)) { "oci-prepared" } else { "docker" }
+    }
+}
+
+/// An agent that serves them, once all are at rest.
+pub fn agent(setup: AgentSetup, site: &Site, functions: &[Served], docker: &Docker) -> Result<Agent> {
+    let setup = setup.docker(docker).config(&site.backend("{ min_idle = 4, max = 16 }")?);
+    let add = |setup: AgentSetup, served: &Served| {
+        let backends: &[&str] = if served.injected { &["orders-db"] } else { &[] };
+        setup.config(&served.function.text(served.name, backends))
     };
-    Ok(Function { port: free_port()?.port(), prepared: 1, kind, keys })
+    let agent = functions.iter().fold(setup, add).start()?;
+    functions.iter().try_for_each(|served| served.function.rest(&agent, served.name))?;
+    Ok(agent)
 }

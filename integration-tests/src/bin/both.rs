@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use headstart_integration_tests::bench::{self, Run, querying};
+use headstart_integration_tests::bench::querying::{self, Served, agent};
+use headstart_integration_tests::bench::{self, Run};
 use headstart_integration_tests::client;
-use headstart_integration_tests::lab::{Agent, AgentSetup, Docker};
+use headstart_integration_tests::lab::{Agent, Docker};
 use headstart_integration_tests::node::newest_start;
-use headstart_integration_tests::site::{Function, LIMIT, Site, unbounded};
+use headstart_integration_tests::site::{LIMIT, Site, unbounded};
 
 const ROUND_TRIPS_MS: [u64; 4] = [0, 10, 50, 100];
 const QUICK_ROUND_TRIPS_MS: [u64; 2] = [0, 50];
@@ -37,16 +38,11 @@ fn measure(run: &mut Run) -> Result<()> {
     let mut site = Site::with_tls()?;
     let docker = Arc::new(Docker::bridged()?);
     docker.bridge().context("it has one")?.route(&site.database_link)?;
-    let served = |name, runtime, injected| -> Result<Served> {
-        let docker = (runtime == "docker").then_some(&docker);
-        let variables = if injected { querying::injected() } else { querying::direct(&site, "") };
-        Ok(Served { name, runtime, injected, function: querying::function(&site, docker, &variables)? })
-    };
     let functions = || -> Result<[Served; 3]> {
         Ok([
-            served("docker-injected", "docker", true)?,
-            served("docker-direct", "docker", false)?,
-            served("oci-injected", "oci-prepared", true)?,
+            Served::new("docker-injected", &site, Some(&docker), true)?,
+            Served::new("docker-direct", &site, Some(&docker), false)?,
+            Served::new("oci-injected", &site, None, true)?,
         ])
     };
     let [early, late] = [functions()?, functions()?];
@@ -82,7 +78,8 @@ fn measure(run: &mut Run) -> Result<()> {
                 let way = &ways[turn];
                 run.step(&format!(
                     "{} {} at {at} ms, database at {database} ms",
-                    way.served.runtime, way.name
+                    way.served.runtime(),
+                    way.name
                 ))?;
                 way.wait_pool()?;
                 let cold = way.ask(&site)?;
@@ -114,28 +111,6 @@ fn measure(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-struct Served {
-    name: &'static str,
-    runtime: &'static str,
-    injected: bool,
-    function: Function,
-}
-
-fn agent(setup: AgentSetup, site: &Site, functions: &[Served], docker: &Docker) -> Result<Agent> {
-    let mut setup = setup.docker(docker).config(&site.backend("{ min_idle = 4, max = 16 }")?);
-    for served in functions {
-        let backends: &[&str] = if served.injected { &["orders-db"] } else { &[] };
-        let mut text = served.function.text(served.name, backends);
-        if served.injected {
-            text.push_str("tls_hand_over = true\n");
-        }
-        setup = setup.config(&text);
-    }
-    let agent = setup.start()?;
-    functions.iter().try_for_each(|served| served.function.rest(&agent, served.name))?;
-    Ok(agent)
-}
-
 struct Way<'a> {
     agent: &'a Agent,
     served: &'a Served,
@@ -146,7 +121,7 @@ struct Way<'a> {
 impl Way<'_> {
     fn labels<'b>(&self, way: &'b str, [at, database]: &'b [String; 2]) -> [(&'static str, &'b str); 4] {
         [
-            ("runtime", self.served.runtime),
+            ("runtime", self.served.runtime()),
             ("way", way),
             ("round_trip_ms", at),
             ("database_round_trip_ms", database),

@@ -4,7 +4,7 @@
 //! logs in by itself, to `HOST` (an address, or the directory of a socket) as `DBUSER` to `DATABASE`, with what is in
 //! `PASSWORD_FILE` and TLS for `CA_FILE`, if they are set.
 //!
-//! Started by an agent, or with `HEADSTART_LISTEN`, it serves `GET /` with two times; else it prints them: the nanoseconds that it took to get the
+//! Started by an agent, with `HEADSTART_LISTEN`, or with a socket from systemd, it serves `GET /` with two times; else it prints them: the nanoseconds that it took to get the
 //! connection, once there was a runtime, and those from the entry to the result. With `QUERY=later` it makes no query
 //! before it is ready, and the second time is that to the connection; `GET /query` makes one each time.
 
@@ -19,6 +19,7 @@ use axum::{Router, routing::get};
 use headstart_injector::{
     Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Tls, TlsMode, TlsSettings,
 };
+use listenfd::ListenFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -42,7 +43,8 @@ fn main() -> Result<()> {
             ask(&mut *stream).await?;
         }
         let times = format!("{} {}", got.as_nanos(), entered.elapsed().as_nanos());
-        if function.instance().is_none() && env::var_os("HEADSTART_LISTEN").is_none() {
+        let serves = ["HEADSTART_LISTEN", "LISTEN_FDS"].iter().any(|name| env::var_os(name).is_some());
+        if function.instance().is_none() && !serves {
             println!("{times}");
             return Ok(());
         }
@@ -52,7 +54,14 @@ fn main() -> Result<()> {
             Err(error) => (StatusCode::BAD_GATEWAY, format!("{error:#}")),
         };
         let app = Router::new().route("/", get(async move || times)).route("/query", get(query));
-        function.serve(app).await?;
+        match ListenFd::from_env().take_tcp_listener(0)? {
+            // systemd's socket activation.
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                axum::serve(tokio::net::TcpListener::from_std(listener)?, app).await?;
+            }
+            None => function.serve(app).await?,
+        }
         Ok(())
     })
 }

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use headstart_agent::measure::statistics::mean;
-use headstart_integration_tests::bench::{self, Gateway, Run, Samples, When};
+use headstart_integration_tests::bench::{self, Run, Samples};
 use headstart_integration_tests::client;
+use headstart_integration_tests::gateway::{Gateway, When};
 use headstart_integration_tests::lab::{
     Agent, AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, free_port,
 };

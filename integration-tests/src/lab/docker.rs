@@ -136,6 +136,17 @@ impl Docker {
         run_within(STOP_LIMIT, self.command().args(arguments))
     }
 
+    /// A request to its API, without a body: the status and the body of the answer.
+    pub fn ask(&self, method: &str, path: &str) -> Result<(u16, String)> {
+        ask(&self.socket, method, path, STOP_LIMIT)
+    }
+
+    /// The daemon's version.
+    pub fn version(&self) -> Result<String> {
+        let version = self.run(&["version", "--format", "{{.Server.Version}}"])?;
+        Ok(format!("Docker {}", version.trim()))
+    }
+
     /// Ids of all containers, also stopped ones, that match a filter such as `label=headstart`.
     pub fn containers(&self, filter: &str) -> Result<Vec<String>> {
         let ids = self.run(&["ps", "--all", "--quiet", "--no-trunc", "--filter", filter])?;
@@ -180,13 +191,17 @@ pub(super) fn remove_stray_key(files: &Path) {
 
 /// Whether a daemon answers on `socket`.
 fn answers(socket: &Path) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status)?;
-        Ok(status.ends_with(b" 200"))
-    };
-    ask().unwrap_or(false)
+    ask(socket, "GET", "/_ping", ANSWER_LIMIT).is_ok_and(|(status, _)| status == 200)
+}
+
+/// A request without a body: the status and the body of the answer.
+fn ask(socket: &Path, method: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
+    let status = head.split(' ').nth(1).context("not HTTP")?.parse()?;
+    Ok((status, body.to_owned()))
 }

@@ -1,0 +1,44 @@
+//! A process that always runs, with its connection: no cold start, and the price of that. What the others are compared
+//! with.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Found, Peer, Place};
+use crate::gateway::reach;
+use crate::lab::{Process, Rootfs};
+
+#[derive(Debug)]
+struct AlwaysWarm {
+    address: SocketAddr,
+    process: Process,
+    _rootfs: Rootfs,
+}
+
+pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+    let (rootfs, address) = (place.rootfs()?, place.listen()?);
+    let process = Process::spawn(place.command(&rootfs).env("HEADSTART_LISTEN", address.to_string()))?;
+    drop(reach(address, &process)?);
+    Ok(Found::Here(Box::new(AlwaysWarm { address, process, _rootfs: rootfs })))
+}
+
+impl Peer for AlwaysWarm {
+    fn version(&self) -> &'static str {
+        "the function alone"
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn starts_container(&self) -> bool {
+        false
+    }
+
+    fn cool(&mut self) -> Result<()> {
+        anyhow::ensure!(!self.process.ended_within(Duration::ZERO), "it ended: {}", self.process.log());
+        Ok(())
+    }
+}

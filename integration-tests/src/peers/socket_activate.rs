@@ -1,0 +1,92 @@
+//! systemd's socket activation of a process, without a container: it is started at the first connection, which it accepts
+//! itself.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+
+use super::{Found, Peer, Place, missing, version};
+use crate::bench::querying;
+use crate::lab::{Process, Rootfs};
+
+pub(super) const PROGRAM: &str = "systemd-socket-activate";
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct SocketActivate {
+    version: String,
+    activated: Activated,
+    _rootfs: Rootfs,
+}
+
+pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+    if let Some(missing) = missing(&[PROGRAM], "apt-get install systemd") {
+        return Ok(missing);
+    }
+    let (rootfs, address) = (place.rootfs()?, place.listen()?);
+    let root = rootfs.path().display().to_string();
+    let program = rootfs.path().join(rootfs.command().trim_start_matches('/'));
+    let variables = querying::direct(place.site, &root);
+    let activated = Activated::listen(address, variables, vec![program.display().to_string()])?;
+    let version = version(Command::new(PROGRAM).arg("--version"))?;
+    Ok(Found::Here(Box::new(SocketActivate { version, activated, _rootfs: rootfs })))
+}
+
+impl Peer for SocketActivate {
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.activated.address
+    }
+
+    fn starts_container(&self) -> bool {
+        false
+    }
+
+    fn cool(&mut self) -> Result<()> {
+        self.activated.again()
+    }
+}
+
+/// `systemd-socket-activate`, which becomes what it starts.
+#[derive(Debug)]
+pub(super) struct Activated {
+    pub(super) address: SocketAddr,
+    variables: Vec<(&'static str, String)>,
+    command: Vec<String>,
+    process: Process,
+}
+
+impl Activated {
+    pub(super) fn listen(
+        address: SocketAddr,
+        variables: Vec<(&'static str, String)>,
+        command: Vec<String>,
+    ) -> Result<Self> {
+        let process = spawn(address, &variables, &command)?;
+        Ok(Self { address, variables, command, process })
+    }
+
+    /// Ends what runs, and listens again.
+    pub(super) fn again(&mut self) -> Result<()> {
+        self.process.stop(Signal::SIGKILL, LIMIT)?;
+        self.process = spawn(self.address, &self.variables, &self.command)?;
+        Ok(())
+    }
+}
+
+fn spawn(address: SocketAddr, variables: &[(&str, String)], words: &[String]) -> Result<Process> {
+    let mut command = Command::new(PROGRAM);
+    command.arg("--listen").arg(address.to_string());
+    for (name, value) in variables {
+        command.arg("--setenv").arg(format!("{name}={value}"));
+    }
+    let process = Process::spawn(command.args(words))?;
+    process.wait_line("Listening on", LIMIT)?;
+    Ok(process)
+}

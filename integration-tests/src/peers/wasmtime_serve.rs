@@ -1,0 +1,12 @@
+//! `wasmtime serve`, which starts an instance of a component for each request.
+
+use anyhow::Result;
+
+use super::{Found, Place, missing};
+
+pub(super) fn start(_place: &Place<'_>) -> Result<Found> {
+    let how = "no package has the program, and building it takes longer than the whole bench";
+    Ok(missing(&["wasmtime"], how).unwrap_or_else(|| {
+        Found::Missing("there is no component for it: the function's crates do not build for WASI".to_owned())
+    }))
+}
