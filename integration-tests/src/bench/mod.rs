@@ -24,6 +24,7 @@ pub use samples::Samples;
 
 use crate::interrupt::Interrupt;
 use crate::lab::{self, Lease};
+use crate::report::Figure;
 
 /// How often progress is told where nobody looks at a terminal.
 const TELL_EVERY: Duration = Duration::from_secs(30);
@@ -49,6 +50,7 @@ pub struct Run {
     pub samples: Samples,
     name: &'static str,
     notes: BTreeMap<String, String>,
+    figures: Vec<Figure>,
     seed: u64,
     random: StdRng,
     interrupt: Interrupt,
@@ -84,6 +86,7 @@ impl Run {
             samples: Samples::default(),
             name,
             notes: BTreeMap::new(),
+            figures: Vec::new(),
             seed,
             random: StdRng::seed_from_u64(seed),
             interrupt: Interrupt::new()?,
@@ -95,7 +98,7 @@ impl Run {
     fn finish(mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let ended = body(&mut self);
         let file = self.save(ended.is_err())?;
-        println!("\n{}: {} figures in {}", self.name, self.samples.len(), file.display());
+        println!("\n{}: the figures are in {}", self.name, file.display());
         // Ctrl-C reaches agents and servers too, and whatever was under way then fails.
         ensure!(!self.interrupt.came(), "interrupted: what it has measured is kept, and marked partial");
         ended
@@ -130,6 +133,11 @@ impl Run {
         Ok(())
     }
 
+    /// Takes a figure whose samples are complete.
+    pub fn add(&mut self, figure: Figure) {
+        self.figures.push(figure);
+    }
+
     /// Notes something beside the figures: a version, or why something is missing.
     pub fn note(&mut self, what: &str, text: &str) {
         println!("{what}: {text}");
@@ -140,7 +148,8 @@ impl Run {
         let directory = lab::target_dir().join("bench");
         fs::create_dir_all(&directory)?;
         let file = directory.join(format!("{}.json", self.name));
-        let figures: Vec<_> = self.samples.figures()?.iter().map(crate::report::Figure::value).collect();
+        let figures = [self.samples.figures()?, self.figures.clone()].concat();
+        let figures: Vec<_> = figures.iter().map(Figure::value).collect();
         let part = json!({ "figures": figures, "partial": partial, "seed": self.seed, "notes": self.notes });
         fs::write(&file, serde_json::to_string_pretty(&part)? + "\n")
             .with_context(|| format!("writing {}", file.display()))?;

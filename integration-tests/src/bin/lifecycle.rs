@@ -1,5 +1,4 @@
-//! `make bench`, its lifecycle part: bursts, thaws, rest, repetition, and ten thousand functions. It writes
-//! `target/bench/lifecycle.json`, which the last part takes into the report.
+//! `make bench`, its lifecycle part: bursts, thaws, rest, repetition, and ten thousand functions.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use headstart_integration_tests::lab::{self, Agent, AgentSetup, Delay, Lease, Link, Namespace};
+use headstart_integration_tests::bench::{self, Run};
+use headstart_integration_tests::lab::{Agent, AgentSetup, Delay, Link, Namespace};
 use headstart_integration_tests::report::Figure;
 use headstart_integration_tests::site::{Function, LIMIT, unbounded};
 use headstart_integration_tests::{client, fixture, leaks, usage};
@@ -41,36 +41,19 @@ const FIRST_PORT: u16 = 10_000;
 type Part = fn() -> Result<Vec<Figure>>;
 
 fn main() -> ExitCode {
-    match bench() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("lifecycle: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::main("lifecycle", measure)
 }
 
-fn bench() -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "it needs root: network namespaces, eBPF, containers");
-    let _lease = Lease::take()?;
-    let only = std::env::args().nth(1);
-    let mut figures = Vec::new();
+fn measure(run: &mut Run) -> Result<()> {
     let parts: [(&str, Part); 4] =
         [("bursts", bursts), ("rest", rest), ("repetition", repetition), ("many", many)];
+    // The others take minutes.
+    let parts = run.of(&parts, &parts[..1]);
+    run.expect(parts.len());
     for (name, part) in parts {
-        if only.as_ref().is_none_or(|only| only == name) {
-            println!("{name} ...");
-            for figure in part().with_context(|| name.to_owned())? {
-                println!("  {}", figure.value());
-                figures.push(figure.value());
-            }
-        }
+        run.step(name)?;
+        part().with_context(|| name.to_owned())?.into_iter().for_each(|figure| run.add(figure));
     }
-    let directory = lab::target_dir().join("bench");
-    fs::create_dir_all(&directory)?;
-    let file = directory.join("lifecycle.json");
-    fs::write(&file, serde_json::to_string_pretty(&Value::from(figures))? + "\n")?;
-    println!("The figures are in {}", file.display());
     Ok(())
 }
 
