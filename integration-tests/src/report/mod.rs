@@ -23,6 +23,8 @@ use headstart_agent::measure::statistics;
 use serde_json::{Value, json};
 
 pub mod levene;
+pub mod plot;
+pub mod promise;
 
 /// The columns of a figure that are numbers, in their order.
 const COLUMNS: [&str; 8] = ["n", "p50 [low, high]", "p90", "p95", "p99", "min", "max", "mean"];
