@@ -6,10 +6,10 @@ MAKEFLAGS += --no-print-directory
 
 EBPF_OBJECT := $(CURDIR)/target/ebpf/headstart-ebpf.o
 
-.PHONY: help demo bench test check fuzz ebpf install build
+.PHONY: help demo bench bench-smoke peers test check fuzz ebpf install build
 
 help: ## Lists the commands.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: ## Installs the Debian packages that tests and demo use (root).
 	@bash integration-tests/install.sh
@@ -21,14 +21,20 @@ demo: install ## Three requests side by side: warm, cold, cold the usual way (ro
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@target/release/demo
 
-# All parts run, also when one breaks a promise: the report shows by how much.
-bench: install ## Measures cost per packet, lifecycle, injection, cold starts under a flood: target/bench/report.md (root).
+# QUICK=1: less than five minutes instead of an hour. SEED=N: the order of an earlier run.
+bench: install peers ## Measures everything, beside what others use: target/bench/report.md, plots (root; QUICK=1, SEED=N).
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
-	@rm -rf target/bench && mkdir -p target/bench
-	@failed=0; cargo bench --locked -p headstart-ebpf || failed=$$?; \
-	target/release/lifecycle || failed=$$?; \
-	target/release/inject || failed=$$?; \
-	target/release/bench && exit "$$failed"
+	@cargo bench --locked --quiet -p headstart-ebpf --no-run
+	@target/release/bench $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
+
+bench-smoke: install ## Whether the benches measure what they say: known delays are found where they were put (root).
+	@cargo build --release --locked -p headstart-agent
+	@cargo test --locked -p headstart-integration-tests --test smoke -- --nocapture
+
+# What no Debian package has, and the bench does without where it cannot be had.
+peers:
+	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix target/peers workerd@1.20261117.1 \
+	  || echo "workerd cannot be had (npm), so it is not measured"
 
 ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 	@bash ebpf/build.sh

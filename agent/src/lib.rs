@@ -20,6 +20,7 @@ pub mod measure;
 
 pub mod admin;
 pub mod adopt;
+pub mod bench;
 pub mod client;
 pub mod doctor;
 pub mod explain;

@@ -13,7 +13,7 @@ use headstart_agent::measure::{self, Starts};
 use headstart_agent::node::{Handle, Node, Operation};
 use headstart_agent::reload::{self, Reload};
 use headstart_agent::syn::{Kernel, Reader, Sensing, Watching};
-use headstart_agent::{adopt, client, doctor, explain, operate, privilege, setup, start, status, syn};
+use headstart_agent::{adopt, bench, client, doctor, explain, operate, privilege, setup, start, status, syn};
 use headstart_config::{Agent, Config, LogFormat};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -86,6 +86,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measures a function: how long its clients wait, cold and warm, and where the time goes.
+    ///
+    /// Stops its instances before each cold request, so it is not for a function that is in use.
+    #[command(after_help = BENCH_HELP)]
+    Bench {
+        #[command(flatten)]
+        args: bench::BenchArgs,
+        #[command(flatten)]
+        agent: AgentArg,
+    },
     /// Starts a function as if a client had come.
     #[command(after_help = "Example: headstart wake orders")]
     Wake {
@@ -149,6 +159,12 @@ struct AgentArg {
     admin: String,
 }
 
+const BENCH_HELP: &str = "\
+Example: headstart bench orders --path /orders --requests 50
+
+Over loopback no interface sees the SYN: starts are by `accept`, and nothing is hidden behind a handshake. What a
+client far away waits for, `/metrics` tells. Exit codes: 0 ok, 1 failed, 2 bad usage, 130 interrupted.";
+
 const TAG_HELP: &str = "\
 Examples:
   headstart tag --function 7 --to node1:8081 --key-file /etc/headstart/keys -- curl http://node1:8081/
@@ -168,6 +184,7 @@ fn main() -> ExitCode {
         Command::Check { config } => check(&config),
         Command::Status { agent, json, watch } => done(status::print(&agent.admin, json, watch)),
         Command::Explain { name, agent, json } => done(explain::print(&agent.admin, &name, json)),
+        Command::Bench { args, agent } => bench::run(&agent.admin, args),
         Command::Wake { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Wake)),
         Command::Freeze { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Freeze)),
         Command::Stop { name, agent } => done(operate::ask(&agent.admin, &name, Operation::Stop)),

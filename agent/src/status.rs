@@ -282,16 +282,16 @@ pub(crate) struct Reply {
 /// # Errors
 /// When none answers there.
 pub(crate) fn request(admin: &str, method: &str, path: &str) -> anyhow::Result<Reply> {
-    exchange(admin, method, path).with_context(|| {
+    exchange(admin, method, path, TIMEOUT).with_context(|| {
         format!("no agent answers at {admin}: is it running, and is this its `admin` address (--admin)?")
     })
 }
 
 /// One request of HTTP/1.0 (RFC 1945): the answer ends with the connection.
-fn exchange(admin: &str, method: &str, path: &str) -> anyhow::Result<Reply> {
-    let mut stream = TcpStream::connect(admin)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+pub(crate) fn exchange(address: &str, method: &str, path: &str, limit: Duration) -> anyhow::Result<Reply> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
     write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_MAX).read_to_string(&mut answer)?;

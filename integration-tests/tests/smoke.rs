@@ -1,0 +1,206 @@
+//! Whether the benches measure what they say: a delay that is known, put into one stage of a cold start after the other,
+//! is found in that stage and in what the client waits, and nowhere else. Run by `make bench-smoke`.
+//!
+//! `event_to_start` is missing: it is the agent's own decision, which nothing outside of it can slow down alone.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::thread;
+use std::time::Duration;
+
+use headstart_integration_tests::client;
+use headstart_integration_tests::lab::{
+    Agent, Distance, Link, Namespace, Postgres, PostgresSetup, Rootfs, Scratch, build_static, free_port,
+};
+use headstart_integration_tests::node::newest_start;
+use headstart_integration_tests::peers::{self, Found, Place};
+use headstart_integration_tests::privilege;
+use headstart_integration_tests::site::{Function, Kind, LIMIT, STAGES, Site, unbounded};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const NAME: &str = "slow";
+const DELAY_MS: u64 = 80;
+const ROUNDS: usize = 5;
+
+/// What is slowed down.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Slow {
+    Nothing,
+    /// The agent is stopped while the SYN arrives.
+    Event,
+    /// The container is not there before, and its runtime takes its time.
+    Runtime,
+    /// A variable makes the function take its time.
+    Function(&'static str),
+    /// The pool is empty, and the server far away.
+    Server,
+    /// The client is far away.
+    Client,
+}
+
+#[test]
+fn a_known_delay_is_found_in_its_stage_and_in_the_total() {
+    if !able() {
+        return;
+    }
+    let (nothing, nothing_total) = measure(Slow::Nothing);
+    let delay = f64::from(u32::try_from(DELAY_MS).unwrap());
+    for (slow, stage) in [
+        (Slow::Event, "syn_to_event"),
+        (Slow::Runtime, "start_to_exec"),
+        (Slow::Function("HELLO_MS"), "exec_to_hello"),
+        (Slow::Server, "hello_to_injected"),
+        (Slow::Function("INIT_MS"), "init"),
+        (Slow::Client, "ready_to_accept"),
+        (Slow::Function("ANSWER_MS"), "first_response"),
+    ] {
+        let (stages, total) = measure(slow);
+        let more: Vec<f64> = stages.iter().zip(&nothing).map(|(with, without)| with - without).collect();
+        println!("{slow:?}: {more:.1?}, total {:.1} ms more", total - nothing_total);
+        for (name, more) in STAGES.into_iter().zip(&more) {
+            if name == stage {
+                // The runtime makes a container, too.
+                assert!((delay * 0.9..delay * 2.0).contains(more), "{slow:?}: {more:.1} ms more in {name}");
+            } else {
+                assert!(*more < delay / 2.0, "{slow:?}: {more:.1} ms more in {name}");
+            }
+        }
+        // A client that is far away waits for its handshake, and for request and answer.
+        let expected = if slow == Slow::Client { 2.0 * delay } else { delay };
+        let more = total - nothing_total;
+        assert!((expected * 0.9..expected * 2.0).contains(&more), "{slow:?}: {more:.1} ms more in all");
+    }
+}
+
+/// Medians of the stages and of what the client waits, in milliseconds.
+fn measure(slow: Slow) -> (Vec<f64>, f64) {
+    let (client, server) = (Namespace::new("client").unwrap(), Namespace::new("server").unwrap());
+    let (link, server_link) = (Link::connect(&client).unwrap(), Link::connect(&server).unwrap());
+    let [mut client_distance, mut server_distance] = [&client, &server].map(Distance::of);
+    let postgres = PostgresSetup::default().inside(&server, server_link.peer(5432)).start().unwrap();
+    let files = Scratch::new("smoke").unwrap();
+    let function = function(slow);
+    let mut setup = unbounded().interface(link.host_if()).config(&backend(&postgres, slow));
+    if slow == Slow::Runtime {
+        let runtime = files.path().join("runc");
+        let seconds = DELAY_MS as f64 / 1e3;
+        let script =
+            format!("#!/bin/sh\ncase \" $* \" in *' create '*) sleep {seconds};; esac\nexec runc \"$@\"\n");
+        fs::write(&runtime, script).unwrap();
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+        setup = setup.setting("runc", &format!("{runtime:?}"));
+    }
+    let agent = setup.config(&function.text(NAME, &["server"])).start().unwrap();
+    function.rest(&agent, NAME).unwrap();
+    let delay = Duration::from_millis(DELAY_MS);
+    match slow {
+        Slow::Client => client_distance.set(delay).unwrap(),
+        Slow::Server => server_distance.set(delay).unwrap(),
+        _ => {}
+    }
+    let (mut stages, mut totals) = (vec![Vec::new(); STAGES.len()], Vec::new());
+    for round in 0..=ROUNDS {
+        let stopped = (slow == Slow::Event).then(|| stop(&agent));
+        let reply = client.enter(|| client::get(link.host(function.port), "/", LIMIT)).unwrap();
+        let reply = reply.unwrap_or_else(|failure| panic!("{failure}\n{}", agent.log()));
+        stopped.into_iter().for_each(|going_on| going_on.join().unwrap());
+        let start = newest_start(&agent, NAME).unwrap();
+        assert_eq!(start["trigger"], "syn", "{start}");
+        function.cool(&agent, NAME).unwrap();
+        let complete = newest_start(&agent, NAME).unwrap();
+        // The first warms caches.
+        if round > 0 {
+            totals.push(reply.timings.total.as_secs_f64() * 1e3);
+            for (stage, name) in stages.iter_mut().zip(STAGES) {
+                stage.push(
+                    complete["stages"][name].as_f64().unwrap_or_else(|| panic!("{name}: {complete}")) * 1e3,
+                );
+            }
+        }
+    }
+    assert!(agent.stop().unwrap().success());
+    (stages.into_iter().map(median).collect(), median(totals))
+}
+
+fn function(slow: Slow) -> Function {
+    let binary = build_static("headstart-integration-tests", "slow").unwrap();
+    let kind = Kind::Oci(Rootfs::with_binary("slow", &binary).unwrap());
+    let variable = match slow {
+        Slow::Function(variable) => format!(", {variable} = \"{DELAY_MS}\""),
+        _ => String::new(),
+    };
+    let keys = format!("env = {{ BACKEND = \"server\"{variable} }}\n");
+    Function { port: free_port().unwrap().port(), prepared: usize::from(slow != Slow::Runtime), kind, keys }
+}
+
+/// A server that is only connected to, or a pool of connections to it.
+fn backend(postgres: &Postgres, slow: Slow) -> String {
+    let idle = if slow == Slow::Server { 0 } else { 2 };
+    let address = postgres.address();
+    format!(
+        "[[backend]]\nname = \"server\"\nkind = \"tcp\"\naddress = \"{address}\"\npool = {{ min_idle = {idle}, max = 8 }}\n"
+    )
+}
+
+/// Stops the agent; after the delay it goes on.
+#[expect(clippy::disallowed_methods, reason = "it is the delay that is to be found")]
+fn stop(agent: &Agent) -> thread::JoinHandle<()> {
+    let process = Pid::from_raw(i32::try_from(agent.id()).unwrap());
+    kill(process, Signal::SIGSTOP).unwrap();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(DELAY_MS));
+        kill(process, Signal::SIGCONT).unwrap();
+    })
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+#[test]
+fn every_peer_that_is_here_answers_when_it_is_cold_and_when_it_is_warm() {
+    if !able() || !privilege::require_tools(&["dockerd"]) {
+        return;
+    }
+    let site = Site::with_tls().unwrap();
+    let docker = std::sync::Arc::new(headstart_integration_tests::lab::Docker::bridged().unwrap());
+    docker.bridge().unwrap().route(&site.database_link).unwrap();
+    let mut here = 0;
+    for (name, start) in peers::ALL {
+        let mut peer = match start(&Place { site: &site, docker: &docker }).unwrap() {
+            Found::Here(peer) => peer,
+            Found::Missing(why) => {
+                println!("{name}: {why}");
+                continue;
+            }
+        };
+        here += 1;
+        let (address, path) = (peer.address(), peer.path());
+        for _ in 0..2 {
+            let [cold, warm] = [(); 2].map(|()| {
+                let reply = site.client.enter(|| client::get(address, path, LIMIT)).unwrap();
+                let reply =
+                    reply.unwrap_or_else(|failure| panic!("{name}: {failure}, {:?}", peer.problems()));
+                assert_eq!(reply.status, 200, "{name}: {reply:?}");
+                reply.timings.total
+            });
+            println!("{name} ({}): cold {cold:?}, warm {warm:?}", peer.version());
+            peer.cool().unwrap();
+            // The function connects to the database once for each of its lives.
+            if peer.starts_container() {
+                assert!(cold > warm, "{name}: cold {cold:?}, warm {warm:?}");
+            }
+        }
+        assert_eq!(peer.problems(), Vec::<String>::new(), "{name}");
+    }
+    assert!(here >= 6, "only {here} peers are here");
+}
+
+fn able() -> bool {
+    privilege::require_root("namespaces, eBPF programs and containers")
+        && privilege::require_tools(&["ip", "iptables", "runc"])
+}
