@@ -8,11 +8,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use headstart_statistics::{mean, median_interval, percentile};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::event::Trigger;
-use crate::measure::statistics::{mean, median_interval, percentile};
 use crate::measure::{Outcome, Stages};
 use crate::status::{self, Function, Reply, State};
 

@@ -2,7 +2,6 @@
 
 mod kernel;
 mod metrics;
-pub mod statistics;
 mod timeline;
 
 pub use metrics::{

@@ -43,7 +43,7 @@ impl Samples {
     pub fn median(&self, name: &str, labels: &[(&'static str, &str)]) -> f64 {
         let mut sorted = self.get(name, labels).to_vec();
         sorted.sort_by(f64::total_cmp);
-        headstart_agent::measure::statistics::percentile(&sorted, 50.0)
+        headstart_statistics::percentile(&sorted, 50.0)
     }
 
     /// How many series there are.

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use headstart_agent::measure::statistics::mean;
 use headstart_integration_tests::bench::{self, Run, Samples};
 use headstart_integration_tests::client;
 use headstart_integration_tests::gateway::{Gateway, When};
@@ -23,6 +22,7 @@ use headstart_integration_tests::lab::{
 };
 use headstart_integration_tests::node::newest_start;
 use headstart_integration_tests::site::{Function, Kind, LIMIT, unbounded};
+use headstart_statistics::mean;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

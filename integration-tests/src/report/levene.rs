@@ -1,7 +1,7 @@
 //! Levene's test: whether groups of samples vary equally.
 
 use anyhow::{Result, ensure};
-use headstart_agent::measure::statistics::mean;
+use headstart_statistics::mean;
 
 /// The statistic, and how likely one as large is when all groups vary equally.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -19,7 +19,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use headstart_agent::measure::statistics;
+use headstart_statistics as statistics;
 use serde_json::{Value, json};
 
 pub mod levene;

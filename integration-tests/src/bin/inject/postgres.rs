@@ -13,6 +13,7 @@ use headstart_integration_tests::lab::{
     Agent, AgentSetup, Distance, Link, Namespace, Postgres, PostgresSetup, Process, Rootfs, Scratch,
     build_static, free_port, run_within,
 };
+use headstart_integration_tests::report::levene::levene;
 use headstart_integration_tests::site::{Function, Kind, LIMIT};
 
 /// From the node to the database and back.
@@ -150,6 +151,10 @@ pub(super) fn first_results(run: &mut Run) -> Result<()> {
             }
         }
         let labels = |way| [("way", way), at];
+        let samples =
+            ["direct", "injected"].map(|way| run.samples.get(GETTING, &[("way", way), at]).to_vec());
+        let p = levene(&[&samples[0], &samples[1]])?.p;
+        run.samples.add("inject_getting_levene_p", &[at], "1", p);
         let more = run.samples.median(FIRST_RESULT, &labels("socket"))
             - run.samples.median(FIRST_RESULT, &labels("injected"));
         run.samples.add("inject_socket_more_ms", &[at], "ms", more);

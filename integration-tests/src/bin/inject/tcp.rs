@@ -137,7 +137,7 @@ fn compare(run: &mut Run, what: &str, at: &str, [direct, injected]: &[Vec<f64>; 
     let median = |samples: &[f64]| {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
-        headstart_agent::measure::statistics::percentile(&sorted, 50.0)
+        headstart_statistics::percentile(&sorted, 50.0)
     };
     run.samples.add(ratio, &[("added_ms", at)], "ratio", median(direct) / median(injected));
     run.samples.add(p, &[("added_ms", at)], "1", levene(&[direct, injected])?.p);
