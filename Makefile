@@ -21,7 +21,7 @@ demo: install ## Three requests side by side: warm, cold, cold the usual way (ro
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@target/release/demo
 
-# QUICK=1: less than five minutes instead of an hour. SEED=N: the order of an earlier run.
+# QUICK=1: less than five minutes instead of more than half an hour. SEED=N: the order of an earlier run.
 bench: install peers ## Measures everything, beside what others use: target/bench/report.md, plots (root; QUICK=1, SEED=N).
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@cargo bench --locked --quiet -p headstart-ebpf --no-run

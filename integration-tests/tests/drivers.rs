@@ -1,5 +1,5 @@
 //! Drivers' own tests, in an instance without a network, against the socket that it finds: what nobody here wrote finds what
-//! nobody here thought of. They are fetched from PyPI, at a version that is written down here.
+//! nobody here thought of. They are fetched from PyPI and npm, at a version that is written down here.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
@@ -22,32 +22,49 @@ const SUITE_LIMIT: Duration = Duration::from_secs(120);
 struct Suite(PathBuf);
 
 impl Suite {
-    /// Fetched once for each version.
+    /// From PyPI, with its sources: only they have the tests.
     fn new(driver: &str, needs: &[&str]) -> Self {
+        Self::cached(driver, |cache| {
+            let pip = |words: &[&str]| {
+                let mut command = Command::new("/usr/bin/python3");
+                command.args(["-m", "pip", "--quiet", "--disable-pip-version-check"]).args(words);
+                run_within(FETCH_LIMIT, command.current_dir(cache)).unwrap()
+            };
+            pip(&[&["install", "--target", "packages", driver], needs].concat());
+            let name = driver.split('=').next().unwrap();
+            pip(&["download", "--no-deps", "--no-binary", name, "--dest", ".", driver]);
+            let archive = format!("{}.tar.gz", driver.replace("==", "-"));
+            let mut tar = Command::new("tar");
+            tar.args(["-xzf", &archive, "--strip-components=1", "--wildcards", "*/test*"]);
+            run_within(FETCH_LIMIT, tar.current_dir(cache)).unwrap();
+        })
+    }
+
+    /// From npm.
+    fn from_npm(driver: &str) -> Self {
+        Self::cached(driver, |cache| {
+            let mut npm = Command::new("npm");
+            npm.args([
+                "install",
+                "--silent",
+                "--no-audit",
+                "--no-fund",
+                "--ignore-scripts",
+                driver,
+                "--prefix",
+                ".",
+            ]);
+            run_within(FETCH_LIMIT, npm.current_dir(cache)).unwrap();
+        })
+    }
+
+    /// Fetched once for each version.
+    fn cached(driver: &str, fetch: impl FnOnce(&Path)) -> Self {
         let cache = target_dir().join("drivers").join(driver);
         if !cache.join("complete").exists() {
             let _ = fs::remove_dir_all(&cache);
             fs::create_dir_all(&cache).unwrap();
-            let pip = |words: &[&str]| {
-                let mut command = Command::new("/usr/bin/python3");
-                command.args(["-m", "pip", "--quiet", "--disable-pip-version-check"]).args(words);
-                run_within(FETCH_LIMIT, command.current_dir(&cache)).unwrap()
-            };
-            pip(&[&["install", "--target", "packages", driver], needs].concat());
-            // Only the sources have the tests.
-            pip(&[
-                "download",
-                "--no-deps",
-                "--no-binary",
-                driver.split('=').next().unwrap(),
-                "--dest",
-                ".",
-                driver,
-            ]);
-            let archive = format!("{}.tar.gz", driver.replace("==", "-"));
-            let mut tar = Command::new("tar");
-            tar.args(["-xzf", &archive, "--strip-components=1", "--wildcards", "*/test*"]);
-            run_within(FETCH_LIMIT, tar.current_dir(&cache)).unwrap();
+            fetch(&cache);
             fs::write(cache.join("complete"), "").unwrap();
         }
         let suite = Self(Path::new("/var/tmp").join(unique("suite")));
@@ -212,6 +229,27 @@ fn the_tests_of_asyncpg_pass() {
         passed: 111,
     }
     .run(&shared(&postgres));
+}
+
+/// Its tests are not in its package: it does here what programs do with it.
+#[test]
+fn node_postgres_works_unchanged() {
+    if !able() || !privilege::require_tools(&["node", "npm"]) {
+        return;
+    }
+    let suite = Suite::from_npm("pg@8.13.1");
+    let script = suite.0.join("node_postgres.js");
+    fs::copy(workspace().join("integration-tests/tests/drivers/node_postgres.js"), &script).unwrap();
+    let postgres = PostgresSetup::default().tls().start().unwrap();
+    // Its threads reserve address space, and use little of it.
+    let function = fixture::steady("process", "backend_sockets = true\nmemory = \"512MiB\"\n").unwrap();
+    let text = function.text("suite", &["shared"]);
+    let agent = AgentSetup::default().config(&shared(&postgres)).config(&text).start().unwrap();
+    function.rest(&agent, "suite").unwrap();
+    let words = format!("node\n{}", script.display());
+    let reply = client::request(function.local(), "POST", "/run", &words, SUITE_LIMIT).unwrap();
+    assert!(reply.status == 200 && reply.body.contains("all as expected"), "{}", reply.body);
+    assert!(agent.stop().unwrap().success());
 }
 
 /// A database with TLS, as the backend that all have.
