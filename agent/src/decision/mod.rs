@@ -181,6 +181,10 @@ impl Function {
         let mut actions = Vec::new();
         for kept in self.waiting.see(load, now_ns) {
             self.kept(&kept, now_ns, node);
+            // It has come before an instance could be let go for it: the next one still is for its SYN.
+            if !kept.started && !kept.joins && !kept.unseen {
+                self.waiting.tell_late(kept.demand);
+            }
         }
         for broken in self.waiting.expired(now_ns) {
             if broken.started {

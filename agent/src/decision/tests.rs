@@ -184,6 +184,17 @@ fn demand_without_a_parked_container_waits_for_one() {
 }
 
 #[test]
+fn a_start_is_for_the_syn_also_when_its_connection_comes_before_a_container_is_made() {
+    for policy in [policy(0), one_each(0)] {
+        let mut function = Alone::new(policy);
+        function.on(Event::Configured, 0);
+        assert_eq!(orders(&function.on(Event::Demand(demand(5)), 5)), [Action::Prepare(1)]);
+        assert_eq!(orders(&function.arrives(1, 6)), []);
+        assert_eq!(orders(&function.on(Event::Parked(1), 7)), [Action::Release(1, demand(5))]);
+    }
+}
+
+#[test]
 fn a_burst_of_syns_starts_as_many_instances_as_it_needs_at_once() {
     for (concurrency, syns, prepared, released, made) in [
         (Some(1), 50, 50, 50, 0),

@@ -34,7 +34,8 @@ pub(super) struct Waiting {
     promises: VecDeque<Promise>,
     /// When connections were seen that nobody had promised.
     strangers: VecDeque<u64>,
-    /// The SYNs of those in the queue that were told of after they had come, until an instance is let go for them.
+    /// The SYNs of those in the queue that were told of after they had come, or that nothing was let go for before, until
+    /// an instance is let go for them.
     late: VecDeque<Demand>,
     /// When the connections in the queue came, oldest first, and how many at a time.
     queue: VecDeque<(u64, u32)>,
