@@ -20,7 +20,7 @@ openssl                         openssl      is a server to which TLS sessions a
 redis-server                    redis-server is a backend
 mariadbd                        mariadb-server-core is a backend
 mariadb                         mariadb-client-core is a client that knows nothing of Headstart
-/usr/lib/python3/dist-packages/pip python3-pip    fetches the drivers' own tests
+/usr/lib/python3/dist-packages/pip python3-pip  fetches drivers with their own tests
 npm                             npm          fetches node-postgres, a driver that knows nothing of Headstart
 /usr/lib/python3/dist-packages/pymysql python3-pymysql is a driver that knows nothing of Headstart
 pgbouncer                       pgbouncer    is what connections are compared with
