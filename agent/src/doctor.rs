@@ -7,6 +7,7 @@ use std::process::Command;
 
 use headstart_config::Config;
 use headstart_config::keys::Keys;
+use headstart_wire::ktls;
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
 
@@ -50,6 +51,7 @@ fn findings() -> Vec<Finding> {
             found: version("runc", "--version", "runtime = \"oci\" does not work: install runc"),
         },
         Finding { what: "docker", found: docker() },
+        Finding { what: "ktls", found: kernel_tls() },
         Finding { what: "syn cookies", found: syn_cookies() },
         Finding { what: "open files", found: open_files() },
     ]);
@@ -186,6 +188,22 @@ fn docker() -> Result<String, String> {
     match UnixStream::connect(socket) {
         Ok(_) => Ok(format!("a daemon listens on {socket}")),
         Err(error) => Err(format!("runtime = \"docker\" does not work: {socket}: {error}; start dockerd")),
+    }
+}
+
+fn kernel_tls() -> Result<String, String> {
+    match (ktls::load(), ktls::can_rekey()) {
+        (true, true) => Ok("tls_hand_over: the kernel goes on with TLS sessions".into()),
+        (true, false) => {
+            Ok("tls_hand_over: the kernel goes on with TLS sessions, but not when a server changes its \
+                             keys (Linux 6.14 does)"
+                .into())
+        }
+        (false, _) => {
+            Err("tls_hand_over: functions need the shim's feature `tls`; modprobe tls, or a kernel with \
+                           CONFIG_TLS"
+                .into())
+        }
     }
 }
 

@@ -313,6 +313,7 @@ async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -
         manager.keeper(),
     );
     node.adopt(adopted);
+    setup::kernel_tls(&config);
     give_up_privileges(&privilege::needs(&config, !survivors.is_empty()));
     let functions = config.functions.len();
     let mut reload =

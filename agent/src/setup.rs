@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use headstart_config::{self as config, Config, Interfaces, Postgres, Protocol, Redis, RequireAuth};
 use headstart_injector::{Pool, TlsMode};
+use headstart_wire::ktls;
 
 use crate::admin::Unavailable;
 use crate::decision::{Admission, Policy, Rates};
@@ -133,10 +134,23 @@ pub(crate) fn service(
             pools,
             by_socket: function.backend_sockets,
             ports: function.backend_ports.clone(),
-            tls: if function.tls_hand_over { TlsMode::HandOver } else { TlsMode::Relay },
+            tls: if function.tls_hand_over { TlsMode::Kernel } else { TlsMode::Relay },
         },
         fingerprint: config.fingerprint(function),
     })
+}
+
+/// Whether the kernel goes on with TLS sessions that are handed over: it loads what it needs for that while we may still
+/// ask it to.
+pub fn kernel_tls(config: &Config) {
+    if config.functions.iter().any(|function| function.tls_hand_over) {
+        match ktls::load() {
+            true => tracing::info!("TLS sessions that are handed over go on in the kernel"),
+            false => tracing::info!(
+                "TLS sessions that are handed over go on in the functions: the kernel has no kTLS (modprobe tls)"
+            ),
+        }
+    }
 }
 
 fn rates(range: config::BudgetRange) -> Rates {

@@ -78,8 +78,8 @@ pub struct Function {
     /// Backends that instances find at ports of 127.0.0.1 too, for drivers that know only TCP; 1024 to 65535. Only with
     /// `backend_sockets`, and in a network of their own that is there before they are: runtime `oci`. Default none.
     pub backend_ports: Vec<(String, u16)>,
-    /// Instances go on with TLS sessions that the agent began, where these are TLS 1.3 with a key of 256 bits. For that
-    /// their shim speaks TLS: the Rust one with its feature `tls`. Not with `backend_sockets`. Default `false`: the
+    /// The kernel goes on with TLS sessions that the agent began, where these are TLS 1.3 with a key of 256 bits. Where it
+    /// cannot, the instances do, whose shim must speak TLS for that: the Rust one with its feature `tls`. Not with `backend_sockets`. Default `false`: the
     /// agent speaks TLS for them.
     pub tls_hand_over: bool,
     /// Failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3.

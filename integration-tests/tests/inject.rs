@@ -62,7 +62,7 @@ fn a_session_belongs_to_one_instance_and_goes_with_it() {
     wait_sessions(&postgres, 0);
 }
 
-/// Whoever speaks TLS: the agent, or the function in a session that the agent began.
+/// Whoever speaks TLS: the agent, or the function or its kernel in a session that the agent began.
 #[test]
 fn a_session_travels_in_tls_and_ends_with_its_instance() {
     if !ready() {
@@ -82,7 +82,10 @@ fn a_session_travels_in_tls_and_ends_with_its_instance() {
         assert_eq!(session(&function), first);
         let encrypted = format!("select count(*) from pg_stat_ssl where ssl and pid = {first}");
         assert_eq!(postgres.admin_sql(&encrypted).unwrap(), "1");
-        agent.wait_log(&format!("tls_handed_over={handed_over}"), LIMIT).unwrap();
+        let protocols = fs::read_to_string("/proc/sys/net/ipv4/tcp_available_ulp").unwrap();
+        let in_kernel = handed_over && protocols.contains("tls");
+        let who = format!("tls_handed_over={handed_over} tls_in_kernel={in_kernel}");
+        agent.wait_log(&who, LIMIT).unwrap();
         wait_sessions(&postgres, MIN_IDLE + 1);
         agent.stop_function("orders").unwrap();
         wait_sessions(&postgres, MIN_IDLE);

@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use headstart_wire::{
-    Channel, Flow, Grant, GrantStatus, Received, Session, TlsKeys, ToAgent, ToFunction, TrafficKey, WireError,
+    Channel, Flow, Grant, GrantStatus, Received, Session, TlsSession, ToAgent, ToFunction, TrafficKey,
+    WireError,
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -57,8 +58,8 @@ pub(crate) struct Granted {
     pub(crate) socket: OwnedFd,
     pub(crate) session: Session,
     pub(crate) expires_ns: Option<u64>,
-    /// Of the TLS session that the socket leads into.
-    pub(crate) tls: Option<Box<TlsKeys>>,
+    /// The TLS session that the socket leads into.
+    pub(crate) tls: Option<Box<TlsSession>>,
 }
 
 /// One configured backend.

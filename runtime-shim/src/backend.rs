@@ -7,12 +7,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_wire::Session;
+use headstart_wire::{Session, TlsSession};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::agent::Granted;
 use crate::stream::BackendStream;
+#[cfg(feature = "tls")]
+use crate::tls::Keys;
 use crate::{Error, Function, Reason};
 
 /// A connection that came from the agent, before a driver owns it.
@@ -153,21 +155,20 @@ impl Backend {
     /// The stream of plaintext, whatever it takes.
     pub(crate) fn open(&self, granted: Granted) -> Result<BackendStream, Error> {
         let Granted { socket, tls, .. } = granted;
-        let Some(keys) = tls else {
-            return BackendStream::adopt(socket).map_err(|source| self.descriptor(source));
-        };
         #[cfg(feature = "tls")]
-        if let Some(agent) = self.function.agent() {
-            let opened = BackendStream::tls(socket, &keys, Arc::clone(agent), self.wait);
-            return opened.map_err(|source| self.descriptor(source));
+        if let (Some(session), Some(agent)) = (&tls, self.function.agent()) {
+            let later = Keys::new(Arc::clone(agent), session.connection, self.wait);
+            return BackendStream::tls(socket, session, later).map_err(|source| self.descriptor(source));
         }
-        drop(keys);
-        Err(Error::TlsNotBuilt { backend: self.name.clone() })
+        if needs_tls(tls.as_deref()) {
+            return Err(Error::TlsNotBuilt { backend: self.name.clone() });
+        }
+        BackendStream::adopt(socket).map_err(|source| self.descriptor(source))
     }
 
     /// A descriptor of plaintext.
     fn plain(&self, granted: Granted) -> Result<Injected, Error> {
-        if granted.tls.is_none() {
+        if !needs_tls(granted.tls.as_deref()) {
             let Granted { socket, session, expires_ns, .. } = granted;
             return Ok(Injected { socket, session, expires_ns });
         }
@@ -229,6 +230,11 @@ impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Backend").field("name", &self.name).field("wait", &self.wait).finish_non_exhaustive()
     }
+}
+
+/// Whether TLS is to be spoken on the socket, by this process.
+fn needs_tls(session: Option<&TlsSession>) -> bool {
+    session.is_some_and(|session| session.keys.is_some())
 }
 
 fn url_variable(backend: &str) -> String {

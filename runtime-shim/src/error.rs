@@ -52,7 +52,8 @@ pub enum Error {
     /// The agent handed a TLS session over, and this program cannot go on with it.
     #[error(
         "backend {backend:?}: TLS was handed over, and this function is built without the feature `tls` of the crate \
-         headstart: add it, or remove tls_hand_over from the function's configuration"
+         headstart: add it, have the kernel do it (modprobe tls), or remove tls_hand_over from the \
+         function's configuration"
     )]
     TlsNotBuilt {
         /// Name of the backend.

@@ -53,8 +53,8 @@
 //!
 //! - `http` (default): `Function::serve` for an axum `Router`, HTTP/1.1.
 //! - `postgres`: `Backend::session`, which always has a living `tokio_postgres::Client`; `Backend::postgres`, one.
-//! - `tls`: for functions with `tls_hand_over = true`, which go on with TLS sessions that the agent began. Without it the
-//!   agent speaks TLS for them.
+//! - `tls`: for functions with `tls_hand_over = true`, which go on with TLS sessions that the agent began where the kernel
+//!   does not, and follow a server that changes its keys where it does.
 //!
 //! Without them there are [`Function::serve_connections`] for any protocol
 //! over TCP, [`Function::listener`] for a server of your own,

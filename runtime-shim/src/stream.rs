@@ -3,22 +3,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
-#[cfg(feature = "tls")]
-use std::sync::Arc;
 use std::task::{Context, Poll};
-#[cfg(feature = "tls")]
-use std::time::Duration;
 
 #[cfg(feature = "tls")]
-use headstart_wire::TlsKeys;
+use headstart_wire::TlsSession;
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::net::{TcpStream, UnixStream};
 
 #[cfg(feature = "tls")]
-use crate::agent::Agent;
-#[cfg(feature = "tls")]
-use crate::tls::TlsStream;
+use crate::tls::{KernelStream, Keys, TlsStream};
 
 /// A backend connection, from [`Backend::stream`](crate::Backend::stream). Flush what must leave at once, and shut it
 /// down to say goodbye in TLS.
@@ -31,6 +25,8 @@ enum Kind {
     Unix(UnixStream),
     #[cfg(feature = "tls")]
     Tls(Box<TlsStream>),
+    #[cfg(feature = "tls")]
+    KernelTls(Box<KernelStream>),
 }
 
 impl BackendStream {
@@ -51,13 +47,12 @@ impl BackendStream {
 
     /// A socket that leads into a TLS session.
     #[cfg(feature = "tls")]
-    pub(crate) fn tls(
-        socket: OwnedFd,
-        keys: &TlsKeys,
-        agent: Arc<Agent>,
-        wait: Duration,
-    ) -> io::Result<Self> {
-        Ok(Self(Kind::Tls(Box::new(TlsStream::new(adopt_tcp(socket)?, keys, agent, wait)?))))
+    pub(crate) fn tls(socket: OwnedFd, session: &TlsSession, later: Keys) -> io::Result<Self> {
+        let (socket, suite) = (adopt_tcp(socket)?, session.suite);
+        Ok(Self(match &session.keys {
+            Some(first) => Kind::Tls(Box::new(TlsStream::new(socket, suite, first, later)?)),
+            None => Kind::KernelTls(Box::new(KernelStream::new(socket, suite, later)?)),
+        }))
     }
 
     /// One end of a socket pair; a task passes on what is said there.
@@ -84,6 +79,8 @@ macro_rules! each {
             Kind::Unix($stream) => $call,
             #[cfg(feature = "tls")]
             Kind::Tls($stream) => $call,
+            #[cfg(feature = "tls")]
+            Kind::KernelTls($stream) => $call,
         }
     };
 }

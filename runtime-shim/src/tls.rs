@@ -1,9 +1,10 @@
 //! TLS sessions that the agent began and this process goes on with (RFC 8446): the stream.
 //!
-//! The agent gives key, IV and sequence number of each direction, and keeps the secrets that later keys are made of.
-//! So a `KeyUpdate`, the server's or our own, waits for the agent's answer. Session tickets are of no use here, where
-//! nobody connects anew, and are thrown away.
+//! The agent gives key, IV and sequence number of each direction, to the kernel if that takes them ([`kernel`]), and
+//! keeps the secrets that later keys are made of. So a `KeyUpdate`, the server's or our own, waits for the agent's
+//! answer. Session tickets are of no use here, where nobody connects anew, and are thrown away.
 
+mod kernel;
 mod record;
 
 use std::fmt;
@@ -15,13 +16,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use headstart_wire::{Flow, TlsKeys, TrafficKey};
+use headstart_wire::{Flow, Suite, TrafficKey, TrafficKeys};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::rest::BoxFuture;
+pub(crate) use kernel::KernelStream;
 use record::{Fault, Opener, PLAIN_MAX, RECORD_MAX, Said, Sealer};
 
 /// A stream of plaintext over a session that was handed over.
@@ -36,11 +38,6 @@ pub(crate) struct TlsStream {
     plain: BytesMut,
     /// Encrypted, to be sent.
     outgoing: BytesMut,
-    /// The server has new keys from here on; its next record waits for them.
-    next_from_server: Option<NextKey>,
-    /// The server wants us to have new keys before we say anything else.
-    owes_key_update: bool,
-    next_to_server: Option<NextKey>,
     /// The server has said that nothing follows.
     ended: bool,
     /// We have.
@@ -51,14 +48,24 @@ pub(crate) struct TlsStream {
 
 type NextKey = BoxFuture<'static, Result<TrafficKey, String>>;
 
-/// Who makes the next keys.
-struct Keys {
+/// Who makes the next keys, and which are due.
+pub(crate) struct Keys {
     agent: Arc<Agent>,
     connection: u64,
     wait: Duration,
+    /// The server has new keys from here on; its next record waits for them.
+    from_server: Option<NextKey>,
+    /// The server wants us to have new keys before we say anything else.
+    owed: bool,
+    to_server: Option<NextKey>,
 }
 
 impl Keys {
+    /// Later keys of this connection are waited for as long as `wait`.
+    pub(crate) fn new(agent: Arc<Agent>, connection: u64, wait: Duration) -> Self {
+        Self { agent, connection, wait, from_server: None, owed: false, to_server: None }
+    }
+
     fn next(&self, flow: Flow) -> NextKey {
         let (agent, connection, wait) = (Arc::clone(&self.agent), self.connection, self.wait);
         Box::pin(async move {
@@ -67,27 +74,51 @@ impl Keys {
             key.map_err(|reason| format!("there is no next key: {reason}"))
         })
     }
+
+    /// The server has changed its keys, and may want us to change ours.
+    fn updated(&mut self, requested: bool) {
+        self.owed |= requested;
+        self.from_server = Some(self.next(Flow::FromServer));
+    }
+
+    /// The key for what the server sends next, if it has changed.
+    fn poll_from_server(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<TrafficKey>, String>> {
+        let Some(next) = &mut self.from_server else { return Poll::Ready(Ok(None)) };
+        let key = ready!(next.as_mut().poll(cx));
+        self.from_server = None;
+        Poll::Ready(key.map(Some))
+    }
+
+    /// The key for what we send next, if the last one is `worn` or the server wants another.
+    fn poll_to_server(
+        &mut self,
+        cx: &mut Context<'_>,
+        worn: bool,
+    ) -> Poll<Result<Option<TrafficKey>, String>> {
+        if !self.owed && !worn {
+            return Poll::Ready(Ok(None));
+        }
+        let mut next = self.to_server.take().unwrap_or_else(|| self.next(Flow::ToServer));
+        let Poll::Ready(key) = next.as_mut().poll(cx) else {
+            self.to_server = Some(next);
+            return Poll::Pending;
+        };
+        self.owed = false;
+        Poll::Ready(key.map(Some))
+    }
 }
 
 impl TlsStream {
-    /// `socket` is where the agent has left off. Later keys are waited for as long as `wait`.
-    pub(crate) fn new(
-        socket: TcpStream,
-        keys: &TlsKeys,
-        agent: Arc<Agent>,
-        wait: Duration,
-    ) -> io::Result<Self> {
+    /// `socket` is where the agent has left off, with the keys of `first`.
+    pub(crate) fn new(socket: TcpStream, suite: Suite, first: &TrafficKeys, keys: Keys) -> io::Result<Self> {
         Ok(Self {
             socket,
-            keys: Keys { agent, connection: keys.connection, wait },
-            opener: Opener::new(keys.suite, &keys.from_server)?,
-            sealer: Sealer::new(keys.suite, &keys.to_server)?,
+            keys,
+            opener: Opener::new(suite, &first.from_server)?,
+            sealer: Sealer::new(suite, &first.to_server)?,
             incoming: BytesMut::new(),
             plain: BytesMut::new(),
             outgoing: BytesMut::new(),
-            next_from_server: None,
-            owes_key_update: false,
-            next_to_server: None,
             ended: false,
             closed: false,
             broken: None,
@@ -111,21 +142,15 @@ impl TlsStream {
     fn poll_plain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
         while self.plain.is_empty() && !self.ended {
-            if let Some(next) = &mut self.next_from_server {
-                let key = ready!(next.as_mut().poll(cx));
-                self.next_from_server = None;
-                match key {
-                    Ok(key) => self.opener.rekey(&key),
-                    Err(why) => return Poll::Ready(Err(self.fail(why))),
-                }
+            match ready!(self.keys.poll_from_server(cx)) {
+                Ok(None) => {}
+                Ok(Some(key)) => self.opener.rekey(&key),
+                Err(why) => return Poll::Ready(Err(self.fail(why))),
             }
             match self.opener.open(&mut self.incoming, &mut self.plain) {
                 Ok(Some(Said::Data | Said::Nothing)) => {}
                 Ok(Some(Said::End)) => self.ended = true,
-                Ok(Some(Said::KeyUpdate { requested })) => {
-                    self.owes_key_update |= requested;
-                    self.next_from_server = Some(self.keys.next(Flow::FromServer));
-                }
+                Ok(Some(Said::KeyUpdate { requested })) => self.keys.updated(requested),
                 Ok(None) => ready!(self.poll_more(cx))?,
                 Err(fault) => return Poll::Ready(Err(self.refuse(fault, cx))),
             }
@@ -164,18 +189,12 @@ impl TlsStream {
 
     /// Gets new keys for what we send, if the old ones are due.
     fn poll_key_update(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.owes_key_update && !self.sealer.is_worn() {
-            return Poll::Ready(Ok(()));
-        }
-        let keys = &self.keys;
-        let next = self.next_to_server.get_or_insert_with(|| keys.next(Flow::ToServer));
-        let key = ready!(next.as_mut().poll(cx));
-        self.next_to_server = None;
-        match key.and_then(|key| self.sealer.key_update(&key, &mut self.outgoing)) {
-            Ok(()) => self.owes_key_update = false,
-            Err(why) => return Poll::Ready(Err(self.fail(why))),
-        }
-        Poll::Ready(Ok(()))
+        let outcome = match ready!(self.keys.poll_to_server(cx, self.sealer.is_worn())) {
+            Ok(None) => Ok(()),
+            Ok(Some(key)) => self.sealer.key_update(&key, &mut self.outgoing),
+            Err(why) => Err(why),
+        };
+        Poll::Ready(outcome.map_err(|why| self.fail(why)))
     }
 }
 

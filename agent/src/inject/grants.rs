@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use headstart_injector::{HandedOver, Lease, LeaseError, LeaseSlot, Pool, TlsMode};
-use headstart_wire::{Flow, Grant, GrantStatus, TrafficKey};
+use headstart_wire::{Flow, Grant, GrantStatus, Session, TrafficKey};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -84,7 +84,12 @@ impl Grants {
             let left = at.saturating_duration_since(Instant::now()).as_nanos();
             now_ns().saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
         });
-        let HandedOver { fd, session, tls, slot } = match lease.hand_over(self.tls) {
+        // Tickets come before the answer to a login. Without one they may be still to come.
+        let tls = match (self.tls, &lease.session) {
+            (TlsMode::Kernel, Session::Tcp) => TlsMode::HandOver,
+            (mode, _) => mode,
+        };
+        let HandedOver { fd, session, tls, slot } = match lease.hand_over(tls) {
             Ok(handed_over) => handed_over,
             Err(error) => return failed(backend, &error),
         };

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use headstart_wire::TlsKeys;
+use headstart_wire::TlsSession;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -102,9 +102,9 @@ impl Stream {
         }
     }
 
-    /// The socket out of the reactor and, where there is a TLS session that can be handed over, the keys. Else what
+    /// The socket out of the reactor and, where there is a TLS session that can be handed over, that. Else what
     /// [`Stream::into_fd`] gives, and why.
-    pub(crate) fn hand_over(self) -> io::Result<HandedOver> {
+    pub(crate) fn hand_over(self, to_kernel: bool) -> io::Result<HandedOver> {
         let Self::Tls(mut stream) = self else {
             return self.into_fd().map(|fd| HandedOver { fd, tls: None, relayed: None });
         };
@@ -114,8 +114,8 @@ impl Stream {
         }
         match stream.check_hand_over() {
             Ok(()) => {
-                let (fd, keys, kept) = stream.hand_over()?;
-                Ok(HandedOver { fd, tls: Some((keys, kept)), relayed: None })
+                let (fd, session, kept) = stream.hand_over(to_kernel)?;
+                Ok(HandedOver { fd, tls: Some((session, kept)), relayed: None })
             }
             Err(reason) => {
                 relay::begin(*stream).map(|fd| HandedOver { fd, tls: None, relayed: Some(reason) })
@@ -128,8 +128,8 @@ impl Stream {
 pub(crate) struct HandedOver {
     pub(crate) fd: OwnedFd,
     /// For the function, and for the agent.
-    pub(crate) tls: Option<(TlsKeys, Kept)>,
-    /// Why there is a session and no keys.
+    pub(crate) tls: Option<(TlsSession, Kept)>,
+    /// Why the agent goes on with the session.
     pub(crate) relayed: Option<NoHandOver>,
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_wire::{Flow, TlsKeys, TrafficKey};
+use headstart_wire::{Flow, TlsSession, TrafficKey};
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -35,8 +35,8 @@ pub struct HandedOver {
     pub fd: OwnedFd,
     /// What the function needs to act as if it had logged in.
     pub session: Session,
-    /// The keys of the TLS session that the socket leads into, if the function has to speak TLS itself.
-    pub tls: Option<TlsKeys>,
+    /// The TLS session that the socket leads into, if the agent does not go on with it.
+    pub tls: Option<TlsSession>,
     /// Keeps the connection's place in the pool until the function is through with it.
     pub slot: LeaseSlot,
 }
@@ -48,6 +48,10 @@ pub enum TlsMode {
     Relay,
     /// The function, where the session can be handed over; else the agent.
     HandOver,
+    /// The kernel, where it can and the session can be handed over; else the function, or the agent. Whoever has the
+    /// descriptor reads plaintext, and an error where there is no data: tickets, for instance, which servers send right
+    /// after the handshake.
+    Kernel,
 }
 
 impl Lease {
@@ -70,7 +74,8 @@ impl Lease {
         let spec = &slot.shared.spec;
         let outcome = match mode {
             TlsMode::Relay => stream.into_fd().map(|fd| stream::HandedOver { fd, tls: None, relayed: None }),
-            TlsMode::HandOver => stream.hand_over(),
+            TlsMode::HandOver => stream.hand_over(false),
+            TlsMode::Kernel => stream.hand_over(true),
         };
         let stream::HandedOver { fd, tls, relayed } = outcome.map_err(|error| {
             LeaseError::Connect(Arc::new(ConnectError::new(spec, ConnectCause::Lost(error))))
@@ -78,9 +83,9 @@ impl Lease {
         if let Some(reason) = relayed {
             slot.shared.tell_relayed(reason);
         }
-        let (keys, kept) = tls.unzip();
+        let (tls, kept) = tls.unzip();
         slot.tls = kept;
-        Ok(HandedOver { fd, session, tls: keys, slot })
+        Ok(HandedOver { fd, session, tls, slot })
     }
 
     /// Whether the connection, which nobody has used yet, can still be.
@@ -132,7 +137,7 @@ impl LeaseSlot {
         }
     }
 
-    /// [`TlsKeys::connection`] of a connection whose TLS was handed over.
+    /// [`TlsSession::connection`] of a connection whose TLS was handed over.
     pub fn tls_connection(&self) -> Option<u64> {
         self.tls.as_ref().map(Kept::connection)
     }

@@ -31,6 +31,7 @@
 
 mod activity;
 mod channel;
+pub mod ktls;
 mod message;
 mod queue;
 mod tls;
@@ -41,7 +42,7 @@ pub use message::{
     Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, Session, ToAgent, ToFunction, VERSION,
 };
 pub use queue::accept_queue;
-pub use tls::{Flow, Suite, TlsKeys, TrafficKey};
+pub use tls::{Flow, Suite, TlsSession, TrafficKey, TrafficKeys};
 
 /// Environment variable that names the inherited control descriptor, in decimal.
 pub const CONTROL_FD_ENV: &str = "HEADSTART_CONTROL_FD";

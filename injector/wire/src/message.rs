@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::WireError;
-use crate::tls::{Flow, TlsKeys, TrafficKey};
+use crate::tls::{Flow, TlsSession, TrafficKey};
 
 /// Version of the protocol; both sides close a socket that speaks another one.
 pub const VERSION: u8 = 2;
@@ -96,14 +96,14 @@ pub enum ToAgent {
     Returned {
         /// The backend's name.
         backend: String,
-        /// Which, when its TLS was handed over: [`TlsKeys::connection`].
+        /// Which, when its TLS was handed over: [`TlsSession::connection`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         connection: Option<u64>,
     },
     /// The next key of a connection whose TLS was handed over: a `KeyUpdate` (RFC 8446, section 4.6.3) has come or
     /// is about to be sent.
     NextKey {
-        /// [`TlsKeys::connection`].
+        /// [`TlsSession::connection`].
         connection: u64,
         /// Whose key.
         flow: Flow,
@@ -205,10 +205,10 @@ pub enum GrantStatus {
         /// `CLOCK_MONOTONIC`; never if none.
         #[serde(default)]
         expires_ns: Option<u64>,
-        /// The descriptor leads into a TLS session, which the function goes on with: these are its keys. None: what
+        /// The descriptor leads into a TLS session, which the function or its kernel goes on with. None: what
         /// is written to the descriptor is for the server as it is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        tls: Option<Box<TlsKeys>>,
+        tls: Option<Box<TlsSession>>,
     },
     /// The pool was empty; a connection is being made and follows as a [`ToFunction::Grant`].
     Pending,
@@ -267,12 +267,16 @@ pub enum Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::Suite;
+    use crate::tls::{Suite, TrafficKeys};
     use proptest::prelude::*;
 
-    fn tls() -> TlsKeys {
-        let key = |byte| TrafficKey { key: [byte; 32], iv: [byte; 12], sequence: u64::from(byte) };
-        TlsKeys { connection: 7, suite: Suite::Aes256Gcm, to_server: key(1), from_server: key(2) }
+    fn key(byte: u8) -> TrafficKey {
+        TrafficKey { key: [byte; 32], iv: [byte; 12], sequence: u64::from(byte) }
+    }
+
+    fn tls() -> TlsSession {
+        let keys = Some(TrafficKeys { to_server: key(1), from_server: key(2) });
+        TlsSession { connection: 7, suite: Suite::Aes256Gcm, keys }
     }
 
     fn lease() -> ToFunction {
@@ -339,7 +343,7 @@ mod tests {
         for message in [
             ToFunction::Freeze { return_backends: true },
             ToFunction::Thaw {},
-            ToFunction::NextKey { connection: 9, flow: Flow::FromServer, key: Some(tls().to_server.clone()) },
+            ToFunction::NextKey { connection: 9, flow: Flow::FromServer, key: Some(key(1)) },
             ToFunction::NextKey { connection: 9, flow: Flow::FromServer, key: None },
         ] {
             assert_eq!(message.descriptors(), 0);
@@ -361,7 +365,7 @@ mod tests {
 
     #[test]
     fn keys_are_written_as_the_documentation_says_and_never_shown() {
-        let text = serde_json::to_string(&tls().to_server).unwrap();
+        let text = serde_json::to_string(&key(1)).unwrap();
         let (key, iv) = ("01".repeat(32), "01".repeat(12));
         assert_eq!(text, format!(r#"{{"key":"{key}","iv":"{iv}","sequence":1}}"#));
         let shown = format!("{:?}", lease());

@@ -1,6 +1,6 @@
-//! The keys of a TLS 1.3 session (RFC 8446) that goes on in the function.
+//! A TLS 1.3 session (RFC 8446) that goes on in the function.
 //!
-//! They protect what is sent until the next `KeyUpdate`. The traffic secrets, from which the keys after it are made,
+//! Its keys protect what is sent until the next `KeyUpdate`. The traffic secrets, from which the keys after it are made,
 //! stay in the agent: [`ToAgent::NextKey`](crate::ToAgent::NextKey).
 
 use std::fmt;
@@ -8,13 +8,21 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
-/// What protects the records of one connection.
+/// What is on a socket that leads into a TLS session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TlsKeys {
+pub struct TlsSession {
     /// Names the connection in later messages: unlike that of any other of this instance, and below 2^53.
     pub connection: u64,
-    /// What the keys are for.
+    /// How records are protected.
     pub suite: Suite,
+    /// With what. None when the kernel has the keys: then plaintext is read and written ([`ktls`](crate::ktls)).
+    #[serde(default)]
+    pub keys: Option<TrafficKeys>,
+}
+
+/// What protects the records of both directions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficKeys {
     /// For what the function sends.
     pub to_server: TrafficKey,
     /// For what it receives.

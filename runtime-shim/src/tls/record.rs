@@ -23,10 +23,10 @@ const MESSAGE_MAX: usize = 1 << 16;
 
 /// `HandshakeType` (section 4).
 const NEW_SESSION_TICKET: u8 = 4;
-const KEY_UPDATE: u8 = 24;
+pub(super) const KEY_UPDATE: u8 = 24;
 
 /// `AlertDescription` (section 6).
-const CLOSE_NOTIFY: u8 = 0;
+pub(super) const CLOSE_NOTIFY: u8 = 0;
 const USER_CANCELED: u8 = 90;
 
 /// What a record meant for the session.
@@ -80,11 +80,22 @@ fn suite(suite: Suite) -> io::Result<&'static Tls13CipherSuite> {
     suite.tls13().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
+/// How many records a key of this suite is good for (section 5.5).
+pub(super) fn record_limit(name: Suite) -> io::Result<u64> {
+    Ok(suite(name)?.common.confidentiality_limit)
+}
+
 /// Reads records.
 pub(super) struct Opener {
     suite: &'static Tls13CipherSuite,
     cipher: Box<dyn MessageDecrypter>,
     sequence: u64,
+    control: Control,
+}
+
+/// Reads what is no data.
+#[derive(Default)]
+pub(super) struct Control {
     /// Messages of the handshake protocol may be spread over records.
     messages: BytesMut,
 }
@@ -93,7 +104,7 @@ impl Opener {
     pub(super) fn new(name: Suite, key: &TrafficKey) -> io::Result<Self> {
         let suite = suite(name)?;
         let cipher = suite.aead_alg.decrypter(AeadKey::from(key.key), Iv::new(key.iv));
-        Ok(Self { suite, cipher, sequence: key.sequence, messages: BytesMut::new() })
+        Ok(Self { suite, cipher, sequence: key.sequence, control: Control::default() })
     }
 
     pub(super) fn rekey(&mut self, key: &TrafficKey) {
@@ -129,29 +140,48 @@ impl Opener {
         })?;
         // 2^64 records take longer than any connection lives.
         self.sequence = self.sequence.wrapping_add(1);
-        if !self.messages.is_empty() && message.typ != ContentType::Handshake {
-            return Err(Fault::Unexpected("a message in parts with another between them"));
+        if message.typ == ContentType::ApplicationData {
+            self.control.data()?;
+            plain.extend_from_slice(message.payload);
+            return Ok(Some(Said::Data));
         }
-        match message.typ {
-            ContentType::ApplicationData => {
-                plain.extend_from_slice(message.payload);
-                Ok(Some(Said::Data))
+        self.control.read(message.typ, message.payload).map(Some)
+    }
+}
+
+impl Control {
+    /// There was data.
+    pub(super) fn data(&self) -> Result<(), Fault> {
+        match self.messages.is_empty() {
+            true => Ok(()),
+            false => Err(Fault::Unexpected("a message in parts with another between them")),
+        }
+    }
+
+    /// There was a record of another type.
+    pub(super) fn read(&mut self, typ: ContentType, payload: &[u8]) -> Result<Said, Fault> {
+        match typ {
+            ContentType::Alert => {
+                self.data()?;
+                match *payload {
+                    [_, CLOSE_NOTIFY] => Ok(Said::End),
+                    [_, USER_CANCELED] => Ok(Said::Nothing),
+                    [_, alert] => Err(Fault::Alert(alert)),
+                    _ => Err(Fault::Decode),
+                }
             }
-            ContentType::Alert => match *message.payload {
-                [_, CLOSE_NOTIFY] => Ok(Some(Said::End)),
-                [_, USER_CANCELED] => Ok(Some(Said::Nothing)),
-                [_, alert] => Err(Fault::Alert(alert)),
-                _ => Err(Fault::Decode),
-            },
             ContentType::Handshake => {
                 // Empty fragments are forbidden (section 5.1): nobody can keep us busy with them.
-                if message.payload.is_empty() {
+                if payload.is_empty() {
                     return Err(Fault::Unexpected("an empty message"));
                 }
-                self.messages.extend_from_slice(message.payload);
-                self.message().map(Some)
+                self.messages.extend_from_slice(payload);
+                self.message()
             }
-            _ => Err(UNKNOWN),
+            _ => {
+                self.data()?;
+                Err(UNKNOWN)
+            }
         }
     }
 
@@ -232,7 +262,7 @@ impl Sealer {
         Ok(())
     }
 
-    fn seal(&mut self, typ: ContentType, plain: &[u8], out: &mut BytesMut) -> Result<(), String> {
+    pub(super) fn seal(&mut self, typ: ContentType, plain: &[u8], out: &mut BytesMut) -> Result<(), String> {
         let payload = OutboundChunks::Single(plain);
         let message = OutboundPlainMessage { typ, version: ProtocolVersion::TLSv1_2, payload };
         let record = self.cipher.encrypt(message, self.sequence).map_err(|error| error.to_string())?;

@@ -8,11 +8,12 @@ use headstart_injector::{
     Address, BackendKind, BackendSpec, DiscardReason, HandedOver, LeaseSlot, Pool, PoolSettings, Tls,
     TlsMode, TlsSettings,
 };
-use headstart_wire::{Flow, Grant, GrantStatus, ToAgent, ToFunction};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use headstart_wire::{Flow, Grant, GrantStatus, TlsSession, ToAgent, ToFunction, ktls};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
+use super::{KernelStream, Keys, TlsStream};
 use crate::testing::{FakeAgent, PATIENCE, attached};
 use crate::{BackendStream, Function};
 
@@ -98,6 +99,11 @@ impl Server {
     }
 }
 
+/// Whether the kernel has the keys of sessions, and so must be able to change them.
+fn keys_stay() -> bool {
+    ktls::is_loaded() && !ktls::can_rekey()
+}
+
 /// A session in the function's hands, with an agent that knows the next keys.
 struct Handed {
     _function: Function,
@@ -111,7 +117,7 @@ type Asked = Arc<Mutex<Vec<Flow>>>;
 async fn hand_over(server: &Server) -> (Pool, HandedOver) {
     let pool = Pool::spawn(server.spec());
     let lease = pool.lease().await.unwrap();
-    (pool, lease.hand_over(TlsMode::HandOver).unwrap())
+    (pool, lease.hand_over(TlsMode::Kernel).unwrap())
 }
 
 impl Handed {
@@ -134,6 +140,14 @@ impl Handed {
         let mut heard = vec![0; line.len() + 1];
         timeout(PATIENCE, self.stream.read_exact(&mut heard)).await.expect(line).unwrap();
         assert_eq!(heard, format!("{line}\n").as_bytes());
+    }
+
+    /// For good, since its kernel cannot follow.
+    async fn hears_of_new_keys(&mut self) {
+        for _ in 0..2 {
+            let error = timeout(PATIENCE, self.stream.read(&mut [0])).await.expect("an end").unwrap_err();
+            assert!(error.to_string().contains("this kernel cannot do that"), "{error}");
+        }
     }
 }
 
@@ -169,6 +183,19 @@ async fn both_ways_and_keys_change_whoever_wants_it() {
         server.types("from the server").await;
         handed.hears("from the server").await;
 
+        // What is longer than a record comes whole.
+        let long = "x".repeat(100_000);
+        handed.says(&long).await;
+        let mut printed = 0;
+        while printed < long.len() {
+            printed += server.prints("x").await.trim().len();
+        }
+
+        if keys_stay() {
+            server.obeys("K").await;
+            handed.hears_of_new_keys().await;
+            continue;
+        }
         // The server changes its own keys, and does not ask for ours.
         server.obeys("k").await;
         server.types("with other keys").await;
@@ -185,13 +212,6 @@ async fn both_ways_and_keys_change_whoever_wants_it() {
             server.prints(turn).await;
         }
 
-        // What is longer than a record comes whole.
-        let long = "x".repeat(100_000);
-        handed.says(&long).await;
-        let mut printed = 0;
-        while printed < long.len() {
-            printed += server.prints("x").await.trim().len();
-        }
         let both = [Flow::FromServer, Flow::ToServer];
         assert_eq!(
             *handed.asked.lock().unwrap(),
@@ -210,10 +230,27 @@ async fn a_worn_key_is_replaced() {
     let known = Arc::clone(function.agent().unwrap());
     let stream = std::net::TcpStream::from(fd);
     let stream = tokio::net::TcpStream::from_std(stream).unwrap();
-    let mut stream = super::TlsStream::new(stream, &tls.unwrap(), known, PATIENCE).unwrap();
-    stream.sealer.set_limit(3);
+    let TlsSession { connection, suite, keys } = tls.unwrap();
+    let later = Keys::new(known, connection, PATIENCE);
+    let mut stream: Box<dyn AsyncWrite + Unpin> = match keys {
+        Some(keys) => {
+            let mut stream = TlsStream::new(stream, suite, &keys, later).unwrap();
+            stream.sealer.set_limit(3);
+            Box::new(stream)
+        }
+        None => {
+            let mut stream = KernelStream::new(stream, suite, later).unwrap();
+            stream.limit = 3;
+            Box::new(stream)
+        }
+    };
     for line in ["one", "two", "three", "four", "five", "six", "seven"] {
-        stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        let written = stream.write_all(format!("{line}\n").as_bytes()).await;
+        if keys_stay() && line == "four" {
+            assert!(written.unwrap_err().to_string().contains("this kernel cannot do that"));
+            return;
+        }
+        written.unwrap();
         stream.flush().await.unwrap();
         server.prints(line).await;
     }
@@ -245,25 +282,47 @@ async fn both_say_goodbye() {
     assert_eq!(timeout(PATIENCE, handed.stream.read(&mut [0])).await.expect("an end").unwrap(), 0);
 }
 
+/// The kernel's, or one end of a relay: neither knows of TLS.
 #[tokio::test]
-async fn a_driver_that_wants_a_descriptor_gets_a_relay() {
-    let mut server = Server::start(&["-tls1_3"]).await;
+async fn a_driver_that_wants_a_descriptor_gets_one() {
+    let mut server = Server::start(&["-tls1_3", "-num_tickets", "0"]).await;
     let (_, HandedOver { fd, session, tls, slot }) = hand_over(&server).await;
+    let in_kernel = tls.as_ref().unwrap().keys.is_none();
     let status = GrantStatus::Ready { session, expires_ns: None, tls: tls.map(Box::new) };
     let (agent, function) = attached(vec![(Grant { backend: "db".into(), status }, Some(fd))]).await;
     answer(agent, slot);
     let mut stream = function.backend("db").tcp().await.unwrap();
     stream.write_all(b"in the clear\n").await.unwrap();
     server.prints("in the clear").await;
-    server.obeys("K").await;
     server.types("and back").await;
     let mut heard = [0; 9];
     timeout(PATIENCE, stream.read_exact(&mut heard)).await.expect("an answer").unwrap();
     assert_eq!(&heard, b"and back\n");
+    server.obeys("K").await;
+    server.types("with new keys").await;
+    let read = timeout(PATIENCE, stream.read_exact(&mut [0; 14])).await.expect("an answer");
+    match in_kernel {
+        // New keys are no data: that takes who knows of TLS.
+        true => assert_eq!(read.unwrap_err().raw_os_error(), Some(nix::libc::EIO)),
+        false => assert_eq!(read.unwrap(), 14),
+    }
+}
+
+/// The tests below hold for whoever has the keys; this one says who does.
+#[tokio::test]
+async fn the_kernel_gets_the_keys_where_it_takes_them() {
+    for suite in SUITES {
+        let server = Server::start(&["-tls1_3", "-ciphersuites", suite]).await;
+        let (_, HandedOver { tls, .. }) = hand_over(&server).await;
+        assert_eq!(tls.unwrap().keys.is_none(), ktls::is_loaded(), "{suite}");
+    }
 }
 
 #[tokio::test]
 async fn an_agent_that_does_not_know_the_next_key_ends_the_session() {
+    if keys_stay() {
+        return;
+    }
     for known in [true, false] {
         let mut server = Server::start(&["-tls1_3"]).await;
         let (_, HandedOver { fd, session, tls, .. }) = hand_over(&server).await;
@@ -316,7 +375,7 @@ async fn while_it_is_idle_tickets_and_new_keys_are_borne_and_words_are_not() {
     };
     reached("idle", &|status| status.idle == 1).await;
     server.obeys("K").await;
-    let HandedOver { fd, tls, slot, .. } = pool.lease().await.unwrap().hand_over(TlsMode::HandOver).unwrap();
+    let HandedOver { fd, tls, slot, .. } = pool.lease().await.unwrap().hand_over(TlsMode::Kernel).unwrap();
     assert_eq!(pool.status().tally.connects, 1, "neither tickets nor new keys are a reason to begin anew");
     // The answer that the server is owed is in the session, which therefore stays.
     assert!(tls.is_none());

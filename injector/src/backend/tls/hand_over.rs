@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
-use headstart_wire::{Flow, Suite, TlsKeys, TrafficKey};
+use headstart_wire::{Flow, Suite, TlsSession, TrafficKey, TrafficKeys, ktls};
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::{CipherSuite, ConnectionTrafficSecrets, ProtocolVersion};
@@ -47,20 +47,24 @@ impl TlsStream {
         if self.machine.owes_key_update { Err(NoHandOver::KeyUpdate) } else { Ok(()) }
     }
 
-    /// Takes apart a session that is quiet at this moment, and passes [`TlsStream::check_hand_over`].
-    pub(crate) fn hand_over(self) -> io::Result<(OwnedFd, TlsKeys, Kept)> {
+    /// Takes apart a session that is quiet at this moment, and passes [`TlsStream::check_hand_over`]. The kernel
+    /// gets the keys if it may and takes them: then the function needs none, and no record layer.
+    pub(crate) fn hand_over(self, to_kernel: bool) -> io::Result<(OwnedFd, TlsSession, Kept)> {
         let connection = rand::random::<u64>() >> 11;
         let (secrets, kept) =
             self.machine.session.dangerous_into_kernel_connection().map_err(io::Error::other)?;
         let (suite, to_server) = key(secrets.tx)?;
         let (_, from_server) = key(secrets.rx)?;
-        let keys = TlsKeys { connection, suite, to_server, from_server };
-        Ok((self.socket.into_std()?.into(), keys, Kept { connection, secrets: Mutex::new(kept) }))
+        let (socket, keys) = (OwnedFd::from(self.socket.into_std()?), TrafficKeys { to_server, from_server });
+        let in_kernel = to_kernel && ktls::install(&socket, suite, &keys)?;
+        let keys = (!in_kernel).then_some(keys);
+        let session = TlsSession { connection, suite, keys };
+        Ok((socket, session, Kept { connection, secrets: Mutex::new(kept) }))
     }
 }
 
 impl Kept {
-    /// Names the connection, as in its [`TlsKeys`].
+    /// Names the connection, as in its [`TlsSession`].
     pub(crate) fn connection(&self) -> u64 {
         self.connection
     }
