@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 EBPF_OBJECT := $(CURDIR)/target/ebpf/headstart-ebpf.o
 
-.PHONY: help demo bench bench-smoke peers test check fuzz ebpf install build
+.PHONY: help demo bench bench-smoke peers test test-vm check fuzz ebpf install build
 
 help: ## Lists the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,17 @@ ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 test: install ## Every test; those that need root are skipped without it.
 	@cargo build --release --locked -p headstart-agent
 	@cargo test --workspace --locked
+
+# Debian's kernels have kTLS: the older one cannot change the keys of a session, the newer one can.
+test-vm: install ## What takes another kernel, in virtual machines: TLS sessions that go on in the kernel (root).
+	@cargo build --release --locked -p headstart-agent
+	@cargo test --locked -p headstart-integration-tests --test inject travels
+	@for suite in bookworm trixie-backports; do \
+	  echo "== the kernel of $$suite"; \
+	  export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sh $(CURDIR)/integration-tests/vm/run.sh $$suite"; \
+	  cargo test --locked -p headstart --all-features --lib tls; \
+	  cargo test --locked -p headstart-integration-tests --test inject travels; \
+	done
 
 # The tests of this name take any bytes; each case is a fresh one, and what fails is shrunk and printed.
 fuzz: ## Random bytes for everything that parses what others send, CASES=200000 for each parser.
