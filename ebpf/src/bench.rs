@@ -1,5 +1,6 @@
 //! For `benches/packet_cost.rs` only: changes a frame, then goes on to the program that is measured, so that
-//! no two runs see the same frame. The same with `headstart_floor` to go on to is what to subtract.
+//! no two runs see the same frame. The same with `headstart_floor` to go on to is what to subtract. And a program to
+//! compare others with.
 //!
 //! On any target but `bpf` this is an empty program, so that it can be linted.
 
@@ -9,8 +10,8 @@
 mod object;
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
-use aya_ebpf::btf_maps::{Array, ProgramArray};
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::btf_maps::{Array, HashMap, ProgramArray};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use headstart_ebpf::auth::Key;
@@ -39,6 +40,19 @@ static NEXT: ProgramArray<1> = ProgramArray::new();
 
 #[btf_map]
 static TAG: Array<Tag, 1> = Array::new();
+
+/// What `reference` looks into: when something was seen, by a key as long as those of functions.
+#[btf_map]
+static SEEN: HashMap<[u32; 6], u64, 1024> = HashMap::new();
+
+/// What others are compared with, the least that a filter with a memory pays: a look at the clock, and one into a hash
+/// table.
+#[xdp(frags)]
+fn reference(_ctx: XdpContext) -> u32 {
+    // SAFETY: the helper has no preconditions, and nobody writes to the table while this runs.
+    let (now, seen) = unsafe { (bpf_ktime_get_ns(), SEEN.get(&[1; 6])) };
+    if seen.is_some_and(|at| *at < now) { XDP_PASS } else { XDP_ABORTED }
+}
 
 /// Another source.
 #[xdp(frags)]
