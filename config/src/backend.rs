@@ -49,6 +49,17 @@ impl Protocol {
             | Self::Mysql(Mysql { password_file, .. }) => password_file.as_ref(),
         }
     }
+
+    /// Why a session cannot be made as it was after its login.
+    fn why_not_cleaned(&self) -> Option<&'static str> {
+        match self {
+            Self::Tcp => Some("can be \"recycle\" only with kind = \"postgres\" or \"redis\" or \"mysql\""),
+            Self::Mysql(Mysql { database: None, .. }) => {
+                Some("can be \"recycle\" only with a `database`: what a client selects stays selected")
+            }
+            Self::Postgres(_) | Self::Redis(_) | Self::Mysql(_) => None,
+        }
+    }
 }
 
 /// The keys of `kind = "mysql"`.
@@ -135,7 +146,7 @@ pub struct Pool {
     /// Default `None`.
     pub server_max: Option<u32>,
     /// `on_release`: `"recycle"` cleans connections that clients of a socket close, and keeps them for clients of the same
-    /// function; only with `kind = "postgres"`. Default `"discard"`: `false`.
+    /// function; not with `tcp` and `tls`, and with `mysql` only if there is a `database`. Default `"discard"`: `false`.
     pub recycle: bool,
     /// How old a recycled connection may get, 1 m to 24 h. Default 1 h.
     pub max_age: Duration,
@@ -199,8 +210,9 @@ impl Backend {
         let protocol = kind.and_then(|kind| Protocol::read(&mut table, kind));
         let address = table.require("address", "", |v| Address::read(&v));
         let tls = Tls::read(&mut table, kind, address.as_ref());
-        let pool = table
-            .or("pool", Pool::default(), |v| v.table("pool = { max = 64 }").map(|t| Pool::read(t, kind)));
+        let pool = table.or("pool", Pool::default(), |v| {
+            v.table("pool = { max = 64 }").map(|t| Pool::read(t, protocol.as_ref()))
+        });
         let origin = table.finish();
         Some(Self { name: name?, protocol: protocol?, address: address?, tls: tls?, pool, origin })
     }
@@ -416,7 +428,7 @@ impl fmt::Display for Address {
 }
 
 impl Pool {
-    fn read(mut table: Table<'_>, kind: Option<Kind>) -> Self {
+    fn read(mut table: Table<'_>, protocol: Option<&Protocol>) -> Self {
         let (ms, secs, mins, hours) =
             (Duration::from_millis, Duration::from_secs, Duration::from_mins, Duration::from_hours);
         let default = Self::default();
@@ -433,10 +445,10 @@ impl Pool {
             server_max: table.or("server_max", None, |v| server_max(&v, max)),
             recycle: table.or("on_release", default.recycle, |v| {
                 let recycle = v.choice(&[("discard", false), ("recycle", true)])?;
-                if recycle && kind.is_some_and(|kind| kind != Kind::Postgres) {
-                    return v.fail("can be \"recycle\" only with kind = \"postgres\"");
+                match protocol.filter(|_| recycle).and_then(Protocol::why_not_cleaned) {
+                    Some(why) => v.fail(why),
+                    None => Some(recycle),
                 }
-                Some(recycle)
             }),
             max_age: table.or("max_age", default.max_age, |v| v.duration(mins(1)..=hours(24))),
             ttl: table.or("ttl", default.ttl, |v| v.duration(secs(1)..=hours(24))),

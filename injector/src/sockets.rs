@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional, split};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, split};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -186,25 +186,40 @@ async fn serve(mut client: Stream, door: &Door) {
 }
 
 /// Passes everything on but the client's goodbye. Whether it said one.
-async fn pass_on(client: &mut Stream, server: &mut Stream, mut goodbye: Box<dyn Goodbye>) -> bool {
+async fn pass_on(client: &mut Stream, server: &mut Stream, goodbye: Box<dyn Goodbye>) -> bool {
     let (mut from_client, mut to_client) = split(client);
     let (mut from_server, mut to_server) = split(server);
+    let goodbye = Mutex::new(goodbye);
+    let goodbye = || goodbye.lock().unwrap_or_else(PoisonError::into_inner);
     let up = async {
         let mut buf = vec![0; CHUNK_BYTES];
         loop {
             let bytes = from_client.read(&mut buf).await?;
-            let end = goodbye.find(&buf[..bytes]);
+            let end = goodbye().find(&buf[..bytes]);
             to_server.write_all(&buf[..end.unwrap_or(bytes)]).await?;
             to_server.flush().await?;
             if bytes == 0 || end.is_some() {
-                return io::Result::Ok(end.is_some());
+                return io::Result::Ok(end.is_some() || goodbye().is_through());
             }
         }
     };
+    let down = async {
+        let mut buf = vec![0; CHUNK_BYTES];
+        loop {
+            let bytes = from_server.read(&mut buf).await?;
+            if bytes == 0 {
+                return io::Result::Ok(());
+            }
+            goodbye().answered(&buf[..bytes]);
+            to_client.write_all(&buf[..bytes]).await?;
+            to_client.flush().await?;
+        }
+    };
     tokio::select! {
+        // Both may have ended: a session whose server has is of no use.
+        biased;
+        _ = down => false,
         said = up => said.unwrap_or(false),
-        // The server has ended.
-        _ = copy(&mut from_server, &mut to_client) => false,
     }
 }
 

@@ -197,8 +197,14 @@ struct Bed {
 
 impl Bed {
     fn new(clients_max: usize) -> Option<Self> {
+        Self::with(clients_max, |_| {})
+    }
+
+    fn with(clients_max: usize, change: impl FnOnce(&mut BackendSpec)) -> Option<Self> {
         let server = Mariadb::start(true)?;
-        let spec = BackendSpec { tls: server.tls(), ..backend(login("app", Some(PASSWORD)), server.tcp()) };
+        let mut spec =
+            BackendSpec { tls: server.tls(), ..backend(login("app", Some(PASSWORD)), server.tcp()) };
+        change(&mut spec);
         let pool = Pool::spawn(spec);
         let directory = tempfile::tempdir().expect("a directory");
         let pools = std::slice::from_ref(&pool);
@@ -297,5 +303,65 @@ async fn what_cannot_be_had_is_refused_in_the_servers_words() {
         until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
     }
     assert_eq!(bed.client(&["-e", "select 1"]), "1");
+    drop(bed.server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
+    let Some(bed) = Bed::with(8, |spec| spec.pool.recycle = true) else { return };
+    let id = "select connection_id()";
+    let first = bed.client(&["-e", id]);
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    // It leaves behind what it can, in an open transaction.
+    let dirt = "set @a = 1, sql_mode = 'ANSI', autocommit = 0; create temporary table t (i int); \
+                prepare p from 'select 1'; do get_lock('l', 0); use information_schema; \
+                start transaction; select connection_id()";
+    let said = bed.client(&["--default-character-set=latin1", "-e", dirt]);
+    assert_eq!(said, first, "the same session");
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    let rest = "select @a is null, @@sql_mode = @@global.sql_mode, @@autocommit, is_free_lock('l'), database(), \
+                @@in_transaction, @@character_set_client, @@collation_connection, connection_id()";
+    let clean = format!("1\t1\t1\t1\torders\t0\tutf8mb4\tutf8mb4_general_ci\t{first}");
+    assert_eq!(bed.client(&["--default-character-set=utf8mb4", "-e", rest]), clean);
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    for (gone, said) in [("select * from t", "1146"), ("execute p", "1243")] {
+        let text = bed.client(&["-e", gone]);
+        assert!(text.contains(said), "{text}");
+        until(&bed.pool, "kept", |status| status.kept == 1).await;
+    }
+    // Statements in a row are an error again.
+    let connect = "pymysql.connect(unix_socket=__import__('os').environ['SOCKET'], user='app'";
+    let two = |flags: &str| {
+        let sql = "select connection_id(); select 2";
+        bed.python(&format!("(lambda c: (c.cursor().execute({sql:?}), c.close()))({connect}{flags}))"))
+    };
+    assert_eq!(two(", client_flag=65536"), "(1, None)");
+    until(&bed.pool, "kept", |status| status.kept == 1).await;
+    assert!(two(", client_flag=0").contains("1064"));
+
+    // Another function has other sessions.
+    let directory = tempfile::tempdir().expect("a directory");
+    let pools = std::slice::from_ref(&bed.pool);
+    let _other = Sockets::listen("g", "g-1", directory.path(), pools, 8).expect("sockets");
+    until(&bed.pool, "given up", |status| status.leased == 0).await;
+    let recycled = bed.pool.status().tally.recycled;
+    let socket = format!("--socket={}", directory.path().join("orders-db/mysql.sock").display());
+    assert_ne!(bed.client(&[&socket, "-e", id]), first);
+    until(&bed.pool, "kept too", |status| status.tally.recycled == recycled + 1).await;
+
+    // Who leaves in the middle of something leaves nothing for others.
+    let before = bed.client(&["-e", id]);
+    until(&bed.pool, "kept again", |status| status.leased == 0).await;
+    let socket = bed.path();
+    let mut killed = Command::new("mariadb")
+        .args(["--no-defaults", "--user=app", "-e", "select sleep(60)"])
+        .env("MYSQL_UNIX_PORT", socket)
+        .spawn()
+        .expect("mariadb");
+    until(&bed.pool, "leased", |status| status.leased == 1).await;
+    killed.kill().expect("killed");
+    killed.wait().expect("gone");
+    until(&bed.pool, "given up", |status| status.leased == 0).await;
+    assert_ne!(bed.client(&["-e", id]), before);
     drop(bed.server);
 }

@@ -24,7 +24,7 @@ impl Redis {
         let directory = tempfile::tempdir().expect("a directory");
         let port =
             TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").port();
-        let user = format!("user app on >{PASSWORD} ~* +@all");
+        let user = format!("user app on >{PASSWORD} ~* &* +@all");
         let text = format!(
             "port {port}\nbind 127.0.0.1\nunixsocket {dir}/redis\ndir {dir}\nsave \"\"\nrequirepass {PASSWORD}\n{user}\n",
             dir = directory.path().display()
@@ -118,5 +118,82 @@ async fn a_client_that_knows_no_password_is_logged_in() {
     assert_eq!(cli(&["ACL", "WHOAMI"]), "app");
     assert_eq!((cli(&["SET", "k", "v"]), cli(&["-3", "GET", "k"])), ("OK".to_owned(), "v".to_owned()));
     until(&pool, "nothing is left", |status| status.leased == 0).await;
+    drop(sockets);
+}
+
+/// Says these lines, and reads as many answers; then leaves without a word.
+fn talk(path: &std::path::Path, lines: &[&str]) -> Vec<String> {
+    let mut stream = UnixStream::connect(path).expect("connected");
+    let answers = lines.iter().map(|line| ask(&mut stream, line)).collect();
+    drop(stream);
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
+    let Some(server) = Redis::start() else { return };
+    let mut spec = backend(Some("app"), Some(PASSWORD), 3, server.tcp());
+    spec.pool.recycle = true;
+    let pool = Pool::spawn(spec);
+    let (directory, elsewhere) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("another"));
+    let pools = std::slice::from_ref(&pool);
+    let sockets = [("f", &directory), ("g", &elsewhere)]
+        .map(|(function, at)| Sockets::listen(function, "i-1", at.path(), pools, 4).expect("sockets"));
+    let path = |at: &tempfile::TempDir| at.path().join("orders-db/redis.sock");
+    let (path, other) = (path(&directory), path(&elsewhere));
+    let idle = || until(&pool, "nothing is leased", |status| status.leased == 0);
+
+    let first = talk(&path, &["CLIENT ID"]);
+    idle().await;
+    // It leaves behind what it can.
+    let dirt = ["CLIENT ID", "SELECT 5", "CLIENT SETNAME dirty", "WATCH k", "MULTI", "SET k v"];
+    assert_eq!(talk(&path, &dirt), [&first[0], "+OK", "+OK", "+OK", "+OK", "+QUEUED"]);
+    idle().await;
+    let mut stream = UnixStream::connect(&path).expect("connected");
+    assert_eq!(ask(&mut stream, "CLIENT ID"), first[0], "the same session");
+    stream.write_all(b"HELLO 3\r\n").expect("sent");
+    let mut lines = BufReader::new(&stream).lines().map(|line| line.expect("a line"));
+    assert!(lines.any(|line| line == "*0"), "the last of its fields, the modules");
+    drop(stream);
+    idle().await;
+    let mut stream = UnixStream::connect(&path).expect("connected");
+    assert_eq!(ask(&mut stream, "CLIENT ID"), first[0]);
+    stream.write_all(b"CLIENT INFO\r\n").expect("sent");
+    let mut lines = BufReader::new(&stream).lines().map(|line| line.expect("a line"));
+    let info = lines.nth(1).expect("a line after its length");
+    assert_eq!(lines.next().as_deref(), Some(""));
+    for field in [" db=3 ", " name= ", " multi=-1 ", " user=app ", " resp=2"] {
+        assert!(info.contains(field), "{field}: {info}");
+    }
+    drop(stream);
+    idle().await;
+    assert_eq!(pool.status().tally.recycled, 4);
+    assert_eq!(pool.status().kept, 1);
+    // Another function has other sessions.
+    assert_ne!(talk(&other, &["CLIENT ID"]), first);
+    idle().await;
+    assert_eq!(pool.status().tally.recycled, 5);
+
+    // What is not whole, or not answered, or has answers of its own: nobody gets that session.
+    for left in
+        ["*2\r\n$3\r\nGET\r\n$1", "BLPOP none 60\r\n", "SUBSCRIBE a b\r\n", "CLIENT REPLY OFF\r\nPING\r\n"]
+    {
+        let before = talk(&path, &["CLIENT ID"]);
+        idle().await;
+        let recycled = pool.status().tally.recycled;
+        let mut stream = UnixStream::connect(&path).expect("connected");
+        assert_eq!(ask(&mut stream, "CLIENT ID"), before[0]);
+        stream.write_all(left.as_bytes()).expect("sent");
+        if left.starts_with("SUBSCRIBE") {
+            // A relay that has passed on what came has also seen it.
+            let mut lines = BufReader::new(&stream).lines();
+            lines.by_ref().take(12).for_each(drop);
+        }
+        drop(stream);
+        idle().await;
+        assert_eq!(pool.status().tally.recycled, recycled, "{left}");
+        assert_ne!(talk(&path, &["CLIENT ID"]), before, "{left}");
+        idle().await;
+    }
     drop(sockets);
 }

@@ -105,7 +105,7 @@ pub(crate) trait Protocol: Send + Sync {
         })
     }
 
-    /// Finds the place in what a client sends where it says goodbye, in a protocol whose sessions can be cleaned.
+    /// Finds out when a client says goodbye, in a protocol whose sessions can be cleaned.
     fn goodbye(&self) -> Option<Box<dyn Goodbye>> {
         None
     }
@@ -126,10 +126,18 @@ pub(crate) trait Protocol: Send + Sync {
     }
 }
 
-/// Watches what a client sends.
+/// Watches what a client and its server say.
 pub(crate) trait Goodbye: Send {
-    /// Where its goodbye begins in the next bytes, if it is there.
+    /// Where the client's goodbye begins in its next bytes, if it is there.
     fn find(&mut self, bytes: &[u8]) -> Option<usize>;
+
+    /// The next bytes of the server.
+    fn answered(&mut self, _: &[u8]) {}
+
+    /// Whether a client that leaves now without a word has left nothing undone.
+    fn is_through(&self) -> bool {
+        false
+    }
 }
 
 impl BackendKind {

@@ -3,10 +3,12 @@
 //!
 //! The function may go on in RESP3 (`HELLO 3`): the connection is its own.
 
+mod talk;
+
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::error::printable;
-use super::{BoxFuture, ConnectCause, LoggedIn, Protocol, Session, Stream};
+use super::{BoxFuture, ConnectCause, Goodbye, LoggedIn, Protocol, Session, Stream};
 use crate::{RedisLogin, Secret};
 
 /// The name of the socket in a directory.
@@ -26,6 +28,14 @@ impl Protocol for RedisLogin {
 
     fn socket_name(&self) -> &'static str {
         SOCKET_NAME
+    }
+
+    fn goodbye(&self) -> Option<Box<dyn Goodbye>> {
+        Some(Box::<talk::Talk>::default())
+    }
+
+    fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+        Box::pin(clean(self, stream))
     }
 
     fn farewell(&self) -> &'static [u8] {
@@ -65,11 +75,34 @@ where
             None => return Err(ConnectCause::Unexpected { expected, found: printable(&line) }),
         }
     }
-    if !read.is_empty() {
-        return Err(ConnectCause::Unexpected { expected: "nothing more", found: "more".to_owned() });
-    }
+    nothing_more(&read)?;
     let session = Session::Redis { user: login.user.clone(), database: login.database };
     Ok(LoggedIn { session, cancel: None })
+}
+
+/// `RESET` (Redis 6.2) ends transactions, subscriptions and the login, and goes back to RESP2; then all is as in the
+/// beginning.
+async fn clean<S>(login: &RedisLogin, stream: &mut S) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (mut asked, mut read) = (Vec::new(), Vec::new());
+    command(&mut asked, &["RESET"]);
+    stream.write_all(&asked).await.map_err(ConnectCause::Lost)?;
+    stream.flush().await.map_err(ConnectCause::Lost)?;
+    let (expected, found) = ("+RESET", line(stream, &mut read).await?);
+    if found != expected {
+        return Err(ConnectCause::Unexpected { expected, found: printable(&found) });
+    }
+    nothing_more(&read)?;
+    log_in(login, stream).await.map(drop)
+}
+
+fn nothing_more(read: &[u8]) -> Result<(), ConnectCause> {
+    match read.is_empty() {
+        true => Ok(()),
+        false => Err(ConnectCause::Unexpected { expected: "nothing more", found: "more".to_owned() }),
+    }
 }
 
 /// An array of bulk strings.
@@ -167,6 +200,36 @@ mod tests {
         let text =
             against(&unlocked, b"-NOAUTH Authentication required.\r\n").await.1.unwrap_err().to_string();
         assert!(text.contains("NOAUTH"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_clean_when_it_has_logged_in_again() {
+        let reset = "*1\r\n$5\r\nRESET\r\n";
+        for (answers, good) in [
+            (&b"+RESET\r\n+OK\r\n+OK\r\n+PONG\r\n"[..], true),
+            // What the client left behind; a server that is too old; one that stops.
+            (b"+OK\r\n+RESET\r\n+OK\r\n+OK\r\n+PONG\r\n", false),
+            (b"-ERR unknown command\r\n", false),
+            (b"+RESET\r\n+OK\r\n", false),
+        ] {
+            let (mut ours, mut theirs) = duplex(1 << 16);
+            let server = async {
+                let mut said = vec![0; reset.len()];
+                theirs.read_exact(&mut said).await.unwrap();
+                assert_eq!(said, reset.as_bytes());
+                // The login is another question.
+                let (first, rest) = answers.split_at(answers.len().min(8));
+                theirs.write_all(first).await.unwrap();
+                if first == b"+RESET\r\n" {
+                    theirs.read_u8().await.unwrap();
+                }
+                theirs.write_all(rest).await.unwrap();
+                theirs.shutdown().await.unwrap();
+            };
+            let login = login();
+            let (outcome, ()) = tokio::join!(clean(&login, &mut ours), server);
+            assert_eq!(outcome.is_ok(), good, "{}: {outcome:?}", String::from_utf8_lossy(answers));
+        }
     }
 
     #[tokio::test]

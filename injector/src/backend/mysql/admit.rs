@@ -12,7 +12,7 @@ use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::packets::{Packets, parse, unexpected};
+use super::packets::{Packets, parse};
 use crate::backend::{ConnectCause, Session, Stream};
 use crate::sockets::{Admitted, Door};
 use crate::{LeaseError, MysqlLogin};
@@ -135,36 +135,22 @@ where
     let wanted = wanted(login, &mut packet, offered).map_err(Some)?;
 
     let mut server = Packets::new(server, 0, None);
+    let refused = |cause: ConnectCause| Some(cause.into());
     if wanted.multi_statements {
-        order(&mut server, &MULTI_STATEMENTS_ON).await.map_err(Some)?;
+        server.order(&MULTI_STATEMENTS_ON).await.map_err(refused)?;
     }
     if wanted.collation != 0 && wanted.collation != *collation {
-        let n = wanted.collation;
-        let mut query = vec![COM_QUERY];
-        query.extend(
-            format!("SET character_set_client={n}, character_set_results={n}, collation_connection={n}")
-                .bytes(),
-        );
-        order(&mut server, &query).await.map_err(Some)?;
+        server.order(&set_collation(wanted.collation)).await.map_err(refused)?;
     }
     let [low, high] = status.to_le_bytes();
     // OK: no rows, no ID, the status, no warnings.
     client.send(&[0, 0, 0, low, high, 0, 0]).await.map_err(|_| None)
 }
 
-/// Has the server do something before the client begins.
-async fn order<S>(server: &mut Packets<'_, S>, command: &[u8]) -> Result<(), Refusal>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    server.restart();
-    server.send(command).await?;
-    let packet = server.next().await?;
-    match packet[0] {
-        0x00 | 0xfe => Ok(()),
-        0xff => Err(server.refused(&packet, super::NEEDED).into()),
-        _ => Err(unexpected("an OK", &packet).into()),
-    }
+/// A query that has the connection speak as a collation says.
+pub(super) fn set_collation(n: u8) -> Vec<u8> {
+    let sql = format!("SET character_set_client={n}, character_set_results={n}, collation_connection={n}");
+    [&[COM_QUERY], sql.as_bytes()].concat()
 }
 
 /// What a client wants to be otherwise.

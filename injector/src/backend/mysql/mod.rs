@@ -4,6 +4,7 @@
 //! speak with the same ones, which are part of its [`Session`].
 
 mod admit;
+mod clean;
 mod packets;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use mysql_common::packets::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::{BoxFuture, ConnectCause, LoggedIn, Protocol, Session, Stream};
+use super::{BoxFuture, ConnectCause, Goodbye, LoggedIn, Protocol, Session, Stream};
 use crate::MysqlLogin;
 use crate::sockets::{Admitted, Door};
 use packets::{Packets, parse, unexpected};
@@ -78,6 +79,14 @@ impl Protocol for MysqlLogin {
         door: &'d Door,
     ) -> BoxFuture<'a, Option<Admitted<'d>>> {
         Box::pin(admit::admit(self, client, door))
+    }
+
+    fn goodbye(&self) -> Option<Box<dyn Goodbye>> {
+        Some(Box::<clean::Commands>::default())
+    }
+
+    fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+        Box::pin(clean::clean(self, stream))
     }
 
     fn turn_away(&self, client: Stream) -> BoxFuture<'_, ()> {

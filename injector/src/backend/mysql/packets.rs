@@ -69,9 +69,21 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         self.send(&bytes).await
     }
 
-    /// The next packet begins a command.
-    pub(super) fn restart(&mut self) {
+    /// Has the server do something that is answered with nothing but that it is done.
+    pub(super) async fn order(&mut self, command: &[u8]) -> Result<(), ConnectCause> {
+        let packet = self.ask(command).await?;
+        match packet[0] {
+            0x00 | 0xfe => Ok(()),
+            0xff => Err(self.refused(&packet, super::NEEDED)),
+            _ => Err(unexpected("an OK", &packet)),
+        }
+    }
+
+    /// The first packet of the answer to a command.
+    pub(super) async fn ask(&mut self, command: &[u8]) -> Result<Vec<u8>, ConnectCause> {
         self.sequence = 0;
+        self.send(command).await?;
+        self.next().await
     }
 
     /// What the server says in an error packet.
