@@ -50,14 +50,12 @@ test-vm: install ## What takes another kernel, in virtual machines: TLS sessions
 	@for suite in bookworm trixie-backports; do \
 	  echo "== the kernel of $$suite"; \
 	  export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sh $(CURDIR)/integration-tests/vm/run.sh $$suite"; \
-	  cargo test --locked -p headstart --all-features --lib tls; \
+	  cargo test --locked -p headstart --features http,postgres,tls --lib tls; \
 	  cargo test --locked -p headstart-integration-tests --test inject travels; \
 	done
 
-# The tests of this name take any bytes; each case is a fresh one, and what fails is shrunk and printed.
-fuzz: ## Random bytes for everything that parses what others send, CASES=200000 for each parser.
-	@PROPTEST_CASES=$(or $(CASES),200000) PROPTEST_FAILURE_PERSISTENCE=off \
-	cargo test --workspace --locked --lib panic
+fuzz: install ## Fuzzes everything that parses what others send, SECONDS=60 for each target.
+	@bash integration-tests/fuzz/run.sh $(or $(SECONDS),60)
 
 check: ## Formatting, lints, docs, the rules of the repository and of its dependencies' licences.
 	@cargo fmt --all --check

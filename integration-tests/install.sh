@@ -9,6 +9,7 @@ PATH=$PATH:/usr/sbin:/sbin
 # What proves that a package is there | the package | what it is needed for
 needs='
 cc                              gcc          links Rust programs
+c++                             g++          builds the runtime of the fuzz targets
 /usr/lib/*/libc.a               libc6-dev    links the example functions statically
 ip                              iproute2     makes network namespaces and links
 iptables                        iptables     queues packets, which gives links a round-trip time

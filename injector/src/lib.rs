@@ -22,6 +22,9 @@
 //! it had logged in, and nothing with which it could log in again or cancel somebody else's query.
 
 pub mod backend;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod pool;
 mod reason;
 mod secret;

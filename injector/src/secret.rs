@@ -19,9 +19,13 @@ impl Secret {
         &self.0
     }
 
-    /// `text` with every occurrence of the secret replaced: for words that a server chose.
-    pub(crate) fn redact(&self, text: &str) -> String {
-        if self.0.is_empty() { text.to_owned() } else { text.replace(self.expose(), "***") }
+    /// `text` with every occurrence of the secret replaced: for words that a server chose. Before it is shortened, or a part
+    /// of the secret may stay.
+    pub(crate) fn hide(secret: Option<&Self>, text: &str) -> String {
+        match secret.filter(|secret| !secret.0.is_empty()) {
+            Some(secret) => text.replace(secret.expose(), "***"),
+            None => text.to_owned(),
+        }
     }
 }
 

@@ -108,6 +108,9 @@ pub use postgres::PostgresSession;
 pub use rest::HookError;
 pub use run::run;
 pub use stream::BackendStream;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use tls::fuzzing;
 
 /// Now, in nanoseconds of `CLOCK_MONOTONIC`: the clock of [`Function::served`].
 #[must_use]

@@ -4,6 +4,8 @@
 //! keeps the secrets that later keys are made of. So a `KeyUpdate`, the server's or our own, waits for the agent's
 //! answer. Session tickets are of no use here, where nobody connects anew, and are thrown away.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod kernel;
 mod record;
 

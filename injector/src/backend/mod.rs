@@ -6,7 +6,7 @@
 mod certificate;
 mod error;
 mod liveness;
-mod mysql;
+pub(crate) mod mysql;
 pub(crate) mod postgres;
 mod redis;
 mod relay;

@@ -68,11 +68,11 @@ where
     asked.fill(0);
     let mut read = Vec::new();
     for expected in replies {
-        let line = line(stream, &mut read).await?;
+        let line = line(login, stream, &mut read).await?;
         match line.strip_prefix('-') {
             _ if line == expected => {}
             Some(refusal) => return Err(refused(login.password.as_ref(), refusal)),
-            None => return Err(ConnectCause::Unexpected { expected, found: printable(&line) }),
+            None => return Err(unexpected(login, expected, &line)),
         }
     }
     nothing_more(&read)?;
@@ -90,12 +90,16 @@ where
     command(&mut asked, &["RESET"]);
     stream.write_all(&asked).await.map_err(ConnectCause::Lost)?;
     stream.flush().await.map_err(ConnectCause::Lost)?;
-    let (expected, found) = ("+RESET", line(stream, &mut read).await?);
+    let (expected, found) = ("+RESET", line(login, stream, &mut read).await?);
     if found != expected {
-        return Err(ConnectCause::Unexpected { expected, found: printable(&found) });
+        return Err(unexpected(login, expected, &found));
     }
     nothing_more(&read)?;
     log_in(login, stream).await.map(drop)
+}
+
+fn unexpected(login: &RedisLogin, expected: &'static str, found: &str) -> ConnectCause {
+    ConnectCause::Unexpected { expected, found: printable(&Secret::hide(login.password.as_ref(), found)) }
 }
 
 fn nothing_more(read: &[u8]) -> Result<(), ConnectCause> {
@@ -116,7 +120,10 @@ fn command(bytes: &mut Vec<u8>, words: &[&str]) {
 }
 
 /// The next line, without its end; what comes after it stays in `read`.
-async fn line<S: AsyncRead + Unpin>(stream: &mut S, read: &mut Vec<u8>) -> Result<String, ConnectCause> {
+async fn line<S>(login: &RedisLogin, stream: &mut S, read: &mut Vec<u8>) -> Result<String, ConnectCause>
+where
+    S: AsyncRead + Unpin,
+{
     loop {
         if let Some(end) = read.windows(2).position(|end| end == b"\r\n") {
             let line = String::from_utf8_lossy(&read[..end]).into_owned();
@@ -124,8 +131,7 @@ async fn line<S: AsyncRead + Unpin>(stream: &mut S, read: &mut Vec<u8>) -> Resul
             return Ok(line);
         }
         if read.len() > MAX_REPLY_BYTES {
-            let found = printable(&String::from_utf8_lossy(read));
-            return Err(ConnectCause::Unexpected { expected: "a short line", found });
+            return Err(unexpected(login, "a short line", &String::from_utf8_lossy(read)));
         }
         if stream.read_buf(read).await.map_err(ConnectCause::Lost)? == 0 {
             return Err(ConnectCause::Closed);
@@ -135,7 +141,7 @@ async fn line<S: AsyncRead + Unpin>(stream: &mut S, read: &mut Vec<u8>) -> Resul
 
 /// An error's first word is its kind.
 fn refused(password: Option<&Secret>, text: &str) -> ConnectCause {
-    let text = password.map_or_else(|| text.to_owned(), |secret| secret.redact(text));
+    let text = Secret::hide(password, text);
     let code = text.split(' ').next().unwrap_or_default();
     ConnectCause::Refused {
         passes: is_transient(code) || text.contains("max number of clients"),
@@ -188,6 +194,7 @@ mod tests {
         for (answer, said, passes) in [
             (&b"-WRONGPASS corr3ct-horse is wrong\r\n"[..], "WRONGPASS", false),
             (b"+OK\r\n-ERR DB index is out of range\r\n", "out of range", false),
+            (b"+you said corr3ct-horse\r\n", "you said ***", false),
             (b"+OK\r\n+OK\r\n-LOADING Redis is loading the dataset in memory\r\n", "LOADING", true),
             (b"-ERR max number of clients reached\r\n", "max number of clients", true),
         ] {

@@ -195,6 +195,12 @@ fn wanted(login: &MysqlLogin, packet: &mut [u8], offered: CapabilityFlags) -> Re
     Ok(Wanted { multi_statements, collation: response.collation() })
 }
 
+/// A client's answer to the greeting.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_first_packet(login: &MysqlLogin, body: &[u8]) {
+    let _ = wanted(login, &mut body.to_vec(), super::WANTED | OFFERED);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::COLLATION;
 use super::admit::set_collation;
-use super::packets::{Packets, unexpected};
+use super::packets::Packets;
 use crate::MysqlLogin;
 use crate::backend::{ConnectCause, Goodbye};
 
@@ -74,7 +74,7 @@ where
     if last.first().is_some_and(u8::is_ascii_alphabetic) {
         Ok(())
     } else {
-        Err(unexpected("statistics", &last))
+        Err(packets.unexpected("statistics", &last))
     }
 }
 

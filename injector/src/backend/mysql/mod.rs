@@ -21,6 +21,8 @@ use tokio::net::TcpStream;
 use super::{BoxFuture, ConnectCause, Goodbye, LoggedIn, Protocol, Session, Stream};
 use crate::MysqlLogin;
 use crate::sockets::{Admitted, Door};
+#[cfg(feature = "fuzzing")]
+pub(crate) use admit::fuzz_first_packet;
 use packets::{Packets, parse, unexpected};
 
 const SOCKET_NAME: &str = "mysql.sock";
@@ -130,12 +132,12 @@ where
         return Err(packets.refused(packet, CapabilityFlags::empty()));
     }
     if nonce_bytes(packet).is_some_and(|bytes| bytes > NONCE_MAX_BYTES) {
-        return Err(unexpected("a greeting of MySQL", packet));
+        return Err(packets.unexpected("a greeting of MySQL", packet));
     }
-    let greeting =
-        parse::<HandshakePacket<'_>>(packet, ()).map_err(|_| unexpected("a greeting of MySQL", packet))?;
+    let greeting = parse::<HandshakePacket<'_>>(packet, ())
+        .map_err(|_| packets.unexpected("a greeting of MySQL", packet))?;
     if greeting.protocol_version() != 10 || !greeting.capabilities().contains(NEEDED) {
-        return Err(unexpected("a server with protocol 4.1", packet));
+        return Err(packets.unexpected("a server with protocol 4.1", packet));
     }
     Ok(greeting)
 }
@@ -187,7 +189,7 @@ where
 
     for _ in 0..TURNS_MAX {
         let packet = packets.next().await?;
-        let bad = |_| unexpected("the next step of a login", &packet);
+        let bad = |_| packets.unexpected("the next step of a login", &packet);
         let answer = match packet[0] {
             0x00 => {
                 let ok =
@@ -212,7 +214,7 @@ where
                 let more = parse::<AuthMoreData<'_>>(&packet, ()).map_err(bad)?;
                 dialogue.go_on(more.data())?
             }
-            _ => return Err(unexpected("the next step of a login", &packet)),
+            _ => return Err(packets.unexpected("the next step of a login", &packet)),
         };
         if let Some(answer) = answer {
             packets.send(&zeroize::Zeroizing::new(answer)).await?;
@@ -249,7 +251,9 @@ impl Dialogue<'_> {
 
     fn go_on(&mut self, challenge: &[u8]) -> Result<Option<Vec<u8>>, ConnectCause> {
         let Self { login, channel, nonce, method } = self;
-        let Some(method) = method else { return Err(unexpected("a method", challenge)) };
+        let Some(method) = method else {
+            return Err(unexpected("a method", challenge, login.password.as_ref()));
+        };
         // Without TLS it would be encrypted for whoever answers: nothing proves that this is the server.
         if matches!(method, AuthProc::CachingSha2Password(_))
             && challenge == [4]
@@ -260,7 +264,7 @@ impl Dialogue<'_> {
         let context = Known { login, channel: *channel, nonce };
         match method.run(context, challenge) {
             Ok(Response::Next { packet } | Response::Last { packet }) => Ok(packet),
-            Err(_) => Err(unexpected("a question of this method", challenge)),
+            Err(_) => Err(unexpected("a question of this method", challenge, login.password.as_ref())),
         }
     }
 }

@@ -75,7 +75,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         match packet[0] {
             0x00 | 0xfe => Ok(()),
             0xff => Err(self.refused(&packet, super::NEEDED)),
-            _ => Err(unexpected("an OK", &packet)),
+            _ => Err(self.unexpected("an OK", &packet)),
         }
     }
 
@@ -90,13 +90,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
     pub(super) fn refused(&self, packet: &[u8], capabilities: CapabilityFlags) -> ConnectCause {
         match parse::<ErrPacket<'_>>(packet, capabilities) {
             Ok(ErrPacket::Error(error)) => {
-                let text = format!("{error}");
-                let text = self.password.map_or_else(|| text.clone(), |secret| secret.redact(&text));
-                let passes = TRANSIENT.contains(&error.error_code());
-                ConnectCause::Refused { message: printable(&text), passes }
+                let message = printable(&Secret::hide(self.password, &error.to_string()));
+                ConnectCause::Refused { message, passes: TRANSIENT.contains(&error.error_code()) }
             }
-            _ => unexpected("an error", packet),
+            _ => self.unexpected("an error", packet),
         }
+    }
+
+    /// What came instead.
+    pub(super) fn unexpected(&self, expected: &'static str, packet: &[u8]) -> ConnectCause {
+        unexpected(expected, packet, self.password)
     }
 }
 
@@ -108,7 +111,7 @@ pub(super) fn parse<'de, T: MyDeserialize<'de>>(packet: &'de [u8], ctx: T::Ctx) 
     }
 }
 
-pub(super) fn unexpected(expected: &'static str, packet: &[u8]) -> ConnectCause {
-    let start = &packet[..packet.len().min(64)];
-    ConnectCause::Unexpected { expected, found: printable(&String::from_utf8_lossy(start)) }
+pub(super) fn unexpected(expected: &'static str, packet: &[u8], password: Option<&Secret>) -> ConnectCause {
+    let found = printable(&Secret::hide(password, &String::from_utf8_lossy(packet)));
+    ConnectCause::Unexpected { expected, found }
 }

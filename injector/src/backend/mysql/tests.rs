@@ -194,6 +194,16 @@ async fn a_server_without_tls_is_refused_before_the_login() {
     assert!(matches!(start_tls(&mut ours).await, Err(ConnectCause::TlsRefused)));
 }
 
+/// Found by the fuzz target `server`.
+#[tokio::test]
+async fn what_a_server_says_is_shown_without_the_password() {
+    let echo = [b"\x07you said ", PASSWORD.as_bytes()].concat();
+    for script in [packets(&[&echo]), packets(&[&greeting("mysql_native_password"), &echo])] {
+        let text = against(UNIX, &script).await.1.unwrap_err().to_string();
+        assert!(text.contains("you said ***") && !text.contains(PASSWORD), "{text}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_server_makes_it_panic(bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..120), 0..4)) {

@@ -201,6 +201,16 @@ fn parse(body: &[u8]) -> Result<Option<Request>, Refusal> {
     }
 }
 
+/// A packet without its length, as far as a pool is not needed for it.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_first_packet(login: &PostgresLogin, body: &[u8]) {
+    if let Ok(Some(Request::Start(start))) = parse(body)
+        && wanted(login, &start).is_ok()
+    {
+        greeting(&start, (1, 2), &start.parameters);
+    }
+}
+
 /// A text up to its zero byte.
 fn text(rest: &mut &[u8]) -> Option<String> {
     let end = rest.iter().position(|byte| *byte == 0)?;

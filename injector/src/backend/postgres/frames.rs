@@ -146,8 +146,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Frames<'a, S> {
             match field.type_() {
                 b'C' => sqlstate = printable(&text, 5),
                 b'M' => {
-                    let text = self.secret.map_or_else(|| text.to_string(), |secret| secret.redact(&text));
-                    message = printable(&text, MAX_ERROR_CHARS);
+                    message = printable(&Secret::hide(self.secret, &text), MAX_ERROR_CHARS);
                 }
                 _ => {}
             }

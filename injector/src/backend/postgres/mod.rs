@@ -22,6 +22,8 @@ use zeroize::Zeroizing;
 use super::{BoxFuture, CancelRequest, ConnectCause, Goodbye, LoggedIn, Protocol, Session, Stream};
 use crate::PostgresLogin;
 use crate::sockets::{Admitted, Door};
+#[cfg(feature = "fuzzing")]
+pub(crate) use admit::fuzz_first_packet;
 pub use frames::ProtocolError;
 use frames::{Frames, encode};
 
