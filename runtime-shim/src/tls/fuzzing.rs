@@ -11,7 +11,7 @@ use super::record::{Opener, Said, Sealer};
 /// # Panics
 /// Whenever a target should.
 pub fn records(bytes: &[u8]) {
-    let suite = if bytes.len() % 2 == 0 { Suite::Aes256Gcm } else { Suite::Chacha20Poly1305 };
+    let suite = if bytes.len().is_multiple_of(2) { Suite::Aes256Gcm } else { Suite::Chacha20Poly1305 };
     let key = TrafficKey { key: [7; 32], iv: [7; 12], sequence: 0 };
     let (Ok(mut sealer), Ok(mut opener)) = (Sealer::new(suite, &key), Opener::new(suite, &key)) else {
         return;
