@@ -6,17 +6,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use headstart_integration_tests::client;
 use headstart_integration_tests::fixture;
 use headstart_integration_tests::lab::{
-    AgentSetup, Postgres, PostgresSetup, Redis, run_within, target_dir, unique, workspace,
+    AgentSetup, Mariadb, Postgres, PostgresSetup, Redis, free_port, run_within, target_dir, unique, workspace,
 };
 use headstart_integration_tests::privilege;
+use serde_json::{Value, json};
 
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 const SUITE_LIMIT: Duration = Duration::from_secs(120);
+
+const PYTEST: &str = "pytest==8.3.4";
+const PG8000: &str = "pg8000==1.31.2";
+const PG8000_NEEDS: &[&str] = &["pytest-mock==3.14.0", "pytz==2024.2"];
 
 /// A driver's sources, and what its tests need, where a process without privileges can read them. Removed on drop.
 struct Suite(PathBuf);
@@ -60,6 +66,9 @@ impl Suite {
 
     /// Fetched once for each version.
     fn cached(driver: &str, fetch: impl FnOnce(&Path)) -> Self {
+        // Several tests may want the same.
+        static FETCH: Mutex<()> = Mutex::new(());
+        let _turn = FETCH.lock().unwrap_or_else(PoisonError::into_inner);
         let cache = target_dir().join("drivers").join(driver);
         if !cache.join("complete").exists() {
             let _ = fs::remove_dir_all(&cache);
@@ -100,7 +109,7 @@ struct Tests<'a> {
 impl Tests<'_> {
     /// Runs them in an instance that finds `backend` as a socket.
     fn run(&self, backend: &str) {
-        let suite = Suite::new(self.driver, &[&["pytest==8.3.4"], self.needs].concat());
+        let suite = Suite::new(self.driver, &[&[PYTEST], self.needs].concat());
         if let Some(plugin) = self.plugin {
             let file = format!("{plugin}.py");
             fs::copy(workspace().join("integration-tests/tests/drivers").join(&file), suite.0.join(&file))
@@ -143,8 +152,8 @@ fn the_tests_of_pg8000_pass() {
     }
     let postgres = PostgresSetup::default().tls().start().unwrap();
     Tests {
-        driver: "pg8000==1.31.2",
-        needs: &["pytest-mock==3.14.0", "pytz==2024.2"],
+        driver: PG8000,
+        needs: PG8000_NEEDS,
         plugin: Some("pg8000_plugin"),
         files: &["test/legacy", "test/native", "test/dbapi"],
         marks: "",
@@ -249,6 +258,83 @@ fn node_postgres_works_unchanged() {
     let words = format!("node\n{}", script.display());
     let reply = client::request(function.local(), "POST", "/run", &words, SUITE_LIMIT).unwrap();
     assert!(reply.status == 200 && reply.body.contains("all as expected"), "{}", reply.body);
+    assert!(agent.stop().unwrap().success());
+}
+
+/// Those of the shim in Python, which give a driver the connection itself.
+#[test]
+fn the_drivers_of_the_python_module_find_themselves_logged_in() {
+    if !able() || !privilege::require_tools(&["mariadbd"]) {
+        return;
+    }
+    let suite = Suite::new(PG8000, &[&[PYTEST], PG8000_NEEDS].concat());
+    let root = suite.0.display().to_string();
+    let module = suite.0.join("module/headstart");
+    fs::create_dir_all(module.parent().unwrap()).unwrap();
+    let source = workspace().join("runtime-shim/python/src/headstart");
+    run_within(FETCH_LIMIT, Command::new("cp").arg("-r").arg(source).arg(&module)).unwrap();
+    let script = suite.0.join("helpers.py");
+    fs::copy(workspace().join("integration-tests/tests/drivers/helpers.py"), &script).unwrap();
+
+    let (postgres, redis) = (PostgresSetup::default().tls().start().unwrap(), Redis::on_loopback().unwrap());
+    let mariadb = Mariadb::on_loopback().unwrap();
+    let pool = "pool = { min_idle = 1, max = 4 }\n";
+    let backends = [
+        shared(&postgres).replace("\"shared\"", "\"pg8000\""),
+        format!(
+            "[[backend]]\nname = \"redis\"\nkind = \"redis\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = 3\n\
+             password_file = {:?}\n{pool}",
+            redis.address(),
+            Redis::USER,
+            redis.password_file().unwrap(),
+        ),
+        format!(
+            "[[backend]]\nname = \"pymysql\"\nkind = \"mysql\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
+             password_file = {:?}\n{pool}",
+            mariadb.address(),
+            Mariadb::USER,
+            Mariadb::DATABASE,
+            mariadb.password_file().unwrap(),
+        ),
+    ];
+    let (address, names) = (free_port().unwrap(), "\"pg8000\", \"pymysql\", \"redis\"");
+    let function = format!(
+        "[[function]]\nname = \"helpers\"\nlisten = \"{address}\"\nruntime = \"process\"\nmemory = \"512MiB\"\n\
+         command = [\"/usr/bin/python3\", {script:?}]\nbackends = [{names}]\n\
+         env = {{ PYTHONPATH = \"{root}/module:{root}/packages\", BACKENDS = \"pg8000,pymysql,redis\", \
+         PYTHONDONTWRITEBYTECODE = \"1\" }}\n"
+    );
+    let agent = AgentSetup::default().config(&backends.concat()).config(&function).start().unwrap();
+    agent.wait_function("helpers", "parked", SUITE_LIMIT, |function| function["prepared"] == 1).unwrap();
+    let get = |path: &str| {
+        let reply = client::get(address, path, SUITE_LIMIT).unwrap();
+        (reply.status, serde_json::from_str::<Value>(&reply.body).unwrap_or_default())
+    };
+    let (status, first) = get("/");
+    assert_eq!(status, 200, "{first}\n{}", agent.log());
+    for (name, rest) in [
+        ("pg8000", json!([Postgres::USER, Postgres::DATABASE, 100])),
+        ("pymysql", json!([format!("{}@%", Mariadb::USER), Mariadb::DATABASE, 100])),
+        ("redis", json!([Redis::USER, "v", 3])),
+    ] {
+        assert_eq!(first[name].as_array().unwrap()[1..], rest.as_array().unwrap()[..], "{first}");
+    }
+    assert_eq!(get("/").1, first, "each keeps its session");
+    for name in ["pg8000", "pymysql", "redis"] {
+        assert_eq!(get(&format!("/lose/{name}")).0, 200);
+    }
+    let (status, second) = get("/");
+    assert_eq!(status, 200, "{second}");
+    for name in ["pg8000", "pymysql", "redis"] {
+        assert_ne!(first[name][0], second[name][0], "another session");
+    }
+    // What was closed is another's again.
+    let pools: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends").unwrap().body).unwrap();
+    for pool in pools.as_array().unwrap() {
+        assert_eq!(pool["leased"], 1, "{pool}");
+    }
+    let (status, said) = get("/wrong/pg8000/pymysql");
+    assert!(status == 500 && said == "backend pg8000 is postgres, not mysql", "{said}");
     assert!(agent.stop().unwrap().success());
 }
 

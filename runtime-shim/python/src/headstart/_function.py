@@ -54,10 +54,11 @@ class _Slot:
     def set(self, grant: Dict[str, Any], descriptor: Optional[int]) -> None:
         with self.changed:
             status = grant.get("status")
-            if status == "ready" and grant.get("tls") is not None:
+            # The kernel may have the keys: then what is read and written is in the clear.
+            if status == "ready" and (grant.get("tls") or {}).get("keys") is not None:
                 if descriptor is not None:
                     os.close(descriptor)
-                reason = "TLS was handed over, which this module does not speak: remove tls_hand_over"
+                reason = "TLS was handed over, which this module does not speak: modprobe tls, or remove tls_hand_over"
                 self.state, self.reason = "failed", reason
             elif status == "ready" and descriptor is not None:
                 sock = socket.socket(fileno=descriptor)
@@ -72,14 +73,43 @@ class _Slot:
 
 
 class Backend:
-    """One backend of a function."""
+    """One backend of a function. Each call gives a connection of its own: the first is the one that the instance was born
+    with.
+    """
 
     def __init__(self, function: "Function", name: str) -> None:
-        self._function, self._name = function, name
+        self._function = function
+        #: As in the agent's configuration.
+        self.name = name
 
     def socket(self, wait: float = BACKEND_WAIT) -> Injected:
-        """A connection of its own: the first is the one that the instance was born with."""
-        return self._function._take(self._name, wait)
+        """The bare connection, for a protocol of your own."""
+        return self._function._take(self.name, wait)
+
+    def _returned(self) -> None:
+        """One that was given is closed."""
+        self._function._tell("returned", {"backend": self.name})
+
+    def pg8000(self, wait: float = BACKEND_WAIT, **arguments: Any) -> Any:
+        """A ``pg8000.dbapi.Connection`` (1.31 or later) to a PostgreSQL backend, with further `arguments` of its own."""
+        from . import _drivers
+
+        return _drivers.pg8000(self, wait, arguments)
+
+    def pymysql(self, wait: float = BACKEND_WAIT, **arguments: Any) -> Any:
+        """A ``pymysql.Connection`` to a MariaDB or MySQL backend, with further `arguments` of its own."""
+        from . import _drivers
+
+        return _drivers.pymysql(self, wait, arguments)
+
+    def redis(self, wait: float = BACKEND_WAIT, **arguments: Any) -> Any:
+        """A ``redis.Redis`` in RESP2 whose pool takes its connections from the agent, with further `arguments` of the pool.
+
+        It asks for another connection whenever it has lost one, or several are used at a time.
+        """
+        from . import _drivers
+
+        return _drivers.redis(self, wait, arguments)
 
 
 class Function:
