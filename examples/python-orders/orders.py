@@ -3,7 +3,13 @@
 - `GET /` answers `{"answer": 42, "backend_pid": ...}` with one round trip to the database.
 - `GET /orders` lists the newest orders (it needs the table of `../orders/schema.sql`).
 
-The agent's configuration has `backend_sockets = true` for it: libpq finds its session where PGHOST leads.
+The agent's configuration has `backend_sockets = true` for it: libpq finds its session where PGHOST leads. In a container
+without a network: `sh rootfs.sh /srv/python-orders`, and then
+
+    runtime = "oci"
+    rootfs = "/srv/python-orders"
+    command = ["/usr/bin/python3", "/app/orders.py"]
+
 Without an agent: PORT=8081 PGHOST=127.0.0.1 PGUSER=app PGDATABASE=orders PGPASSWORD=... python3 orders.py
 """
 

@@ -51,15 +51,42 @@ impl Drop for Installed {
     }
 }
 
-/// Cold, frozen while the database restarts, thawed, stopped.
 #[test]
-fn the_example_lives_like_any_function() {
-    let tools = ["runc", "python3", "/usr/lib/postgresql"];
-    if !privilege::require_root("namespaces and PostgreSQL") || !privilege::require_tools(&tools) {
-        return;
+fn the_example_lives_like_any_process() {
+    if ready() {
+        let installed = Installed::new();
+        let directory = installed.0.display();
+        lives(&format!(
+            "runtime = \"process\"\ncommand = [\"/usr/bin/python3\", \"{directory}/orders.py\"]\n\
+             env = {{ PYTHONPATH = \"{directory}\" }}\n"
+        ));
     }
-    let (mut postgres, installed) = (PostgresSetup::default().tls().start().unwrap(), Installed::new());
-    let (address, directory) = (free_port().unwrap(), installed.0.display());
+}
+
+#[test]
+fn the_example_lives_like_any_container() {
+    if ready() {
+        let (rootfs, script) = (
+            lab::target_dir().join("python-orders"),
+            lab::workspace().join("examples/python-orders/rootfs.sh"),
+        );
+        let mut make = Command::new("sh");
+        run_within(Duration::from_secs(300), make.arg(script).arg(&rootfs)).unwrap();
+        lives(&format!(
+            "runtime = \"oci\"\nrootfs = {rootfs:?}\ncommand = [\"/usr/bin/python3\", \"/app/orders.py\"]\n"
+        ));
+    }
+}
+
+fn ready() -> bool {
+    let tools = ["runc", "python3", "/usr/lib/postgresql"];
+    privilege::require_root("namespaces and PostgreSQL") && privilege::require_tools(&tools)
+}
+
+/// Cold, frozen while the database restarts, thawed, stopped.
+fn lives(how: &str) {
+    let mut postgres = PostgresSetup::default().tls().start().unwrap();
+    let address = free_port().unwrap();
     let backend = format!(
         "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
          password_file = {:?}\ntls = {{ ca_file = {:?} }}\npool = {{ min_idle = 1, max = 8, backoff_max = \"100ms\" }}\n",
@@ -70,8 +97,7 @@ fn the_example_lives_like_any_function() {
         postgres.ca_file(),
     );
     let function = format!(
-        "[[function]]\nname = \"orders\"\nlisten = \"{address}\"\nruntime = \"process\"\n\
-         command = [\"/usr/bin/python3\", \"{directory}/orders.py\"]\nenv = {{ PYTHONPATH = \"{directory}\" }}\n\
+        "[[function]]\nname = \"orders\"\nlisten = \"{address}\"\n{how}\
          backends = [\"orders-db\"]\nbackend_sockets = true\nfreeze_after = \"200ms\"\nmemory = \"256MiB\"\n"
     );
     let agent = AgentSetup::default().config(&backend).config(&function).start().unwrap();
