@@ -84,7 +84,7 @@ trap 'exit 1' HUP INT TERM
     printf 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n'
     # Nothing is built in there: what a test needs was built when it ran out here.
     printf 'export CARGO=true\n'
-    env | grep -E '^(RUST_|HEADSTART_|CARGO_)[A-Z_]*=[^ ]*$' | sed 's/^/export /'
+    env | grep -E '^(CI|(RUST|HEADSTART|CARGO)_[A-Z_]*)=[^ ]*$' | sed 's/^/export /'
     printf 'exec'
     for word in "$@"; do printf " '%s'" "$word"; done
     printf '\n'
