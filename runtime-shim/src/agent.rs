@@ -38,6 +38,8 @@ use crate::{Error, Reason, now_ns, report};
 #[derive(Debug)]
 pub(crate) struct Agent {
     control: Channel,
+    /// Goes before anything else.
+    unsaid: Mutex<Vec<ToAgent>>,
     /// A duplicate of the control socket, only to learn when there is something
     /// to read: the safe way to have tokio watch a socket type it does not know.
     readiness: UnixStream,
@@ -104,6 +106,7 @@ impl Agent {
     /// Takes over the control socket and starts its reader.
     pub(crate) fn new(
         channel: Channel,
+        unsaid: Vec<ToAgent>,
         backends: Vec<(Grant, Option<OwnedFd>)>,
         orders: mpsc::Sender<Order>,
     ) -> Result<Arc<Self>, Error> {
@@ -115,7 +118,8 @@ impl Agent {
         let readiness = readiness(&channel).map_err(Error::Runtime)?;
         let orders = Mutex::new(Some(orders));
         let (keys, gone) = (Mutex::default(), AtomicBool::new(false));
-        let agent = Arc::new(Self { control: channel, readiness, slots, orders, keys, gone });
+        let unsaid = Mutex::new(unsaid);
+        let agent = Arc::new(Self { control: channel, unsaid, readiness, slots, orders, keys, gone });
         tokio::spawn(Arc::clone(&agent).read());
         Ok(agent)
     }
@@ -127,7 +131,15 @@ impl Agent {
 
     /// Says something. Nothing of the function's depends on it being heard but a [`ToAgent::Request`].
     pub(crate) fn tell(&self, message: &ToAgent) -> Result<(), WireError> {
+        self.introduce();
         self.control.send(message, &[])
+    }
+
+    /// Says what was kept until the function had taken its first steps.
+    fn introduce(&self) {
+        let mut unsaid = lock(&self.unsaid);
+        // If the agent is gone, the reader will say so.
+        unsaid.drain(..).for_each(|message| drop(self.control.send(&message, &[])));
     }
 
     /// A connection of this backend: the leased one, or one more.
@@ -183,6 +195,7 @@ impl Agent {
     }
 
     async fn read(self: Arc<Self>) {
+        self.introduce();
         let error = loop {
             match self.receive().await {
                 Ok(Received { message: ToFunction::Grant(grant), mut descriptors }) => {

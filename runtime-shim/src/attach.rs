@@ -1,4 +1,4 @@
-//! Hello, lease, acknowledgement: blocking, because nothing else runs yet.
+//! The lease: blocking, because nothing else runs yet.
 
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
@@ -51,10 +51,13 @@ pub(crate) enum Attachment {
     Agent(Box<Attached>),
 }
 
-/// A lease that was received and acknowledged.
+/// A lease that was received.
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) channel: Channel,
+    /// What the agent is still to be told, before anything else. It waits for nothing of that, and the function should
+    /// not wait until the agent is woken.
+    pub(crate) unsaid: Vec<ToAgent>,
     pub(crate) function: String,
     pub(crate) instance: String,
     pub(crate) listener: TcpListener,
@@ -73,17 +76,25 @@ impl Attachment {
         }
     }
 
-    /// Hello, lease, acknowledgement on this control socket.
+    /// The lease on this control socket, and what is to be said of it.
     pub(crate) fn over(channel: Channel, entered_ns: u64, wait: Duration) -> Result<Self, Error> {
         channel.set_nonblocking(true).map_err(Error::Lease)?;
-        let hello = ToAgent::Hello { shim: SHIM.to_owned(), hello_ns: entered_ns };
-        // If the agent is gone, receiving says so, and its lease may still be queued.
-        let _ = channel.send(&hello, &[]);
-        let Received { message, descriptors } = receive(&channel, wait)?;
-        let injected_ns = now_ns();
+        let mut unsaid = vec![ToAgent::Hello { shim: SHIM.to_owned(), hello_ns: entered_ns }];
+        let queued = match channel.recv() {
+            Err(error) if error.would_block() => None,
+            other => Some(other.map_err(Error::Lease)?),
+        };
+        let Received { message, descriptors } = match queued {
+            Some(received) => received,
+            None => {
+                // If the agent is gone, receiving says so.
+                unsaid.drain(..).for_each(|hello| drop(channel.send(&hello, &[])));
+                receive(&channel, wait)?
+            }
+        };
         let ToFunction::Lease(lease) = message else { return Err(Error::GrantBeforeLease) };
-        let _ = channel.send(&ToAgent::Ack { injected_ns }, &[]);
-        Ok(Self::Agent(Box::new(distribute(channel, lease, descriptors)?)))
+        unsaid.push(ToAgent::Ack { injected_ns: now_ns() });
+        Ok(Self::Agent(Box::new(distribute(channel, unsaid, lease, descriptors)?)))
     }
 }
 
@@ -108,7 +119,12 @@ fn receive(channel: &Channel, wait: Duration) -> Result<Received<ToFunction>, Er
 
 /// Gives each descriptor to what it belongs to. The wire crate has checked that
 /// there are as many as the lease announces.
-fn distribute(channel: Channel, lease: Lease, descriptors: Vec<OwnedFd>) -> Result<Attached, Error> {
+fn distribute(
+    channel: Channel,
+    unsaid: Vec<ToAgent>,
+    lease: Lease,
+    descriptors: Vec<OwnedFd>,
+) -> Result<Attached, Error> {
     let expected = 2 + lease.backends.iter().filter(|grant| grant.is_ready()).count();
     let got = descriptors.len();
     let missing = || Error::Lease(WireError::Descriptors { expected, got });
@@ -125,7 +141,7 @@ fn distribute(channel: Channel, lease: Lease, descriptors: Vec<OwnedFd>) -> Resu
     });
     let backends = backends.collect();
     let Lease { function, instance, concurrency, .. } = lease;
-    Ok(Attached { channel, function, instance, listener, activity, concurrency, backends })
+    Ok(Attached { channel, unsaid, function, instance, listener, activity, concurrency, backends })
 }
 
 #[cfg(test)]

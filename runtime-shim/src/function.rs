@@ -85,7 +85,7 @@ impl Function {
         if let Attachment::Agent(attached) = attachment {
             let (orders, receiver) = tokio::sync::mpsc::channel(rest::ORDERS_MAX);
             ordered = Some(receiver);
-            shared.agent = Some(Agent::new(attached.channel, attached.backends, orders)?);
+            shared.agent = Some(Agent::new(attached.channel, attached.unsaid, attached.backends, orders)?);
             shared.name = Some(attached.function);
             shared.instance = Some(attached.instance);
             shared.listener = Mutex::new(Some(attached.listener));
