@@ -225,6 +225,15 @@ class FunctionTest(unittest.TestCase):
         for end in (ours, mine):
             end.close()
 
+    def test_a_driver_that_is_not_there_is_named(self):
+        sys.path.insert(0, SOURCE)
+        try:
+            from headstart import HeadstartError, _drivers
+        finally:
+            sys.path.remove(SOURCE)
+        with self.assertRaisesRegex(HeadstartError, "pip install 'no-such>=1'"):
+            _drivers._driver("no_such_driver", "no-such>=1")
+
     def test_it_is_frozen_only_when_nobody_is_connected(self):
         agent = self.agent()
         agent.until_ready()

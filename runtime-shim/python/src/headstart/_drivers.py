@@ -1,6 +1,7 @@
 """Drivers over connections of the agent: they log in to nobody, since the agent has done that.
 
-pg8000 and PyMySQL insist on a login: it is played to them, and not a byte of it leaves the process.
+pg8000 and PyMySQL insist on a login: it is played to them, and not a byte of it leaves the process. PyMySQL goes on with
+questions of its own, which do.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def pg8000(backend: "Backend", wait: float, arguments: "dict[str, Any]") -> Any:
 
 
 def pymysql(backend: "Backend", wait: float, arguments: "dict[str, Any]") -> Any:
-    module = _driver("pymysql", "PyMySQL")
+    module = _driver("pymysql", "PyMySQL>=1.0")
     injected = _take(backend, wait, "mysql")
     session = injected.session
     # Nobody looks at the proof of a password that is made of this.
@@ -66,7 +67,7 @@ def pymysql(backend: "Backend", wait: float, arguments: "dict[str, Any]") -> Any
 
 
 def redis(backend: "Backend", wait: float, arguments: "dict[str, Any]") -> Any:
-    module = _driver("redis", "redis")
+    module = _driver("redis", "redis>=4.3")
 
     class Connection(module.connection.Connection):  # type: ignore[misc, name-defined]
         """One that the agent has logged in; another each time it is lost."""
