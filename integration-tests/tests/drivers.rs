@@ -234,8 +234,12 @@ fn the_tests_of_asyncpg_pass() {
         left_out: &[
             ("test_listen_", "they want the database postgres, and are told that it is another one"),
             ("dangling", "the same"),
+            (
+                "failure_during_writes",
+                "a race of the server's error with 4 MB of writes, for which sockets have room",
+            ),
         ],
-        passed: 111,
+        passed: 110,
     }
     .run(&shared(&postgres));
 }
