@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, accept4, getsockopt,
-    recvmsg, sendmsg, socketpair,
+    recv, recvmsg, sendmsg, socketpair,
 };
 
 use crate::{Direction, WireError};
@@ -109,8 +109,9 @@ impl Channel {
     /// # Errors
     /// See [`WireError`]; all but a would-block mean that the socket should be closed.
     pub fn recv<M: Direction>(&self) -> Result<Received<M>, WireError> {
+        // Room for this message, not for the longest: a process that has just started pays for each page it touches.
         // One byte more than allowed tells a message at the limit from one beyond it.
-        let mut packet = vec![0u8; M::MAX_BYTES + 1];
+        let mut packet = vec![0u8; self.next_bytes()?.min(M::MAX_BYTES + 1)];
         let (length, descriptors) = self.recv_raw(&mut packet)?;
         if length > M::MAX_BYTES {
             return Err(WireError::Oversized { limit: M::MAX_BYTES });
@@ -124,6 +125,12 @@ impl Channel {
             return Err(WireError::Descriptors { expected, got: descriptors.len() });
         }
         Ok(Received { message, descriptors })
+    }
+
+    /// How long the next packet is, none for the end (recv(2), `MSG_TRUNC`).
+    fn next_bytes(&self) -> Result<usize, WireError> {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        Ok(recv(self.0.as_raw_fd(), &mut [], flags).map_err(std::io::Error::from)?)
     }
 
     fn recv_raw(&self, packet: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), WireError> {
