@@ -144,8 +144,10 @@ fn status_watch_prints_again_and_again_until_it_is_interrupted() {
     function.rest(&agent, "orders").unwrap();
     let watch = |more: &[&str]| {
         let admin = agent.admin().to_string();
-        let arguments = ["status", "--watch", "--admin", &admin];
-        Process::spawn(Command::new(binary().unwrap()).args(arguments).args(more)).unwrap()
+        // Whoever runs the tests may ignore SIGINT, and what is ignored stays so.
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(binary().unwrap());
+        Process::spawn(command.args(["status", "--watch", "--admin", &admin]).args(more)).unwrap()
     };
     let (mut table, mut json) = (watch(&[]), watch(&["--json"]));
     let count = |process: &Process, word: &str| process.stdout().matches(word).count();
