@@ -13,7 +13,7 @@ use std::thread;
 use headstart_ebpf::option::{FunctionOption, KIND};
 use nix::sys::signal::Signal;
 
-use client::{NOTHING_IGNORED, PROGRAM, headstart, in_namespace, key_file, root, said};
+use client::{PROGRAM, headstart, in_namespace, key_file, nothing_ignored, root, said};
 use lab::{Cgroup, Running, Wire, ip, listen, own_cgroup};
 
 const PORT: u16 = 8081;
@@ -304,8 +304,8 @@ fn a_signal_that_was_ignored_before_stays_ignored() {
     }
     let tag = "tag --function 7 --to 127.0.0.1:1 -- grep SigIgn /proc/self/status";
     let ignored = |first: &str| {
-        let mut command = Command::new(NOTHING_IGNORED[0]);
-        command.args([NOTHING_IGNORED[1], "bash", "-c", &format!("{first} exec \"$@\""), "-", PROGRAM]);
+        let mut command = nothing_ignored();
+        command.args(["bash", "-c", &format!("{first} exec \"$@\""), "-", PROGRAM]);
         let output = command.args(tag.split_whitespace()).output().unwrap();
         let line = String::from_utf8(output.stdout).unwrap();
         u64::from_str_radix(line.trim().strip_prefix("SigIgn:\t").unwrap(), 16).unwrap() & 0b111

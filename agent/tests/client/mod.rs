@@ -30,13 +30,18 @@ pub(crate) fn write_keys(path: &Path, lines: &str, mode: u32) {
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_headstart");
-/// Starts what follows with no signal ignored, whatever those who run the tests ignore (nohup, a job in the background).
-pub(crate) const NOTHING_IGNORED: [&str; 2] = ["env", "--default-signal"];
+
+/// Runs its arguments with no signal ignored, whatever those who run the tests ignore (nohup, a job in the background).
+pub(crate) fn nothing_ignored() -> Command {
+    let mut command = Command::new("env");
+    command.arg("--default-signal");
+    command
+}
 
 /// The program under test with these arguments, which blanks separate.
 pub(crate) fn headstart(arguments: &str) -> Command {
-    let mut command = Command::new(NOTHING_IGNORED[0]);
-    command.arg(NOTHING_IGNORED[1]).arg(PROGRAM).args(arguments.split_whitespace());
+    let mut command = nothing_ignored();
+    command.arg(PROGRAM).args(arguments.split_whitespace());
     command
 }
 

@@ -127,7 +127,7 @@ impl Channel {
         Ok(Received { message, descriptors })
     }
 
-    /// How long the next packet is, none for the end (recv(2), `MSG_TRUNC`).
+    /// The bytes of the next packet, 0 at the end, without taking it (recv(2), `MSG_PEEK` and `MSG_TRUNC`).
     fn next_bytes(&self) -> Result<usize, WireError> {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
         Ok(recv(self.0.as_raw_fd(), &mut [], flags).map_err(std::io::Error::from)?)

@@ -79,6 +79,7 @@ fn hostile_packets_are_refused_and_leak_nothing() {
         (&good[..], &many[..], "descriptors"),
         (&vec![b'x'; ToAgent::MAX_BYTES + 1][..], &many[..1], "oversized"),
         (&vec![b'x'; 100_000][..], &many[..], "oversized"),
+        (b"", &many[..1], "closed"),
         (&good[..3], &many[..1], "header"),
         (b"HS\x01\0{}", &many[..1], "version"),
         (b"HS\x02\0{", &many[..1], "body"),
