@@ -246,7 +246,7 @@ impl Node {
             Action::Moved(instance, Some(State::Stopping { failed: true }), reason) => {
                 self.failed(function, instance, reason);
             }
-            Action::Suppress(..) | Action::Unused | Action::Moved(..) => {}
+            Action::Suppress(..) | Action::Spent | Action::Unused | Action::Moved(..) => {}
             Action::Watch(watch) => self.watch(function, watch),
             Action::Warm(warm) => self.warm(function, warm),
             Action::Timer(at_ns) => self.timers.push(Reverse((at_ns, function))),

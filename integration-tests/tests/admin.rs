@@ -22,12 +22,13 @@ const RUNTIME: &str = "oci";
 
 /// Every metric, as DESIGN.md promises them. A counter of what did not happen is there too, with 0:
 /// an alert on what is absent never fires.
-const METRICS: [(&str, &str); 18] = [
+const METRICS: [(&str, &str); 19] = [
     ("headstart_syn_events_total", "counter"),
     ("headstart_syn_suppressed_total", "counter"),
     ("headstart_syn_lost_total", "counter"),
     ("headstart_syn_packets_total", "counter"),
     ("headstart_syn_sensor", "gauge"),
+    ("headstart_syn_budget_spent_total", "counter"),
     ("headstart_decisions_total", "counter"),
     ("headstart_coldstart_stage_seconds", "histogram"),
     ("headstart_coldstart_seconds", "histogram"),

@@ -43,22 +43,28 @@ fn a_flood_starts_few_functions_and_loses_nobody() {
         highest = highest.max(resident());
     }
     let sent = flood.join().unwrap();
-    let took = begin.elapsed();
     let metrics = agent.metrics().unwrap();
+    let took = begin.elapsed();
     println!("{sent:?}, {:.0} SYNs a second; {strangers} and {known} requests", sent.rate());
     assert!(sent.took >= LASTING && sent.frames > 500_000, "that was no flood: {sent:?}");
     assert!(strangers >= 10 && known >= 10, "{strangers} and {known} requests in {took:?}");
 
-    // Early starts for strangers: what the budget gives in this time, and its burst of one second.
-    let early = |trigger| {
-        let all = metrics.find("headstart_coldstarts_total", &[]);
-        let open = all.filter(|sample| sample.labels["function"] != CLOSED);
-        open.filter(|sample| sample.labels["trigger"] == trigger).map(|sample| sample.value).sum::<f64>()
+    // What strangers took from the budget: no more than it gives in this time, and its burst of one second.
+    let open = |name, labels: &[(&str, &str)]| {
+        let all = metrics.find(name, labels).filter(|sample| sample.labels["function"] != CLOSED);
+        all.map(|sample| sample.value).sum::<f64>()
     };
-    let early = early("syn") + early("lookup");
+    let spent = open("headstart_syn_budget_spent_total", &[]);
     let most = f64::from(BUDGET.1) * (took.as_secs_f64() + 1.0);
-    println!("{early} early starts; at most {most:.0} are allowed");
-    assert!(early <= most, "{early} early starts in {took:?}, more than {most:.0}");
+    // Every other start is for a connection that was there.
+    let starts = open("headstart_decisions_total", &[("action", "start")]);
+    println!("{starts} starts for {strangers} requests; {spent} of the budget's {most:.1}");
+    assert!(spent > 0.0, "the flood starts what the budget lets it");
+    assert!(spent <= most, "{spent} starts of the budget in {took:?}, more than {most:.1}");
+    assert!(
+        starts <= spent + f64::from(strangers),
+        "{starts} starts for {strangers} requests and {spent} SYNs"
+    );
     let suppressed = metrics.sum("headstart_syn_suppressed_total", &[]);
     assert!(suppressed > 0.0, "what is over the budget is counted");
 

@@ -144,6 +144,8 @@ pub enum Action {
     Answer(u32, Reason),
     /// The demand needs nothing new.
     Suppress(Demand, Reason),
+    /// A SYN without a key took a start from the budgets.
+    Spent,
     /// No connection followed the SYN or knock that started the function.
     Unused,
     /// Watch the accept queue like this; whatever is in it then is news too.

@@ -256,6 +256,9 @@ impl Function {
             }
             None => (None, false),
         };
+        if paid {
+            actions.push(Action::Spent);
+        }
         node.recent.remember(self.number, &demand, reason == Some(Reason::Budget), now_ns);
         if let Some(reason) = reason {
             actions.push(Action::Suppress(demand, reason));

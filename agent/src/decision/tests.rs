@@ -138,7 +138,7 @@ impl Deref for Alone {
 
 /// What is ordered, without what is only told and the timer.
 fn orders(actions: &[Action]) -> Vec<Action> {
-    let order = |action: &&Action| !matches!(action, Action::Moved(..) | Action::Timer(_));
+    let order = |action: &&Action| !matches!(action, Action::Moved(..) | Action::Spent | Action::Timer(_));
     actions.iter().filter(order).copied().collect()
 }
 

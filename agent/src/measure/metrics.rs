@@ -20,6 +20,7 @@ pub(super) const GATE_REFUSED: &str = "headstart_gate_refused_total";
 const SYN_EVENTS: &str = "headstart_syn_events_total";
 const SYN_SENSOR: &str = "headstart_syn_sensor";
 const SYN_BUDGET: &str = "headstart_syn_budget_starts";
+const SYN_SPENT: &str = "headstart_syn_budget_spent_total";
 const DECISIONS: &str = "headstart_decisions_total";
 const STAGE: &str = "headstart_coldstart_stage_seconds";
 const COLDSTART: &str = "headstart_coldstart_seconds";
@@ -45,7 +46,7 @@ enum Kind {
 use Kind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric there is.
-const DECLARED: [(&str, Kind, Unit, &str); 27] = [
+const DECLARED: [(&str, Kind, Unit, &str); 28] = [
     (
         SYN_EVENTS,
         Counter,
@@ -82,6 +83,7 @@ const DECLARED: [(&str, Kind, Unit, &str); 27] = [
         Unit::Count,
         "Starts per second that SYNs without a key may cause at present: on the node, and of each function",
     ),
+    (SYN_SPENT, Counter, Unit::Count, "Starts that SYNs without a key took from the budgets"),
     (DECISIONS, Counter, Unit::Count, "Actions that were decided, with their reason"),
     (STAGE, Histogram, Unit::Seconds, "Duration of each stage of a cold start"),
     (COLDSTART, Histogram, Unit::Seconds, "Cold start from SYN to ready"),
@@ -191,7 +193,9 @@ pub fn install() -> Result<Export, BuildError> {
 
 /// Shows a function's counters before they count: an alert on what is absent never fires.
 pub fn declare(function: &str) {
-    counter!(UNUSED, "function" => function.to_owned()).increment(0);
+    for name in [SYN_SPENT, UNUSED] {
+        counter!(name, "function" => function.to_owned()).increment(0);
+    }
     for trigger in Trigger::ALL {
         for outcome in [Outcome::Ready, Outcome::Failed] {
             let labels = [
@@ -263,6 +267,11 @@ pub fn record_stages(timeline: &Timeline, stages: &[(&'static str, Option<f64>)]
                 .record(*seconds);
         }
     }
+}
+
+/// A SYN without a key took a start from the budgets.
+pub fn record_spent(function: &str) {
+    counter!(SYN_SPENT, "function" => function.to_owned()).increment(1);
 }
 
 /// No connection followed the SYN or knock that started the function.

@@ -316,6 +316,7 @@ impl Entry {
                 measure::record_decision(name, "suppress", reason.as_str());
             }
             Action::Moved(id, state, reason) => self.record_move(*id, *state, *reason),
+            Action::Spent => measure::record_spent(name),
             Action::Unused => measure::record_unused(name),
             Action::Prepare(_)
             | Action::Freeze(_)

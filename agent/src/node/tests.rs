@@ -233,6 +233,7 @@ const SERVED: ToAgent = ToAgent::Served { accept_ns: 4, first_response_ns: 5 };
 
 const GLOBAL_BUDGET: &str = "headstart_syn_budget_starts{scope=\"global\"}";
 const OWN_BUDGET: &str = "headstart_syn_budget_starts{scope=\"function\",function=\"orders\"}";
+const SPENT: &str = "headstart_syn_budget_spent_total{function=\"orders\"}";
 const UNUSED: &str = "headstart_starts_unused_total{function=\"orders\"}";
 
 #[test]
@@ -258,12 +259,13 @@ fn one_syn_that_both_sensors_see_is_one_start_and_one_duplicate() {
 #[test]
 fn a_start_that_nobody_follows_halves_the_budgets_and_a_first_answer_adds_to_them() {
     run(UNUSED_AFTER, PLENTY, async |bed| {
-        assert_eq!(bed.value(UNUSED).await, 0.0);
+        assert_eq!((bed.value(SPENT).await, bed.value(UNUSED).await), (0.0, 0.0));
         bed.waste_a_start().await;
         assert!(bed.node.seen(&Seen::Event(syn(2))));
         bed.say(1, &[HELLO, ACK, READY, SERVED]);
         bed.is(OWN_BUDGET, 9.0).await;
         assert_eq!((bed.value(GLOBAL_BUDGET).await, bed.value(UNUSED).await), (65.0, 1.0));
+        assert_eq!(bed.value(SPENT).await, 2.0);
         bed.node.shutdown().await;
     });
 }
@@ -325,6 +327,7 @@ fn a_key_and_an_allowed_source_start_what_the_budget_refuses_to_others() {
             assert_eq!(bed.status().await.instances, 0);
             assert!(bed.node.seen(&Seen::Event(trusted)));
             assert_eq!(bed.status().await.instances, 1);
+            assert_eq!(bed.value(SPENT).await, 0.0);
             bed.node.shutdown().await;
         });
     }

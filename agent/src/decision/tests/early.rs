@@ -355,8 +355,9 @@ proptest! {
     ) {
         let mut node = Node::new(4, rates(1, own), rates(1, global));
         let mut now_ns = 0;
-        // Times of open starts by function: each for a client of its own.
+        // Times of open starts by function: each for a client of its own; and of those that were paid.
         let mut starts: Vec<(usize, u64)> = Vec::new();
+        let mut spent = Vec::new();
         let mut clients = std::collections::HashSet::new();
         let (mut early, mut wasted) = (0, 0);
         for (function, step, later_ms) in steps {
@@ -383,6 +384,7 @@ proptest! {
             let actions = park(&mut node, function, actions, now_ns);
             for action in actions {
                 match action {
+                    Action::Spent => spent.push((function, now_ns)),
                     Action::Unused => wasted += 1,
                     Action::Release(_, demand) if demand.trigger.is_early() => {
                         early += 1;
@@ -403,12 +405,14 @@ proptest! {
         prop_assert!(wasted <= early, "{} of {} starts were unused", wasted, early);
         for function in [None, Some(0), Some(1), Some(2), Some(3)] {
             let rate = if function.is_some() { own } else { global };
-            let times: Vec<_> =
-                starts.iter().filter(|(f, _)| function.is_none_or(|own| own == *f)).map(|(_, at)| *at).collect();
-            for (first, from) in times.iter().enumerate() {
-                for (last, to) in times.iter().enumerate().skip(first) {
-                    let allowed = u64::from(rate) * (SECOND + (to - from)) / SECOND;
-                    prop_assert!(u64::try_from(last - first + 1).unwrap() <= allowed, "{function:?}");
+            for times in [&starts, &spent] {
+                let times = times.iter().filter(|(f, _)| function.is_none_or(|own| own == *f));
+                let times: Vec<_> = times.map(|(_, at)| *at).collect();
+                for (first, from) in times.iter().enumerate() {
+                    for (last, to) in times.iter().enumerate().skip(first) {
+                        let allowed = u64::from(rate) * (SECOND + (to - from)) / SECOND;
+                        prop_assert!(u64::try_from(last - first + 1).unwrap() <= allowed, "{function:?}");
+                    }
                 }
             }
         }

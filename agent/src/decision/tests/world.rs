@@ -532,7 +532,7 @@ impl World {
                 let late_ns = self.rng.ms(2);
                 self.at(at_ns + late_ns, Thing::Event(Event::Timer));
             }
-            Action::Suppress(..) | Action::Unused | Action::Warm(_) | Action::Moved(..) => {}
+            Action::Suppress(..) | Action::Spent | Action::Unused | Action::Warm(_) | Action::Moved(..) => {}
         }
         Ok(())
     }
