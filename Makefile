@@ -18,6 +18,7 @@ build: ## Builds the agent, target/release/headstart.
 	@cargo build --release --locked -p headstart-agent
 
 demo: install ## Three requests side by side: warm, cold, cold the usual way (root).
+	@test -x target/release/demo || echo "Compiling, the first time: five to twelve minutes on two cores."
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
 	@target/release/demo
 

@@ -368,6 +368,14 @@ mod tests {
     }
 
     #[test]
+    fn every_metric_is_in_the_guide() {
+        let guide = include_str!("../../../docs/operating.md");
+        for (name, ..) in DECLARED {
+            assert!(guide.contains(&format!("\n| `{name}` | ")), "docs/operating.md does not tell of {name}");
+        }
+    }
+
+    #[test]
     fn buckets_rise_from_50_us_to_30_s() {
         assert!(BUCKETS.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!((BUCKETS[0], BUCKETS[17]), (50e-6, 30.0));
