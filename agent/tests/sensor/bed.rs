@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use headstart_agent::syn::{Attached, Kernel, Mode, Pins, Route, Routes, Sensing};
 use headstart_config::{Config, Interfaces, RequireAuth};
@@ -15,6 +16,8 @@ use nix::sched::{CloneFlags, setns};
 use tokio::sync::watch;
 
 const INSIDE: &str = "HEADSTART_TEST_INSIDE";
+
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs `body` in namespaces of its own, which are gone when it ends. Needs root: without it the test is
 /// skipped, except under CI.
@@ -49,6 +52,18 @@ pub(crate) fn ip(words: &str) {
 pub(crate) fn shown(interface: &str) -> String {
     let output = Command::new("ip").args(["-d", "link", "show", interface]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until the interface has no program any more: the kernel lets go of a link that is no longer pinned a moment
+/// later, in a task of its own (`bpf_link_put`).
+pub(crate) async fn bare(interface: &str) {
+    let looks = async {
+        while shown(interface).contains("xdp") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let bare = tokio::time::timeout(LIMIT, looks).await;
+    assert!(bare.is_ok(), "{}", shown(interface));
 }
 
 /// The pin directory of these tests: inside, the mount is their own.
@@ -124,7 +139,7 @@ pub(crate) async fn until(
 ) {
     let row = Attached { interface: interface.to_owned(), mode, on };
     let found = attached.wait_for(|rows| rows.contains(&row));
-    let found = tokio::time::timeout(std::time::Duration::from_secs(20), found).await;
+    let found = tokio::time::timeout(LIMIT, found).await;
     assert!(matches!(found, Ok(Ok(_))), "{row:?} never came");
 }
 

@@ -23,6 +23,14 @@ pub(crate) fn has_xdp(namespace: &Namespace, interface: &str) -> bool {
     ip(namespace, &format!("-d link show dev {interface}")).unwrap().contains("xdp")
 }
 
+/// Waits until there is none: the kernel lets go of a link that is no longer pinned a moment later, in a task of its own.
+pub(crate) fn wait_bare(namespace: &Namespace, interface: &str) {
+    cli::eventually(&format!("no program on {interface}"), LIMIT, || {
+        Ok((!has_xdp(namespace, interface)).then_some(()))
+    })
+    .unwrap();
+}
+
 /// The modes in which the agent watches the interface now.
 pub(crate) fn modes(agent: &Agent, interface: &str) -> Vec<String> {
     let metrics = agent.metrics().unwrap();

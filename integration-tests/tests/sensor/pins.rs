@@ -8,7 +8,7 @@ use headstart_integration_tests::lab::{Scratch, free_port};
 use headstart_integration_tests::node::{Node, trigger};
 use headstart_integration_tests::site::LIMIT;
 
-use crate::common::{function, has_xdp, wait_modes};
+use crate::common::{function, has_xdp, wait_bare, wait_modes};
 
 #[test]
 fn with_unpin_nothing_is_left_behind() {
@@ -19,7 +19,7 @@ fn with_unpin_nothing_is_left_behind() {
     wait_modes(&agent, node.link.host_if(), &["native", "generic"]);
     let ended = agent.halt().unwrap();
     assert_eq!(pinned(ended.pin_dir()), Vec::<String>::new());
-    assert!(!has_xdp(&node.node, node.link.host_if()));
+    wait_bare(&node.node, node.link.host_if());
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn pins_outlive_the_agent_and_the_next_one_takes_them_over() {
     assert!(has_xdp(&node.node, node.link.host_if()));
     killed.uninstall().unwrap();
     assert_eq!(pinned(killed.pin_dir()), Vec::<String>::new());
-    assert!(!has_xdp(&node.node, node.link.host_if()));
+    wait_bare(&node.node, node.link.host_if());
     // Twice is no mistake.
     killed.uninstall().unwrap();
 }
