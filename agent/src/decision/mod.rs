@@ -35,6 +35,7 @@ mod action;
 mod admission;
 mod budget;
 mod failure;
+mod instances;
 mod load;
 mod policy;
 mod recent;
@@ -54,7 +55,7 @@ use std::time::Duration;
 
 use self::failure::Failures;
 use self::waiting::{Promise, Waiting};
-use crate::event::{Demand, End, Event, FunctionId, InstanceId, Trigger};
+use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 
 /// An instance that crashes sooner than this after it was ready counts as a
 /// failed start, so that a crash loop is slowed down like any other failure.
@@ -335,208 +336,6 @@ impl Function {
             self.starts.confirmed(now_ns);
             node.starts.confirmed(now_ns);
         }
-    }
-
-    fn adopted(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
-        self.next_instance = self.next_instance.max(id + 1);
-        let instance = Instance::new(State::Ready, Reason::Adopted, now_ns);
-        self.instances.insert(id, Instance { released_ns: now_ns, ready_ns: now_ns, ..instance });
-        actions.push(Action::Moved(id, Some(State::Ready), Reason::Adopted));
-    }
-
-    fn changed(&mut self, policy: Policy, replace: bool, now_ns: u64, actions: &mut Vec<Action>) {
-        if policy.starts != self.policy.starts || policy.unused_after != self.policy.unused_after {
-            self.starts = Budget::new(policy.starts, policy.unused_after);
-        }
-        self.policy = policy;
-        // What failed may be mended.
-        self.failures = Failures::default();
-        if !replace {
-            return;
-        }
-        for instance in self.instances.values_mut() {
-            if let State::Preparing { stale } = &mut instance.state {
-                *stale = true;
-            }
-        }
-        self.discard_all(Reason::Replaced, actions);
-        self.stop_all(Reason::Replaced, now_ns, actions);
-    }
-
-    fn on_parked(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
-        let Some(Instance { state: State::Preparing { stale }, .. }) = self.instances.get(&id) else {
-            return;
-        };
-        if *stale || self.closed {
-            let reason = if self.closed { Reason::Closed } else { Reason::Replaced };
-            self.instances.remove(&id);
-            actions.extend([Action::Discard(id), Action::Moved(id, None, reason)]);
-            return;
-        }
-        self.failures.prepared();
-        self.parked.push_back(id);
-        self.set(id, State::Parked, Reason::Refill, now_ns, actions);
-    }
-
-    fn prepare_failed(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
-        let stale = match self.instances.get(&id) {
-            Some(Instance { state: State::Preparing { stale }, .. }) => *stale,
-            _ => return,
-        };
-        self.instances.remove(&id);
-        actions.push(Action::Moved(id, None, Reason::PrepareFailed));
-        if stale {
-            return;
-        }
-        self.failures.prepare_failed(now_ns, &self.policy);
-        // Somebody waits for it: for them it is a start that failed.
-        if self.parked.is_empty() && (self.waiting.demand() > 0 || self.woken.is_some()) {
-            self.start_failed(now_ns);
-        }
-    }
-
-    fn ready(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        if let State::Starting { .. } | State::Thawing { .. } = instance.state {
-            if instance.ready_ns == 0 {
-                instance.ready_ns = now_ns;
-            }
-            self.set(id, State::Ready, Reason::Initialised, now_ns, actions);
-        }
-    }
-
-    /// The only word for it that we have of an instance that does not count is its own: one that lies keeps the
-    /// budgets at their maximum, and gains no more than that.
-    fn served(&mut self, id: InstanceId, load: &Load, now_ns: u64, node: &mut Admission) {
-        if self.instances.contains_key(&id)
-            && load.of(id).open.is_none()
-            && let Some(promise) = self.waiting.keep_one()
-        {
-            self.kept(&promise, now_ns, node);
-        }
-    }
-
-    fn frozen(&mut self, id: InstanceId, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
-        if self.state(id) != Some(State::Freezing) {
-            return;
-        }
-        self.set(id, State::Frozen, Reason::Idle, now_ns, actions);
-        // Somebody was quicker than the freezer.
-        if load.of(id).open.is_some_and(|open| open > 0) {
-            self.thaw(id, Demand::local(Trigger::Accept, now_ns), Reason::Busy, now_ns, actions);
-        }
-    }
-
-    fn not_frozen(&mut self, id: InstanceId, busy: bool, now_ns: u64, actions: &mut Vec<Action>) {
-        if self.state(id) == Some(State::Freezing) {
-            // From now on it is idle anew: the next attempt has its time.
-            let reason = if busy { Reason::Busy } else { Reason::FreezeFailed };
-            self.set(id, State::Ready, reason, now_ns, actions);
-        }
-    }
-
-    fn gone(&mut self, id: InstanceId, end: End, now_ns: u64, actions: &mut Vec<Action>) {
-        let Some(instance) = self.instances.remove(&id) else { return };
-        actions.push(Action::Moved(id, None, Reason::Ended(end)));
-        let short = now_ns.saturating_sub(instance.ready_ns) < nanos(LIFE_MIN);
-        match instance.state {
-            State::Preparing { .. } | State::Parked => {
-                // It died while parked: replace it, but never in a tight loop.
-                self.parked.retain(|parked| *parked != id);
-                self.failures.prepare_failed(now_ns, &self.policy);
-            }
-            State::Starting { .. } | State::Stopping { failed: true } => self.start_failed(now_ns),
-            State::Stopping { failed: false } => {}
-            _ if !end.is_clean() && short => self.start_failed(now_ns),
-            _ => {}
-        }
-    }
-
-    fn start_failed(&mut self, now_ns: u64) {
-        self.failures.start_failed(now_ns, &self.policy);
-        if self.count(State::is_alive) == 0 {
-            self.waiting.forget_promises();
-            self.woken = None;
-        }
-    }
-
-    fn freeze_all(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        for id in self.in_state(|state| state == State::Ready) {
-            self.freeze(id, now_ns, Reason::Requested, now_ns, actions);
-        }
-    }
-
-    fn stop_all(&mut self, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
-        if reason == Reason::Requested {
-            self.woken = None;
-        }
-        for id in self.in_state(|state| state.is_alive() && !matches!(state, State::Stopping { .. })) {
-            self.stop(id, false, reason, now_ns, actions);
-        }
-    }
-
-    fn shutdown(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        self.closed = true;
-        self.woken = None;
-        self.waiting.forget_promises();
-        self.stop_all(Reason::Closed, now_ns, actions);
-        self.discard_all(Reason::Closed, actions);
-    }
-
-    fn discard_all(&mut self, reason: Reason, actions: &mut Vec<Action>) {
-        for id in std::mem::take(&mut self.parked) {
-            self.instances.remove(&id);
-            actions.extend([Action::Discard(id), Action::Moved(id, None, reason)]);
-        }
-    }
-
-    fn state(&self, id: InstanceId) -> Option<State> {
-        self.instances.get(&id).map(|instance| instance.state)
-    }
-
-    fn in_state(&self, wanted: impl Fn(State) -> bool) -> Vec<InstanceId> {
-        self.instances.iter().filter(|(_, instance)| wanted(instance.state)).map(|(id, _)| *id).collect()
-    }
-
-    fn set(&mut self, id: InstanceId, state: State, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
-        if let Some(instance) = self.instances.get_mut(&id) {
-            (instance.state, instance.reason, instance.since_ns) = (state, reason, now_ns);
-            actions.push(Action::Moved(id, Some(state), reason));
-        }
-    }
-
-    fn stop(&mut self, id: InstanceId, failed: bool, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
-        self.set(id, State::Stopping { failed }, reason, now_ns, actions);
-        actions.push(Action::Stop(id));
-    }
-
-    /// `idle_ns` is since when it counts as idle.
-    fn freeze(
-        &mut self,
-        id: InstanceId,
-        idle_ns: u64,
-        reason: Reason,
-        now_ns: u64,
-        actions: &mut Vec<Action>,
-    ) {
-        self.set(id, State::Freezing, reason, now_ns, actions);
-        if let Some(instance) = self.instances.get_mut(&id) {
-            instance.idle_ns = idle_ns;
-        }
-        actions.push(Action::Freeze(id));
-    }
-
-    fn thaw(
-        &mut self,
-        id: InstanceId,
-        demand: Demand,
-        reason: Reason,
-        now_ns: u64,
-        actions: &mut Vec<Action>,
-    ) {
-        let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
-        self.set(id, State::Thawing { deadline_ns }, reason, now_ns, actions);
-        actions.push(Action::Thaw(id, demand));
     }
 }
 

@@ -5,6 +5,7 @@ mod rest;
 mod world;
 
 use super::*;
+use crate::event::End;
 use std::ops::Deref;
 
 const MS: u64 = 1_000_000;

@@ -1,8 +1,7 @@
 use super::*;
-use crate::start::{BoxFuture, Exit, StartError};
+use crate::start::{BoxFuture, Control, Exit, StartError};
 use headstart_injector::{Address, BackendKind, BackendSpec, PoolSettings, TlsMode};
-use headstart_wire::Channel;
-use headstart_wire::{Direction, GrantStatus};
+use headstart_wire::{Channel, Direction, GrantStatus, ToAgent, ToFunction};
 use std::os::fd::AsRawFd;
 use tokio::net::TcpListener;
 

@@ -1,0 +1,330 @@
+//! The exchange with one instance: what each message means, and what is answered.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use headstart_injector::AUDIT;
+use headstart_wire::{Channel, Flow, Grant, GrantStatus, Lease, Session, ToAgent, ToFunction, WireError};
+
+use super::endpoint::{self, Endpoint};
+use super::grants::Grants;
+use super::{ACK_TIMEOUT, Dowry, LEASES_MAX, Refusal, Said, until};
+use crate::measure;
+use crate::start::{Control, Process};
+
+/// How far an instance is in the exchange. Every message fits exactly one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    Nothing,
+    Hello,
+    Injected,
+    Ready,
+    Served,
+}
+
+/// The agent's side of one instance's control socket.
+pub struct Conversation {
+    dowry: Dowry,
+    instance: String,
+    endpoint: Endpoint,
+    grants: Grants,
+    progress: Progress,
+    /// An earlier agent began it: what the instance says may be the answer to that one, and then means nothing.
+    resumed: bool,
+    /// Questions that it has not answered.
+    freezes: u32,
+    thaws: u32,
+    /// It is quiet and was not thawed: it may be unable to read.
+    frozen: bool,
+    /// The first lease, kept until there is somebody to send it to.
+    unsent: Option<(Lease, Vec<OwnedFd>)>,
+    /// What was in it, until it has arrived: the log can wait, the start cannot.
+    born_with: Vec<Grant>,
+    /// Why the control socket was closed, when the instance is to blame.
+    refusal: Option<String>,
+}
+
+impl Conversation {
+    /// Reserves a connection of every backend, or begins one, and queues the
+    /// lease where the instance inherits its control socket. `page` is what it counts its connections on.
+    ///
+    /// # Errors
+    /// When the socket cannot be watched, or the lease cannot be queued.
+    pub fn begin(dowry: Dowry, instance: &str, control: Control, page: OwnedFd) -> Result<Self, WireError> {
+        let mut grants = Grants::new(dowry.tls);
+        let mut descriptors = vec![page];
+        let mut backends = Vec::new();
+        for pool in dowry.given() {
+            let (grant, descriptor) = grants.first(pool);
+            backends.push(grant);
+            descriptors.extend(descriptor);
+        }
+        let (function, concurrency) = (dowry.function.clone(), dowry.concurrency);
+        let born_with = backends.clone();
+        let lease = Lease { function, instance: instance.to_owned(), concurrency, backends };
+        let mut conversation = Self {
+            dowry,
+            instance: instance.to_owned(),
+            endpoint: Endpoint::new(control)?,
+            grants,
+            progress: Progress::Nothing,
+            freezes: 0,
+            thaws: 0,
+            frozen: false,
+            resumed: false,
+            unsent: Some((lease, descriptors)),
+            born_with,
+            refusal: None,
+        };
+        conversation.send_lease()?;
+        Ok(conversation)
+    }
+
+    /// Takes over where an earlier agent left: `control` leads to an instance that was ready, and that holds a
+    /// connection of each backend in `held`.
+    ///
+    /// # Errors
+    /// When the socket is none of packets, or cannot be watched.
+    pub fn resume(
+        dowry: Dowry,
+        instance: &str,
+        control: OwnedFd,
+        held: &[String],
+    ) -> Result<Self, WireError> {
+        let grants = Grants::inherited(dowry.tls, held, &dowry.pools);
+        let control = Channel::from(control);
+        control.set_nonblocking(true)?;
+        Ok(Self {
+            dowry,
+            instance: instance.to_owned(),
+            endpoint: Endpoint::new(Control::Connected(control))?,
+            grants,
+            progress: Progress::Ready,
+            resumed: true,
+            freezes: 0,
+            thaws: 0,
+            frozen: false,
+            unsent: None,
+            born_with: Vec::new(),
+            refusal: None,
+        })
+    }
+
+    /// The control socket, when an instance has the other end.
+    #[must_use]
+    pub fn control(&self) -> Option<BorrowedFd<'_>> {
+        self.endpoint.channel().map(AsFd::as_fd)
+    }
+
+    /// The backend of each connection that the instance holds.
+    #[must_use]
+    pub fn held(&self) -> Vec<String> {
+        self.grants.held().map(str::to_owned).collect()
+    }
+
+    /// What the instance did that closed its control socket.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// Asks the instance whether it can be frozen; it answers [`Said::Quiet`] or [`Said::Busy`].
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn freeze(&mut self, return_backends: bool) -> Result<(), WireError> {
+        self.tell(&ToFunction::Freeze { return_backends })?;
+        self.freezes += 1;
+        Ok(())
+    }
+
+    /// Tells the instance that it runs again, or is not frozen after all; it answers [`Said::Thawed`].
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn thaw(&mut self) -> Result<(), WireError> {
+        self.tell(&ToFunction::Thaw {})?;
+        self.thaws += 1;
+        self.frozen = false;
+        self.grants.renew();
+        Ok(())
+    }
+
+    fn tell(&self, message: &ToFunction) -> Result<(), WireError> {
+        self.endpoint.channel().ok_or(WireError::Closed)?.send(message, &[])
+    }
+
+    /// Sends the lease as soon as there is a connected peer. The agent's copies
+    /// close here; what is in flight belongs to the instance.
+    fn send_lease(&mut self) -> Result<(), WireError> {
+        let Some(channel) = self.endpoint.channel() else { return Ok(()) };
+        let Some((lease, descriptors)) = self.unsent.take() else { return Ok(()) };
+        let listener = std::iter::once(self.dowry.listener.as_fd());
+        let all: Vec<_> = listener.chain(descriptors.iter().map(AsFd::as_fd)).collect();
+        channel.send(&ToFunction::Lease(lease), &all)
+    }
+
+    /// The next thing the instance says that its task must know. Safe to drop and call again.
+    ///
+    /// `process` is asked whether a peer belongs to the instance.
+    pub async fn next(&mut self, process: &dyn Process) -> Said {
+        loop {
+            if self.endpoint.is_closed() {
+                return Said::Closed;
+            }
+            let overdue = if self.frozen { None } else { self.grants.overdue(ACK_TIMEOUT) };
+            let can_grant = self.unsent.is_none() && !self.frozen;
+            let step = tokio::select! {
+                received = self.endpoint.next(process) => self.received(received),
+                // What becomes ready before the lease is sent follows right after it.
+                (grant, descriptor) = self.grants.next(), if can_grant => {
+                    let holds = descriptor.is_some().then_some(Said::Holds);
+                    self.send_grant(grant, descriptor).map(|()| holds)
+                }
+                () = until(overdue) => Err(Refusal::NoAck),
+            };
+            match step {
+                Ok(Some(said)) => return said,
+                Ok(None) => {}
+                Err(refusal) => {
+                    self.close(&refusal);
+                    return Said::Closed;
+                }
+            }
+        }
+    }
+
+    fn received(&mut self, received: endpoint::Received) -> Result<Option<Said>, Refusal> {
+        match received {
+            endpoint::Received::Connected => {
+                self.send_lease()?;
+                Ok(None)
+            }
+            endpoint::Received::Message(message) => match self.message(message?) {
+                Err(Refusal::OutOfOrder { .. }) if self.resumed => Ok(None),
+                heard => heard,
+            },
+        }
+    }
+
+    fn message(&mut self, message: ToAgent) -> Result<Option<Said>, Refusal> {
+        let (name, from, to, said) = match message {
+            ToAgent::Hello { shim, hello_ns } => {
+                let shim: String = shim.chars().take(64).collect();
+                tracing::debug!(instance = self.instance, ?shim, "hello");
+                ("hello", Progress::Nothing, Progress::Hello, Said::Hello { hello_ns })
+            }
+            ToAgent::Ack { injected_ns } => {
+                if self.progress >= Progress::Injected && self.grants.acknowledged() {
+                    return Ok(None);
+                }
+                for grant in std::mem::take(&mut self.born_with) {
+                    audit(&self.instance, &grant);
+                }
+                ("ack", Progress::Hello, Progress::Injected, Said::Injected { injected_ns })
+            }
+            ToAgent::Ready { ready_ns } => {
+                ("ready", Progress::Injected, Progress::Ready, Said::Ready { ready_ns })
+            }
+            ToAgent::Served { accept_ns, first_response_ns } => {
+                let served = Said::Served { accept_ns, first_response_ns };
+                ("served", Progress::Ready, Progress::Served, served)
+            }
+            ToAgent::Request { backend } => return self.request(&backend),
+            ToAgent::NextKey { connection, flow } => return self.next_key(connection, flow),
+            ToAgent::Returned { backend, connection } => {
+                if self.grants.returned(&backend, connection) {
+                    return Ok(Some(Said::Holds));
+                }
+                return Err(Refusal::OutOfOrder { message: "returned" });
+            }
+            ToAgent::Quiet {} => {
+                let said = answer(&mut self.freezes, "quiet", Said::Quiet)?;
+                self.frozen = self.thaws == 0;
+                return Ok(said);
+            }
+            ToAgent::Busy {} => return answer(&mut self.freezes, "busy", Said::Busy),
+            ToAgent::Thawed { thawed_ns } => {
+                return answer(&mut self.thaws, "thawed", Said::Thawed { thawed_ns });
+            }
+        };
+        if self.progress != from {
+            return Err(Refusal::OutOfOrder { message: name });
+        }
+        self.progress = to;
+        Ok(Some(said))
+    }
+
+    fn request(&mut self, backend: &str) -> Result<Option<Said>, Refusal> {
+        if self.progress < Progress::Injected {
+            return Err(Refusal::OutOfOrder { message: "request" });
+        }
+        let Some(pool) = self.dowry.pools.iter().find(|pool| pool.name() == backend) else {
+            return Err(Refusal::NotConfigured { backend: backend.chars().take(64).collect() });
+        };
+        if self.grants.count() >= LEASES_MAX {
+            return Err(Refusal::TooMany);
+        }
+        let (grant, descriptor) = self.grants.first(pool);
+        match descriptor {
+            // A pending grant needs no message: the function knows that it asked.
+            None => Ok(None),
+            Some(descriptor) => self.send_grant(grant, Some(descriptor)).map(|()| Some(Said::Holds)),
+        }
+    }
+
+    fn next_key(&mut self, connection: u64, flow: Flow) -> Result<Option<Said>, Refusal> {
+        let key = self.grants.next_key(connection, flow);
+        self.tell(&ToFunction::NextKey { connection, flow, key })?;
+        Ok(None)
+    }
+
+    fn send_grant(&mut self, grant: Grant, descriptor: Option<OwnedFd>) -> Result<(), Refusal> {
+        let Some(channel) = self.endpoint.channel() else { return Ok(()) };
+        let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
+        audit(&self.instance, &grant);
+        channel.send(&ToFunction::Grant(grant), &descriptors)?;
+        if !descriptors.is_empty() {
+            self.grants.sent();
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, refusal: &Refusal) {
+        self.endpoint.close();
+        self.unsent = None;
+        if !matches!(refusal, Refusal::Wire(WireError::Closed)) {
+            self.refusal = Some(refusal.to_string());
+            measure::record_refused(refusal.reason());
+            tracing::warn!(
+                function = self.dowry.function,
+                instance = self.instance,
+                reason = refusal.reason(),
+                "control socket closed: {refusal}"
+            );
+        }
+    }
+}
+
+/// Takes the answer to one of our questions.
+fn answer(questions: &mut u32, message: &'static str, said: Said) -> Result<Option<Said>, Refusal> {
+    *questions = questions.checked_sub(1).ok_or(Refusal::OutOfOrder { message })?;
+    Ok(Some(said))
+}
+
+/// Who got which session: a line of the log for each connection that is handed over.
+fn audit(instance: &str, grant: &Grant) {
+    let GrantStatus::Ready { session, tls, .. } = &grant.status else { return };
+    let (backend, tls_handed_over) = (grant.backend.as_str(), tls.is_some());
+    let tls_in_kernel = tls.as_ref().is_some_and(|session| session.keys.is_none());
+    match session {
+        Session::Postgres { process_id, user, database, .. } => {
+            tracing::info!(target: AUDIT, instance, backend, process_id, user, database, tls_handed_over, tls_in_kernel, "connection handed over");
+        }
+        Session::Mysql { connection_id, user, .. } => {
+            tracing::info!(target: AUDIT, instance, backend, connection_id, user, tls_handed_over, tls_in_kernel, "connection handed over");
+        }
+        Session::Redis { .. } | Session::Tcp => {
+            tracing::info!(target: AUDIT, instance, backend, tls_handed_over, tls_in_kernel, "connection handed over");
+        }
+    }
+}
