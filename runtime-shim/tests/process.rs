@@ -204,7 +204,7 @@ fn another_version_is_one_clear_line_and_exit_code_1() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         "headstart: the agent's lease cannot be received: a control message has version 9, \
-         this side speaks 2: rebuild the function or the agent\n"
+         this side speaks 3: rebuild the function or the agent\n"
     );
 }
 

@@ -90,7 +90,7 @@ fn act(mode: &str) -> Result<()> {
         "out_of_order" => say(READY),
         "descriptors" => {
             let rights = [ControlMessage::ScmRights(&[1; 200])];
-            let bytes = [b"HS\x02\0", HELLO.as_bytes()].concat();
+            let bytes = [b"HS\x03\0", HELLO.as_bytes()].concat();
             sendmsg::<()>(CONTROL, &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
             Ok(())
         }
@@ -126,7 +126,7 @@ fn attach() -> Result<()> {
 }
 
 fn say(body: &str) -> Result<()> {
-    packet(&[b"HS\x02\0", body.as_bytes()].concat())
+    packet(&[b"HS\x03\0", body.as_bytes()].concat())
 }
 
 fn packet(bytes: &[u8]) -> Result<()> {

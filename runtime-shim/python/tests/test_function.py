@@ -13,7 +13,7 @@ import textwrap
 import unittest
 
 SOURCE = os.path.join(os.path.dirname(__file__), "..", "src")
-HEAD = b"HS\x02\x00"
+HEAD = b"HS\x03\x00"
 LIMIT = 20
 
 WSGI = """
@@ -175,8 +175,11 @@ class FunctionTest(unittest.TestCase):
 
     def test_backends_are_leased_and_asked_for(self):
         ours, theirs = socket.socketpair()
-        ready = {"backend": "db", "status": "ready", "session": {"kind": "tcp"}, "expires_ns": None}
-        agent = self.agent(backends=[(ready, theirs.fileno())])
+
+        def ready(session="tcp", **more):
+            return {"backend": "db", "status": {"ready": {"session": session, "expires_ns": None, **more}}}
+
+        agent = self.agent(backends=[(ready(), theirs.fileno())])
         theirs.close()
         agent.until_ready()
         self.assertTrue(agent.ask("/backend").endswith("tcp"))
@@ -187,7 +190,7 @@ class FunctionTest(unittest.TestCase):
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
             self.assertEqual(agent.hear("request"), {"backend": "db"})
             mine, theirs = socket.socketpair()
-            agent.tell("grant", {**ready, "session": {"kind": "redis", "database": 0}}, [theirs.fileno()])
+            agent.tell("grant", ready({"redis": {"database": 0}}), [theirs.fileno()])
             theirs.close()
             agent.hear("ack")
             self.assertTrue(client.recv(4096).decode().startswith("HTTP/1.0 200"))
@@ -196,13 +199,13 @@ class FunctionTest(unittest.TestCase):
         with agent.connect() as client:
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
             agent.hear("request")
-            agent.tell("grant", {"backend": "db", "status": "failed", "reason": "the server is full"})
+            agent.tell("grant", {"backend": "db", "status": {"failed": {"reason": "the server is full"}}})
             self.assertIn("500", client.recv(4096).decode())
         with agent.connect() as client:
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
             agent.hear("request")
             another, theirs = socket.socketpair()
-            agent.tell("grant", {**ready, "tls": {"connection": 7, "keys": {}}}, [theirs.fileno()])
+            agent.tell("grant", ready(tls={"connection": 7, "keys": {}}), [theirs.fileno()])
             theirs.close()
             agent.hear("ack")
             self.assertIn("500", client.recv(4096).decode())
@@ -213,7 +216,7 @@ class FunctionTest(unittest.TestCase):
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
             agent.hear("request")
             another, theirs = socket.socketpair()
-            agent.tell("grant", {**ready, "tls": {"connection": 7}}, [theirs.fileno()])
+            agent.tell("grant", ready(tls={"connection": 7}), [theirs.fileno()])
             theirs.close()
             agent.hear("ack")
             self.assertIn("200", client.recv(4096).decode())

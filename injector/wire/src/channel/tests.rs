@@ -82,7 +82,7 @@ fn hostile_packets_are_refused_and_leak_nothing() {
         (b"", &many[..1], "closed"),
         (&good[..3], &many[..1], "header"),
         (b"HS\x01\0{}", &many[..1], "version"),
-        (b"HS\x02\0{", &many[..1], "body"),
+        (b"HS\x03\0{", &many[..1], "body"),
     ] {
         send_raw(&function, packet, descriptors);
         assert_eq!(agent.recv::<ToAgent>().unwrap_err().reason(), reason);

@@ -53,7 +53,7 @@ class _Slot:
 
     def set(self, grant: Dict[str, Any], descriptor: Optional[int]) -> None:
         with self.changed:
-            status = grant.get("status")
+            status, grant = _wire.variant(grant["status"])
             # The kernel may have the keys: then what is read and written is in the clear.
             if status == "ready" and (grant.get("tls") or {}).get("keys") is not None:
                 if descriptor is not None:
@@ -63,7 +63,8 @@ class _Slot:
             elif status == "ready" and descriptor is not None:
                 sock = socket.socket(fileno=descriptor)
                 sock.setblocking(False)
-                self.injected = Injected(sock, grant["session"], grant.get("expires_ns"))
+                kind, session = _wire.variant(grant["session"])
+                self.injected = Injected(sock, {"kind": kind, **session}, grant.get("expires_ns"))
                 self.state = "ready"
             elif status == "pending":
                 self.state = "waiting"
@@ -141,7 +142,8 @@ class Function:
             page = next(descriptors)
             for grant in body["backends"]:
                 slot = self._slots[grant["backend"]] = _Slot()
-                slot.set(grant, next(descriptors, None) if grant["status"] == "ready" else None)
+                ready = _wire.variant(grant["status"])[0] == "ready"
+                slot.set(grant, next(descriptors, None) if ready else None)
         self._places = Places(page, self.concurrency)
         if channel is not None:
             orders: "queue.Queue[Optional[_wire.Received]]" = queue.Queue()

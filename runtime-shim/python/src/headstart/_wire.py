@@ -10,7 +10,7 @@ import os
 import socket
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-VERSION = 2
+VERSION = 3
 CONTROL_FD_ENV = "HEADSTART_CONTROL_FD"
 CONTROL_PATH = "/run/headstart/control.sock"
 
@@ -50,6 +50,14 @@ def decode(packet: bytes) -> Tuple[str, Dict[str, Any]]:
         ((name, body),) = json.loads(packet[4:]).items()
     except (ValueError, AttributeError) as error:
         raise HeadstartError(f"a control message cannot be read: {error}") from None
+    return name, body
+
+
+def variant(value: Any) -> Tuple[str, Dict[str, Any]]:
+    """One of several things: its name, or an object with the name as its key."""
+    if isinstance(value, str):
+        return value, {}
+    ((name, body),) = value.items()
     return name, body
 
 
