@@ -167,7 +167,8 @@ async fn too_many_clients_are_told_and_the_first_connection_is_ready_before_it_i
     drop(stdin);
     assert!(first.wait().expect("psql").success());
     until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
-    assert_eq!(bed.query("select 1"), "1");
+    // Its place is free a moment after its connection.
+    assert!((0..100).any(|_| bed.query("select 1") == "1"), "there is room again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,6 +28,9 @@ impl Mariadb {
         let (files, address) = (Scratch::new("mariadb")?, free_port()?);
         let path = files.path();
         let data = format!("--datadir={}/data", path.display());
+        // Each server begins by removing whatever temporary tables it finds, those of others too.
+        let temporary = path.join("tmp");
+        fs::create_dir(&temporary)?;
         let mut install = Command::new("mariadb-install-db");
         install.args([
             "--no-defaults",
@@ -35,7 +38,7 @@ impl Mariadb {
             "--skip-test-db",
             "--user=root",
         ]);
-        run_within(LIMIT, install.arg(&data))?;
+        run_within(LIMIT, install.arg(&data).env("TMPDIR", &temporary))?;
         let (user, database, password) = (Self::USER, Self::DATABASE, Self::PASSWORD);
         let begin = format!(
             "create database {database};\ncreate user {user} identified by '{password}';\n\
@@ -43,7 +46,7 @@ impl Mariadb {
         );
         fs::write(path.join("begin.sql"), begin)?;
         let mut server = Command::new("mariadbd");
-        server.args(["--no-defaults", "--user=root", "--skip-log-bin"]).arg(data);
+        server.args(["--no-defaults", "--user=root", "--skip-log-bin"]).arg(data).env("TMPDIR", temporary);
         server.arg(format!("--socket={}/socket", path.display()));
         server.arg(format!("--pid-file={}/pid", path.display()));
         server.arg(format!("--init-file={}/begin.sql", path.display()));
