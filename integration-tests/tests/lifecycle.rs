@@ -196,7 +196,7 @@ fn a_frozen_instance_swallows_no_wake_up_of_a_running_one() {
     let mut function = fixture::steady("oci", "concurrency = 1\nmin_ready = 1\nmax_instances = 4").unwrap();
     function.prepared = 3;
     let Some(agent) = serving_provisioned(&function) else { return };
-    burst(function.local(), 4, "/hold/200");
+    burst(function.local(), 4, "/hold/2000");
     wait_ready(&agent, 4);
     agent.operate(NAME, "freeze").unwrap();
     // `min_ready` keeps one; the others are frozen.
