@@ -27,7 +27,9 @@
 //! open takes no message: both sides look into the [`Activity`] page.
 //!
 //! A packet is `b"HS"`, the version byte, a zero byte, and a JSON body: small,
-//! readable in a trace, and easy to speak from any language.
+//! readable in a trace, and easy to speak from any language. A message is an object whose only key is its name in
+//! snake case. So are a [`GrantStatus`] and a [`Session`], or the name alone where nothing belongs to it:
+//! `{"grant":{"backend":"db","status":{"ready":{"session":"tcp"}}}}`.
 
 mod activity;
 mod channel;
