@@ -22,6 +22,7 @@ pub mod admin;
 pub mod adopt;
 pub mod bench;
 pub mod client;
+pub mod data;
 pub mod doctor;
 pub mod explain;
 mod fd;

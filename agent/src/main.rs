@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use headstart_agent::admin::{self, Admin};
+use headstart_agent::data::DataThreads;
 use headstart_agent::manager::Manager;
 use headstart_agent::measure::{self, Starts};
 use headstart_agent::node::{Handle, Node, Operation};
@@ -312,12 +313,22 @@ async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -
         Arc::clone(&starts),
         manager.keeper(),
     );
-    node.adopt(adopted);
     setup::kernel_tls(&config);
     give_up_privileges(&privilege::needs(&config, !survivors.is_empty()));
+    // The first threads besides this one: they have no more privileges than it has left.
+    let data = DataThreads::start(config.agent.data_threads).context("cannot start the data threads")?;
+    setup.served.pools.values().flatten().for_each(|pool| pool.start(data.handle()));
+    node.adopt(adopted);
     let functions = config.functions.len();
-    let mut reload =
-        Reload::new(file.to_owned(), config, support, setup.served, manager.again(), handle.clone());
+    let mut reload = Reload::new(
+        file.to_owned(),
+        config,
+        support,
+        setup.served,
+        manager.again(),
+        handle.clone(),
+        data.handle().clone(),
+    );
     if let Some(Watching { rings, keys, background }) = watching {
         node.look_into(rings.clone());
         tokio::spawn(watch_rings(rings, handle.clone()));
@@ -358,8 +369,7 @@ async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -
     Ok(())
 }
 
-/// Everything that needs them is done. No thread may exist yet: look-ups of names begin threads, so
-/// the pools, which are spawned already, must not have run.
+/// Everything that needs them is done, and no other thread exists yet.
 fn give_up_privileges(needs: &[privilege::Need]) {
     match privilege::drop_all_but(needs) {
         Ok(kept) => tracing::info!(?kept, "capabilities dropped that are not needed any more"),

@@ -25,6 +25,7 @@ use headstart_config::{Config, Function, Problem, RequireAuth};
 use headstart_ebpf::maps::FUNCTIONS_MAX;
 use headstart_injector::Pool;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle as DataHandle;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -106,6 +107,8 @@ pub struct Reload {
     manager: Manager,
     keys: Option<KeyStore>,
     node: Handle,
+    /// Where new pools run.
+    data: DataHandle,
 }
 
 /// A listener that may be open.
@@ -140,7 +143,7 @@ struct Plan {
 }
 
 impl Reload {
-    /// Of an agent that serves this.
+    /// Of an agent that serves this. New pools run on `data`.
     pub fn new(
         file: PathBuf,
         config: Config,
@@ -148,6 +151,7 @@ impl Reload {
         served: Served,
         manager: Manager,
         node: Handle,
+        data: DataHandle,
     ) -> Self {
         let Served { services, pools, unavailable } = served;
         let services: HashMap<_, _> =
@@ -165,6 +169,7 @@ impl Reload {
             manager,
             keys: None,
             node,
+            data,
         };
         reload.note_places();
         let backends = reload.config.backends.iter();
@@ -379,6 +384,7 @@ impl Reload {
 
     async fn apply(&mut self, config: Config, plan: Plan) -> Outcome {
         let Plan { changes, outcome, services, pools, credentials, fresh, unavailable, opened, left } = plan;
+        pools.values().flatten().for_each(|pool| pool.start(&self.data));
         self.node.change(changes).await;
         for (place, listener) in &opened {
             self.manager.keep(*place, listener);

@@ -44,14 +44,14 @@ pub struct Setup {
 pub struct Served {
     /// The functions. A function's number is its place.
     pub services: Vec<Service>,
-    /// The pools, connecting already.
+    /// The pools. They do not connect yet.
     pub pools: Pools,
     /// What is not served, and why.
     pub unavailable: Vec<Unavailable>,
 }
 
-/// Binds every port that no earlier agent has left open, fills the pools, chooses the runtimes.
-/// What needs a part of the kernel half that is not there is not served. Must be called within a tokio runtime.
+/// Binds every port that no earlier agent has left open, makes the pools, chooses the runtimes.
+/// What needs a part of the kernel half that is not there is not served.
 #[must_use]
 pub fn build(config: &Config, manager: &mut Manager, support: Result<&ListenerSupport, &String>) -> Setup {
     let mut unavailable = Vec::new();

@@ -23,6 +23,10 @@ pub struct Agent {
     pub docker_socket: PathBuf,
     /// The OCI runtime: an absolute path, or a name that is looked up in `PATH`. Default `runc`.
     pub runc: PathBuf,
+    /// Threads that carry bytes between functions and backends: TLS that the agent speaks for functions, the sockets of
+    /// `backend_sockets` and `backend_ports`, and logins. Starts are decided on a thread of their own. 1 to 256. Default:
+    /// one less than the processors that the agent may use, and at least 1.
+    pub data_threads: usize,
     /// Form of the log. Default `text`.
     pub log: LogFormat,
     /// Where this section is in the file.
@@ -56,12 +60,18 @@ impl Agent {
             state_dir: table.or("state_dir", "/run/headstart".into(), |v| v.absolute_path()),
             docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
             runc: table.or("runc", "runc".into(), |v| program(&v)),
+            data_threads: table.or("data_threads", data_threads(), |v| v.integer(1..=256)),
             log: table.or("log", LogFormat::Text, |v| {
                 v.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
             }),
             origin: table.finish(),
         }
     }
+}
+
+fn data_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors.saturating_sub(1).clamp(1, 256)
 }
 
 fn interfaces(value: &Value<'_>) -> Option<Interfaces> {

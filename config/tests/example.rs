@@ -105,6 +105,7 @@ fn what_the_example_calls_a_default_is_one() {
     assert_eq!((empty.admin, empty.log), (config.agent.admin, config.agent.log));
     assert_eq!((empty.state_dir, empty.runc), (config.agent.state_dir, config.agent.runc));
     assert_eq!(empty.docker_socket, config.agent.docker_socket);
+    assert_eq!((empty.data_threads >= 1, config.agent.data_threads), (true, 1));
 }
 
 #[test]

@@ -52,11 +52,10 @@ impl Sockets {
     /// Listens below `directory`, for the instance `owner` of this function: for each pool in a directory of its name. A
     /// socket that is there is replaced. At most `clients_max` clients are connected at a time, over all pools.
     ///
-    /// # Errors
-    /// When a directory or a socket cannot be made.
+    /// Its clients are served on the runtime of the pool.
     ///
-    /// # Panics
-    /// Outside a tokio runtime with I/O.
+    /// # Errors
+    /// When a directory or a socket cannot be made, or a pool is not started.
     pub fn listen(
         function: &str,
         owner: &str,
@@ -68,7 +67,11 @@ impl Sockets {
         let places = Arc::new(Semaphore::new(clients_max));
         let function: Arc<str> = function.into();
         for pool in pools {
-            let listener = listen_in(&directory.join(pool.name()), pool.protocol().socket_name())?;
+            let data = pool.data()?;
+            let listener = {
+                let _its_reactor = data.enter();
+                listen_in(&directory.join(pool.name()), pool.protocol().socket_name())?
+            };
             let door = Arc::new(Door {
                 function: Arc::clone(&function),
                 owner: owner.to_owned(),
@@ -76,7 +79,7 @@ impl Sockets {
                 first: Mutex::new(None),
                 cancels: Mutex::default(),
             });
-            tasks.spawn(accept(Listener::Unix(listener), Arc::clone(&door), Arc::clone(&places)));
+            tasks.spawn_on(accept(Listener::Unix(listener), Arc::clone(&door), Arc::clone(&places)), data);
             doors.push(door);
         }
         Ok(Self { doors, places, tasks })
@@ -87,15 +90,16 @@ impl Sockets {
     ///
     /// # Errors
     /// When it cannot be watched, or there is no such backend.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime with I/O.
     pub fn admit(&mut self, backend: &str, listener: std::net::TcpListener) -> io::Result<()> {
         let door = self.doors.iter().find(|door| door.pool.name() == backend);
         let door = door.ok_or_else(|| io::Error::other(format!("there is no backend {backend:?}")))?;
+        let data = door.pool.data()?;
         listener.set_nonblocking(true)?;
-        let listener = Listener::Tcp(TcpListener::from_std(listener)?);
-        self.tasks.spawn(accept(listener, Arc::clone(door), Arc::clone(&self.places)));
+        let listener = {
+            let _its_reactor = data.enter();
+            Listener::Tcp(TcpListener::from_std(listener)?)
+        };
+        self.tasks.spawn_on(accept(listener, Arc::clone(door), Arc::clone(&self.places)), data);
         Ok(())
     }
 

@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 /// Shortest pause after a failed connect to a backend.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
-/// A pool, which connects already.
+/// A pool that does not connect yet.
 pub(crate) fn pool(backend: &config::Backend) -> Result<Pool, String> {
-    backend_spec(backend).map(Pool::spawn)
+    backend_spec(backend).map(Pool::new)
 }
 
 /// Tells the content of a backend's files, passwords and certificates, from another.

@@ -103,6 +103,7 @@ fn agent() {
             "runc = \"./runc\"",
             "runc: must be an absolute path, or a name without \"/\" that is looked up in PATH",
         ),
+        ("data_threads = 0", "data_threads: must be 1 to 256"),
         ("log = \"jsn\"", "log: unknown value \"jsn\", did you mean \"json\"?"),
         ("log = \"xml\"", "log: unknown value \"xml\"; must be \"text\" or \"json\""),
         ("log = \"a\\u0000\"", "log: must not contain a NUL character"),

@@ -7,20 +7,27 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 /// How long a server may take to close after the function has.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// Begins to relay, and returns the function's end: non-blocking, close-on-exec. It ends when either side does; the
-/// server is told at once that the function is gone. Must be called within a tokio runtime.
-pub(super) fn begin<S>(server: S) -> io::Result<OwnedFd>
+/// Begins to relay on `data`, and returns the function's end: non-blocking, close-on-exec. The relay ends when either
+/// side does; the server is told at once that the function is gone.
+pub(super) fn begin<S>(server: S, data: &Handle) -> io::Result<OwnedFd>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let (ours, theirs) = UnixStream::pair()?;
-    tokio::spawn(relay(server, ours));
-    Ok(theirs.into_std()?.into())
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    let ours = {
+        let _its_reactor = data.enter();
+        UnixStream::from_std(ours)?
+    };
+    data.spawn(relay(server, ours));
+    Ok(theirs.into())
 }
 
 async fn relay(server: impl AsyncRead + AsyncWrite, function: UnixStream) {
@@ -48,7 +55,7 @@ mod tests {
 
     fn start() -> (tokio::io::DuplexStream, UnixStream) {
         let (server, relayed) = duplex(64);
-        let function = std::os::unix::net::UnixStream::from(begin(relayed).unwrap());
+        let function = std::os::unix::net::UnixStream::from(begin(relayed, &Handle::current()).unwrap());
         (server, UnixStream::from_std(function).unwrap())
     }
 

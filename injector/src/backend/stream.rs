@@ -10,6 +10,7 @@ use headstart_wire::TlsSession;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::runtime::Handle;
 
 use super::tls::{Kept, NoHandOver, TlsStream};
 use super::{ConnectCause, farewell, is_quiet, relay, tls};
@@ -93,20 +94,20 @@ impl Stream {
     }
 
     /// What the receiver reads and writes: the socket itself, out of the reactor, or the near end of a relay into the
-    /// TLS session. It is non-blocking.
-    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
+    /// TLS session, which runs on `data`. It is non-blocking.
+    pub(crate) fn into_fd(self, data: &Handle) -> io::Result<OwnedFd> {
         match self {
             Self::Tcp(stream) => stream.into_std().map(OwnedFd::from),
-            Self::Tls(stream) => relay::begin(*stream),
+            Self::Tls(stream) => relay::begin(*stream, data),
             Self::Unix(stream) => stream.into_std().map(OwnedFd::from),
         }
     }
 
     /// The socket out of the reactor and, where there is a TLS session that can be handed over, that. Else what
     /// [`Stream::into_fd`] gives, and why.
-    pub(crate) fn hand_over(self, to_kernel: bool) -> io::Result<HandedOver> {
+    pub(crate) fn hand_over(self, data: &Handle, to_kernel: bool) -> io::Result<HandedOver> {
         let Self::Tls(mut stream) = self else {
-            return self.into_fd().map(|fd| HandedOver { fd, tls: None, relayed: None });
+            return self.into_fd(data).map(|fd| HandedOver { fd, tls: None, relayed: None });
         };
         // What the extraction would lose without a word is not there; and nothing comes between this and that.
         if let Err(reason) = stream.is_quiet() {
@@ -118,7 +119,7 @@ impl Stream {
                 Ok(HandedOver { fd, tls: Some((session, kept)), relayed: None })
             }
             Err(reason) => {
-                relay::begin(*stream).map(|fd| HandedOver { fd, tls: None, relayed: Some(reason) })
+                relay::begin(*stream, data).map(|fd| HandedOver { fd, tls: None, relayed: Some(reason) })
             }
         }
     }

@@ -65,18 +65,20 @@ impl Lease {
         Self { stream, session, slot, fallback, connect_time, expires_at }
     }
 
-    /// Out of the reactor, into the hands of one owner. Must be called within a tokio runtime.
+    /// Out of the reactor, into the hands of one owner. What is relayed goes through the runtime of the pool.
     ///
     /// # Errors
     /// When the connection is lost at this moment.
     pub fn hand_over(self, mode: TlsMode) -> Result<HandedOver, LeaseError> {
         let Self { stream, session, mut slot, .. } = self;
         let spec = &slot.shared.spec;
-        let outcome = match mode {
-            TlsMode::Relay => stream.into_fd().map(|fd| stream::HandedOver { fd, tls: None, relayed: None }),
-            TlsMode::HandOver => stream.hand_over(false),
-            TlsMode::Kernel => stream.hand_over(true),
-        };
+        let outcome = slot.shared.data().and_then(|data| match mode {
+            TlsMode::Relay => {
+                stream.into_fd(data).map(|fd| stream::HandedOver { fd, tls: None, relayed: None })
+            }
+            TlsMode::HandOver => stream.hand_over(data, false),
+            TlsMode::Kernel => stream.hand_over(data, true),
+        });
         let stream::HandedOver { fd, tls, relayed } = outcome.map_err(|error| {
             LeaseError::Connect(Arc::new(ConnectError::new(spec, ConnectCause::Lost(error))))
         })?;

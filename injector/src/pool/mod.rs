@@ -32,10 +32,12 @@ mod status;
 mod tests;
 
 use std::future::Future;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
@@ -72,20 +74,43 @@ struct Shared {
     bell: Arc<Notify>,
     /// The log says once why TLS is not handed over.
     told_relayed: AtomicBool,
+    /// The runtime that connects and carries bytes, once the pool is started.
+    data: OnceLock<Handle>,
 }
 
 impl Pool {
-    /// Starts the pool; it begins to connect at once.
+    /// A pool that does not connect yet: leases wait until [`Pool::start`].
+    pub fn new(spec: BackendSpec) -> Self {
+        let bell = Arc::new(Notify::new());
+        let seat = Seat::take(&spec.address.to_string(), spec.pool.server_max, Arc::clone(&bell));
+        let state = Mutex::new(State::new(&spec.pool).with_seat(seat));
+        let (told_relayed, data) = (AtomicBool::new(false), OnceLock::new());
+        Self(Arc::new(Owner(Arc::new(Shared { spec, state, bell, told_relayed, data }))))
+    }
+
+    /// Begins to connect. All that this pool does by itself runs on `data`, a runtime with I/O and time: name
+    /// resolution, logins, TLS, and the bytes of connections that are relayed. Leases may be taken on any other runtime.
+    /// A second call changes nothing.
+    pub fn start(&self, data: &Handle) {
+        let shared = &self.0.0;
+        if shared.data.set(data.clone()).is_ok() {
+            data.spawn(keeper::keep(Arc::clone(shared)));
+        }
+    }
+
+    /// A pool that is started on the runtime of the caller.
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O and time.
     pub fn spawn(spec: BackendSpec) -> Self {
-        let bell = Arc::new(Notify::new());
-        let seat = Seat::take(&spec.address.to_string(), spec.pool.server_max, Arc::clone(&bell));
-        let state = Mutex::new(State::new(&spec.pool).with_seat(seat));
-        let shared = Arc::new(Shared { spec, state, bell, told_relayed: AtomicBool::new(false) });
-        tokio::spawn(keeper::keep(Arc::clone(&shared)));
-        Self(Arc::new(Owner(shared)))
+        let pool = Self::new(spec);
+        pool.start(&Handle::current());
+        pool
+    }
+
+    /// The runtime that carries bytes.
+    pub(crate) fn data(&self) -> io::Result<&Handle> {
+        self.0.0.data()
     }
 
     /// The backend's name.
@@ -193,6 +218,12 @@ impl Shared {
     /// The state stays consistent at every unlock, so a panic elsewhere does not spoil it.
     fn lock(&self) -> Locked<'_> {
         Locked(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn data(&self) -> io::Result<&Handle> {
+        self.data
+            .get()
+            .ok_or_else(|| io::Error::other(format!("the pool of {} is not started", self.spec.name)))
     }
 
     fn begin_lease(self: &Arc<Self>, function: Option<&Arc<str>>) -> Result<Begun, LeaseError> {
