@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use headstart_config::{self as config, Config, Interfaces, Postgres, Protocol, Redis, RequireAuth};
+use headstart_config::{self as config, Config, Interfaces, RequireAuth};
 use headstart_injector::{Pool, TlsMode};
 use headstart_wire::ktls;
 
@@ -247,8 +247,7 @@ fn listener(manager: &mut Manager, door: &Door<'_>, backlog: u16) -> Result<Owne
     Ok(listener)
 }
 
-/// What leads drivers to the sockets of backends: to the first of each kind (PostgreSQL documentation, "Environment
-/// Variables" of libpq; `REDIS_URL` as redis-py's `from_url` reads it; `MYSQL_UNIX_PORT` of the client libraries of MariaDB and MySQL).
+/// What leads drivers to the sockets of backends: to the first of each kind.
 fn variables(config: &Config, function: &config::Function) -> Vec<(String, String)> {
     if !function.backend_sockets {
         return Vec::new();
@@ -256,16 +255,7 @@ fn variables(config: &Config, function: &config::Function) -> Vec<(String, Strin
     let mut variables: Vec<(String, String)> = Vec::new();
     for backend in function.backends.iter().filter_map(|name| config.backend(name)) {
         let directory = format!("{}/{}", headstart_wire::BACKENDS_PATH, backend.name);
-        let own = match &backend.protocol {
-            Protocol::Postgres(Postgres { user, database, .. }) => {
-                vec![("PGHOST", directory), ("PGUSER", user.clone()), ("PGDATABASE", database.clone())]
-            }
-            Protocol::Redis(Redis { database, .. }) => {
-                vec![("REDIS_URL", format!("unix://{directory}/redis.sock?db={database}"))]
-            }
-            Protocol::Mysql(_) => vec![("MYSQL_UNIX_PORT", format!("{directory}/mysql.sock"))],
-            Protocol::Tcp => Vec::new(),
-        };
+        let own = backend.protocol.variables(&directory);
         // All of one backend, or none: half of one and half of another leads nowhere.
         let taken = |key: &str| variables.iter().any(|(other, _)| other == key);
         if !own.iter().any(|(key, _)| taken(key)) {

@@ -7,10 +7,11 @@
 //! default.
 
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Backend, Config, Function, Mysql, Postgres, Protocol, Redis, Runtime, Tls};
+use crate::{Backend, Config, Function, Runtime, Tls};
 
 impl Config {
     /// The SHA-256, in hexadecimal, of what instances of `function` depend on: its settings, except those that
@@ -31,13 +32,19 @@ impl Config {
 }
 
 /// The hash of what was added so far. Every field of a section is named, so that a new one has to take a side.
-struct Fingerprint(Sha256);
+pub(crate) struct Fingerprint(Sha256);
 
 impl Fingerprint {
-    fn add(&mut self, key: &str, value: impl AsRef<[u8]>) {
+    pub(crate) fn add(&mut self, key: &str, value: impl AsRef<[u8]>) {
         for part in [key.as_bytes(), value.as_ref()] {
             self.0.update((part.len() as u64).to_le_bytes());
             self.0.update(part);
+        }
+    }
+
+    pub(crate) fn add_path(&mut self, key: &str, path: Option<&Path>) {
+        if let Some(path) = path {
+            self.add(key, path.as_os_str().as_bytes());
         }
     }
 
@@ -132,41 +139,6 @@ impl Fingerprint {
                 self.add("direct", "");
             }
         }
-        match protocol {
-            Protocol::Tcp => self.add("kind", "tcp"),
-            Protocol::Redis(Redis { user, database, password_file: _ }) => {
-                self.add("kind", "redis");
-                self.add("user", user.as_deref().unwrap_or_default());
-                self.add("database", database.to_string());
-            }
-            Protocol::Mysql(Mysql { user, database, password_file: _ }) => {
-                self.add("kind", "mysql");
-                self.add("user", user);
-                self.add("database", database.as_deref().unwrap_or_default());
-            }
-            Protocol::Postgres(Postgres { user, database, .. }) => {
-                self.add("kind", "postgres");
-                self.add("user", user);
-                self.add("database", database);
-            }
-        }
-        if let Some(path) = protocol.password_file() {
-            self.add("password_file", path.as_os_str().as_bytes());
-        }
-        if let Protocol::Postgres(Postgres {
-            application_name,
-            warm_up,
-            user: _,
-            database: _,
-            password_file: _,
-        }) = protocol
-        {
-            if let Some(name) = application_name {
-                self.add("application_name", name);
-            }
-            for statement in warm_up {
-                self.add("warm_up", statement);
-            }
-        }
+        protocol.fingerprint(self);
     }
 }

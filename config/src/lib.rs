@@ -28,7 +28,7 @@ mod config;
 mod agent;
 mod syn;
 
-mod backend;
+pub mod backend;
 mod function;
 
 mod problem;
@@ -42,7 +42,7 @@ mod fingerprint;
 pub mod keys;
 
 pub use agent::{Agent, Interfaces, LogFormat};
-pub use backend::{Address, Backend, Mysql, Pool, Postgres, Protocol, Redis, Tls};
+pub use backend::{Address, Backend, Pool, Protocol, Tls};
 pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
 pub use function::{
     Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Network, Overload, RequireAuth, Runtime,

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Mysql, Protocol, Redis, Tls};
+use headstart_config::backend::{Mysql, Redis};
+use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Protocol, Tls};
 use proptest::prelude::*;
 
 mod lifecycle;
