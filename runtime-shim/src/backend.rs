@@ -200,13 +200,7 @@ impl Backend {
     }
 
     pub(crate) fn wrong_kind(&self, session: &Session) -> Error {
-        let kind = match session {
-            Session::Tcp => "tcp",
-            Session::Redis { .. } => "redis",
-            Session::Mysql { .. } => "mysql",
-            Session::Postgres { .. } => "postgres",
-        };
-        Error::WrongKind { backend: self.name.clone(), kind }
+        Error::WrongKind { backend: self.name.clone(), kind: session.kind() }
     }
 
     #[cfg(feature = "postgres")]

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use headstart_injector::AUDIT;
-use headstart_wire::{Channel, Flow, Grant, GrantStatus, Lease, Session, ToAgent, ToFunction, WireError};
+use headstart_wire::{AuditFields, Channel, Flow, Grant, GrantStatus, Lease, ToAgent, ToFunction, WireError};
 
 use super::endpoint::{self, Endpoint};
 use super::grants::Grants;
@@ -316,15 +316,17 @@ fn audit(instance: &str, grant: &Grant) {
     let GrantStatus::Ready { session, tls, .. } = &grant.status else { return };
     let (backend, tls_handed_over) = (grant.backend.as_str(), tls.is_some());
     let tls_in_kernel = tls.as_ref().is_some_and(|session| session.keys.is_none());
-    match session {
-        Session::Postgres { process_id, user, database, .. } => {
-            tracing::info!(target: AUDIT, instance, backend, process_id, user, database, tls_handed_over, tls_in_kernel, "connection handed over");
-        }
-        Session::Mysql { connection_id, user, .. } => {
-            tracing::info!(target: AUDIT, instance, backend, connection_id, user, tls_handed_over, tls_in_kernel, "connection handed over");
-        }
-        Session::Redis { .. } | Session::Tcp => {
-            tracing::info!(target: AUDIT, instance, backend, tls_handed_over, tls_in_kernel, "connection handed over");
-        }
-    }
+    let AuditFields { process_id, connection_id, user, database } = session.audit_fields();
+    tracing::info!(
+        target: AUDIT,
+        instance,
+        backend,
+        process_id,
+        connection_id,
+        user,
+        database,
+        tls_handed_over,
+        tls_in_kernel,
+        "connection handed over"
+    );
 }

@@ -36,14 +36,16 @@ mod channel;
 pub mod ktls;
 mod message;
 mod queue;
+mod session;
 mod tls;
 
 pub use activity::{Activity, PAGE_BYTES, Seen};
 pub use channel::{Channel, Received};
 pub use message::{
-    Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, Session, ToAgent, ToFunction, VERSION,
+    Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, ToAgent, ToFunction, VERSION,
 };
 pub use queue::accept_queue;
+pub use session::{AuditFields, Session};
 pub use tls::{Flow, Suite, TlsSession, TrafficKey, TrafficKeys};
 
 /// Environment variable that names the inherited control descriptor, in decimal.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::WireError;
+use crate::session::Session;
 use crate::tls::{Flow, TlsSession, TrafficKey};
 
 /// Version of the protocol; both sides close a socket that speaks another one.
@@ -215,51 +216,6 @@ pub enum GrantStatus {
     Failed {
         /// What went wrong, without secrets.
         reason: String,
-    },
-}
-
-/// What a driver would have learned during the login that the agent did for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Session {
-    /// A plain TCP stream: nothing was said on it yet.
-    Tcp,
-    /// A Redis connection that is logged in.
-    Redis {
-        /// The user of the access control list; `default` if none.
-        #[serde(default)]
-        user: Option<String>,
-        /// The database that is selected.
-        database: u32,
-    },
-    /// A MariaDB or MySQL connection (protocol 4.1) that is logged in.
-    Mysql {
-        /// As in the server's greeting.
-        server_version: String,
-        /// The server's number of this connection.
-        connection_id: u32,
-        /// User that is logged in.
-        user: String,
-        /// The default database, if any.
-        #[serde(default)]
-        database: Option<String>,
-        /// The capability flags that both sides have agreed on: they say how results are laid out.
-        capabilities: u32,
-        /// Number of the connection's collation, and so its character set.
-        collation: u8,
-        /// Status flags after the login.
-        status: u16,
-    },
-    /// A PostgreSQL session after its first `ReadyForQuery` (protocol 3.0).
-    Postgres {
-        /// Server process of this session. The cancel key stays in the agent.
-        process_id: i32,
-        /// Role that is logged in.
-        user: String,
-        /// Database it is connected to.
-        database: String,
-        /// `ParameterStatus` values that this very server connection reported.
-        parameters: Vec<(String, String)>,
     },
 }
 
