@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::event::{self, Demand};
-use crate::inject::{Conversation, Dowry, Said, until};
+use crate::inject::{Conversation, Resources, Said, until};
 use crate::manager::Keeper;
 use crate::measure::{self, Starts, Timeline, now_ns};
 use crate::start::{BoxFuture, Exit, Note, Parked, Process, StartError};
@@ -60,7 +60,7 @@ pub(crate) struct Birth {
     pub(crate) life: Life,
     /// What it counts its connections on.
     pub(crate) page: OwnedFd,
-    pub(crate) dowry: Dowry,
+    pub(crate) resources: Resources,
     /// Of its configuration.
     pub(crate) fingerprint: String,
     /// It gives its backend connections back when it is frozen.
@@ -130,8 +130,8 @@ struct Instance {
 /// Leases, releases, listens, measures; then cleans up. The last thing that it
 /// reports is always `Gone`.
 pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report: &impl Reporter) {
-    let Birth { name, dowry, page, .. } = birth;
-    let function = dowry.function.clone();
+    let Birth { name, resources, page, .. } = birth;
+    let function = resources.function.clone();
     let (process, cold_start, note) = match &birth.life {
         Life::New { parked, demand } => {
             let timeline = Timeline::begun(function.clone(), name.clone(), birth.runtime, demand);
@@ -165,11 +165,11 @@ pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report:
     };
     let conversation = match birth.life {
         Life::New { parked, .. } => match instance.page.try_clone() {
-            Ok(page) => Conversation::begin(dowry, &instance.name, parked.control, page),
+            Ok(page) => Conversation::begin(resources, &instance.name, parked.control, page),
             Err(error) => Err(error.into()),
         },
         Life::Adopted { control, .. } => {
-            Conversation::resume(dowry, &instance.name, control, &instance.note.backends)
+            Conversation::resume(resources, &instance.name, control, &instance.note.backends)
         }
     };
     let (end, refusal) = match conversation {

@@ -273,7 +273,7 @@ impl Reload {
                 plan.services.insert(name.clone(), served.clone());
                 continue;
             }
-            let listener = served.filter(|_| stays).map(|served| &served.dowry.listener);
+            let listener = served.filter(|_| stays).map(|served| &served.resources.listener);
             let service = match self.service(config, function, place, listener, plan) {
                 Ok(service) => service,
                 Err(reason) if same => {
@@ -412,7 +412,7 @@ impl Reload {
                 let place = setup::place(function, &shared);
                 let before = self.places.get(&place).is_some_and(|held| held.guarded);
                 let guarded = before || function.require_auth == RequireAuth::Connect;
-                let listener = Arc::downgrade(&service.dowry.listener);
+                let listener = Arc::downgrade(&service.resources.listener);
                 self.places.insert(place, Held { owner: function.name.clone(), listener, guarded });
             }
         }

@@ -14,7 +14,7 @@ use headstart_wire::ktls;
 
 use crate::admin::Unavailable;
 use crate::decision::{Admission, Policy, Rates};
-use crate::inject::Dowry;
+use crate::inject::Resources;
 use crate::manager::{Manager, Place};
 use crate::node::{Allow, Service};
 use crate::serve::{self, ListenError};
@@ -127,7 +127,7 @@ pub(crate) fn service(
         freeze_backends: function.freeze_backends,
         stop_grace: function.stop_grace,
         runtime: runtime(config, function),
-        dowry: Dowry {
+        resources: Resources {
             function: function.name.clone(),
             listener,
             concurrency: function.concurrency,

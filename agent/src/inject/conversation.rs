@@ -7,7 +7,7 @@ use headstart_wire::{AuditFields, Channel, Flow, Grant, GrantStatus, Lease, ToAg
 
 use super::endpoint::{self, Endpoint};
 use super::grants::Grants;
-use super::{ACK_TIMEOUT, Dowry, LEASES_MAX, Refusal, Said, until};
+use super::{ACK_TIMEOUT, LEASES_MAX, Refusal, Resources, Said, until};
 use crate::measure;
 use crate::start::{Control, Process};
 
@@ -23,7 +23,7 @@ enum Progress {
 
 /// The agent's side of one instance's control socket.
 pub struct Conversation {
-    dowry: Dowry,
+    resources: Resources,
     instance: String,
     endpoint: Endpoint,
     grants: Grants,
@@ -49,20 +49,25 @@ impl Conversation {
     ///
     /// # Errors
     /// When the socket cannot be watched, or the lease cannot be queued.
-    pub fn begin(dowry: Dowry, instance: &str, control: Control, page: OwnedFd) -> Result<Self, WireError> {
-        let mut grants = Grants::new(dowry.tls);
+    pub fn begin(
+        resources: Resources,
+        instance: &str,
+        control: Control,
+        page: OwnedFd,
+    ) -> Result<Self, WireError> {
+        let mut grants = Grants::new(resources.tls);
         let mut descriptors = vec![page];
         let mut backends = Vec::new();
-        for pool in dowry.given() {
+        for pool in resources.given() {
             let (grant, descriptor) = grants.first(pool);
             backends.push(grant);
             descriptors.extend(descriptor);
         }
-        let (function, concurrency) = (dowry.function.clone(), dowry.concurrency);
+        let (function, concurrency) = (resources.function.clone(), resources.concurrency);
         let born_with = backends.clone();
         let lease = Lease { function, instance: instance.to_owned(), concurrency, backends };
         let mut conversation = Self {
-            dowry,
+            resources,
             instance: instance.to_owned(),
             endpoint: Endpoint::new(control)?,
             grants,
@@ -85,16 +90,16 @@ impl Conversation {
     /// # Errors
     /// When the socket is none of packets, or cannot be watched.
     pub fn resume(
-        dowry: Dowry,
+        resources: Resources,
         instance: &str,
         control: OwnedFd,
         held: &[String],
     ) -> Result<Self, WireError> {
-        let grants = Grants::inherited(dowry.tls, held, &dowry.pools);
+        let grants = Grants::inherited(resources.tls, held, &resources.pools);
         let control = Channel::from(control);
         control.set_nonblocking(true)?;
         Ok(Self {
-            dowry,
+            resources,
             instance: instance.to_owned(),
             endpoint: Endpoint::new(Control::Connected(control))?,
             grants,
@@ -158,7 +163,7 @@ impl Conversation {
     fn send_lease(&mut self) -> Result<(), WireError> {
         let Some(channel) = self.endpoint.channel() else { return Ok(()) };
         let Some((lease, descriptors)) = self.unsent.take() else { return Ok(()) };
-        let listener = std::iter::once(self.dowry.listener.as_fd());
+        let listener = std::iter::once(self.resources.listener.as_fd());
         let all: Vec<_> = listener.chain(descriptors.iter().map(AsFd::as_fd)).collect();
         channel.send(&ToFunction::Lease(lease), &all)
     }
@@ -258,7 +263,7 @@ impl Conversation {
         if self.progress < Progress::Injected {
             return Err(Refusal::OutOfOrder { message: "request" });
         }
-        let Some(pool) = self.dowry.pools.iter().find(|pool| pool.name() == backend) else {
+        let Some(pool) = self.resources.pools.iter().find(|pool| pool.name() == backend) else {
             return Err(Refusal::NotConfigured { backend: backend.chars().take(64).collect() });
         };
         if self.grants.count() >= LEASES_MAX {
@@ -296,7 +301,7 @@ impl Conversation {
             self.refusal = Some(refusal.to_string());
             measure::record_refused(refusal.reason());
             tracing::warn!(
-                function = self.dowry.function,
+                function = self.resources.function,
                 instance = self.instance,
                 reason = refusal.reason(),
                 "control socket closed: {refusal}"

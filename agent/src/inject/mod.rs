@@ -120,7 +120,7 @@ impl Refusal {
 
 /// What a function's instances are given.
 #[derive(Clone)]
-pub struct Dowry {
+pub struct Resources {
     /// Configured name.
     pub function: String,
     /// The agent's copy of the listening socket.
@@ -137,7 +137,7 @@ pub struct Dowry {
     pub tls: TlsMode,
 }
 
-impl Dowry {
+impl Resources {
     /// The pools from which it gets connections.
     fn given(&self) -> &[Pool] {
         if self.by_socket { &[] } else { &self.pools }

@@ -53,9 +53,9 @@ async fn pool(name: &str, idle: usize) -> (Pool, TcpListener) {
     (pool, server)
 }
 
-fn dowry(pools: Vec<Pool>) -> Dowry {
+fn resources(pools: Vec<Pool>) -> Resources {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    Dowry {
+    Resources {
         function: "orders".into(),
         listener: Arc::new(listener.into()),
         concurrency: Some(2),
@@ -73,7 +73,7 @@ fn page() -> OwnedFd {
 /// A conversation over an inherited socket, and the function's end of it.
 fn inherited(pools: Vec<Pool>) -> (Conversation, Channel) {
     let (agent, function) = Channel::pair().unwrap();
-    (Conversation::begin(dowry(pools), "orders-1", Control::Connected(agent), page()).unwrap(), function)
+    (Conversation::begin(resources(pools), "orders-1", Control::Connected(agent), page()).unwrap(), function)
 }
 
 fn say(function: &Channel, messages: &[ToAgent]) {
@@ -217,7 +217,7 @@ fn connect(path: &std::path::Path) -> Channel {
 async fn an_instance_that_connects_gets_its_lease_and_a_stranger_does_not() {
     let (_directory, path, listener) = listening();
     let mut conversation =
-        Conversation::begin(dowry(Vec::new()), "orders-1", Control::Listening(listener), page()).unwrap();
+        Conversation::begin(resources(Vec::new()), "orders-1", Control::Listening(listener), page()).unwrap();
 
     let stranger = connect(&path);
     tokio::select! {

@@ -42,7 +42,7 @@ impl Node {
             let Some(entry) = self.entry(function) else { continue };
             let instance = InstanceId::try_from(entry.running.len()).unwrap_or_default() + 1;
             let page = Page { activity: Arc::new(activity), descriptor: page };
-            let sockets = entry.service.dowry.sockets(&name, &*process).unwrap_or_else(|error| {
+            let sockets = entry.service.resources.sockets(&name, &*process).unwrap_or_else(|error| {
                 tracing::error!(instance = name, "its backends cannot be reached any more: {error}");
                 None
             });
@@ -80,9 +80,9 @@ impl Node {
     ) {
         let Some(entry) = self.entry(function) else { return };
         let name = instance_name(&entry.service.name, entry.boot, instance);
-        let dowry = &entry.service.dowry;
+        let resources = &entry.service.resources;
         let sockets = parked.as_ref().ok().and_then(|parked| {
-            let sockets = dowry.sockets(&name, &*parked.process).transpose()?;
+            let sockets = resources.sockets(&name, &*parked.process).transpose()?;
             Some(sockets.map_err(|error| format!("no sockets for its backends: {error}")))
         });
         let page = Activity::create().map_err(|error| format!("no page for its activity: {error}"));
@@ -144,7 +144,7 @@ impl Node {
             runtime: service.runtime.name(),
             life,
             page: page.descriptor,
-            dowry: service.dowry.clone(),
+            resources: service.resources.clone(),
             fingerprint: service.fingerprint.clone(),
             return_backends: service.freeze_backends == headstart_config::FreezeBackends::Return,
             stop_grace: service.stop_grace,

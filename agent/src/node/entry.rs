@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 
 use crate::decision::{self, Action, Load, Policy, Reason, State, Use};
 use crate::event::{FunctionId, InstanceId};
-use crate::inject::Dowry;
+use crate::inject::Resources;
 use crate::instance::Order;
 use crate::measure;
 use crate::overload;
@@ -48,7 +48,7 @@ pub struct Service {
     /// How its containers are made.
     pub runtime: Arc<dyn Runtime>,
     /// What its instances are given.
-    pub dowry: Dowry,
+    pub resources: Resources,
     /// Tells instances of this configuration from those of another.
     pub fingerprint: String,
 }
@@ -62,7 +62,7 @@ impl Service {
             id: self.id,
             auth: self.require_auth,
             steered: self.steered,
-            listener: Arc::clone(&self.dowry.listener),
+            listener: Arc::clone(&self.resources.listener),
         }
     }
 }
@@ -180,7 +180,7 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn new(number: FunctionId, service: Service) -> Self {
         measure::declare(&service.name);
-        let watch = Watch::new(Arc::clone(&service.dowry.listener));
+        let watch = Watch::new(Arc::clone(&service.resources.listener));
         let state = decision::Function::new(number, service.policy);
         Self {
             service,
@@ -206,7 +206,7 @@ impl Entry {
         let accepted = instances
             .iter()
             .fold(self.accepted, |sum, (_, seen): &(_, Use)| sum.saturating_add(seen.accepted));
-        let queued = accept_queue(&*self.service.dowry.listener).unwrap_or_else(|error| {
+        let queued = accept_queue(&*self.service.resources.listener).unwrap_or_else(|error| {
             tracing::error!(function = self.service.name, "the accept queue cannot be looked at: {error}");
             0
         });
@@ -228,8 +228,8 @@ impl Entry {
     /// Tells those who have waited longest that nobody will serve them.
     pub(super) fn answer(&mut self, count: u32, reason: Reason) {
         let pause = self.retry_in().unwrap_or(Duration::from_secs(1));
-        let Service { overload, dowry, name, .. } = &self.service;
-        let (taken, result) = overload::answer(&*dowry.listener, count, *overload, pause);
+        let Service { overload, resources, name, .. } = &self.service;
+        let (taken, result) = overload::answer(&*resources.listener, count, *overload, pause);
         self.accepted = self.accepted.saturating_add(u64::from(taken));
         if taken > 0 {
             tracing::info!(

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::decision::{Policy, Rates};
-use crate::inject::Dowry;
+use crate::inject::Resources;
 use crate::start::{BoxFuture, Control, Exit, Parked, Process, Runtime, StartError};
 use crate::syn::Seen;
 
@@ -181,7 +181,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
         freeze_backends: FreezeBackends::Keep,
         stop_grace: LIMIT,
         runtime: Arc::clone(&runtime) as Arc<dyn Runtime>,
-        dowry: Dowry {
+        resources: Resources {
             function: name.into(),
             listener: Arc::new(listener.into()),
             concurrency: None,
