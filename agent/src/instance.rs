@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::event::{self, Demand};
-use crate::inject::{Conversation, Resources, Said, until};
+use crate::inject::{Conversation, Resources, ShimEvent, until};
 use crate::manager::Keeper;
 use crate::measure::{self, Starts, Timeline, now_ns};
 use crate::start::{BoxFuture, Exit, Note, Parked, Process, StartError};
@@ -172,17 +172,17 @@ pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report:
             Conversation::resume(resources, &instance.name, control, &instance.note.backends)
         }
     };
-    let (end, refusal) = match conversation {
+    let (end, violation) = match conversation {
         Ok(mut conversation) => {
             let end = instance.live(&mut conversation, &mut orders, report).await;
-            (end, conversation.refusal().map(str::to_owned))
+            (end, conversation.violation().map(str::to_owned))
         }
         Err(error) => (End::NoLease(error), None),
     };
     if instance.kept {
         instance.keeper.forget_instance(&instance.name);
     }
-    let (end, wrong) = instance.ended(&end, refusal);
+    let (end, wrong) = instance.ended(&end, violation);
     report.report(Report::Gone { end, wrong }).await;
     if let Err(error) = instance.process.remove().await {
         tracing::error!(instance = instance.name, "cannot be removed: {error}");
@@ -217,16 +217,16 @@ impl Instance {
                     }
                     Err(error) => return End::NotStarted(error),
                 },
-                said = conversation.next(&*process), if listening => {
-                    listening = said != Said::Closed;
-                    if said == Said::Holds {
+                event = conversation.next(&*process), if listening => {
+                    listening = event != ShimEvent::Closed;
+                    if event == ShimEvent::BackendsChanged {
                         if self.ready {
                             self.keep(conversation);
                         }
-                    } else if said == Said::Quiet && matches!(self.rest, Rest::Told(_)) {
+                    } else if event == ShimEvent::Quiet && matches!(self.rest, Rest::Told(_)) {
                         self.rest = Rest::Stopping;
                         freezing = Some(process.freeze());
-                    } else if let Some(told) = self.heard(said) {
+                    } else if let Some(told) = self.heard(event) {
                         report.report(told).await;
                         self.keep(conversation);
                     } else if !listening {
@@ -346,13 +346,13 @@ impl Instance {
     }
 
     /// Notes what the instance said, and returns what is to be reported.
-    fn heard(&mut self, said: Said) -> Option<Report> {
-        match said {
-            Said::Busy => {
+    fn heard(&mut self, event: ShimEvent) -> Option<Report> {
+        match event {
+            ShimEvent::Busy => {
                 self.rest = Rest::Awake;
                 return Some(Report::NotFrozen { busy: true, wrong: None });
             }
-            Said::Thawed { thawed_ns } => {
+            ShimEvent::Thawed { thawed_ns } => {
                 let rest = std::mem::replace(&mut self.rest, Rest::Awake);
                 // Otherwise it was not frozen after all, and that has been reported.
                 let Rest::Woken(demand) = rest else { return None };
@@ -360,25 +360,25 @@ impl Instance {
                 measure::record_thaw(&self.function, &demand, thawed_ns);
                 return Some(Report::Ready);
             }
-            Said::Quiet | Said::Holds | Said::Closed => return None,
-            Said::Ready { ready_ns } => {
+            ShimEvent::Quiet | ShimEvent::BackendsChanged | ShimEvent::Closed => return None,
+            ShimEvent::Ready { ready_ns } => {
                 self.ready = true;
                 self.note.ready_ns = ready_ns;
             }
-            Said::Hello { .. } | Said::Injected { .. } | Said::Served { .. } => {}
+            ShimEvent::Hello { .. } | ShimEvent::Injected { .. } | ShimEvent::Served { .. } => {}
         }
         if let Some(cold_start) = &mut self.cold_start {
-            cold_start.heard(said);
+            cold_start.heard(event);
         }
-        match said {
-            Said::Ready { .. } => Some(Report::Ready),
-            Said::Served { .. } => Some(Report::Served),
+        match event {
+            ShimEvent::Ready { .. } => Some(Report::Ready),
+            ShimEvent::Served { .. } => Some(Report::Served),
             _ => None,
         }
     }
 
     /// Says how it ended, and what was wrong with that.
-    fn ended(&mut self, end: &End, refusal: Option<String>) -> (event::End, Option<String>) {
+    fn ended(&mut self, end: &End, violation: Option<String>) -> (event::End, Option<String>) {
         let (asked, instance) = (self.asked, &self.name);
         let early = if self.ready { "" } else { " before it was ready" };
         let (end, reason, wrong) = match end {
@@ -397,7 +397,7 @@ impl Instance {
                     Exit { code: None, signal: None, .. } => event::End::Unknown,
                     _ => event::End::Crashed,
                 };
-                let because = refusal.map(|why| format!("; its control socket was closed: {why}"));
+                let because = violation.map(|why| format!("; its control socket was closed: {why}"));
                 (end, "exit", Some(format!("instance ended{early}: {exit}{}", because.unwrap_or_default())))
             }
             End::NotStarted(error) => {

@@ -7,13 +7,13 @@ use headstart_wire::{AuditFields, Channel, Flow, Grant, GrantStatus, Lease, ToAg
 
 use super::endpoint::{self, Endpoint};
 use super::grants::Grants;
-use super::{ACK_TIMEOUT, LEASES_MAX, Refusal, Resources, Said, until};
+use super::{ACK_TIMEOUT, LEASES_MAX, ProtocolViolation, Resources, ShimEvent, until};
 use crate::measure;
 use crate::start::{Control, Process};
 
 /// How far an instance is in the exchange. Every message fits exactly one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Progress {
+enum ExchangeProgress {
     Nothing,
     Hello,
     Injected,
@@ -27,7 +27,7 @@ pub struct Conversation {
     instance: String,
     endpoint: Endpoint,
     grants: Grants,
-    progress: Progress,
+    progress: ExchangeProgress,
     /// An earlier agent began it: what the instance says may be the answer to that one, and then means nothing.
     resumed: bool,
     /// Questions that it has not answered.
@@ -38,9 +38,9 @@ pub struct Conversation {
     /// The first lease, kept until there is somebody to send it to.
     unsent: Option<(Lease, Vec<OwnedFd>)>,
     /// What was in it, until it has arrived: the log can wait, the start cannot.
-    born_with: Vec<Grant>,
+    first_grants: Vec<Grant>,
     /// Why the control socket was closed, when the instance is to blame.
-    refusal: Option<String>,
+    violation: Option<String>,
 }
 
 impl Conversation {
@@ -64,21 +64,21 @@ impl Conversation {
             descriptors.extend(descriptor);
         }
         let (function, concurrency) = (resources.function.clone(), resources.concurrency);
-        let born_with = backends.clone();
+        let first_grants = backends.clone();
         let lease = Lease { function, instance: instance.to_owned(), concurrency, backends };
         let mut conversation = Self {
             resources,
             instance: instance.to_owned(),
             endpoint: Endpoint::new(control)?,
             grants,
-            progress: Progress::Nothing,
+            progress: ExchangeProgress::Nothing,
             freezes: 0,
             thaws: 0,
             frozen: false,
             resumed: false,
             unsent: Some((lease, descriptors)),
-            born_with,
-            refusal: None,
+            first_grants,
+            violation: None,
         };
         conversation.send_lease()?;
         Ok(conversation)
@@ -103,14 +103,14 @@ impl Conversation {
             instance: instance.to_owned(),
             endpoint: Endpoint::new(Control::Connected(control))?,
             grants,
-            progress: Progress::Ready,
+            progress: ExchangeProgress::Ready,
             resumed: true,
             freezes: 0,
             thaws: 0,
             frozen: false,
             unsent: None,
-            born_with: Vec::new(),
-            refusal: None,
+            first_grants: Vec::new(),
+            violation: None,
         })
     }
 
@@ -128,11 +128,11 @@ impl Conversation {
 
     /// What the instance did that closed its control socket.
     #[must_use]
-    pub fn refusal(&self) -> Option<&str> {
-        self.refusal.as_deref()
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
     }
 
-    /// Asks the instance whether it can be frozen; it answers [`Said::Quiet`] or [`Said::Busy`].
+    /// Asks the instance whether it can be frozen; it answers [`ShimEvent::Quiet`] or [`ShimEvent::Busy`].
     ///
     /// # Errors
     /// When it cannot be told.
@@ -142,7 +142,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// Tells the instance that it runs again, or is not frozen after all; it answers [`Said::Thawed`].
+    /// Tells the instance that it runs again, or is not frozen after all; it answers [`ShimEvent::Thawed`].
     ///
     /// # Errors
     /// When it cannot be told.
@@ -171,10 +171,10 @@ impl Conversation {
     /// The next thing the instance says that its task must know. Safe to drop and call again.
     ///
     /// `process` is asked whether a peer belongs to the instance.
-    pub async fn next(&mut self, process: &dyn Process) -> Said {
+    pub async fn next(&mut self, process: &dyn Process) -> ShimEvent {
         loop {
             if self.endpoint.is_closed() {
-                return Said::Closed;
+                return ShimEvent::Closed;
             }
             let overdue = if self.frozen { None } else { self.grants.overdue(ACK_TIMEOUT) };
             let can_grant = self.unsent.is_none() && !self.frozen;
@@ -182,108 +182,118 @@ impl Conversation {
                 received = self.endpoint.next(process) => self.received(received),
                 // What becomes ready before the lease is sent follows right after it.
                 (grant, descriptor) = self.grants.next(), if can_grant => {
-                    let holds = descriptor.is_some().then_some(Said::Holds);
-                    self.send_grant(grant, descriptor).map(|()| holds)
+                    let change = descriptor.is_some().then_some(ShimEvent::BackendsChanged);
+                    self.send_grant(grant, descriptor).map(|()| change)
                 }
-                () = until(overdue) => Err(Refusal::NoAck),
+                () = until(overdue) => Err(ProtocolViolation::NoAck),
             };
             match step {
-                Ok(Some(said)) => return said,
+                Ok(Some(event)) => return event,
                 Ok(None) => {}
-                Err(refusal) => {
-                    self.close(&refusal);
-                    return Said::Closed;
+                Err(violation) => {
+                    self.close(&violation);
+                    return ShimEvent::Closed;
                 }
             }
         }
     }
 
-    fn received(&mut self, received: endpoint::Received) -> Result<Option<Said>, Refusal> {
+    fn received(
+        &mut self,
+        received: endpoint::EndpointEvent,
+    ) -> Result<Option<ShimEvent>, ProtocolViolation> {
         match received {
-            endpoint::Received::Connected => {
+            endpoint::EndpointEvent::Connected => {
                 self.send_lease()?;
                 Ok(None)
             }
-            endpoint::Received::Message(message) => match self.message(message?) {
-                Err(Refusal::OutOfOrder { .. }) if self.resumed => Ok(None),
-                heard => heard,
+            endpoint::EndpointEvent::Message(message) => match self.message(message?) {
+                Err(ProtocolViolation::OutOfOrder { .. }) if self.resumed => Ok(None),
+                outcome => outcome,
             },
         }
     }
 
-    fn message(&mut self, message: ToAgent) -> Result<Option<Said>, Refusal> {
-        let (name, from, to, said) = match message {
+    fn message(&mut self, message: ToAgent) -> Result<Option<ShimEvent>, ProtocolViolation> {
+        let (name, from, to, event) = match message {
             ToAgent::Hello { shim, hello_ns } => {
                 let shim: String = shim.chars().take(64).collect();
                 tracing::debug!(instance = self.instance, ?shim, "hello");
-                ("hello", Progress::Nothing, Progress::Hello, Said::Hello { hello_ns })
+                ("hello", ExchangeProgress::Nothing, ExchangeProgress::Hello, ShimEvent::Hello { hello_ns })
             }
             ToAgent::Ack { injected_ns } => {
-                if self.progress >= Progress::Injected && self.grants.acknowledged() {
+                if self.progress >= ExchangeProgress::Injected && self.grants.acknowledged() {
                     return Ok(None);
                 }
-                for grant in std::mem::take(&mut self.born_with) {
+                for grant in std::mem::take(&mut self.first_grants) {
                     audit(&self.instance, &grant);
                 }
-                ("ack", Progress::Hello, Progress::Injected, Said::Injected { injected_ns })
+                (
+                    "ack",
+                    ExchangeProgress::Hello,
+                    ExchangeProgress::Injected,
+                    ShimEvent::Injected { injected_ns },
+                )
             }
             ToAgent::Ready { ready_ns } => {
-                ("ready", Progress::Injected, Progress::Ready, Said::Ready { ready_ns })
+                ("ready", ExchangeProgress::Injected, ExchangeProgress::Ready, ShimEvent::Ready { ready_ns })
             }
             ToAgent::Served { accept_ns, first_response_ns } => {
-                let served = Said::Served { accept_ns, first_response_ns };
-                ("served", Progress::Ready, Progress::Served, served)
+                let served = ShimEvent::Served { accept_ns, first_response_ns };
+                ("served", ExchangeProgress::Ready, ExchangeProgress::Served, served)
             }
             ToAgent::Request { backend } => return self.request(&backend),
             ToAgent::NextKey { connection, flow } => return self.next_key(connection, flow),
             ToAgent::Returned { backend, connection } => {
                 if self.grants.returned(&backend, connection) {
-                    return Ok(Some(Said::Holds));
+                    return Ok(Some(ShimEvent::BackendsChanged));
                 }
-                return Err(Refusal::OutOfOrder { message: "returned" });
+                return Err(ProtocolViolation::OutOfOrder { message: "returned" });
             }
             ToAgent::Quiet {} => {
-                let said = answer(&mut self.freezes, "quiet", Said::Quiet)?;
+                let event = answer(&mut self.freezes, "quiet", ShimEvent::Quiet)?;
                 self.frozen = self.thaws == 0;
-                return Ok(said);
+                return Ok(event);
             }
-            ToAgent::Busy {} => return answer(&mut self.freezes, "busy", Said::Busy),
+            ToAgent::Busy {} => return answer(&mut self.freezes, "busy", ShimEvent::Busy),
             ToAgent::Thawed { thawed_ns } => {
-                return answer(&mut self.thaws, "thawed", Said::Thawed { thawed_ns });
+                return answer(&mut self.thaws, "thawed", ShimEvent::Thawed { thawed_ns });
             }
         };
         if self.progress != from {
-            return Err(Refusal::OutOfOrder { message: name });
+            return Err(ProtocolViolation::OutOfOrder { message: name });
         }
         self.progress = to;
-        Ok(Some(said))
+        Ok(Some(event))
     }
 
-    fn request(&mut self, backend: &str) -> Result<Option<Said>, Refusal> {
-        if self.progress < Progress::Injected {
-            return Err(Refusal::OutOfOrder { message: "request" });
+    fn request(&mut self, backend: &str) -> Result<Option<ShimEvent>, ProtocolViolation> {
+        if self.progress < ExchangeProgress::Injected {
+            return Err(ProtocolViolation::OutOfOrder { message: "request" });
         }
         let Some(pool) = self.resources.pools.iter().find(|pool| pool.name() == backend) else {
-            return Err(Refusal::NotConfigured { backend: backend.chars().take(64).collect() });
+            return Err(ProtocolViolation::NotConfigured { backend: backend.chars().take(64).collect() });
         };
         if self.grants.count() >= LEASES_MAX {
-            return Err(Refusal::TooMany);
+            return Err(ProtocolViolation::TooMany);
         }
         let (grant, descriptor) = self.grants.first(pool);
         match descriptor {
             // A pending grant needs no message: the function knows that it asked.
             None => Ok(None),
-            Some(descriptor) => self.send_grant(grant, Some(descriptor)).map(|()| Some(Said::Holds)),
+            Some(descriptor) => {
+                self.send_grant(grant, Some(descriptor)).map(|()| Some(ShimEvent::BackendsChanged))
+            }
         }
     }
 
-    fn next_key(&mut self, connection: u64, flow: Flow) -> Result<Option<Said>, Refusal> {
+    fn next_key(&mut self, connection: u64, flow: Flow) -> Result<Option<ShimEvent>, ProtocolViolation> {
         let key = self.grants.next_key(connection, flow);
         self.tell(&ToFunction::NextKey { connection, flow, key })?;
         Ok(None)
     }
 
-    fn send_grant(&mut self, grant: Grant, descriptor: Option<OwnedFd>) -> Result<(), Refusal> {
+    fn send_grant(&mut self, grant: Grant, descriptor: Option<OwnedFd>) -> Result<(), ProtocolViolation> {
         let Some(channel) = self.endpoint.channel() else { return Ok(()) };
         let descriptors: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
         audit(&self.instance, &grant);
@@ -294,26 +304,30 @@ impl Conversation {
         Ok(())
     }
 
-    fn close(&mut self, refusal: &Refusal) {
+    fn close(&mut self, violation: &ProtocolViolation) {
         self.endpoint.close();
         self.unsent = None;
-        if !matches!(refusal, Refusal::Wire(WireError::Closed)) {
-            self.refusal = Some(refusal.to_string());
-            measure::record_refused(refusal.reason());
+        if !matches!(violation, ProtocolViolation::Wire(WireError::Closed)) {
+            self.violation = Some(violation.to_string());
+            measure::record_refused(violation.reason());
             tracing::warn!(
                 function = self.resources.function,
                 instance = self.instance,
-                reason = refusal.reason(),
-                "control socket closed: {refusal}"
+                reason = violation.reason(),
+                "control socket closed: {violation}"
             );
         }
     }
 }
 
 /// Takes the answer to one of our questions.
-fn answer(questions: &mut u32, message: &'static str, said: Said) -> Result<Option<Said>, Refusal> {
-    *questions = questions.checked_sub(1).ok_or(Refusal::OutOfOrder { message })?;
-    Ok(Some(said))
+fn answer(
+    questions: &mut u32,
+    message: &'static str,
+    event: ShimEvent,
+) -> Result<Option<ShimEvent>, ProtocolViolation> {
+    *questions = questions.checked_sub(1).ok_or(ProtocolViolation::OutOfOrder { message })?;
+    Ok(Some(event))
 }
 
 /// Who got which session: a line of the log for each connection that is handed over.

@@ -21,7 +21,7 @@ pub(super) enum Endpoint {
 }
 
 /// What arrived.
-pub(super) enum Received {
+pub(super) enum EndpointEvent {
     /// The instance connected.
     Connected,
     /// It said something, or failed to.
@@ -53,17 +53,17 @@ impl Endpoint {
     }
 
     /// The next thing that arrives. Safe to drop and call again. Pends for ever once closed.
-    pub(super) async fn next(&mut self, process: &dyn Process) -> Received {
+    pub(super) async fn next(&mut self, process: &dyn Process) -> EndpointEvent {
         loop {
             match self {
                 Self::Closed => std::future::pending().await,
-                Self::Connected(channel) => return Received::Message(receive(channel).await),
+                Self::Connected(channel) => return EndpointEvent::Message(receive(channel).await),
                 Self::Listening(listener) => match accept(listener, process).await {
                     Ok(channel) => {
                         *self = Self::Connected(channel);
-                        return Received::Connected;
+                        return EndpointEvent::Connected;
                     }
-                    Err(error) => return Received::Message(Err(error)),
+                    Err(error) => return EndpointEvent::Message(Err(error)),
                 },
             }
         }

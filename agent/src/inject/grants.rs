@@ -12,14 +12,14 @@ use tokio::time::Instant;
 use crate::measure::{self, now_ns};
 
 /// A connection that was begun because the pool had none.
-type Begun = (String, Instant, Result<Lease, LeaseError>);
+type LeaseAttempt = (String, Instant, Result<Lease, LeaseError>);
 
 /// Dropping this gives every place back to its pool.
 pub(super) struct Grants {
     tls: TlsMode,
     /// With the names of the backends.
     slots: Vec<(String, LeaseSlot)>,
-    connecting: JoinSet<Begun>,
+    connecting: JoinSet<LeaseAttempt>,
     /// When each unacknowledged grant was sent.
     sent: VecDeque<Instant>,
 }
@@ -68,18 +68,18 @@ impl Grants {
 
     /// A connection from the pool at once; or one is begun, and comes out of [`Grants::next`].
     pub(super) fn first(&mut self, pool: &Pool) -> (Grant, Option<OwnedFd>) {
-        let wanted = Instant::now();
+        let wanted_at = Instant::now();
         if let Some(lease) = pool.try_lease() {
-            return self.hold(pool.name().to_owned(), wanted, lease);
+            return self.hold(pool.name().to_owned(), wanted_at, lease);
         }
         let (pool, lease) = (pool.clone(), pool.lease());
         let backend = pool.name().to_owned();
-        self.connecting.spawn(async move { (pool.name().to_owned(), wanted, lease.await) });
+        self.connecting.spawn(async move { (pool.name().to_owned(), wanted_at, lease.await) });
         (Grant { backend, status: GrantStatus::Pending }, None)
     }
 
-    fn hold(&mut self, backend: String, wanted: Instant, lease: Lease) -> (Grant, Option<OwnedFd>) {
-        measure::record_inject(&backend, wanted.elapsed().as_secs_f64());
+    fn hold(&mut self, backend: String, wanted_at: Instant, lease: Lease) -> (Grant, Option<OwnedFd>) {
+        measure::record_inject(&backend, wanted_at.elapsed().as_secs_f64());
         let expires_ns = lease.expires_at.map(|at| {
             let left = at.saturating_duration_since(Instant::now()).as_nanos();
             now_ns().saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
@@ -103,7 +103,7 @@ impl Grants {
     /// The next connection that was begun, or why there is none. Pends while none is being made.
     pub(super) async fn next(&mut self) -> (Grant, Option<OwnedFd>) {
         match self.connecting.join_next().await {
-            Some(Ok((backend, wanted, Ok(lease)))) => self.hold(backend, wanted, lease),
+            Some(Ok((backend, wanted_at, Ok(lease)))) => self.hold(backend, wanted_at, lease),
             Some(Ok((backend, _, Err(error)))) => failed(backend, &error),
             // A task of ours ends early only while the runtime shuts down.
             Some(Err(_)) | None => std::future::pending().await,

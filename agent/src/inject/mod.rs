@@ -40,7 +40,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// What an instance said that its task must know. Times are the function's own, in
 /// nanoseconds of `CLOCK_MONOTONIC`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Said {
+pub enum ShimEvent {
     /// The shim runs.
     Hello {
         /// When it was entered.
@@ -73,14 +73,14 @@ pub enum Said {
         thawed_ns: u64,
     },
     /// It holds other backend connections than before.
-    Holds,
+    BackendsChanged,
     /// The control socket is closed: the instance ended, or broke the protocol.
     Closed,
 }
 
 /// Something an instance must not do.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum ProtocolViolation {
     /// The message itself is wrong.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -104,7 +104,7 @@ pub enum Refusal {
     NoAck,
 }
 
-impl Refusal {
+impl ProtocolViolation {
     /// The metric label.
     #[must_use]
     pub fn reason(&self) -> &'static str {

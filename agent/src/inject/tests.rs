@@ -103,12 +103,12 @@ async fn a_good_life_is_told_in_order_and_gives_its_place_back() {
     let (pool, _server) = pool("db", 1).await;
     let (mut conversation, function) = inherited(vec![pool.clone()]);
     say(&function, &[HELLO, ACK, READY, SERVED]);
-    assert_eq!(conversation.next(&OWN).await, Said::Hello { hello_ns: 1 });
-    assert_eq!(conversation.next(&OWN).await, Said::Injected { injected_ns: 2 });
-    assert_eq!(conversation.next(&OWN).await, Said::Ready { ready_ns: 3 });
-    assert_eq!(conversation.next(&OWN).await, Said::Served { accept_ns: 4, first_response_ns: 5 });
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Hello { hello_ns: 1 });
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Injected { injected_ns: 2 });
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Ready { ready_ns: 3 });
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Served { accept_ns: 4, first_response_ns: 5 });
     drop(function);
-    assert_eq!(conversation.next(&OWN).await, Said::Closed);
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Closed);
     drop(conversation);
     assert_eq!(pool.status().leased, 0);
 }
@@ -132,10 +132,10 @@ async fn words_out_of_order_close_the_socket() {
         let (mut conversation, function) = inherited(vec![pool]);
         say(&function, &before);
         for _ in &before {
-            assert_ne!(conversation.next(&OWN).await, Said::Closed);
+            assert_ne!(conversation.next(&OWN).await, ShimEvent::Closed);
         }
         say(&function, std::slice::from_ref(&wrong));
-        assert_eq!(conversation.next(&OWN).await, Said::Closed, "{wrong:?} after {before:?}");
+        assert_eq!(conversation.next(&OWN).await, ShimEvent::Closed, "{wrong:?} after {before:?}");
         while function.recv::<ToFunction>().is_ok() {}
         assert!(function.send(&HELLO, &[]).is_err(), "the agent's end is closed");
     }
@@ -154,7 +154,7 @@ async fn a_connection_that_was_not_ready_follows_the_lease() {
     function.set_nonblocking(true).unwrap();
     let grant = loop {
         tokio::select! {
-            said = conversation.next(&OWN) => assert_eq!(said, Said::Holds),
+            event = conversation.next(&OWN) => assert_eq!(event, ShimEvent::BackendsChanged),
             () = tokio::task::yield_now() => {}
         }
         match function.recv::<ToFunction>() {
@@ -164,7 +164,7 @@ async fn a_connection_that_was_not_ready_follows_the_lease() {
     };
     assert_eq!(grant.descriptors.len(), 1);
     say(&function, &[ACK, READY]);
-    assert_eq!(conversation.next(&OWN).await, Said::Ready { ready_ns: 3 });
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Ready { ready_ns: 3 });
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn an_instance_cannot_take_connections_without_end() {
     for _ in 0..LEASES_MAX {
         say(&function, &[ToAgent::Request { backend: "db".into() }]);
     }
-    assert_eq!(conversation.next(&OWN).await, Said::Closed);
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Closed);
     let status = pool.status();
     assert_eq!(status.leased + status.waiting, LEASES_MAX, "{status:?}");
 }
@@ -191,7 +191,7 @@ async fn descriptors_from_a_function_are_refused() {
     let data = [std::io::IoSlice::new(&packet)];
     let flags = nix::sys::socket::MsgFlags::empty();
     nix::sys::socket::sendmsg::<()>(function.as_raw_fd(), &data, &rights, flags, None).unwrap();
-    assert_eq!(conversation.next(&OWN).await, Said::Closed);
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Closed);
 }
 
 /// A listening control socket in a directory of its own, as Docker's instances get.
@@ -221,13 +221,13 @@ async fn an_instance_that_connects_gets_its_lease_and_a_stranger_does_not() {
 
     let stranger = connect(&path);
     tokio::select! {
-        said = conversation.next(&Still { owns: false }) => panic!("{said:?}"),
+        event = conversation.next(&Still { owns: false }) => panic!("{event:?}"),
         () = async { for _ in 0..100 { tokio::task::yield_now().await; } } => {}
     }
     assert!(stranger.recv::<ToFunction>().is_err(), "turned away without a word");
 
     let instance = connect(&path);
     say(&instance, &[HELLO]);
-    assert_eq!(conversation.next(&OWN).await, Said::Hello { hello_ns: 1 });
+    assert_eq!(conversation.next(&OWN).await, ShimEvent::Hello { hello_ns: 1 });
     assert_eq!(instance.recv::<ToFunction>().unwrap().descriptors.len(), 2, "the listener and the page");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::inject::Said;
+use crate::inject::ShimEvent;
 use crate::measure::{self, Outcome, Starts, Timeline, now_ns};
 
 pub(super) struct ColdStart {
@@ -31,26 +31,26 @@ impl ColdStart {
     }
 
     /// Notes what the instance said.
-    pub(super) fn heard(&mut self, said: Said) {
+    pub(super) fn heard(&mut self, event: ShimEvent) {
         let timeline = &mut self.timeline;
         let now = now_ns();
         let after = |step: Option<u64>| step.unwrap_or(timeline.start_ns);
-        match said {
-            Said::Hello { hello_ns } => {
+        match event {
+            ShimEvent::Hello { hello_ns } => {
                 let hello_ns = Timeline::clamp(hello_ns, after(timeline.exec_ns), now);
                 timeline.hello_ns = Some(hello_ns);
                 timeline.exec_ns.get_or_insert(hello_ns);
             }
-            Said::Injected { injected_ns } => {
+            ShimEvent::Injected { injected_ns } => {
                 timeline.injected_ns = Some(Timeline::clamp(injected_ns, after(timeline.hello_ns), now));
             }
-            Said::Ready { ready_ns } => {
+            ShimEvent::Ready { ready_ns } => {
                 timeline.ready_ns = Some(Timeline::clamp(ready_ns, after(timeline.injected_ns), now));
                 let connected_ns = self.connected_ns.load(Ordering::Relaxed);
                 timeline.connected_ns = (connected_ns > 0).then_some(connected_ns);
                 self.known(Outcome::Ready);
             }
-            Said::Served { accept_ns, first_response_ns } => {
+            ShimEvent::Served { accept_ns, first_response_ns } => {
                 let accept_ns = Timeline::clamp(accept_ns, after(timeline.ready_ns), now);
                 timeline.accept_ns = Some(accept_ns);
                 timeline.first_response_ns = Some(Timeline::clamp(first_response_ns, accept_ns, now));
@@ -59,7 +59,11 @@ impl ColdStart {
                 timeline.log();
                 self.starts.put(timeline);
             }
-            Said::Quiet | Said::Busy | Said::Thawed { .. } | Said::Holds | Said::Closed => {}
+            ShimEvent::Quiet
+            | ShimEvent::Busy
+            | ShimEvent::Thawed { .. }
+            | ShimEvent::BackendsChanged
+            | ShimEvent::Closed => {}
         }
     }
 

@@ -122,7 +122,7 @@ const DECLARED: [(&str, Kind, Unit, &str); 28] = [
     ),
 ];
 
-/// The reasons of [`REFUSED`] beside a closed socket: those of `inject::Refusal`, and a strange peer.
+/// The reasons of [`REFUSED`] beside a closed socket: those of `inject::ProtocolViolation`, and a strange peer.
 const REFUSED_REASONS: [&str; 11] = [
     "peer",
     "oversized",
