@@ -109,7 +109,7 @@ impl Demand {
 /// How an instance, parked or running, came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum End {
+pub enum InstanceEnd {
     /// By itself, with exit code 0.
     Exited,
     /// It was asked to.
@@ -124,7 +124,7 @@ pub enum End {
     Unknown,
 }
 
-impl End {
+impl InstanceEnd {
     /// The `reason` label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -184,7 +184,7 @@ pub enum Event {
         /// Which one.
         instance: InstanceId,
         /// How that came.
-        end: End,
+        end: InstanceEnd,
     },
     /// A time that [`crate::decision::Action::Timer`] asked for has come.
     Timer,

@@ -11,7 +11,7 @@ use headstart_wire::WireError;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::event::{self, Demand};
+use crate::event::{Demand, InstanceEnd};
 use crate::inject::{Conversation, Resources, ShimEvent, until};
 use crate::manager::Keeper;
 use crate::measure::{self, Starts, Timeline, now_ns};
@@ -23,7 +23,7 @@ const QUIET_WAIT: Duration = Duration::from_secs(5);
 
 /// What the owner of the state tells an instance's task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum InstanceCommand {
     /// Ask it to go; kill it when it does not.
     Stop,
     /// Freeze it, unless somebody is connected.
@@ -34,7 +34,7 @@ pub(crate) enum Order {
 
 /// What an instance's task tells the one that owns the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Report {
+pub(crate) enum InstanceReport {
     /// It accepts connections; also after a thaw.
     Ready,
     /// It says that it has answered its first connection.
@@ -42,22 +42,22 @@ pub(crate) enum Report {
     /// It is frozen.
     Frozen,
     /// It is not, and accepts; with what went wrong, unless somebody is connected.
-    NotFrozen { busy: bool, wrong: Option<String> },
+    NotFrozen { busy: bool, error: Option<String> },
     /// It is gone; with what went wrong, unless it was asked to go or exited with code 0.
-    Gone { end: event::End, wrong: Option<String> },
+    Gone { end: InstanceEnd, error: Option<String> },
 }
 
 /// Who is told.
 pub(crate) trait Reporter: Send + Sync {
     /// Takes one report, waiting for room if there is none.
-    fn report(&self, report: Report) -> impl Future<Output = ()> + Send;
+    fn report(&self, report: InstanceReport) -> impl Future<Output = ()> + Send;
 }
 
 /// What an instance is started with.
-pub(crate) struct Birth {
+pub(crate) struct Launch {
     pub(crate) name: String,
     pub(crate) runtime: &'static str,
-    pub(crate) life: Life,
+    pub(crate) origin: InstanceOrigin,
     /// What it counts its connections on.
     pub(crate) page: OwnedFd,
     pub(crate) resources: Resources,
@@ -74,7 +74,7 @@ pub(crate) struct Birth {
 }
 
 /// Where its life begins.
-pub(crate) enum Life {
+pub(crate) enum InstanceOrigin {
     /// A parked container is let go.
     New { parked: Parked, demand: Demand },
     /// An earlier agent let it go; it runs.
@@ -82,7 +82,7 @@ pub(crate) enum Life {
 }
 
 /// Why the loop over an instance's life ended.
-enum End {
+enum TaskEnd {
     Exited(Exit),
     NotStarted(StartError),
     NoLease(WireError),
@@ -90,22 +90,22 @@ enum End {
 
 /// Where it is between running and frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
+enum FreezeState {
     /// It runs.
-    Awake,
+    Running,
     /// It was told that it is to be frozen, and has to answer until then.
-    Told(Instant),
+    Requested { answer_by: Instant },
     /// It has answered, and its processes are being stopped.
-    Stopping,
+    Freezing,
     /// They are stopped.
     Frozen,
     /// It runs again and has not said that it accepts.
-    Woken(Demand),
+    Thawing(Demand),
 }
 
-type Freezing<'a> = Option<BoxFuture<'a, Result<(), StartError>>>;
+type FreezeAttempt<'a> = Option<BoxFuture<'a, Result<(), StartError>>>;
 
-struct Instance {
+struct InstanceTask {
     name: String,
     function: String,
     /// Its cold start, unless that was an earlier agent's.
@@ -118,36 +118,40 @@ struct Instance {
     stop_grace: Duration,
     /// It has said that it accepts.
     ready: bool,
-    rest: Rest,
+    freeze_state: FreezeState,
     /// Its descriptors are kept for the next agent.
     kept: bool,
     /// Somebody asked it to go.
-    asked: bool,
+    stop_requested: bool,
     /// When it is killed.
     kill_at: Option<Instant>,
 }
 
 /// Leases, releases, listens, measures; then cleans up. The last thing that it
 /// reports is always `Gone`.
-pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report: &impl Reporter) {
-    let Birth { name, resources, page, .. } = birth;
+pub(crate) async fn run(
+    launch: Launch,
+    mut commands: mpsc::Receiver<InstanceCommand>,
+    reporter: &impl Reporter,
+) {
+    let Launch { name, resources, page, .. } = launch;
     let function = resources.function.clone();
-    let (process, cold_start, note) = match &birth.life {
-        Life::New { parked, demand } => {
-            let timeline = Timeline::begun(function.clone(), name.clone(), birth.runtime, demand);
-            let cold_start = ColdStart::new(timeline, birth.connected_ns, birth.starts);
+    let (process, cold_start, note) = match &launch.origin {
+        InstanceOrigin::New { parked, demand } => {
+            let timeline = Timeline::new(function.clone(), name.clone(), launch.runtime, demand);
+            let cold_start = ColdStart::new(timeline, launch.connected_ns, launch.starts);
             let note = Note {
                 function: function.clone(),
-                fingerprint: birth.fingerprint,
+                fingerprint: launch.fingerprint,
                 trigger: demand.trigger,
                 ready_ns: 0,
                 backends: Vec::new(),
             };
             (Arc::clone(&parked.process), Some(cold_start), note)
         }
-        Life::Adopted { process, note, .. } => (Arc::clone(process), None, note.clone()),
+        InstanceOrigin::Adopted { process, note, .. } => (Arc::clone(process), None, note.clone()),
     };
-    let mut instance = Instance {
+    let mut instance = InstanceTask {
         name,
         function,
         ready: cold_start.is_none(),
@@ -155,58 +159,62 @@ pub(crate) async fn run(birth: Birth, mut orders: mpsc::Receiver<Order>, report:
         cold_start,
         process,
         page,
-        keeper: birth.keeper,
-        rest: Rest::Awake,
+        keeper: launch.keeper,
+        freeze_state: FreezeState::Running,
         note,
-        return_backends: birth.return_backends,
-        stop_grace: birth.stop_grace,
-        asked: false,
+        return_backends: launch.return_backends,
+        stop_grace: launch.stop_grace,
+        stop_requested: false,
         kill_at: None,
     };
-    let conversation = match birth.life {
-        Life::New { parked, .. } => match instance.page.try_clone() {
+    let conversation = match launch.origin {
+        InstanceOrigin::New { parked, .. } => match instance.page.try_clone() {
             Ok(page) => Conversation::begin(resources, &instance.name, parked.control, page),
             Err(error) => Err(error.into()),
         },
-        Life::Adopted { control, .. } => {
+        InstanceOrigin::Adopted { control, .. } => {
             Conversation::resume(resources, &instance.name, control, &instance.note.backends)
         }
     };
     let (end, violation) = match conversation {
         Ok(mut conversation) => {
-            let end = instance.live(&mut conversation, &mut orders, report).await;
+            let end = instance.supervise(&mut conversation, &mut commands, reporter).await;
             (end, conversation.violation().map(str::to_owned))
         }
-        Err(error) => (End::NoLease(error), None),
+        Err(error) => (TaskEnd::NoLease(error), None),
     };
     if instance.kept {
         instance.keeper.forget_instance(&instance.name);
     }
-    let (end, wrong) = instance.ended(&end, violation);
-    report.report(Report::Gone { end, wrong }).await;
+    let (end, error) = instance.ended(&end, violation);
+    reporter.report(InstanceReport::Gone { end, error }).await;
     if let Err(error) = instance.process.remove().await {
         tracing::error!(instance = instance.name, "cannot be removed: {error}");
     }
 }
 
-impl Instance {
-    async fn live(
+impl InstanceTask {
+    async fn supervise(
         &mut self,
         conversation: &mut Conversation,
-        orders: &mut mpsc::Receiver<Order>,
-        report: &impl Reporter,
-    ) -> End {
+        commands: &mut mpsc::Receiver<InstanceCommand>,
+        reporter: &impl Reporter,
+    ) -> TaskEnd {
         let process = Arc::clone(&self.process);
         let mut released = self.cold_start.is_none();
         match &mut self.cold_start {
-            Some(cold_start) => cold_start.begun(),
-            None => self.awaken(conversation).await,
+            Some(cold_start) => cold_start.lease_queued(),
+            None => self.resume(conversation).await,
         }
         // Lazy: nothing is let go that runs already.
         let (mut release, mut exited) = (process.release(), process.exited());
-        let (mut listening, mut freezing): (_, Freezing<'_>) = (true, None);
+        let (mut listening, mut freezing): (_, FreezeAttempt<'_>) = (true, None);
         loop {
-            let unanswered = if let Rest::Told(until) = self.rest { Some(until) } else { None };
+            let unanswered = if let FreezeState::Requested { answer_by } = self.freeze_state {
+                Some(answer_by)
+            } else {
+                None
+            };
             tokio::select! {
                 exec = &mut release, if !released => match exec {
                     Ok(exec_ns) => {
@@ -215,7 +223,7 @@ impl Instance {
                             cold_start.executed(exec_ns);
                         }
                     }
-                    Err(error) => return End::NotStarted(error),
+                    Err(error) => return TaskEnd::NotStarted(error),
                 },
                 event = conversation.next(&*process), if listening => {
                     listening = event != ShimEvent::Closed;
@@ -223,44 +231,44 @@ impl Instance {
                         if self.ready {
                             self.keep(conversation);
                         }
-                    } else if event == ShimEvent::Quiet && matches!(self.rest, Rest::Told(_)) {
-                        self.rest = Rest::Stopping;
+                    } else if event == ShimEvent::Quiet && matches!(self.freeze_state, FreezeState::Requested { .. }) {
+                        self.freeze_state = FreezeState::Freezing;
                         freezing = Some(process.freeze());
-                    } else if let Some(told) = self.heard(event) {
-                        report.report(told).await;
+                    } else if let Some(report) = self.on_shim_event(event) {
+                        reporter.report(report).await;
                         self.keep(conversation);
                     } else if !listening {
-                        self.unheard(report).await;
+                        self.control_closed(reporter).await;
                     }
                 }
-                exit = &mut exited => return End::Exited(exit),
-                Some(order) = orders.recv(), if !self.asked => match order {
-                    Order::Stop => {
-                        self.asked = true;
+                exit = &mut exited => return TaskEnd::Exited(exit),
+                Some(command) = commands.recv(), if !self.stop_requested => match command {
+                    InstanceCommand::Stop => {
+                        self.stop_requested = true;
                         freezing = None;
                         self.terminate().await;
                     }
-                    Order::Freeze => {
+                    InstanceCommand::Freeze => {
                         if let Err(error) = conversation.freeze(self.return_backends) {
-                            let wrong = Some(format!("not frozen: it cannot be told: {error}"));
-                            report.report(Report::NotFrozen { busy: false, wrong }).await;
+                            let error = Some(format!("not frozen: it cannot be told: {error}"));
+                            reporter.report(InstanceReport::NotFrozen { busy: false, error }).await;
                         } else {
-                            self.rest = Rest::Told(Instant::now() + QUIET_WAIT);
+                            self.freeze_state = FreezeState::Requested { answer_by: Instant::now() + QUIET_WAIT };
                         }
                     }
-                    Order::Thaw(demand) => self.thaw(demand, conversation).await,
+                    InstanceCommand::Thaw(demand) => self.thaw(demand, conversation).await,
                 },
                 frozen = done(&mut freezing) => {
-                    let told = self.froze(frozen, conversation);
-                    report.report(told).await;
+                    let report = self.freeze_ended(frozen, conversation);
+                    reporter.report(report).await;
                 }
                 () = until(unanswered) => {
                     // Whatever it says later is out of order, and it goes on.
-                    self.rest = Rest::Awake;
+                    self.freeze_state = FreezeState::Running;
                     let _ = conversation.thaw();
-                    let wrong = format!("not frozen: no answer within {} s", QUIET_WAIT.as_secs());
-                    tracing::warn!(instance = self.name, "{wrong}");
-                    report.report(Report::NotFrozen { busy: false, wrong: Some(wrong) }).await;
+                    let error = format!("not frozen: no answer within {} s", QUIET_WAIT.as_secs());
+                    tracing::warn!(instance = self.name, "{error}");
+                    reporter.report(InstanceReport::NotFrozen { busy: false, error: Some(error) }).await;
                 }
                 () = until(self.kill_at) => {
                     self.kill_at = None;
@@ -274,30 +282,34 @@ impl Instance {
     }
 
     /// The outcome of an attempt to freeze it.
-    fn froze(&mut self, frozen: Result<(), StartError>, conversation: &mut Conversation) -> Report {
+    fn freeze_ended(
+        &mut self,
+        frozen: Result<(), StartError>,
+        conversation: &mut Conversation,
+    ) -> InstanceReport {
         match frozen {
             Ok(()) => {
-                self.rest = Rest::Frozen;
-                Report::Frozen
+                self.freeze_state = FreezeState::Frozen;
+                InstanceReport::Frozen
             }
             Err(error) => {
-                self.rest = Rest::Awake;
+                self.freeze_state = FreezeState::Running;
                 // It has been thawed, and waits to be told so.
                 let _ = conversation.thaw();
                 tracing::error!(instance = self.name, reason = error.reason(), "not frozen: {error}");
-                Report::NotFrozen { busy: false, wrong: Some(format!("not frozen: {error}")) }
+                InstanceReport::NotFrozen { busy: false, error: Some(format!("not frozen: {error}")) }
             }
         }
     }
 
     async fn thaw(&mut self, demand: Demand, conversation: &mut Conversation) {
-        self.rest = Rest::Woken(demand);
-        self.awaken(conversation).await;
+        self.freeze_state = FreezeState::Thawing(demand);
+        self.resume(conversation).await;
     }
 
     /// Has it run and accept, also when it does already: how far an earlier agent was with a freeze or a thaw nobody
     /// knows.
-    async fn awaken(&mut self, conversation: &mut Conversation) {
+    async fn resume(&mut self, conversation: &mut Conversation) {
         // Queued first: it is there when the first instruction runs.
         let told = conversation.thaw().map_err(|error| error.to_string());
         let thawed = self.process.thaw().await.map_err(|error| error.to_string());
@@ -308,15 +320,15 @@ impl Instance {
     }
 
     /// The control socket is closed: it ended, which we are about to see, or broke the protocol.
-    async fn unheard(&mut self, report: &impl Reporter) {
+    async fn control_closed(&mut self, reporter: &impl Reporter) {
         if self.kill_at.is_some() {
             return;
         }
-        match self.rest {
-            Rest::Awake if self.ready => {}
-            Rest::Told(_) => {
-                self.rest = Rest::Awake;
-                report.report(Report::NotFrozen { busy: false, wrong: None }).await;
+        match self.freeze_state {
+            FreezeState::Running if self.ready => {}
+            FreezeState::Requested { .. } => {
+                self.freeze_state = FreezeState::Running;
+                reporter.report(InstanceReport::NotFrozen { busy: false, error: None }).await;
             }
             // Nobody would ever learn that it accepts.
             _ => self.terminate().await,
@@ -346,19 +358,19 @@ impl Instance {
     }
 
     /// Notes what the instance said, and returns what is to be reported.
-    fn heard(&mut self, event: ShimEvent) -> Option<Report> {
+    fn on_shim_event(&mut self, event: ShimEvent) -> Option<InstanceReport> {
         match event {
             ShimEvent::Busy => {
-                self.rest = Rest::Awake;
-                return Some(Report::NotFrozen { busy: true, wrong: None });
+                self.freeze_state = FreezeState::Running;
+                return Some(InstanceReport::NotFrozen { busy: true, error: None });
             }
             ShimEvent::Thawed { thawed_ns } => {
-                let rest = std::mem::replace(&mut self.rest, Rest::Awake);
+                let freeze_state = std::mem::replace(&mut self.freeze_state, FreezeState::Running);
                 // Otherwise it was not frozen after all, and that has been reported.
-                let Rest::Woken(demand) = rest else { return None };
+                let FreezeState::Thawing(demand) = freeze_state else { return None };
                 let thawed_ns = Timeline::clamp(thawed_ns, demand.at_ns, now_ns());
                 measure::record_thaw(&self.function, &demand, thawed_ns);
-                return Some(Report::Ready);
+                return Some(InstanceReport::Ready);
             }
             ShimEvent::Quiet | ShimEvent::BackendsChanged | ShimEvent::Closed => return None,
             ShimEvent::Ready { ready_ns } => {
@@ -368,46 +380,46 @@ impl Instance {
             ShimEvent::Hello { .. } | ShimEvent::Injected { .. } | ShimEvent::Served { .. } => {}
         }
         if let Some(cold_start) = &mut self.cold_start {
-            cold_start.heard(event);
+            cold_start.on_shim_event(event);
         }
         match event {
-            ShimEvent::Ready { .. } => Some(Report::Ready),
-            ShimEvent::Served { .. } => Some(Report::Served),
+            ShimEvent::Ready { .. } => Some(InstanceReport::Ready),
+            ShimEvent::Served { .. } => Some(InstanceReport::Served),
             _ => None,
         }
     }
 
     /// Says how it ended, and what was wrong with that.
-    fn ended(&mut self, end: &End, violation: Option<String>) -> (event::End, Option<String>) {
-        let (asked, instance) = (self.asked, &self.name);
+    fn ended(&mut self, end: &TaskEnd, violation: Option<String>) -> (InstanceEnd, Option<String>) {
+        let (asked, instance) = (self.stop_requested, &self.name);
         let early = if self.ready { "" } else { " before it was ready" };
-        let (end, reason, wrong) = match end {
-            End::Exited(exit) if asked => {
+        let (end, reason, error) = match end {
+            TaskEnd::Exited(exit) if asked => {
                 tracing::info!(instance, asked, "instance ended{early}: {exit}");
-                (event::End::Asked, "", None)
+                (InstanceEnd::Asked, "", None)
             }
-            End::Exited(exit) if exit.code == Some(0) && self.ready => {
+            TaskEnd::Exited(exit) if exit.code == Some(0) && self.ready => {
                 tracing::info!(instance, asked, "instance ended: {exit}");
-                (event::End::Exited, "", None)
+                (InstanceEnd::Exited, "", None)
             }
-            End::Exited(exit) => {
+            TaskEnd::Exited(exit) => {
                 let end = match exit {
-                    Exit { oom: true, .. } => event::End::OutOfMemory,
-                    Exit { code: Some(0), .. } => event::End::Exited,
-                    Exit { code: None, signal: None, .. } => event::End::Unknown,
-                    _ => event::End::Crashed,
+                    Exit { oom: true, .. } => InstanceEnd::OutOfMemory,
+                    Exit { code: Some(0), .. } => InstanceEnd::Exited,
+                    Exit { code: None, signal: None, .. } => InstanceEnd::Unknown,
+                    _ => InstanceEnd::Crashed,
                 };
                 let because = violation.map(|why| format!("; its control socket was closed: {why}"));
                 (end, "exit", Some(format!("instance ended{early}: {exit}{}", because.unwrap_or_default())))
             }
-            End::NotStarted(error) => {
-                (event::End::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
+            TaskEnd::NotStarted(error) => {
+                (InstanceEnd::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
             }
-            End::NoLease(error) => {
-                (event::End::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
+            TaskEnd::NoLease(error) => {
+                (InstanceEnd::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
             }
         };
-        match &wrong {
+        match &error {
             // The function's own doing.
             Some(text) if reason == "exit" => tracing::warn!(instance, reason, "{text}"),
             Some(text) => tracing::error!(instance, reason, "{text}"),
@@ -416,12 +428,12 @@ impl Instance {
         if let Some(cold_start) = &mut self.cold_start {
             cold_start.ended();
         }
-        (end, wrong)
+        (end, error)
     }
 }
 
 /// The end of an attempt to freeze, when one is under way; then there is none any more.
-async fn done(freezing: &mut Freezing<'_>) -> Result<(), StartError> {
+async fn done(freezing: &mut FreezeAttempt<'_>) -> Result<(), StartError> {
     match freezing {
         Some(attempt) => {
             let outcome = attempt.await;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::decision::{Action, Admission, Load, Reason, State, Watch};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
-use crate::instance::Order;
+use crate::instance::InstanceCommand;
 use crate::manager::Keeper;
 use crate::measure::{self, Starts, now_ns};
 use crate::syn::{self, Reader, Sensor};
@@ -234,9 +234,11 @@ impl Node {
         match action {
             Action::Prepare(instance) => self.prepare(function, instance),
             Action::Release(instance, demand) => self.release(function, instance, demand),
-            Action::Freeze(instance) => self.order(function, instance, Order::Freeze),
-            Action::Thaw(instance, demand) => self.order(function, instance, Order::Thaw(demand)),
-            Action::Stop(instance) => self.order(function, instance, Order::Stop),
+            Action::Freeze(instance) => self.send_command(function, instance, InstanceCommand::Freeze),
+            Action::Thaw(instance, demand) => {
+                self.send_command(function, instance, InstanceCommand::Thaw(demand))
+            }
+            Action::Stop(instance) => self.send_command(function, instance, InstanceCommand::Stop),
             Action::Discard(instance) => self.discard(function, instance),
             Action::Answer(count, reason) => {
                 if let Some(entry) = self.entry(function) {

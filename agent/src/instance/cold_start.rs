@@ -19,7 +19,7 @@ impl ColdStart {
     }
 
     /// The lease is queued, and the container is about to be let go.
-    pub(super) fn begun(&mut self) {
+    pub(super) fn lease_queued(&mut self) {
         self.timeline.start_ns = now_ns();
     }
 
@@ -31,7 +31,7 @@ impl ColdStart {
     }
 
     /// Notes what the instance said.
-    pub(super) fn heard(&mut self, event: ShimEvent) {
+    pub(super) fn on_shim_event(&mut self, event: ShimEvent) {
         let timeline = &mut self.timeline;
         let now = now_ns();
         let after = |step: Option<u64>| step.unwrap_or(timeline.start_ns);
@@ -48,7 +48,7 @@ impl ColdStart {
                 timeline.ready_ns = Some(Timeline::clamp(ready_ns, after(timeline.injected_ns), now));
                 let connected_ns = self.connected_ns.load(Ordering::Relaxed);
                 timeline.connected_ns = (connected_ns > 0).then_some(connected_ns);
-                self.known(Outcome::Ready);
+                self.conclude(Outcome::Ready);
             }
             ShimEvent::Served { accept_ns, first_response_ns } => {
                 let accept_ns = Timeline::clamp(accept_ns, after(timeline.ready_ns), now);
@@ -70,14 +70,14 @@ impl ColdStart {
     /// The instance is gone.
     pub(super) fn ended(&mut self) {
         if self.timeline.ready_ns.is_none() {
-            self.known(Outcome::Failed);
+            self.conclude(Outcome::Failed);
         }
         if self.timeline.accept_ns.is_none() {
             self.timeline.log();
         }
     }
 
-    fn known(&mut self, outcome: Outcome) {
+    fn conclude(&mut self, outcome: Outcome) {
         let timeline = &mut self.timeline;
         timeline.outcome = outcome;
         timeline.update();

@@ -115,7 +115,7 @@ impl Stages {
 impl Timeline {
     /// The timeline of a start that is about to begin.
     #[must_use]
-    pub fn begun(function: String, instance: String, runtime: &'static str, demand: &Demand) -> Self {
+    pub fn new(function: String, instance: String, runtime: &'static str, demand: &Demand) -> Self {
         Self {
             function,
             instance,

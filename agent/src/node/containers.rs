@@ -11,11 +11,11 @@ use super::Node;
 use super::entry::{Page, Running, Waiting};
 use super::handle::{Handle, Message};
 use crate::event::{Demand, End, Event, FunctionId, InstanceId};
-use crate::instance::{self, Birth, Life, Order, Report, Reporter};
+use crate::instance::{self, InstanceCommand, InstanceOrigin, InstanceReport, Launch, Reporter};
 use crate::start::{Note, Parked, Process};
 
 /// Orders that may wait for an instance: it is told to freeze, to thaw and to stop, each once.
-const ORDERS_MAX: usize = 8;
+const COMMANDS_MAX: usize = 8;
 
 /// A running instance of an earlier agent, with all that its successor needs.
 pub struct Adopted {
@@ -46,7 +46,14 @@ impl Node {
                 tracing::error!(instance = name, "its backends cannot be reached any more: {error}");
                 None
             });
-            self.live(function, instance, name, page, sockets, Life::Adopted { process, control, note });
+            self.live(
+                function,
+                instance,
+                name,
+                page,
+                sockets,
+                InstanceOrigin::Adopted { process, control, note },
+            );
             self.event(function, Event::Adopted(instance));
         }
     }
@@ -121,7 +128,7 @@ impl Node {
             sockets.expect_clients();
         }
         let name = instance_name(&entry.service.name, entry.boot, instance);
-        self.live(function, instance, name, page, sockets, Life::New { parked, demand });
+        self.live(function, instance, name, page, sockets, InstanceOrigin::New { parked, demand });
     }
 
     /// Begins the task of an instance.
@@ -132,17 +139,17 @@ impl Node {
         name: String,
         page: Page,
         sockets: Option<Sockets>,
-        life: Life,
+        origin: InstanceOrigin,
     ) {
         let (starts, handle, keeper) = (Arc::clone(&self.starts), self.handle.clone(), self.keeper.clone());
         let Some(entry) = self.entry(function) else { return };
         let service = &entry.service;
-        let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+        let (commands, command_inbox) = mpsc::channel(COMMANDS_MAX);
         let activity = Arc::clone(&page.activity);
-        let birth = Birth {
+        let launch = Launch {
             name: name.clone(),
             runtime: service.runtime.name(),
-            life,
+            origin,
             page: page.descriptor,
             resources: service.resources.clone(),
             fingerprint: service.fingerprint.clone(),
@@ -152,23 +159,28 @@ impl Node {
             starts,
             keeper,
         };
-        entry.running.insert(instance, Running { name, orders, activity });
+        entry.running.insert(instance, Running { name, commands, activity });
         self.tasks.spawn(async move {
             // They end with the instance.
             let _sockets = sockets;
-            let teller = Teller { handle, function, instance };
-            instance::run(birth, ordered, &teller).await;
-            teller.handle.send(Message::Removed(function)).await;
+            let reporter = NodeReporter { handle, function, instance };
+            instance::run(launch, command_inbox, &reporter).await;
+            reporter.handle.send(Message::Removed(function)).await;
         });
     }
 
     /// Tells the task of an instance to do something. One that is at its end does not listen any more.
-    pub(super) fn order(&mut self, function: FunctionId, instance: InstanceId, order: Order) {
+    pub(super) fn send_command(
+        &mut self,
+        function: FunctionId,
+        instance: InstanceId,
+        command: InstanceCommand,
+    ) {
         let Some(running) = self.entry(function).and_then(|entry| entry.running.get(&instance)) else {
             return;
         };
-        if let Err(mpsc::error::TrySendError::Full(order)) = running.orders.try_send(order) {
-            tracing::error!(instance = running.name, ?order, "the instance's task does not listen");
+        if let Err(mpsc::error::TrySendError::Full(command)) = running.commands.try_send(command) {
+            tracing::error!(instance = running.name, ?command, "the instance's task does not listen");
         }
     }
 
@@ -195,27 +207,27 @@ impl Node {
 }
 
 /// Turns what an instance's task reports into events.
-struct Teller {
+struct NodeReporter {
     handle: Handle,
     function: FunctionId,
     instance: InstanceId,
 }
 
-impl Reporter for Teller {
-    async fn report(&self, report: Report) {
+impl Reporter for NodeReporter {
+    async fn report(&self, report: InstanceReport) {
         let instance = self.instance;
         let event = match report {
-            Report::Ready => Event::Ready(instance),
-            Report::Served => Event::Served(instance),
-            Report::Frozen => Event::Frozen(instance),
-            Report::NotFrozen { busy, wrong } => {
-                if let Some(error) = wrong {
+            InstanceReport::Ready => Event::Ready(instance),
+            InstanceReport::Served => Event::Served(instance),
+            InstanceReport::Frozen => Event::Frozen(instance),
+            InstanceReport::NotFrozen { busy, error } => {
+                if let Some(error) = error {
                     self.handle.send(Message::Failed(self.function, error)).await;
                 }
                 Event::NotFrozen { instance, busy }
             }
-            Report::Gone { end, wrong } => {
-                if let Some(error) = wrong {
+            InstanceReport::Gone { end, error } => {
+                if let Some(error) = error {
                     self.handle.send(Message::Failed(self.function, error)).await;
                 }
                 Event::Gone { instance, end }

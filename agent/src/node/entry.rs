@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use crate::decision::{self, Action, Load, Policy, Reason, State, Use};
 use crate::event::{FunctionId, InstanceId};
 use crate::inject::Resources;
-use crate::instance::Order;
+use crate::instance::InstanceCommand;
 use crate::measure;
 use crate::overload;
 use crate::serve::Watch;
@@ -151,7 +151,7 @@ pub(super) struct Page {
 /// A running instance.
 pub(super) struct Running {
     pub(super) name: String,
-    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) commands: mpsc::Sender<InstanceCommand>,
     pub(super) activity: Arc<Activity>,
 }
 
