@@ -30,8 +30,8 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::measure::{self, Export, Starts, Timeline};
-use crate::node::{FunctionStatus, Handle, Operation};
+use crate::measure::{self, Export, StartHistory, Timeline};
+use crate::node::{FunctionStatus, NodeHandle, Operation};
 use crate::reload::ReloadRequest;
 use crate::syn::Attached;
 
@@ -64,9 +64,9 @@ pub struct Shown {
 /// What the pages show.
 pub struct Admin {
     /// The node.
-    pub node: Handle,
+    pub node: NodeHandle,
     /// The last cold starts.
-    pub starts: Arc<Starts>,
+    pub starts: Arc<StartHistory>,
     /// The recorder of the metrics.
     pub export: Export,
     /// The rest, as that changes.

@@ -7,12 +7,16 @@
 
 use headstart_wire::Activity;
 
-use crate::manager::Manager;
-use crate::node::{Adopted, Service};
+use crate::manager::ServiceManager;
+use crate::node::{AdoptedInstance, Service};
 use crate::start::{Note, Survivors};
 
 /// Takes over what can be taken over, and leaves the rest to `survivors`. A function's number is its place in `services`.
-pub async fn adopt(survivors: &mut Survivors, manager: &mut Manager, services: &[Service]) -> Vec<Adopted> {
+pub async fn adopt(
+    survivors: &mut Survivors,
+    manager: &mut ServiceManager,
+    services: &[Service],
+) -> Vec<AdoptedInstance> {
     let mut adopted = Vec::new();
     for (instance, note) in survivors.notes() {
         let Some((function, service)) = (0..).zip(services).find(|(_, service)| fits(service, &note)) else {
@@ -38,7 +42,7 @@ pub async fn adopt(survivors: &mut Survivors, manager: &mut Manager, services: &
                 // From here on it is this agent's: nobody else may read its output.
                 survivors.keep(&instance);
                 tracing::info!(instance, "taken over from an earlier agent");
-                adopted.push(Adopted { function, instance, process, control, page, activity, note });
+                adopted.push(AdoptedInstance { function, instance, process, control, page, activity, note });
             }
             Err(error) => tracing::error!(instance, reason = error.reason(), "not taken over: {error}"),
         }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::event::Trigger;
-use crate::measure::{Outcome, Stages};
+use crate::measure::{Stages, StartOutcome};
 use crate::status::{self, Function, Reply, State};
 
 /// The pause between two looks at a function that is to come to rest.
@@ -132,7 +132,7 @@ struct Start {
     function: String,
     instance: String,
     trigger: Trigger,
-    outcome: Outcome,
+    outcome: StartOutcome,
     stages: Stages,
 }
 
@@ -263,7 +263,7 @@ fn get(to: SocketAddr, path: &str) -> anyhow::Result<f64> {
 /// The newest start of it, once it is over.
 fn newest(admin: &str, name: &str) -> anyhow::Result<Option<Start>> {
     let starts: Vec<Start> = status::get_json(admin, "/api/v1/starts")?;
-    Ok(starts.into_iter().rfind(|start| start.function == name && start.outcome == Outcome::Ready))
+    Ok(starts.into_iter().rfind(|start| start.function == name && start.outcome == StartOutcome::Ready))
 }
 
 /// How far it is, on a terminal.
@@ -429,7 +429,7 @@ mod tests {
             function: "orders".into(),
             instance: "orders-1".into(),
             trigger: Trigger::Accept,
-            outcome: Outcome::Ready,
+            outcome: StartOutcome::Ready,
             stages,
         };
         measured.take(Some(start));

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Trigger;
-use crate::measure::{Outcome, Stages};
+use crate::measure::{Stages, StartOutcome};
 use crate::status::{self, Function, Instance, State};
 
 /// Prints it as sentences, or the same facts as JSON.
@@ -29,7 +29,7 @@ struct Start {
     function: String,
     instance: String,
     trigger: Trigger,
-    outcome: Outcome,
+    outcome: StartOutcome,
     /// In seconds.
     stages: Stages,
 }
@@ -335,16 +335,16 @@ impl Start {
         let ms =
             |seconds: Option<f64>| seconds.map_or("-".to_owned(), |seconds| format!("{:.3}", seconds * 1e3));
         let outcome = match (self.outcome, total, exposed) {
-            (Outcome::Ready, Some(_), Some(_)) => {
+            (StartOutcome::Ready, Some(_), Some(_)) => {
                 format!(
                     "ready after {} ms; a connected client waited for {} ms of them",
                     ms(total),
                     ms(exposed)
                 )
             }
-            (Outcome::Ready, ..) => "ready".into(),
-            (Outcome::Starting, ..) => "not over yet".into(),
-            (Outcome::Failed, ..) => "failed; a stage without a time was not reached".into(),
+            (StartOutcome::Ready, ..) => "ready".into(),
+            (StartOutcome::Starting, ..) => "not over yet".into(),
+            (StartOutcome::Failed, ..) => "failed; a stage without a time was not reached".into(),
         };
         let mut text =
             format!("The last start ({}, asked for by {}): {outcome}.\n", self.instance, self.trigger);

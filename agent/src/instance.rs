@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::event::{Demand, InstanceEnd};
 use crate::inject::{Conversation, Resources, ShimEvent, until};
-use crate::manager::Keeper;
-use crate::measure::{self, Starts, Timeline, now_ns};
+use crate::manager::DescriptorStore;
+use crate::measure::{self, StartHistory, Timeline, now_ns};
 use crate::start::{BoxFuture, Exit, Note, Parked, Process, StartError};
 use cold_start::ColdStart;
 
@@ -68,9 +68,9 @@ pub(crate) struct Launch {
     pub(crate) stop_grace: Duration,
     /// Since when connections wait, in nanoseconds of `CLOCK_MONOTONIC`; 0 while none does.
     pub(crate) connected_ns: Arc<AtomicU64>,
-    pub(crate) starts: Arc<Starts>,
+    pub(crate) starts: Arc<StartHistory>,
     /// Who keeps its descriptors for the next agent.
-    pub(crate) keeper: Keeper,
+    pub(crate) descriptor_store: DescriptorStore,
 }
 
 /// Where its life begins.
@@ -112,7 +112,7 @@ struct InstanceTask {
     cold_start: Option<ColdStart>,
     process: Arc<dyn Process>,
     page: OwnedFd,
-    keeper: Keeper,
+    descriptor_store: DescriptorStore,
     note: Note,
     return_backends: bool,
     stop_grace: Duration,
@@ -120,7 +120,7 @@ struct InstanceTask {
     ready: bool,
     freeze_state: FreezeState,
     /// Its descriptors are kept for the next agent.
-    kept: bool,
+    stored: bool,
     /// Somebody asked it to go.
     stop_requested: bool,
     /// When it is killed.
@@ -155,11 +155,11 @@ pub(crate) async fn run(
         name,
         function,
         ready: cold_start.is_none(),
-        kept: cold_start.is_none(),
+        stored: cold_start.is_none(),
         cold_start,
         process,
         page,
-        keeper: launch.keeper,
+        descriptor_store: launch.descriptor_store,
         freeze_state: FreezeState::Running,
         note,
         return_backends: launch.return_backends,
@@ -183,8 +183,8 @@ pub(crate) async fn run(
         }
         Err(error) => (TaskEnd::NoLease(error), None),
     };
-    if instance.kept {
-        instance.keeper.forget_instance(&instance.name);
+    if instance.stored {
+        instance.descriptor_store.remove_instance(&instance.name);
     }
     let (end, error) = instance.ended(&end, violation);
     reporter.report(InstanceReport::Gone { end, error }).await;
@@ -229,14 +229,14 @@ impl InstanceTask {
                     listening = event != ShimEvent::Closed;
                     if event == ShimEvent::BackendsChanged {
                         if self.ready {
-                            self.keep(conversation);
+                            self.store(conversation);
                         }
                     } else if event == ShimEvent::Quiet && matches!(self.freeze_state, FreezeState::Requested { .. }) {
                         self.freeze_state = FreezeState::Freezing;
                         freezing = Some(process.freeze());
                     } else if let Some(report) = self.on_shim_event(event) {
                         reporter.report(report).await;
-                        self.keep(conversation);
+                        self.store(conversation);
                     } else if !listening {
                         self.control_closed(reporter).await;
                     }
@@ -336,13 +336,14 @@ impl InstanceTask {
     }
 
     /// Has it kept for the next agent, as it is now.
-    fn keep(&mut self, conversation: &Conversation) {
-        if !self.kept
+    fn store(&mut self, conversation: &Conversation) {
+        if !self.stored
             && let Some(control) = conversation.control()
         {
-            self.kept = self.keeper.keep_instance(&self.name, control, self.page.as_fd()).is_ok();
+            self.stored =
+                self.descriptor_store.store_instance(&self.name, control, self.page.as_fd()).is_ok();
         }
-        if !self.kept {
+        if !self.stored {
             return;
         }
         self.note.backends = conversation.held();

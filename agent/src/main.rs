@@ -9,9 +9,9 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use headstart_agent::admin::{self, Admin};
 use headstart_agent::data::DataThreads;
-use headstart_agent::manager::Manager;
-use headstart_agent::measure::{self, Starts};
-use headstart_agent::node::{Handle, Node, Operation};
+use headstart_agent::manager::ServiceManager;
+use headstart_agent::measure::{self, StartHistory};
+use headstart_agent::node::{Node, NodeHandle, Operation};
 use headstart_agent::reload::{self, Reload};
 use headstart_agent::syn::{Kernel, Reader, Sensing, Watching};
 use headstart_agent::{adopt, bench, client, doctor, explain, operate, privilege, setup, start, status, syn};
@@ -242,7 +242,7 @@ fn check(file: &Path) -> anyhow::Result<ExitCode> {
 fn run(file: &Path, unpin: bool) -> anyhow::Result<ExitCode> {
     // Both before anything is opened: what the service manager kept may be many descriptors.
     let raised = raise_open_files();
-    let manager = Manager::from_environment();
+    let manager = ServiceManager::from_environment();
     let config = match load(file) {
         Ok(config) => config,
         Err(code) => return Ok(code),
@@ -280,7 +280,7 @@ fn uninstall(file: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -> anyhow::Result<()> {
+async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: bool) -> anyhow::Result<()> {
     // Before anything exists that a default SIGTERM would leave behind.
     let mut asked = Box::pin(asked_to_stop().context("signals cannot be received")?);
     let hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
@@ -301,7 +301,7 @@ async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -
     let support = kernel.as_ref().map(Kernel::listeners).map_err(Clone::clone);
     let setup = setup::build(&config, &mut manager, support.as_ref());
     let sensing = setup::watch(&config, kernel, &setup.served.services);
-    let starts = Arc::new(Starts::default());
+    let starts = Arc::new(StartHistory::default());
     let attached = sensing.as_ref().map_or_else(|| watch::channel(Vec::new()).1, |s| s.attached.clone());
     let (sensor, watching) = sensing.map(Sensing::split).unzip();
     let adopted = adopt::adopt(&mut survivors, &mut manager, &setup.served.services).await;
@@ -311,7 +311,7 @@ async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -
         setup.allow,
         sensor,
         Arc::clone(&starts),
-        manager.keeper(),
+        manager.descriptor_store(),
     );
     setup::kernel_tls(&config);
     give_up_privileges(&privilege::needs(&config, !survivors.is_empty()));
@@ -325,7 +325,7 @@ async fn agent(file: &Path, config: Config, mut manager: Manager, unpin: bool) -
         config,
         support,
         setup.served,
-        manager.again(),
+        manager.without_inherited(),
         handle.clone(),
         data.handle().clone(),
     );
@@ -377,7 +377,7 @@ fn give_up_privileges(needs: &[privilege::Need]) {
     }
 }
 
-async fn watch_rings(rings: Reader, node: Handle) {
+async fn watch_rings(rings: Reader, node: NodeHandle) {
     let hand_on = |seen| _ = node.seen(&seen);
     if let Err(error) = syn::read(rings, hand_on).await {
         tracing::error!("no early starts any more, the rings cannot be read: {error}");

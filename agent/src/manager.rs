@@ -11,10 +11,10 @@
 //! Protocols: sd_notify(3) and sd_listen_fds(3). Without a manager that keeps
 //! descriptors nothing here does anything: then the sockets die with the agent.
 
-mod keeper;
+mod descriptor_store;
 mod notify;
 
-pub use keeper::{Keeper, NotKept};
+pub use descriptor_store::{DescriptorStore, StoreError};
 
 use std::collections::HashMap;
 use std::env;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Protocol, Socket, Type};
 
-use self::notify::{Notify, Wait};
+use self::notify::{NotifySocket, WhenFull};
 
 /// What the manager tells in the environment. Children of the agent must not see it.
 pub const VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
@@ -41,14 +41,14 @@ const INHERITED_MAX: RawFd = 65_536;
 
 /// Which listening socket it is, also for the next agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum ListenerKey {
     /// The one that is bound to this address.
     Bound(SocketAddr),
     /// One on a free loopback port, for the function with this id that shares this address.
     Hidden(SocketAddr, u32),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ListenerKey {
     /// A name as `FDNAME` allows it: ASCII, no colon, at most 255 bytes (sd_notify(3)).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
@@ -59,8 +59,8 @@ impl fmt::Display for Place {
     }
 }
 
-impl Place {
-    /// Whether this is a listening TCP socket of the place.
+impl ListenerKey {
+    /// Whether this is a listening TCP socket that fits the key.
     fn fits(&self, socket: &Socket) -> io::Result<bool> {
         let listens = socket.r#type()? == Type::STREAM
             && socket.protocol()? == Some(Protocol::TCP)
@@ -80,13 +80,13 @@ impl Place {
 
 /// The service manager, or the lack of one.
 #[derive(Default)]
-pub struct Manager {
-    notify: Option<Arc<Notify>>,
+pub struct ServiceManager {
+    notify: Option<Arc<NotifySocket>>,
     /// What an earlier agent stored, by its name, as far as it was not taken.
     inherited: HashMap<String, Vec<OwnedFd>>,
 }
 
-impl Manager {
+impl ServiceManager {
     /// Takes what the environment tells of. Must come first in the process,
     /// before anything opens descriptors; they are numbers of nobody until then.
     #[must_use]
@@ -101,7 +101,7 @@ impl Manager {
                 Err(error) => eprintln!("headstart: inherited sockets cannot be taken: {error}"),
             }
         }
-        let notify = env::var_os("NOTIFY_SOCKET").and_then(|path| match Notify::to(&path) {
+        let notify = env::var_os("NOTIFY_SOCKET").and_then(|path| match NotifySocket::to(&path) {
             Ok(notify) => Some(Arc::new(notify)),
             Err(error) => {
                 eprintln!("headstart: NOTIFY_SOCKET={} cannot be used: {error}", path.display());
@@ -111,19 +111,19 @@ impl Manager {
         Self { notify, inherited }
     }
 
-    /// Whether an earlier agent's socket for this place may be there.
+    /// Whether an earlier agent's socket for this key may be there.
     #[must_use]
-    pub fn has(&self, place: Place) -> bool {
-        self.inherited.contains_key(&place.to_string())
+    pub fn has_listener(&self, key: ListenerKey) -> bool {
+        self.inherited.contains_key(&key.to_string())
     }
 
-    /// An earlier agent's socket for this place. What has its name and is
+    /// An earlier agent's socket for this key. What has its name and is
     /// something else is closed.
-    pub fn take(&mut self, place: Place) -> Option<OwnedFd> {
-        let name = place.to_string();
+    pub fn take_listener(&mut self, key: ListenerKey) -> Option<OwnedFd> {
+        let name = key.to_string();
         for descriptor in self.inherited.remove(&name)? {
             let socket = Socket::from(descriptor);
-            match place.fits(&socket) {
+            match key.fits(&socket) {
                 Ok(true) => return Some(socket.into()),
                 Ok(false) => {
                     tracing::warn!(name, "an inherited descriptor is not what its name says: closed")
@@ -139,12 +139,12 @@ impl Manager {
     /// An earlier agent's control socket and activity page of an instance, which stay kept. What has their
     /// name and is something else is closed, and so is one without the other.
     pub fn take_instance(&mut self, instance: &str) -> Option<(OwnedFd, OwnedFd)> {
-        let name = keeper::name(instance);
+        let name = descriptor_store::name(instance);
         let (mut control, mut page) = (None, None);
         for descriptor in self.inherited.remove(&name)? {
-            if keeper::is_control(&descriptor) {
+            if descriptor_store::is_control(&descriptor) {
                 control = Some(descriptor);
-            } else if keeper::is_page(&descriptor) {
+            } else if descriptor_store::is_page(&descriptor) {
                 page = Some(descriptor);
             } else {
                 tracing::warn!(name, "an inherited descriptor is not what its name says: closed");
@@ -160,24 +160,24 @@ impl Manager {
 
     /// What has instances kept, and can be shared.
     #[must_use]
-    pub fn keeper(&self) -> Keeper {
-        Keeper::new(self.notify.clone())
+    pub fn descriptor_store(&self) -> DescriptorStore {
+        DescriptorStore::new(self.notify.clone())
     }
 
     /// Speaks to the same manager, and has inherited nothing.
     #[must_use]
-    pub fn again(&self) -> Self {
+    pub fn without_inherited(&self) -> Self {
         Self { notify: self.notify.clone(), inherited: HashMap::new() }
     }
 
     /// Has a new socket kept for the next agent.
-    pub fn keep(&self, place: Place, listener: &OwnedFd) {
-        self.tell(&format!("FDSTORE=1\nFDNAME={place}"), Some(listener));
+    pub fn store_listener(&self, key: ListenerKey, listener: &OwnedFd) {
+        self.tell(&format!("FDSTORE=1\nFDNAME={key}"), Some(listener));
     }
 
-    /// Has what is kept for this place closed.
-    pub fn forget(&self, place: Place) {
-        self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={place}"), None);
+    /// Has what is kept for this key closed.
+    pub fn remove_listener(&self, key: ListenerKey) {
+        self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={key}"), None);
     }
 
     /// Says that the agent serves. What was inherited and not taken is of no
@@ -202,9 +202,9 @@ impl Manager {
     fn tell(&self, state: &str, descriptor: Option<&OwnedFd>) {
         let Some(notify) = &self.notify else { return };
         let descriptors = descriptor.map(AsFd::as_fd);
-        if let Err(error) = notify.send(state, descriptors.as_slice(), Wait::Patiently) {
-            let said = state.replace('\n', " ");
-            tracing::warn!(said, "the service manager does not listen: {error}");
+        if let Err(error) = notify.send(state, descriptors.as_slice(), WhenFull::Wait) {
+            let notification = state.replace('\n', " ");
+            tracing::warn!(notification, "the service manager does not listen: {error}");
         }
     }
 }

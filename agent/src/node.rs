@@ -15,19 +15,19 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::decision::{Action, Admission, Load, Reason, State, Watch};
+use crate::decision::{Action, Admission, InstanceState, Load, QueueWatchRate, Reason};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::instance::InstanceCommand;
-use crate::manager::Keeper;
-use crate::measure::{self, Starts, now_ns};
+use crate::manager::DescriptorStore;
+use crate::measure::{self, StartHistory, now_ns};
 use crate::syn::{self, Reader, Sensor};
-pub use allow::Allow;
-pub use change::Change;
-pub use containers::Adopted;
-use entry::Entry;
+pub use allow::AllowList;
+pub use change::FunctionChange;
+pub use containers::AdoptedInstance;
+use entry::FunctionRecord;
 pub use entry::{FunctionStatus, InstanceStatus, Service};
-use handle::Message;
-pub use handle::{Handle, Operation};
+use handle::NodeMessage;
+pub use handle::{NodeHandle, Operation};
 
 /// Events that may wait for the owner of the state. Senders other than the
 /// ring wait for room; a SYN that finds none is left to the accept queue.
@@ -42,16 +42,16 @@ const SLOW_WATCH: Duration = Duration::from_millis(250);
 
 /// The owner of the state.
 pub struct Node {
-    entries: BTreeMap<FunctionId, Entry>,
+    entries: BTreeMap<FunctionId, FunctionRecord>,
     admission: Admission,
     sensor: Option<Sensor>,
-    starts: Arc<Starts>,
+    starts: Arc<StartHistory>,
     timers: BinaryHeap<Reverse<(u64, FunctionId)>>,
-    inbox: mpsc::Receiver<Message>,
-    handle: Handle,
+    inbox: mpsc::Receiver<NodeMessage>,
+    handle: NodeHandle,
     tasks: JoinSet<()>,
     prepares: Arc<Semaphore>,
-    keeper: Keeper,
+    descriptor_store: DescriptorStore,
     /// The rings, if there are any.
     rings: Option<Reader>,
 }
@@ -63,14 +63,15 @@ impl Node {
     pub fn new(
         services: Vec<Service>,
         admission: Admission,
-        allow: Allow,
+        allow: AllowList,
         sensor: Option<Sensor>,
-        starts: Arc<Starts>,
-        keeper: Keeper,
-    ) -> (Self, Handle) {
+        starts: Arc<StartHistory>,
+        descriptor_store: DescriptorStore,
+    ) -> (Self, NodeHandle) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
-        let handle = Handle { inbox: sender, allow: Arc::new(allow) };
-        let entries = (0..).zip(services).map(|(number, service)| (number, Entry::new(number, service)));
+        let handle = NodeHandle { inbox: sender, allow: Arc::new(allow) };
+        let entries =
+            (0..).zip(services).map(|(number, service)| (number, FunctionRecord::new(number, service)));
         let node = Self {
             entries: entries.collect(),
             admission,
@@ -81,7 +82,7 @@ impl Node {
             handle: handle.clone(),
             tasks: JoinSet::new(),
             prepares: Arc::new(Semaphore::new(PREPARES_MAX)),
-            keeper,
+            descriptor_store,
             rings: None,
         };
         (node, handle)
@@ -92,13 +93,13 @@ impl Node {
         self.rings = Some(rings);
     }
 
-    /// Serves until [`Handle::shutdown`], then stops every instance and removes every container.
+    /// Serves until [`NodeHandle::shutdown`], then stops every instance and removes every container.
     pub async fn run(mut self) {
         for function in self.functions() {
             self.event(function, Event::Configured);
         }
         while let Some(message) = self.next().await {
-            if matches!(message, Message::Shutdown) {
+            if matches!(message, NodeMessage::Shutdown) {
                 break;
             }
             self.take(message);
@@ -107,7 +108,7 @@ impl Node {
     }
 
     /// The next message, a timer that is due, or `None` when nobody can send any more.
-    async fn next(&mut self) -> Option<Message> {
+    async fn next(&mut self) -> Option<NodeMessage> {
         loop {
             let due = self.timers.peek().map(|Reverse((at_ns, _))| *at_ns);
             tokio::select! {
@@ -116,7 +117,7 @@ impl Node {
                     if due.is_some_and(|at_ns| at_ns <= now_ns())
                         && let Some(Reverse((_, function))) = self.timers.pop()
                     {
-                        return Some(Message::Event(function, Event::Timer));
+                        return Some(NodeMessage::Event(function, Event::Timer));
                     }
                 }
                 Some(ended) = self.tasks.join_next() => {
@@ -130,37 +131,39 @@ impl Node {
         }
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: NodeMessage) {
         match message {
-            Message::Event(function, event) => self.event(function, event),
-            Message::Prepared(function, instance, parked) => self.prepared(function, instance, parked),
-            Message::Failed(function, error) => {
+            NodeMessage::Event(function, event) => self.event(function, event),
+            NodeMessage::Prepared(function, instance, parked) => self.prepared(function, instance, parked),
+            NodeMessage::Failed(function, error) => {
                 if let Some(entry) = self.entry(function) {
                     entry.last_error = Some(error);
                 }
             }
-            Message::Removed(function) => {
+            NodeMessage::Removed(function) => {
                 if let Some(entry) = self.entry(function) {
                     entry.removing = entry.removing.saturating_sub(1);
                 }
                 self.forget(function);
             }
-            Message::Operate(name, operation, answer) => {
+            NodeMessage::Operate(name, operation, answer) => {
                 let _ = answer.send(self.operate(&name, operation));
             }
-            Message::Change(changes, answer) => {
+            NodeMessage::Change(changes, answer) => {
                 self.change(changes);
                 let _ = answer.send(());
             }
-            Message::Status(name, answer) => {
-                let asked = |entry: &&Entry| name.as_ref().is_none_or(|name| entry.service.name == *name);
-                let _ = answer.send(self.entries.values().filter(asked).map(Entry::status).collect());
+            NodeMessage::Status(name, answer) => {
+                let asked =
+                    |entry: &&FunctionRecord| name.as_ref().is_none_or(|name| entry.service.name == *name);
+                let _ =
+                    answer.send(self.entries.values().filter(asked).map(FunctionRecord::status).collect());
             }
-            Message::Scrape(answer) => {
+            NodeMessage::Scrape(answer) => {
                 self.scrape();
                 let _ = answer.send(());
             }
-            Message::Shutdown => {}
+            NodeMessage::Shutdown => {}
         }
     }
 
@@ -168,7 +171,7 @@ impl Node {
         self.entries.keys().copied().collect()
     }
 
-    fn entry(&mut self, function: FunctionId) -> Option<&mut Entry> {
+    fn entry(&mut self, function: FunctionId) -> Option<&mut FunctionRecord> {
         self.entries.get_mut(&function)
     }
 
@@ -245,23 +248,23 @@ impl Node {
                     entry.answer(count, reason);
                 }
             }
-            Action::Moved(instance, Some(State::Stopping { failed: true }), reason) => {
+            Action::Moved(instance, Some(InstanceState::Stopping { failed: true }), reason) => {
                 self.failed(function, instance, reason);
             }
             Action::Suppress(..) | Action::Spent | Action::Unused | Action::Moved(..) => {}
-            Action::Watch(watch) => self.watch(function, watch),
+            Action::WatchQueue(watch) => self.watch(function, watch),
             Action::Warm(warm) => self.warm(function, warm),
             Action::Timer(at_ns) => self.timers.push(Reverse((at_ns, function))),
         }
     }
 
-    fn watch(&mut self, function: FunctionId, watch: Watch) {
+    fn watch(&mut self, function: FunctionId, watch: QueueWatchRate) {
         let handle = self.handle.clone();
         let Some(entry) = self.entry(function) else { return };
         let pause = match watch {
-            Watch::Off => return entry.watch.disarm(),
-            Watch::Slow => SLOW_WATCH,
-            Watch::Close => Duration::ZERO,
+            QueueWatchRate::Off => return entry.watch.disarm(),
+            QueueWatchRate::Slow => SLOW_WATCH,
+            QueueWatchRate::Immediate => Duration::ZERO,
         };
         entry.watch.arm(pause, move |at_ns| {
             let handle = handle.clone();

@@ -30,9 +30,9 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::{Shown, Unavailable};
-use crate::manager::{Manager, Place};
+use crate::manager::{ListenerKey, ServiceManager};
 use crate::measure;
-use crate::node::{Change, Handle, Service};
+use crate::node::{FunctionChange, NodeHandle, Service};
 use crate::privilege;
 use crate::setup::{self, Credentials, Pools, Served};
 use crate::status::{self, Reply};
@@ -102,11 +102,11 @@ pub struct Reload {
     /// With what the pools log in, by the names of backends.
     credentials: HashMap<String, Credentials>,
     /// Every listener that may be open, and whose it is, also of functions that leave.
-    places: HashMap<Place, Held>,
+    places: HashMap<ListenerKey, Held>,
     shown: watch::Sender<Shown>,
-    manager: Manager,
+    manager: ServiceManager,
     keys: Option<KeyStore>,
-    node: Handle,
+    node: NodeHandle,
     /// Where new pools run.
     data: DataHandle,
 }
@@ -128,7 +128,7 @@ impl Held {
 /// What a new configuration comes to, while it can still be refused.
 #[derive(Default)]
 struct Plan {
-    changes: Vec<Change>,
+    changes: Vec<FunctionChange>,
     outcome: Outcome,
     services: HashMap<String, Service>,
     pools: Pools,
@@ -137,9 +137,9 @@ struct Plan {
     fresh: BTreeSet<String>,
     unavailable: Vec<Unavailable>,
     /// New listeners.
-    opened: Vec<(Place, Arc<OwnedFd>)>,
+    opened: Vec<(ListenerKey, Arc<OwnedFd>)>,
     /// Listeners of nobody any more.
-    left: Vec<Place>,
+    left: Vec<ListenerKey>,
 }
 
 impl Reload {
@@ -149,8 +149,8 @@ impl Reload {
         config: Config,
         support: Result<ListenerSupport, String>,
         served: Served,
-        manager: Manager,
-        node: Handle,
+        manager: ServiceManager,
+        node: NodeHandle,
         data: DataHandle,
     ) -> Self {
         let Served { services, pools, unavailable } = served;
@@ -290,22 +290,22 @@ impl Reload {
                     let replace = fresh || served.fingerprint != service.fingerprint;
                     let outcome = &mut plan.outcome;
                     if replace { &mut outcome.replaced } else { &mut outcome.changed }.push(name.clone());
-                    plan.changes.push(Change::Alter { service, replace });
+                    plan.changes.push(FunctionChange::Alter { service, replace });
                 }
                 (Some(_), Some(old_place)) => {
                     plan.outcome.replaced.push(name.clone());
-                    plan.changes.extend([Change::Remove(name.clone()), Change::Add(service)]);
+                    plan.changes.extend([FunctionChange::Remove(name.clone()), FunctionChange::Add(service)]);
                     plan.left.push(old_place);
                 }
                 _ => {
                     plan.outcome.added.push(name.clone());
-                    plan.changes.push(Change::Add(service));
+                    plan.changes.push(FunctionChange::Add(service));
                 }
             }
         }
         for (name, old) in before {
             if self.services.contains_key(name) {
-                plan.changes.push(Change::Remove(name.to_owned()));
+                plan.changes.push(FunctionChange::Remove(name.to_owned()));
                 plan.left.push(setup::place(old, &shared_before));
             }
             plan.outcome.removed.push(name.to_owned());
@@ -350,7 +350,7 @@ impl Reload {
         &self,
         config: &Config,
         function: &Function,
-        place: Place,
+        place: ListenerKey,
         listener: Option<&Arc<OwnedFd>>,
         plan: &mut Plan,
     ) -> Result<Service, String> {
@@ -387,10 +387,10 @@ impl Reload {
         pools.values().flatten().for_each(|pool| pool.start(&self.data));
         self.node.change(changes).await;
         for (place, listener) in &opened {
-            self.manager.keep(*place, listener);
+            self.manager.store_listener(*place, listener);
         }
         for place in left {
-            self.manager.forget(place);
+            self.manager.remove_listener(place);
         }
         let old = std::mem::replace(&mut self.pools, pools);
         let gone = |name: &String| fresh.contains(name) || !self.pools.contains_key(name);

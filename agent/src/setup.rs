@@ -15,8 +15,8 @@ use headstart_wire::ktls;
 use crate::admin::Unavailable;
 use crate::decision::{Admission, Policy, Rates};
 use crate::inject::Resources;
-use crate::manager::{Manager, Place};
-use crate::node::{Allow, Service};
+use crate::manager::{ListenerKey, ServiceManager};
+use crate::node::{AllowList, Service};
 use crate::serve::{self, ListenError};
 use crate::start::{
     ContainerSpec, Runtime,
@@ -37,7 +37,7 @@ pub struct Setup {
     /// What functions share when they decide.
     pub admission: Admission,
     /// To whom no budget applies.
-    pub allow: Allow,
+    pub allow: AllowList,
 }
 
 /// What is served, and with what.
@@ -53,7 +53,11 @@ pub struct Served {
 /// Binds every port that no earlier agent has left open, makes the pools, chooses the runtimes.
 /// What needs a part of the kernel half that is not there is not served.
 #[must_use]
-pub fn build(config: &Config, manager: &mut Manager, support: Result<&ListenerSupport, &String>) -> Setup {
+pub fn build(
+    config: &Config,
+    manager: &mut ServiceManager,
+    support: Result<&ListenerSupport, &String>,
+) -> Setup {
     let mut unavailable = Vec::new();
     let mut pools = Pools::new();
     for backend in &config.backends {
@@ -76,15 +80,16 @@ pub fn build(config: &Config, manager: &mut Manager, support: Result<&ListenerSu
         }
     }
     let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
-    let allow = Allow::new(&config.syn.allow);
+    let allow = AllowList::new(&config.syn.allow);
     Setup { served: Served { services, pools, unavailable }, admission, allow }
 }
 
 /// Whether every port can be bound that was not inherited. Instances of an
 /// earlier agent hold the sockets that they were given.
 #[must_use]
-pub fn ports_are_free(config: &Config, manager: &Manager) -> bool {
-    let mut own = config.functions.iter().filter(|function| !manager.has(Place::Bound(function.listen)));
+pub fn ports_are_free(config: &Config, manager: &ServiceManager) -> bool {
+    let mut own =
+        config.functions.iter().filter(|function| !manager.has_listener(ListenerKey::Bound(function.listen)));
     own.all(|function| serve::is_free(function.listen))
 }
 
@@ -160,7 +165,7 @@ fn rates(range: config::BudgetRange) -> Rates {
 /// Where a function's instances are to accept.
 pub(crate) struct Door<'a> {
     /// Which listener, also for later agents.
-    pub(crate) place: Place,
+    pub(crate) place: ListenerKey,
     /// What it is to be bound to.
     address: SocketAddr,
     /// Only the socket lookup leads to it.
@@ -202,22 +207,22 @@ pub(crate) fn shared(config: &Config) -> HashSet<SocketAddr> {
 
 /// Functions with an ID on a port of several have a listener that only the socket lookup leads to; the port itself is of
 /// the one without.
-pub(crate) fn place(function: &config::Function, shared: &HashSet<SocketAddr>) -> Place {
+pub(crate) fn place(function: &config::Function, shared: &HashSet<SocketAddr>) -> ListenerKey {
     match function.id {
-        Some(id) if shared.contains(&function.listen) => Place::Hidden(function.listen, id),
-        _ => Place::Bound(function.listen),
+        Some(id) if shared.contains(&function.listen) => ListenerKey::Hidden(function.listen, id),
+        _ => ListenerKey::Bound(function.listen),
     }
 }
 
 /// Where the function's instances are to accept, if the kernel can do what that needs.
 pub(crate) fn door<'a>(
     function: &config::Function,
-    place: Place,
+    place: ListenerKey,
     support: Result<&'a ListenerSupport, &String>,
 ) -> Result<Door<'a>, String> {
     let (address, steered) = match place {
-        Place::Bound(listen) => (listen, false),
-        Place::Hidden(listen, _) => (serve::hidden(listen), true),
+        ListenerKey::Bound(listen) => (listen, false),
+        ListenerKey::Hidden(listen, _) => (serve::hidden(listen), true),
     };
     if steered && !support.is_ok_and(ListenerSupport::can_steer) {
         return Err(format!(
@@ -237,13 +242,13 @@ pub(crate) fn door<'a>(
 }
 
 /// The socket that an earlier agent had for this place, or a new one, which the next agent will get.
-fn listener(manager: &mut Manager, door: &Door<'_>, backlog: u16) -> Result<OwnedFd, ListenError> {
-    if let Some(inherited) = manager.take(door.place) {
+fn listener(manager: &mut ServiceManager, door: &Door<'_>, backlog: u16) -> Result<OwnedFd, ListenError> {
+    if let Some(inherited) = manager.take_listener(door.place) {
         // One that cannot be guarded would come back at each start.
-        return door.adopt(inherited, false, backlog).inspect_err(|_| manager.forget(door.place));
+        return door.adopt(inherited, false, backlog).inspect_err(|_| manager.remove_listener(door.place));
     }
     let listener = door.open(backlog)?;
-    manager.keep(door.place, &listener);
+    manager.store_listener(door.place, &listener);
     Ok(listener)
 }
 

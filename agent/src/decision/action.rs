@@ -1,7 +1,7 @@
 //! What the agent is to do, and why.
 
-use super::state::State;
-use crate::event::{Demand, End, InstanceId};
+use super::state::InstanceState;
+use crate::event::{Demand, InstanceEnd, InstanceId};
 
 /// Why something was decided: the `reason` in logs, metrics and the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,7 +58,7 @@ pub enum Reason {
     /// The container could not be made.
     PrepareFailed,
     /// How it ended.
-    Ended(End),
+    Ended(InstanceEnd),
 }
 
 impl Reason {
@@ -115,13 +115,13 @@ impl Reason {
 
 /// How closely the accept queue is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watch {
+pub enum QueueWatchRate {
     /// Not at all.
     Off,
     /// Now and then: instances accept whatever comes, and only one that hangs would be news.
     Slow,
     /// Every connection that comes is news.
-    Close,
+    Immediate,
 }
 
 /// What the agent is to do.
@@ -149,11 +149,11 @@ pub enum Action {
     /// No connection followed the SYN or knock that started the function.
     Unused,
     /// Watch the accept queue like this; whatever is in it then is news too.
-    Watch(Watch),
+    WatchQueue(QueueWatchRate),
     /// Tell the kernel half whether SYNs are news.
     Warm(bool),
     /// Send [`crate::event::Event::Timer`] at this time, in nanoseconds of `CLOCK_MONOTONIC`.
     Timer(u64),
     /// Nothing to do: an instance has another state now; `None` when it is gone.
-    Moved(InstanceId, Option<State>, Reason),
+    Moved(InstanceId, Option<InstanceState>, Reason),
 }

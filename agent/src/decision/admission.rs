@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::budget::{Budget, Rates};
-use super::recent::Recent;
+use super::recent::RecentClients;
 
 /// Who has asked already, and what SYNs without a key may still start on this node.
 #[derive(Debug)]
 pub struct Admission {
-    pub(super) recent: Recent,
+    pub(super) recent: RecentClients,
     pub(super) starts: Budget,
 }
 
@@ -16,7 +16,7 @@ impl Admission {
     /// For one node. `unused_after` is how long a start may wait for its connection.
     #[must_use]
     pub fn new(starts: Rates, unused_after: Duration) -> Self {
-        Self { recent: Recent::new(), starts: Budget::new(starts, unused_after) }
+        Self { recent: RecentClients::new(), starts: Budget::new(starts, unused_after) }
     }
 
     /// The node's current rate, in starts per second.

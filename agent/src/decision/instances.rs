@@ -2,15 +2,17 @@
 
 use super::budget::Budget;
 use super::failure::Failures;
-use super::{Action, Admission, Function, Instance, LIFE_MIN, Load, Policy, Reason, State, nanos};
-use crate::event::{Demand, End, InstanceId, Trigger};
+use super::{
+    Action, Admission, FunctionState, Instance, InstanceState, LIFE_MIN, Load, Policy, Reason, nanos,
+};
+use crate::event::{Demand, InstanceEnd, InstanceId, Trigger};
 
-impl Function {
+impl FunctionState {
     pub(super) fn adopted(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
         self.next_instance = self.next_instance.max(id + 1);
-        let instance = Instance::new(State::Ready, Reason::Adopted, now_ns);
+        let instance = Instance::new(InstanceState::Ready, Reason::Adopted, now_ns);
         self.instances.insert(id, Instance { released_ns: now_ns, ready_ns: now_ns, ..instance });
-        actions.push(Action::Moved(id, Some(State::Ready), Reason::Adopted));
+        actions.push(Action::Moved(id, Some(InstanceState::Ready), Reason::Adopted));
     }
 
     pub(super) fn changed(&mut self, policy: Policy, replace: bool, now_ns: u64, actions: &mut Vec<Action>) {
@@ -24,7 +26,7 @@ impl Function {
             return;
         }
         for instance in self.instances.values_mut() {
-            if let State::Preparing { stale } = &mut instance.state {
+            if let InstanceState::Preparing { stale } = &mut instance.state {
                 *stale = true;
             }
         }
@@ -33,7 +35,7 @@ impl Function {
     }
 
     pub(super) fn on_parked(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
-        let Some(Instance { state: State::Preparing { stale }, .. }) = self.instances.get(&id) else {
+        let Some(Instance { state: InstanceState::Preparing { stale }, .. }) = self.instances.get(&id) else {
             return;
         };
         if *stale || self.closed {
@@ -44,12 +46,12 @@ impl Function {
         }
         self.failures.prepared();
         self.parked.push_back(id);
-        self.set(id, State::Parked, Reason::Refill, now_ns, actions);
+        self.set(id, InstanceState::Parked, Reason::Refill, now_ns, actions);
     }
 
     pub(super) fn prepare_failed(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
         let stale = match self.instances.get(&id) {
-            Some(Instance { state: State::Preparing { stale }, .. }) => *stale,
+            Some(Instance { state: InstanceState::Preparing { stale }, .. }) => *stale,
             _ => return,
         };
         self.instances.remove(&id);
@@ -66,11 +68,11 @@ impl Function {
 
     pub(super) fn ready(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
-        if let State::Starting { .. } | State::Thawing { .. } = instance.state {
+        if let InstanceState::Starting { .. } | InstanceState::Thawing { .. } = instance.state {
             if instance.ready_ns == 0 {
                 instance.ready_ns = now_ns;
             }
-            self.set(id, State::Ready, Reason::Initialised, now_ns, actions);
+            self.set(id, InstanceState::Ready, Reason::Initialised, now_ns, actions);
         }
     }
 
@@ -86,10 +88,10 @@ impl Function {
     }
 
     pub(super) fn frozen(&mut self, id: InstanceId, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
-        if self.state(id) != Some(State::Freezing) {
+        if self.state(id) != Some(InstanceState::Freezing) {
             return;
         }
-        self.set(id, State::Frozen, Reason::Idle, now_ns, actions);
+        self.set(id, InstanceState::Frozen, Reason::Idle, now_ns, actions);
         // Somebody was quicker than the freezer.
         if load.of(id).open.is_some_and(|open| open > 0) {
             self.thaw(id, Demand::local(Trigger::Accept, now_ns), Reason::Busy, now_ns, actions);
@@ -97,25 +99,27 @@ impl Function {
     }
 
     pub(super) fn not_frozen(&mut self, id: InstanceId, busy: bool, now_ns: u64, actions: &mut Vec<Action>) {
-        if self.state(id) == Some(State::Freezing) {
+        if self.state(id) == Some(InstanceState::Freezing) {
             // From now on it is idle anew: the next attempt has its time.
             let reason = if busy { Reason::Busy } else { Reason::FreezeFailed };
-            self.set(id, State::Ready, reason, now_ns, actions);
+            self.set(id, InstanceState::Ready, reason, now_ns, actions);
         }
     }
 
-    pub(super) fn gone(&mut self, id: InstanceId, end: End, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn gone(&mut self, id: InstanceId, end: InstanceEnd, now_ns: u64, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.remove(&id) else { return };
         actions.push(Action::Moved(id, None, Reason::Ended(end)));
         let short = now_ns.saturating_sub(instance.ready_ns) < nanos(LIFE_MIN);
         match instance.state {
-            State::Preparing { .. } | State::Parked => {
+            InstanceState::Preparing { .. } | InstanceState::Parked => {
                 // It died while parked: replace it, but never in a tight loop.
                 self.parked.retain(|parked| *parked != id);
                 self.failures.prepare_failed(now_ns, &self.policy);
             }
-            State::Starting { .. } | State::Stopping { failed: true } => self.start_failed(now_ns),
-            State::Stopping { failed: false } => {}
+            InstanceState::Starting { .. } | InstanceState::Stopping { failed: true } => {
+                self.start_failed(now_ns)
+            }
+            InstanceState::Stopping { failed: false } => {}
             _ if !end.is_clean() && short => self.start_failed(now_ns),
             _ => {}
         }
@@ -123,14 +127,14 @@ impl Function {
 
     pub(super) fn start_failed(&mut self, now_ns: u64) {
         self.failures.start_failed(now_ns, &self.policy);
-        if self.count(State::is_alive) == 0 {
+        if self.count(InstanceState::is_alive) == 0 {
             self.waiting.forget_promises();
             self.woken = None;
         }
     }
 
     pub(super) fn freeze_all(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        for id in self.in_state(|state| state == State::Ready) {
+        for id in self.in_state(|state| state == InstanceState::Ready) {
             self.freeze(id, now_ns, Reason::Requested, now_ns, actions);
         }
     }
@@ -139,7 +143,8 @@ impl Function {
         if reason == Reason::Requested {
             self.woken = None;
         }
-        for id in self.in_state(|state| state.is_alive() && !matches!(state, State::Stopping { .. })) {
+        for id in self.in_state(|state| state.is_alive() && !matches!(state, InstanceState::Stopping { .. }))
+        {
             self.stop(id, false, reason, now_ns, actions);
         }
     }
@@ -159,18 +164,18 @@ impl Function {
         }
     }
 
-    pub(super) fn state(&self, id: InstanceId) -> Option<State> {
+    pub(super) fn state(&self, id: InstanceId) -> Option<InstanceState> {
         self.instances.get(&id).map(|instance| instance.state)
     }
 
-    pub(super) fn in_state(&self, wanted: impl Fn(State) -> bool) -> Vec<InstanceId> {
+    pub(super) fn in_state(&self, wanted: impl Fn(InstanceState) -> bool) -> Vec<InstanceId> {
         self.instances.iter().filter(|(_, instance)| wanted(instance.state)).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn set(
         &mut self,
         id: InstanceId,
-        state: State,
+        state: InstanceState,
         reason: Reason,
         now_ns: u64,
         actions: &mut Vec<Action>,
@@ -189,7 +194,7 @@ impl Function {
         now_ns: u64,
         actions: &mut Vec<Action>,
     ) {
-        self.set(id, State::Stopping { failed }, reason, now_ns, actions);
+        self.set(id, InstanceState::Stopping { failed }, reason, now_ns, actions);
         actions.push(Action::Stop(id));
     }
 
@@ -202,7 +207,7 @@ impl Function {
         now_ns: u64,
         actions: &mut Vec<Action>,
     ) {
-        self.set(id, State::Freezing, reason, now_ns, actions);
+        self.set(id, InstanceState::Freezing, reason, now_ns, actions);
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.idle_ns = idle_ns;
         }
@@ -218,7 +223,7 @@ impl Function {
         actions: &mut Vec<Action>,
     ) {
         let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
-        self.set(id, State::Thawing { deadline_ns }, reason, now_ns, actions);
+        self.set(id, InstanceState::Thawing { deadline_ns }, reason, now_ns, actions);
         actions.push(Action::Thaw(id, demand));
     }
 }

@@ -11,12 +11,12 @@ pub struct Load {
     /// Connections that were accepted so far: by instances that count, and by the agent itself.
     pub accepted: u64,
     /// The instances that were let go and are not known to be gone.
-    pub instances: Vec<(InstanceId, Use)>,
+    pub instances: Vec<(InstanceId, InstanceLoad)>,
 }
 
 impl Load {
     /// What is seen of one instance.
-    pub(super) fn of(&self, instance: InstanceId) -> Use {
+    pub(super) fn of(&self, instance: InstanceId) -> InstanceLoad {
         let found = self.instances.iter().find(|(known, _)| *known == instance);
         found.map(|(_, seen)| *seen).unwrap_or_default()
     }
@@ -24,7 +24,7 @@ impl Load {
 
 /// What one instance says of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Use {
+pub struct InstanceLoad {
     /// Connections that are open now; `None` when it does not count them.
     pub open: Option<u32>,
     /// Connections that it has accepted in its life.

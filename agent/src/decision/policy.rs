@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::budget::Rates;
-use super::load::Use;
+use super::load::InstanceLoad;
 
 /// The settings of one function that decisions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Policy {
     }
 
     /// Whether an instance of which this is seen can take one more connection, as far as is known.
-    pub(super) fn has_room(&self, seen: &Use) -> bool {
+    pub(super) fn has_room(&self, seen: &InstanceLoad) -> bool {
         seen.open.is_none_or(|open| u64::from(open) < self.places(1))
     }
 

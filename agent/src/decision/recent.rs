@@ -20,7 +20,7 @@ const WINDOW_NS: u64 = 10_000_000_000;
 
 /// Who asked for what. A knock's port says nothing about the port of the connection that follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct RecentClient {
     function: FunctionId,
     client: Client,
     knock: bool,
@@ -31,9 +31,9 @@ struct Place {
 
 /// The clients that asked in the last seconds, in fixed memory.
 #[derive(Debug)]
-pub(super) struct Recent(Box<[Option<Place>]>);
+pub(super) struct RecentClients(Box<[Option<RecentClient>]>);
 
-impl Recent {
+impl RecentClients {
     pub(super) fn new() -> Self {
         Self(vec![None; PLACES].into_boxed_slice())
     }
@@ -58,12 +58,12 @@ impl Recent {
         let oldest =
             || (0..ways.len()).min_by_key(|way| ways.get(*way).copied().flatten().map(|old| old.at_ns));
         if let Some(place) = same.or_else(oldest).and_then(|way| ways.get_mut(way)) {
-            *place = Some(Place { refused, ..new });
+            *place = Some(RecentClient { refused, ..new });
         }
     }
 }
 
-impl Place {
+impl RecentClient {
     /// The same client asks for the same, as far as the sensors can tell.
     fn is_same(&self, new: &Self) -> bool {
         let same_syn = self.client.isn == new.client.isn || self.client.isn == 0 || new.client.isn == 0;
@@ -75,13 +75,13 @@ impl Place {
 }
 
 /// Connections that wait and operators are never duplicates.
-fn place(function: FunctionId, demand: &Demand, at_ns: u64) -> Option<Place> {
+fn place(function: FunctionId, demand: &Demand, at_ns: u64) -> Option<RecentClient> {
     let client = demand.client.filter(|_| demand.trigger.is_early())?;
-    Some(Place { function, client, knock: demand.trigger == Trigger::Knock, at_ns, refused: false })
+    Some(RecentClient { function, client, knock: demand.trigger == Trigger::Knock, at_ns, refused: false })
 }
 
 /// The sequence number does not count, as one of the sensors does not know it.
-fn ways(place: &Place) -> Range<usize> {
+fn ways(place: &RecentClient) -> Range<usize> {
     let mut hasher = DefaultHasher::new();
     (place.function, place.client.address, place.knock).hash(&mut hasher);
     let set = usize::try_from(hasher.finish() % (PLACES / WAYS) as u64).unwrap_or_default();

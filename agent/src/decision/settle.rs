@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Demand, Function, Instance, LIFE_MIN, Load, Policy, Reason, State, Trigger, Use, Watch, nanos,
+    Action, Demand, FunctionState, Instance, InstanceLoad, InstanceState, LIFE_MIN, Load, Policy,
+    QueueWatchRate, Reason, Trigger, nanos,
 };
 use crate::event::InstanceId;
 
@@ -17,7 +18,7 @@ const HUNG_MIN: Duration = Duration::from_secs(1);
 /// So many looks during that wait: where the whole machine stood still, an instance had no time either.
 const HUNG_LOOKS: u32 = 50;
 
-impl Function {
+impl FunctionState {
     pub(super) fn settle(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
         if !self.closed {
             self.deadlines(now_ns, actions);
@@ -44,7 +45,7 @@ impl Function {
     /// A start that went well, for long enough.
     fn recover(&mut self, now_ns: u64) {
         let healthy = self.instances.values().filter(|one| {
-            one.state == State::Ready
+            one.state == InstanceState::Ready
                 && one.ready_ns > 0
                 && now_ns.saturating_sub(one.ready_ns) >= nanos(LIFE_MIN)
         });
@@ -68,7 +69,7 @@ impl Function {
         for (id, instance) in &mut self.instances {
             let seen = load.of(*id);
             let known = seen.open.is_some() || self.policy.concurrency.is_none();
-            let has_room = instance.state == State::Ready && known && self.policy.has_room(&seen);
+            let has_room = instance.state == InstanceState::Ready && known && self.policy.has_room(&seen);
             if head_ns.is_none() || !has_room || instance.seen != seen {
                 (instance.seen, instance.unmoved_ns, instance.looks) = (seen, now_ns, 0);
                 continue;
@@ -87,15 +88,15 @@ impl Function {
     fn scale(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
         let woken = u64::from(self.woken.is_some());
         let wanted = self.policy.instances_for(self.units(load).max(woken));
-        let coming = self.count(|state| state.has_room() || state == State::Freezing);
+        let coming = self.count(|state| state.has_room() || state == InstanceState::Freezing);
         let mut missing = wanted.saturating_sub(coming);
         if missing == 0 {
-            if self.count(State::has_room) > 0 {
+            if self.count(InstanceState::has_room) > 0 {
                 self.woken = None;
             }
             return;
         }
-        let mut frozen = self.in_state(|state| state == State::Frozen);
+        let mut frozen = self.in_state(|state| state == InstanceState::Frozen);
         // Last in, first out: the one that was busy last has the warmest caches.
         frozen.sort_by_key(|id| std::cmp::Reverse(self.instances.get(id).map(|one| one.since_ns)));
         for id in frozen.into_iter().take(missing as usize) {
@@ -108,7 +109,7 @@ impl Function {
         if self.failures.pause(now_ns).is_some() {
             return;
         }
-        let room = self.policy.max_instances.saturating_sub(self.count(State::is_alive));
+        let room = self.policy.max_instances.saturating_sub(self.count(InstanceState::is_alive));
         missing = missing.min(room);
         while missing > 0
             && let Some(id) = self.parked.pop_front()
@@ -118,7 +119,7 @@ impl Function {
             missing -= 1;
         }
         // The demand itself is not delayed by a container that failed: it has a back-off of its own.
-        let ordered = self.count(|state| state == State::Preparing { stale: false });
+        let ordered = self.count(|state| state == InstanceState::Preparing { stale: false });
         for _ in ordered..missing {
             self.prepare(Reason::Demand, now_ns, actions);
         }
@@ -138,7 +139,7 @@ impl Function {
     fn release(&mut self, id: InstanceId, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
         let reason = if demand.trigger == Trigger::Provision { Reason::Provision } else { Reason::Demand };
         let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
-        self.set(id, State::Starting { deadline_ns }, reason, now_ns, actions);
+        self.set(id, InstanceState::Starting { deadline_ns }, reason, now_ns, actions);
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.released_ns = now_ns;
         }
@@ -148,15 +149,16 @@ impl Function {
     fn prepare(&mut self, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
         let id = self.next_instance;
         self.next_instance += 1;
-        let state = State::Preparing { stale: false };
+        let state = InstanceState::Preparing { stale: false };
         self.instances.insert(id, Instance::new(state, reason, now_ns));
         actions.extend([Action::Moved(id, Some(state), reason), Action::Prepare(id)]);
     }
 
     /// Connections that nobody will serve in time.
     fn answer(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        let nobody =
-            self.count(|state| state.has_room() || matches!(state, State::Freezing | State::Frozen)) == 0;
+        let nobody = self.count(|state| {
+            state.has_room() || matches!(state, InstanceState::Freezing | InstanceState::Frozen)
+        }) == 0;
         let (count, reason) = if self.removed {
             (self.waiting.queued(), Reason::Closed)
         } else if self.policy.max_instances == 0 {
@@ -185,7 +187,7 @@ impl Function {
         };
         let (freeze_after, stop_after) = (self.policy.freeze_after, self.policy.stop_after);
         for (id, idle_ns) in idle {
-            let frozen = self.state(id) == Some(State::Frozen);
+            let frozen = self.state(id) == Some(InstanceState::Frozen);
             if !frozen && spare == 0 {
                 continue;
             }
@@ -202,14 +204,14 @@ impl Function {
 
     /// Instances that neither the demand nor `min_ready` needs.
     fn spare(&self, load: &Load) -> u32 {
-        self.count(State::has_room).saturating_sub(self.policy.instances_for(self.units(load)))
+        self.count(InstanceState::has_room).saturating_sub(self.policy.instances_for(self.units(load)))
     }
 
     /// Instances to which nobody is connected, with the time since when.
     fn idle(&self, load: &Load) -> Vec<(InstanceId, u64)> {
         let idle_ns = |id: InstanceId, instance: &Instance| match instance.state {
-            State::Frozen => Some(instance.idle_ns),
-            State::Ready => {
+            InstanceState::Frozen => Some(instance.idle_ns),
+            InstanceState::Ready => {
                 let seen = load.of(id);
                 (seen.open == Some(0)).then(|| seen.changed_ns.max(instance.since_ns))
             }
@@ -227,11 +229,13 @@ impl Function {
             self.instances.remove(&id);
             actions.extend([Action::Discard(id), Action::Moved(id, None, Reason::Surplus)]);
         }
-        let starting = self.count(|state| matches!(state, State::Starting { .. })) > 0;
+        let starting = self.count(|state| matches!(state, InstanceState::Starting { .. })) > 0;
         if starting || self.failures.pause(now_ns).is_some() || !self.failures.may_prepare(now_ns) {
             return;
         }
-        let there = self.count(|state| matches!(state, State::Parked | State::Preparing { stale: false }));
+        let there = self.count(|state| {
+            matches!(state, InstanceState::Parked | InstanceState::Preparing { stale: false })
+        });
         for _ in there..prepared {
             self.prepare(Reason::Refill, now_ns, actions);
         }
@@ -239,7 +243,7 @@ impl Function {
 
     /// Says which SYNs and which connections are news.
     fn sensors(&mut self, actions: &mut Vec<Action>) {
-        let ready = self.count(|state| state == State::Ready);
+        let ready = self.count(|state| state == InstanceState::Ready);
         let enough = match self.policy.concurrency {
             None => ready > 0,
             Some(_) => ready > 0 && ready >= self.policy.max_instances,
@@ -249,13 +253,13 @@ impl Function {
             actions.push(Action::Warm(enough));
         }
         let watch = match self.policy.concurrency {
-            _ if self.closed && !self.removed => Watch::Off,
-            None if ready > 0 => Watch::Slow,
-            _ => Watch::Close,
+            _ if self.closed && !self.removed => QueueWatchRate::Off,
+            None if ready > 0 => QueueWatchRate::Slow,
+            _ => QueueWatchRate::Immediate,
         };
         if self.watch != watch {
             self.watch = watch;
-            actions.push(Action::Watch(watch));
+            actions.push(Action::WatchQueue(watch));
         }
     }
 
@@ -268,7 +272,7 @@ impl Function {
         let deadlines = self.instances.values().filter_map(|instance| deadline_ns(instance.state));
         let queue = self.waiting.head_ns().map(|came_ns| came_ns.saturating_add(nanos(queue_timeout)));
         let has_room = |(id, one): (&InstanceId, &Instance)| {
-            one.state == State::Ready && self.policy.has_room(&load.of(*id))
+            one.state == InstanceState::Ready && self.policy.has_room(&load.of(*id))
         };
         let again = (self.waiting.queued() > 0 && self.instances.iter().any(has_room))
             .then(|| now_ns.saturating_add(LOOK_AGAIN_NS));
@@ -297,11 +301,11 @@ impl Function {
         let stop_ns = self.policy.stop_after.map(nanos);
         let idle = self.idle(load);
         let times = idle.iter().filter_map(|(id, idle_ns)| {
-            let frozen = self.state(*id) == Some(State::Frozen);
+            let frozen = self.state(*id) == Some(InstanceState::Frozen);
             Some(idle_ns.saturating_add(if frozen { stop_ns? } else { after_ns }))
         });
         let counts = |(id, one): (&InstanceId, &Instance)| {
-            one.state == State::Ready && load.of(*id).open.is_some_and(|open| open > 0)
+            one.state == InstanceState::Ready && load.of(*id).open.is_some_and(|open| open > 0)
         };
         let is_busy = self.instances.iter().any(counts);
         let busy = is_busy.then(|| now_ns.saturating_add(after_ns.max(LOOK_AGAIN_NS)));
@@ -310,16 +314,16 @@ impl Function {
 }
 
 impl Instance {
-    pub(super) fn new(state: State, reason: Reason, now_ns: u64) -> Self {
-        let (seen, unmoved_ns, looks) = (Use::default(), now_ns, 0);
+    pub(super) fn new(state: InstanceState, reason: Reason, now_ns: u64) -> Self {
+        let (seen, unmoved_ns, looks) = (InstanceLoad::default(), now_ns, 0);
         let (since_ns, released_ns, ready_ns, idle_ns) = (now_ns, 0, 0, 0);
         Self { state, reason, since_ns, released_ns, ready_ns, idle_ns, seen, unmoved_ns, looks }
     }
 }
 
-fn deadline_ns(state: State) -> Option<u64> {
+fn deadline_ns(state: InstanceState) -> Option<u64> {
     match state {
-        State::Starting { deadline_ns } | State::Thawing { deadline_ns } => Some(deadline_ns),
+        InstanceState::Starting { deadline_ns } | InstanceState::Thawing { deadline_ns } => Some(deadline_ns),
         _ => None,
     }
 }

@@ -1,10 +1,10 @@
 //! The states of one instance, and of a function as a whole.
 
-use super::{Reason, Use};
+use super::{InstanceLoad, Reason};
 
 /// Where an instance is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum InstanceState {
     /// Its container is being created.
     Preparing {
         /// It is of a configuration that holds no more, and is discarded when it is there.
@@ -35,7 +35,7 @@ pub enum State {
     },
 }
 
-impl State {
+impl InstanceState {
     /// All names, in the order of a life.
     pub const NAMES: [&'static str; 8] =
         ["preparing", "parked", "starting", "ready", "freezing", "frozen", "thawing", "stopping"];
@@ -71,7 +71,7 @@ impl State {
 #[derive(Debug, Clone, Copy)]
 pub struct Instance {
     /// Where it is.
-    pub state: State,
+    pub state: InstanceState,
     /// Why.
     pub reason: Reason,
     /// Since when, in nanoseconds of `CLOCK_MONOTONIC`.
@@ -83,7 +83,7 @@ pub struct Instance {
     /// Since when nobody was connected to it when it was frozen.
     pub(super) idle_ns: u64,
     /// What was last seen of it while it had no room, or nobody waited, or when it changed.
-    pub(super) seen: Use,
+    pub(super) seen: InstanceLoad,
     /// Since when it has had room and has taken nobody, although somebody waited.
     pub(super) unmoved_ns: u64,
     /// How often it was looked at since then.

@@ -5,7 +5,7 @@ mod rest;
 mod world;
 
 use super::*;
-use crate::event::End;
+use crate::event::InstanceEnd;
 use std::ops::Deref;
 
 const MS: u64 = 1_000_000;
@@ -48,7 +48,7 @@ fn demand(at_ns: u64) -> Demand {
 
 /// The only function of its node, with what is seen of its connections.
 struct Alone {
-    function: Function,
+    function: FunctionState,
     node: Admission,
     load: Load,
 }
@@ -56,7 +56,7 @@ struct Alone {
 impl Alone {
     fn new(policy: Policy) -> Self {
         let node = Admission::new(PLENTY, UNUSED_AFTER);
-        Self { function: Function::new(0, policy), node, load: Load::default() }
+        Self { function: FunctionState::new(0, policy), node, load: Load::default() }
     }
 
     /// With containers parked, numbered from 1.
@@ -85,7 +85,7 @@ impl Alone {
         let actions = self.function.on(event, &self.load, now_ns, &mut self.node);
         for action in &actions {
             if let Action::Release(id, _) = action {
-                self.load.instances.push((*id, Use { open: Some(0), ..Use::default() }));
+                self.load.instances.push((*id, InstanceLoad { open: Some(0), ..InstanceLoad::default() }));
             }
         }
         if let Event::Gone { instance, .. } = event {
@@ -120,7 +120,7 @@ impl Alone {
         seen.changed_ns = now_ns;
     }
 
-    fn use_of(&mut self, id: InstanceId) -> &mut Use {
+    fn use_of(&mut self, id: InstanceId) -> &mut InstanceLoad {
         &mut self.load.instances.iter_mut().find(|(known, _)| *known == id).unwrap().1
     }
 
@@ -130,9 +130,9 @@ impl Alone {
 }
 
 impl Deref for Alone {
-    type Target = Function;
+    type Target = FunctionState;
 
-    fn deref(&self) -> &Function {
+    fn deref(&self) -> &FunctionState {
         &self.function
     }
 }
@@ -149,7 +149,9 @@ fn timer(actions: &[Action]) -> Option<u64> {
 
 fn moved(actions: &[Action]) -> Vec<(InstanceId, &'static str, &'static str)> {
     let told = |action: &Action| match action {
-        Action::Moved(id, state, reason) => Some((*id, state.map_or("gone", State::as_str), reason.as_str())),
+        Action::Moved(id, state, reason) => {
+            Some((*id, state.map_or("gone", InstanceState::as_str), reason.as_str()))
+        }
         _ => None,
     };
     actions.iter().filter_map(told).collect()
@@ -159,7 +161,7 @@ fn moved(actions: &[Action]) -> Vec<(InstanceId, &'static str, &'static str)> {
 fn a_syn_lets_the_parked_container_go_and_the_next_is_made_after_it_is_ready() {
     let mut function = Alone::new(policy(1));
     let actions = function.on(Event::Configured, 0);
-    assert_eq!(orders(&actions), [Action::Prepare(1), Action::Watch(Watch::Close)]);
+    assert_eq!(orders(&actions), [Action::Prepare(1), Action::WatchQueue(QueueWatchRate::Immediate)]);
     assert_eq!(orders(&function.on(Event::Parked(1), 1)), []);
     let syn = demand(5);
     let actions = function.on(Event::Demand(syn), 5);
@@ -169,7 +171,10 @@ fn a_syn_lets_the_parked_container_go_and_the_next_is_made_after_it_is_ready() {
     let joined = demand(6);
     assert_eq!(orders(&function.on(Event::Demand(joined), 6)), [Action::Suppress(joined, Reason::Starting)]);
     let actions = function.on(Event::Ready(1), 10);
-    assert_eq!(orders(&actions), [Action::Prepare(2), Action::Warm(true), Action::Watch(Watch::Slow)]);
+    assert_eq!(
+        orders(&actions),
+        [Action::Prepare(2), Action::Warm(true), Action::WatchQueue(QueueWatchRate::Slow)]
+    );
     assert_eq!(moved(&actions)[0], (1, "ready", "initialised"));
     assert_eq!(function.word(10), "ready");
 }
@@ -177,7 +182,7 @@ fn a_syn_lets_the_parked_container_go_and_the_next_is_made_after_it_is_ready() {
 #[test]
 fn demand_without_a_parked_container_waits_for_one() {
     let mut function = Alone::new(policy(0));
-    assert_eq!(orders(&function.on(Event::Configured, 0)), [Action::Watch(Watch::Close)]);
+    assert_eq!(orders(&function.on(Event::Configured, 0)), [Action::WatchQueue(QueueWatchRate::Immediate)]);
     assert_eq!(orders(&function.on(Event::Demand(demand(5)), 5)), [Action::Prepare(1)]);
     assert_eq!(function.word(5), "starting");
     assert_eq!(orders(&function.on(Event::Demand(demand(6)), 6)), [], "one is enough for both");
@@ -260,7 +265,11 @@ fn no_more_instances_than_allowed_and_the_rest_is_answered_in_time() {
 #[test]
 fn a_function_that_is_off_answers_at_once() {
     let mut function = Alone::new(Policy { max_instances: 0, ..policy(1) });
-    assert_eq!(orders(&function.on(Event::Configured, 0)), [Action::Watch(Watch::Close)], "nothing is made");
+    assert_eq!(
+        orders(&function.on(Event::Configured, 0)),
+        [Action::WatchQueue(QueueWatchRate::Immediate)],
+        "nothing is made"
+    );
     assert_eq!(function.word(0), "off");
     let syn = demand(5);
     assert_eq!(orders(&function.on(Event::Demand(syn), 5)), [Action::Suppress(syn, Reason::Off)]);
@@ -292,8 +301,8 @@ fn provisioned_instances_are_there_without_any_demand_and_never_rest() {
 fn an_exit_makes_it_cold_again() {
     let mut function = Alone::ready(policy(1));
     function.on(Event::Parked(2), 13);
-    let actions = function.on(Event::Gone { instance: 1, end: End::Exited }, 20);
-    assert_eq!(orders(&actions), [Action::Warm(false), Action::Watch(Watch::Close)]);
+    let actions = function.on(Event::Gone { instance: 1, end: InstanceEnd::Exited }, 20);
+    assert_eq!(orders(&actions), [Action::Warm(false), Action::WatchQueue(QueueWatchRate::Immediate)]);
     assert_eq!(moved(&actions), [(1, "gone", "exited")]);
     assert_eq!(function.word(20), "cold");
 }
@@ -303,7 +312,7 @@ fn an_instance_that_is_gone_is_replaced_for_those_who_wait() {
     let mut function = Alone::ready(policy(1));
     function.on(Event::Parked(2), 13);
     function.load.queued = 1;
-    let actions = function.on(Event::Gone { instance: 1, end: End::Exited }, 5 * SECOND);
+    let actions = function.on(Event::Gone { instance: 1, end: InstanceEnd::Exited }, 5 * SECOND);
     assert!(matches!(orders(&actions)[0], Action::Release(2, Demand { trigger: Trigger::Accept, .. })));
 }
 
@@ -346,7 +355,7 @@ fn a_stop_is_asked_once_and_the_next_client_starts_another() {
     single.on(Event::Stop, 20);
     single.on(Event::Parked(2), 22);
     assert_eq!(orders(&single.on(Event::Demand(demand(23)), 23)), [], "not two at a time");
-    let actions = single.on(Event::Gone { instance: 1, end: End::Asked }, 24);
+    let actions = single.on(Event::Gone { instance: 1, end: InstanceEnd::Asked }, 24);
     assert_eq!(orders(&actions)[0], Action::Release(2, demand(23)));
 }
 
@@ -380,15 +389,19 @@ fn a_function_that_is_removed_stops_everything_and_turns_clients_away() {
     function.on(Event::Parked(2), 13);
     function.arrives(2, 14);
     let actions = function.on(Event::Removed, 20);
-    let expected =
-        [Action::Stop(1), Action::Discard(2), Action::Answer(2, Reason::Closed), Action::Watch(Watch::Close)];
+    let expected = [
+        Action::Stop(1),
+        Action::Discard(2),
+        Action::Answer(2, Reason::Closed),
+        Action::WatchQueue(QueueWatchRate::Immediate),
+    ];
     assert_eq!(orders(&actions), expected);
     function.load.queued -= 2;
     function.load.accepted += 2;
     assert_eq!(orders(&function.arrives(1, 21)).last(), Some(&Action::Answer(1, Reason::Closed)));
     function.load.queued -= 1;
     function.load.accepted += 1;
-    function.on(Event::Gone { instance: 1, end: End::Asked }, 22);
+    function.on(Event::Gone { instance: 1, end: InstanceEnd::Asked }, 22);
     assert_eq!(orders(&function.on(Event::Shutdown, 23)), []);
     assert_eq!(function.word(23), "closed");
 }
@@ -398,7 +411,7 @@ fn shutdown_stops_everything_and_nothing_starts_afterwards() {
     let mut function = Alone::ready(policy(1));
     function.on(Event::Parked(2), 13);
     let actions = function.on(Event::Shutdown, 20);
-    let expected = [Action::Stop(1), Action::Discard(2), Action::Watch(Watch::Off)];
+    let expected = [Action::Stop(1), Action::Discard(2), Action::WatchQueue(QueueWatchRate::Off)];
     assert_eq!(orders(&actions), expected);
     assert_eq!(orders(&function.on(Event::Parked(3), 21)), []);
     let syn = demand(22);

@@ -30,7 +30,7 @@ pub(super) struct Promise {
 
 /// Everybody who waits for one function.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct WaitingClients {
     promises: VecDeque<Promise>,
     /// When connections were seen that nobody had promised.
     strangers: VecDeque<u64>,
@@ -43,7 +43,7 @@ pub(super) struct Waiting {
     arrived: u64,
 }
 
-impl Waiting {
+impl WaitingClients {
     /// Takes in what is seen now. Returns the promises that were kept: which of several clients has connected
     /// does not matter, so it is always the first.
     pub(super) fn see(&mut self, load: &Load, now_ns: u64) -> Vec<Promise> {
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_age_of_the_head_is_that_of_the_connection_that_is_there_and_not_of_one_before() {
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingClients::default();
         waiting.see(&load(2, 0), 10);
         assert_eq!((waiting.head_ns(), waiting.queued()), (Some(10), 2));
         // One was accepted and one has come in between: the number is the same, the ages are not.
@@ -218,7 +218,7 @@ mod tests {
             started: false,
             unseen: false,
         };
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingClients::default();
         for deadline_ns in [100, 110, 120] {
             assert!(waiting.promise(promise(deadline_ns)));
         }
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_syn_that_is_told_of_after_its_connection_is_late_once() {
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingClients::default();
         waiting.see(&load(2, 0), 50);
         assert!(!waiting.is_late(51), "another client, who has come since");
         assert!(waiting.is_late(40) && waiting.is_late(49) && !waiting.is_late(49));
@@ -245,7 +245,7 @@ mod tests {
         let demand = Demand::local(Trigger::Syn, 0);
         let promise =
             Promise { demand, deadline_ns: 1, paid: false, joins: false, started: false, unseen: false };
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingClients::default();
         let taken = (0..10_000).filter(|_| waiting.promise(promise)).count();
         assert_eq!(taken, PROMISES_MAX);
     }

@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::inject::ShimEvent;
-use crate::measure::{self, Outcome, Starts, Timeline, now_ns};
+use crate::measure::{self, StartHistory, StartOutcome, Timeline, now_ns};
 
 pub(super) struct ColdStart {
     timeline: Timeline,
     /// Since when connections wait; 0 while none does.
     connected_ns: Arc<AtomicU64>,
-    starts: Arc<Starts>,
+    starts: Arc<StartHistory>,
 }
 
 impl ColdStart {
-    pub(super) fn new(timeline: Timeline, connected_ns: Arc<AtomicU64>, starts: Arc<Starts>) -> Self {
+    pub(super) fn new(timeline: Timeline, connected_ns: Arc<AtomicU64>, starts: Arc<StartHistory>) -> Self {
         Self { timeline, connected_ns, starts }
     }
 
@@ -48,7 +48,7 @@ impl ColdStart {
                 timeline.ready_ns = Some(Timeline::clamp(ready_ns, after(timeline.injected_ns), now));
                 let connected_ns = self.connected_ns.load(Ordering::Relaxed);
                 timeline.connected_ns = (connected_ns > 0).then_some(connected_ns);
-                self.conclude(Outcome::Ready);
+                self.conclude(StartOutcome::Ready);
             }
             ShimEvent::Served { accept_ns, first_response_ns } => {
                 let accept_ns = Timeline::clamp(accept_ns, after(timeline.ready_ns), now);
@@ -70,14 +70,14 @@ impl ColdStart {
     /// The instance is gone.
     pub(super) fn ended(&mut self) {
         if self.timeline.ready_ns.is_none() {
-            self.conclude(Outcome::Failed);
+            self.conclude(StartOutcome::Failed);
         }
         if self.timeline.accept_ns.is_none() {
             self.timeline.log();
         }
     }
 
-    fn conclude(&mut self, outcome: Outcome) {
+    fn conclude(&mut self, outcome: StartOutcome) {
         let timeline = &mut self.timeline;
         timeline.outcome = outcome;
         timeline.update();

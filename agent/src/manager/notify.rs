@@ -14,20 +14,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to do while the manager's queue is full.
 #[derive(Clone, Copy)]
-pub(super) enum Wait {
+pub(super) enum WhenFull {
     /// Wait for room, at most [`PATIENCE`]: while the agent is set up, or leaves.
-    Patiently,
+    Wait,
     /// Give up.
-    Never,
+    Fail,
 }
 
 /// A socket to the manager.
-pub(super) struct Notify {
+pub(super) struct NotifySocket {
     socket: UnixDatagram,
     manager: UnixAddr,
 }
 
-impl Notify {
+impl NotifySocket {
     /// To the value of `NOTIFY_SOCKET`: a path, or `@` and a name in the abstract namespace.
     pub(super) fn to(path: &OsStr) -> io::Result<Self> {
         let manager = match path.as_bytes() {
@@ -44,14 +44,19 @@ impl Notify {
     }
 
     /// Sends one message, with or without descriptors.
-    pub(super) fn send(&self, state: &str, descriptors: &[BorrowedFd<'_>], wait: Wait) -> io::Result<()> {
+    pub(super) fn send(
+        &self,
+        state: &str,
+        descriptors: &[BorrowedFd<'_>],
+        when_full: WhenFull,
+    ) -> io::Result<()> {
         let descriptors: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&descriptors)];
         let control = if descriptors.is_empty() { &[] } else { &rights[..] };
         let text = [IoSlice::new(state.as_bytes())];
-        let flags = match wait {
-            Wait::Patiently => MsgFlags::MSG_NOSIGNAL,
-            Wait::Never => MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+        let flags = match when_full {
+            WhenFull::Wait => MsgFlags::MSG_NOSIGNAL,
+            WhenFull::Fail => MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
         };
         sendmsg(self.socket.as_raw_fd(), &text, control, flags, Some(&self.manager))?;
         Ok(())

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-mod keeping;
+mod instances;
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -24,19 +24,19 @@ fn listener() -> (OwnedFd, SocketAddr) {
     (listener.into(), address)
 }
 
-fn holding(place: impl ToString, descriptor: impl Into<OwnedFd>) -> Manager {
-    Manager { notify: None, inherited: HashMap::from([(place.to_string(), vec![descriptor.into()])]) }
+fn holding(key: impl ToString, descriptor: impl Into<OwnedFd>) -> ServiceManager {
+    ServiceManager { notify: None, inherited: HashMap::from([(key.to_string(), vec![descriptor.into()])]) }
 }
 
 /// A manager to talk to, on an abstract socket or in a directory.
-fn listening(path: &str) -> (UnixDatagram, Manager) {
+fn listening(path: &str) -> (UnixDatagram, ServiceManager) {
     let at = match path.strip_prefix('@') {
         Some(name) => UnixAddress::from_abstract_name(name).unwrap(),
         None => UnixAddress::from_pathname(path).unwrap(),
     };
     let socket = UnixDatagram::bind_addr(&at).unwrap();
-    let notify = Some(Arc::new(Notify::to(path.as_ref()).unwrap()));
-    (socket, Manager { notify, inherited: HashMap::new() })
+    let notify = Some(Arc::new(NotifySocket::to(path.as_ref()).unwrap()));
+    (socket, ServiceManager { notify, inherited: HashMap::new() })
 }
 
 /// The next message, and how many descriptors came with it.
@@ -65,15 +65,15 @@ fn stored(socket: &UnixDatagram) -> (String, Vec<OwnedFd>) {
 
 #[test]
 fn every_place_has_a_legal_name_of_its_own() {
-    let places = [
-        (Place::Bound(address("0.0.0.0:8081")), "listen-0.0.0.0_8081"),
-        (Place::Bound(address("[::]:8081")), "listen-[__]_8081"),
-        (Place::Bound(address("[fe80::1%3]:80")), "listen-[fe80__1%3]_80"),
-        (Place::Hidden(address("0.0.0.0:8081"), 7), "listen-0.0.0.0_8081-7"),
-        (Place::Hidden(address("0.0.0.0:808"), 17), "listen-0.0.0.0_808-17"),
+    let keys = [
+        (ListenerKey::Bound(address("0.0.0.0:8081")), "listen-0.0.0.0_8081"),
+        (ListenerKey::Bound(address("[::]:8081")), "listen-[__]_8081"),
+        (ListenerKey::Bound(address("[fe80::1%3]:80")), "listen-[fe80__1%3]_80"),
+        (ListenerKey::Hidden(address("0.0.0.0:8081"), 7), "listen-0.0.0.0_8081-7"),
+        (ListenerKey::Hidden(address("0.0.0.0:808"), 17), "listen-0.0.0.0_808-17"),
     ];
-    for (place, name) in places {
-        assert_eq!(place.to_string(), name);
+    for (key, name) in keys {
+        assert_eq!(key.to_string(), name);
         assert!(is_legal(name), "{name}");
     }
     for name in ["a:b", "a\nb", "\u{e4}", "\u{7f}", &"x".repeat(256)] {
@@ -85,27 +85,30 @@ fn every_place_has_a_legal_name_of_its_own() {
 fn a_listener_is_taken_once_with_its_connections() {
     let (kept, at) = listener();
     let _early = TcpStream::connect(at).unwrap();
-    let mut manager = holding(Place::Bound(at), kept);
-    assert!(manager.has(Place::Bound(at)));
-    TcpListener::from(manager.take(Place::Bound(at)).unwrap()).accept().unwrap();
-    assert!(!manager.has(Place::Bound(at)) && manager.take(Place::Bound(at)).is_none());
+    let mut manager = holding(ListenerKey::Bound(at), kept);
+    assert!(manager.has_listener(ListenerKey::Bound(at)));
+    TcpListener::from(manager.take_listener(ListenerKey::Bound(at)).unwrap()).accept().unwrap();
+    assert!(
+        !manager.has_listener(ListenerKey::Bound(at))
+            && manager.take_listener(ListenerKey::Bound(at)).is_none()
+    );
 }
 
 #[test]
 fn what_is_not_what_its_name_says_is_not_taken() {
     let at = address("127.0.0.1:9");
-    let place = Place::Bound(at);
+    let key = ListenerKey::Bound(at);
     let (elsewhere, there) = listener();
-    assert!(holding(place, elsewhere).take(place).is_none(), "another address");
+    assert!(holding(key, elsewhere).take_listener(key).is_none(), "another address");
     let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let place = Place::Bound(udp.local_addr().unwrap());
-    assert!(holding(place, udp).take(place).is_none(), "UDP");
+    let key = ListenerKey::Bound(udp.local_addr().unwrap());
+    assert!(holding(key, udp).take_listener(key).is_none(), "UDP");
     let (target, at) = listener();
     let connected = TcpStream::connect(at).unwrap();
-    let place = Place::Bound(connected.local_addr().unwrap());
-    assert!(holding(place, connected).take(place).is_none(), "not listening");
-    let place = Place::Bound(there);
-    assert!(holding(place, std::fs::File::open("/dev/null").unwrap()).take(place).is_none(), "a file");
+    let key = ListenerKey::Bound(connected.local_addr().unwrap());
+    assert!(holding(key, connected).take_listener(key).is_none(), "not listening");
+    let key = ListenerKey::Bound(there);
+    assert!(holding(key, std::fs::File::open("/dev/null").unwrap()).take_listener(key).is_none(), "a file");
     drop(target);
 }
 
@@ -113,11 +116,18 @@ fn what_is_not_what_its_name_says_is_not_taken() {
 fn a_hidden_listener_may_have_any_port_of_loopback() {
     let shared = address("0.0.0.0:8081");
     let (kept, _) = listener();
-    let mut manager = holding(Place::Hidden(shared, 7), kept);
-    assert!(manager.take(Place::Hidden(shared, 8)).is_none() && manager.take(Place::Bound(shared)).is_none());
-    assert!(manager.take(Place::Hidden(shared, 7)).is_some());
+    let mut manager = holding(ListenerKey::Hidden(shared, 7), kept);
+    assert!(
+        manager.take_listener(ListenerKey::Hidden(shared, 8)).is_none()
+            && manager.take_listener(ListenerKey::Bound(shared)).is_none()
+    );
+    assert!(manager.take_listener(ListenerKey::Hidden(shared, 7)).is_some());
     let everywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    assert!(holding(Place::Hidden(shared, 7), everywhere).take(Place::Hidden(shared, 7)).is_none());
+    assert!(
+        holding(ListenerKey::Hidden(shared, 7), everywhere)
+            .take_listener(ListenerKey::Hidden(shared, 7))
+            .is_none()
+    );
 }
 
 #[test]
@@ -128,8 +138,8 @@ fn the_manager_hears_what_to_keep_and_what_to_drop() {
     for path in [path.to_str().unwrap(), &abstract_name] {
         let (socket, mut manager) = listening(path);
         let (kept, at) = listener();
-        manager.keep(Place::Bound(at), &kept);
-        assert_eq!(received(&socket), (format!("FDSTORE=1\nFDNAME={}", Place::Bound(at)), 1));
+        manager.store_listener(ListenerKey::Bound(at), &kept);
+        assert_eq!(received(&socket), (format!("FDSTORE=1\nFDNAME={}", ListenerKey::Bound(at)), 1));
         // One that no function wants, and one that cannot even be named.
         manager.inherited.insert("unknown".to_owned(), vec![listener().0]);
         manager.inherited.insert("x\nREADY=1".to_owned(), vec![listener().0]);
@@ -140,10 +150,10 @@ fn the_manager_hears_what_to_keep_and_what_to_drop() {
         manager.stopping();
         assert_eq!(received(&socket), ("STOPPING=1".to_owned(), 0));
         // What does not fit its name must not stay there either.
-        let place = Place::Bound(address("127.0.0.1:9"));
-        manager.inherited.insert(place.to_string(), vec![kept]);
-        assert!(manager.take(place).is_none());
-        assert_eq!(received(&socket), (format!("FDSTOREREMOVE=1\nFDNAME={place}"), 0));
+        let key = ListenerKey::Bound(address("127.0.0.1:9"));
+        manager.inherited.insert(key.to_string(), vec![kept]);
+        assert!(manager.take_listener(key).is_none());
+        assert_eq!(received(&socket), (format!("FDSTOREREMOVE=1\nFDNAME={key}"), 0));
     }
 }
 
@@ -153,17 +163,17 @@ fn a_manager_that_is_gone_does_no_harm() {
     let path = directory.path().join("notify");
     let (socket, mut manager) = listening(path.to_str().unwrap());
     drop(socket);
-    manager.keep(Place::Bound(address("127.0.0.1:9")), &listener().0);
+    manager.store_listener(ListenerKey::Bound(address("127.0.0.1:9")), &listener().0);
     manager.ready();
     manager.stopping();
-    Manager::default().ready();
+    ServiceManager::default().ready();
 }
 
 #[test]
 fn a_notify_socket_is_a_path_or_abstract() {
     let long = format!("/{}", "x".repeat(200));
     for path in ["", "@", "relative", "vsock:2:1234", &long] {
-        assert!(Notify::to(path.as_ref()).is_err(), "{path:?}");
+        assert!(NotifySocket::to(path.as_ref()).is_err(), "{path:?}");
     }
 }
 
@@ -237,8 +247,8 @@ fn descriptors_are_inherited_and_their_numbers_free_again() {
     // The process that the shell becomes has the shell's number.
     heir.args(["-c", "LISTEN_PID=$$ exec \"$0\" --exact \"$1\" --test-threads=1"]);
     heir.arg(env::current_exe().unwrap()).arg(test).env(HEIR, at.to_string());
-    // The second is not open, and the third has no place.
-    heir.env("LISTEN_FDS", "3").env("LISTEN_FDNAMES", format!("{}:closed:other", Place::Bound(at)));
+    // The second is not open, and the third's name is not that of a listener.
+    heir.env("LISTEN_FDS", "3").env("LISTEN_FDNAMES", format!("{}:closed:other", ListenerKey::Bound(at)));
     let other = std::fs::File::open("/dev/null").unwrap().into();
     let mappings =
         vec![FdMapping { parent_fd: kept, child_fd: 3 }, FdMapping { parent_fd: other, child_fd: 5 }];
@@ -249,15 +259,15 @@ fn descriptors_are_inherited_and_their_numbers_free_again() {
 }
 
 fn inherit(at: SocketAddr) {
-    let mut manager = Manager::from_environment();
+    let mut manager = ServiceManager::from_environment();
     let mut names: Vec<_> = manager.inherited.keys().cloned().collect();
     names.sort_unstable();
-    assert_eq!(names, [Place::Bound(at).to_string(), "other".to_owned()]);
+    assert_eq!(names, [ListenerKey::Bound(at).to_string(), "other".to_owned()]);
     for number in [3, 5] {
         let link = std::fs::read_link(format!("/proc/self/fd/{number}"));
         assert!(link.is_err(), "{number} is still {link:?}");
     }
-    let listener = manager.take(Place::Bound(at)).unwrap();
+    let listener = manager.take_listener(ListenerKey::Bound(at)).unwrap();
     let flags = nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_GETFD).unwrap();
     assert_eq!(flags, nix::fcntl::FdFlag::FD_CLOEXEC.bits());
     let (mut early, _) = TcpListener::from(listener).accept().unwrap();

@@ -8,7 +8,7 @@ use super::metrics::{
 };
 
 /// A metric, the name of its label, and the label.
-type Series = (&'static str, &'static str, &'static str);
+type MetricSeries = (&'static str, &'static str, &'static str);
 
 /// Shows every counter of the kernel half before it counts, and where there is none.
 pub(super) fn declare() {
@@ -36,14 +36,14 @@ fn add(stat: Stat, update: impl Fn(metrics::Counter)) {
 
 /// Where a counter shows: what became of a packet on an interface is one of [`SYN_PACKETS`], and some of
 /// that also counts among what an operator looks for.
-fn series(stat: Stat) -> &'static [Series] {
+fn series(stat: Stat) -> &'static [MetricSeries] {
     const PACKET: (&str, &str) = (SYN_PACKETS, "kind");
     const KNOCK: (&str, &str) = (KNOCKS, "outcome");
     const SUPPRESSED: (&str, &str) = (SYN_SUPPRESSED, "reason");
     const LOST: (&str, &str) = (SYN_LOST, "reason");
     const LOOKUP: (&str, &str) = (SYN_LOOKUPS, "kind");
     const FAILURE: (&str, &str) = (SYN_AUTH_FAILURES, "reason");
-    const fn of((metric, label): (&'static str, &'static str), value: &'static str) -> Series {
+    const fn of((metric, label): (&'static str, &'static str), value: &'static str) -> MetricSeries {
         (metric, label, value)
     }
     match stat {
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_packet_counts_once_by_what_became_of_it_and_no_two_counters_share_a_series() {
-        let mut all: Vec<Series> = Vec::new();
+        let mut all: Vec<MetricSeries> = Vec::new();
         for (number, stat) in Stat::ALL.into_iter().enumerate() {
             let own = series(stat);
             let packets = own.iter().filter(|(metric, ..)| *metric == SYN_PACKETS).count();

@@ -5,7 +5,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
 use super::timeline::seconds;
-use super::{Outcome, Timeline, kernel};
+use super::{StartOutcome, Timeline, kernel};
 use crate::decision::Reason;
 use crate::event::{Demand, Trigger};
 
@@ -38,15 +38,15 @@ const TRANSITIONS: &str = "headstart_instance_transitions_total";
 const THAW: &str = "headstart_thaw_seconds";
 const OVERLOAD: &str = "headstart_overload_answers_total";
 
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
-use Kind::{Counter, Gauge, Histogram};
+use MetricKind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric there is.
-const DECLARED: [(&str, Kind, Unit, &str); 28] = [
+const DECLARED: [(&str, MetricKind, Unit, &str); 28] = [
     (
         SYN_EVENTS,
         Counter,
@@ -197,7 +197,7 @@ pub fn declare(function: &str) {
         counter!(name, "function" => function.to_owned()).increment(0);
     }
     for trigger in Trigger::ALL {
-        for outcome in [Outcome::Ready, Outcome::Failed] {
+        for outcome in [StartOutcome::Ready, StartOutcome::Failed] {
             let labels = [
                 ("function", function.to_owned()),
                 ("trigger", trigger.as_str().into()),

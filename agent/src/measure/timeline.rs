@@ -7,7 +7,7 @@ use crate::event::{Demand, Trigger};
 /// How a cold start ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum StartOutcome {
     /// Not ended yet.
     Starting,
     /// The instance said that it is ready.
@@ -16,7 +16,7 @@ pub enum Outcome {
     Failed,
 }
 
-impl Outcome {
+impl StartOutcome {
     /// The metric label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -43,7 +43,7 @@ pub struct Timeline {
     /// What asked for the start.
     pub trigger: Trigger,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: StartOutcome,
     /// The SYN or the knock passed the kernel half; or the accept queue became readable; or the API was called.
     pub syn_ns: u64,
     /// The agent learned of it.
@@ -121,7 +121,7 @@ impl Timeline {
             instance,
             runtime,
             trigger: demand.trigger,
-            outcome: Outcome::Starting,
+            outcome: StartOutcome::Starting,
             syn_ns: demand.at_ns,
             event_ns: demand.seen_ns,
             start_ns: 0,
@@ -211,7 +211,7 @@ pub(super) fn example(instance: &str) -> Timeline {
         instance: instance.into(),
         runtime: "oci",
         trigger: Trigger::Syn,
-        outcome: Outcome::Ready,
+        outcome: StartOutcome::Ready,
         syn_ns: 1_000_000,
         event_ns: 1_100_000,
         start_ns: 1_200_000,

@@ -8,16 +8,16 @@ use headstart_ebpf::maps::source_prefix;
 
 /// A list of prefixes, at most [`headstart_config::MAX_CIDRS`] of them.
 #[derive(Debug, Default)]
-pub struct Allow(Vec<Prefix>);
+pub struct AllowList(Vec<AddressPrefix>);
 
 /// Of addresses as 128-bit numbers, IPv4 as v4-mapped.
 #[derive(Debug)]
-struct Prefix {
+struct AddressPrefix {
     network: u128,
     mask: u128,
 }
 
-impl Allow {
+impl AllowList {
     /// The configured list.
     #[must_use]
     pub fn new(list: &[Cidr]) -> Self {
@@ -31,11 +31,11 @@ impl Allow {
     }
 }
 
-fn prefix(cidr: &Cidr) -> Prefix {
+fn prefix(cidr: &Cidr) -> AddressPrefix {
     let (bits, address) = source_prefix(cidr.address, cidr.bits);
     // All bits is a shift by nothing, none a shift that would overflow.
     let mask = u128::MAX.checked_shl(128u32.saturating_sub(bits)).unwrap_or(0);
-    Prefix { network: u128::from_be_bytes(address) & mask, mask }
+    AddressPrefix { network: u128::from_be_bytes(address) & mask, mask }
 }
 
 #[cfg(test)]
@@ -52,13 +52,13 @@ mod tests {
             ("2001:db8::", 32, "2001:db8:ffff::1", "2001:db9::"),
             ("2001:db8::7", 128, "2001:db8::7", "2001:db8::8"),
         ] {
-            let allow = Allow::new(&[Cidr { address: prefix.parse().unwrap(), bits }]);
+            let allow = AllowList::new(&[Cidr { address: prefix.parse().unwrap(), bits }]);
             let has = |address: &str| allow.contains(address.parse::<Ipv6Addr>().unwrap().octets());
             assert!(has(inside), "{inside} in {prefix}/{bits}");
             assert!(!has(outside), "{outside} not in {prefix}/{bits}");
         }
-        let all = Allow::new(&[Cidr { address: "::".parse().unwrap(), bits: 0 }]);
+        let all = AllowList::new(&[Cidr { address: "::".parse().unwrap(), bits: 0 }]);
         assert!(all.contains([0xff; 16]));
-        assert!(!Allow::default().contains([0; 16]));
+        assert!(!AllowList::default().contains([0; 16]));
     }
 }

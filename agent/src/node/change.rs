@@ -1,12 +1,12 @@
 //! What is served changes while the node runs.
 
 use super::Node;
-use super::entry::{Entry, Service};
+use super::entry::{FunctionRecord, Service};
 use crate::decision::Reason;
 use crate::event::{Event, FunctionId};
 
 /// One function is served from now on, in another way, or not any more.
-pub enum Change {
+pub enum FunctionChange {
     /// A new one.
     Add(Box<Service>),
     /// One that is served, by its name. Its place stays, and its listener.
@@ -22,18 +22,18 @@ pub enum Change {
 
 impl Node {
     /// The kernel is told first: what it does not know any more cannot be asked for while it goes.
-    pub(super) fn change(&mut self, changes: Vec<Change>) {
+    pub(super) fn change(&mut self, changes: Vec<FunctionChange>) {
         let mut events = Vec::new();
         for change in changes {
             match change {
-                Change::Remove(name) => {
+                FunctionChange::Remove(name) => {
                     let Some(function) = self.find(&name) else { continue };
                     if let Some(entry) = self.entry(function) {
                         entry.leaving = true;
                     }
                     events.push((function, Event::Removed));
                 }
-                Change::Alter { service, replace } => {
+                FunctionChange::Alter { service, replace } => {
                     let Some(function) = self.find(&service.name) else { continue };
                     let policy = service.policy;
                     if let Some(entry) = self.entry(function) {
@@ -41,9 +41,9 @@ impl Node {
                     }
                     events.push((function, Event::Changed { policy, replace }));
                 }
-                Change::Add(service) => {
+                FunctionChange::Add(service) => {
                     let function = self.free_number();
-                    self.entries.insert(function, Entry::new(function, *service));
+                    self.entries.insert(function, FunctionRecord::new(function, *service));
                     events.push((function, Event::Configured));
                 }
             }

@@ -8,9 +8,9 @@ use headstart_wire::Activity;
 use tokio::sync::mpsc;
 
 use super::Node;
-use super::entry::{Page, Running, Waiting};
-use super::handle::{Handle, Message};
-use crate::event::{Demand, End, Event, FunctionId, InstanceId};
+use super::entry::{ActivityPage, ParkedContainer, RunningInstance};
+use super::handle::{NodeHandle, NodeMessage};
+use crate::event::{Demand, Event, FunctionId, InstanceEnd, InstanceId};
 use crate::instance::{self, InstanceCommand, InstanceOrigin, InstanceReport, Launch, Reporter};
 use crate::start::{Note, Parked, Process};
 
@@ -18,7 +18,7 @@ use crate::start::{Note, Parked, Process};
 const COMMANDS_MAX: usize = 8;
 
 /// A running instance of an earlier agent, with all that its successor needs.
-pub struct Adopted {
+pub struct AdoptedInstance {
     /// Which function's.
     pub function: FunctionId,
     /// The container's name.
@@ -37,11 +37,12 @@ pub struct Adopted {
 
 impl Node {
     /// Takes over running instances. To be done before anything else happens to their functions.
-    pub fn adopt(&mut self, instances: Vec<Adopted>) {
-        for Adopted { function, instance: name, process, control, page, activity, note } in instances {
+    pub fn adopt(&mut self, instances: Vec<AdoptedInstance>) {
+        for AdoptedInstance { function, instance: name, process, control, page, activity, note } in instances
+        {
             let Some(entry) = self.entry(function) else { continue };
             let instance = InstanceId::try_from(entry.running.len()).unwrap_or_default() + 1;
-            let page = Page { activity: Arc::new(activity), descriptor: page };
+            let page = ActivityPage { activity: Arc::new(activity), descriptor: page };
             let sockets = entry.service.resources.sockets(&name, &*process).unwrap_or_else(|error| {
                 tracing::error!(instance = name, "its backends cannot be reached any more: {error}");
                 None
@@ -75,7 +76,7 @@ impl Node {
                 );
                 error.to_string()
             });
-            handle.send(Message::Prepared(function, instance, parked)).await;
+            handle.send(NodeMessage::Prepared(function, instance, parked)).await;
         });
     }
 
@@ -99,11 +100,11 @@ impl Node {
                 let (process, handle) = (Arc::clone(&parked.process), self.handle.clone());
                 let watch = self.tasks.spawn(async move {
                     process.exited().await;
-                    handle.event(function, Event::Gone { instance, end: End::Crashed }).await;
+                    handle.event(function, Event::Gone { instance, end: InstanceEnd::Crashed }).await;
                 });
                 let Some(entry) = self.entry(function) else { return };
-                let page = Page { activity: Arc::new(activity), descriptor };
-                entry.parked.insert(instance, Waiting { parked, page, sockets, watch });
+                let page = ActivityPage { activity: Arc::new(activity), descriptor };
+                entry.parked.insert(instance, ParkedContainer { parked, page, sockets, watch });
                 Event::Parked(instance)
             }
             (parked, with) => {
@@ -122,7 +123,9 @@ impl Node {
 
     pub(super) fn release(&mut self, function: FunctionId, instance: InstanceId, demand: Demand) {
         let Some(entry) = self.entry(function) else { return };
-        let Some(Waiting { parked, page, sockets, watch }) = entry.parked.remove(&instance) else { return };
+        let Some(ParkedContainer { parked, page, sockets, watch }) = entry.parked.remove(&instance) else {
+            return;
+        };
         watch.abort();
         if let Some(sockets) = &sockets {
             sockets.expect_clients();
@@ -137,11 +140,12 @@ impl Node {
         function: FunctionId,
         instance: InstanceId,
         name: String,
-        page: Page,
+        page: ActivityPage,
         sockets: Option<Sockets>,
         origin: InstanceOrigin,
     ) {
-        let (starts, handle, keeper) = (Arc::clone(&self.starts), self.handle.clone(), self.keeper.clone());
+        let (starts, handle, descriptor_store) =
+            (Arc::clone(&self.starts), self.handle.clone(), self.descriptor_store.clone());
         let Some(entry) = self.entry(function) else { return };
         let service = &entry.service;
         let (commands, command_inbox) = mpsc::channel(COMMANDS_MAX);
@@ -157,15 +161,15 @@ impl Node {
             stop_grace: service.stop_grace,
             connected_ns: Arc::clone(&entry.connected_ns),
             starts,
-            keeper,
+            descriptor_store,
         };
-        entry.running.insert(instance, Running { name, commands, activity });
+        entry.running.insert(instance, RunningInstance { name, commands, activity });
         self.tasks.spawn(async move {
             // They end with the instance.
             let _sockets = sockets;
             let reporter = NodeReporter { handle, function, instance };
             instance::run(launch, command_inbox, &reporter).await;
-            reporter.handle.send(Message::Removed(function)).await;
+            reporter.handle.send(NodeMessage::Removed(function)).await;
         });
     }
 
@@ -201,14 +205,14 @@ impl Node {
             if let Err(error) = process.remove().await {
                 tracing::error!(function = name, "a parked container cannot be removed: {error}");
             }
-            handle.send(Message::Removed(function)).await;
+            handle.send(NodeMessage::Removed(function)).await;
         });
     }
 }
 
 /// Turns what an instance's task reports into events.
 struct NodeReporter {
-    handle: Handle,
+    handle: NodeHandle,
     function: FunctionId,
     instance: InstanceId,
 }
@@ -222,13 +226,13 @@ impl Reporter for NodeReporter {
             InstanceReport::Frozen => Event::Frozen(instance),
             InstanceReport::NotFrozen { busy, error } => {
                 if let Some(error) = error {
-                    self.handle.send(Message::Failed(self.function, error)).await;
+                    self.handle.send(NodeMessage::Failed(self.function, error)).await;
                 }
                 Event::NotFrozen { instance, busy }
             }
             InstanceReport::Gone { end, error } => {
                 if let Some(error) = error {
-                    self.handle.send(Message::Failed(self.function, error)).await;
+                    self.handle.send(NodeMessage::Failed(self.function, error)).await;
                 }
                 Event::Gone { instance, end }
             }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::decision::{self, Action, Load, Policy, Reason, State, Use};
+use crate::decision::{self, Action, InstanceLoad, InstanceState, Load, Policy, Reason};
 use crate::event::{FunctionId, InstanceId};
 use crate::inject::Resources;
 use crate::instance::InstanceCommand;
@@ -134,38 +134,38 @@ pub struct InstanceStatus {
 }
 
 /// A parked container.
-pub(super) struct Waiting {
+pub(super) struct ParkedContainer {
     pub(super) parked: Parked,
-    pub(super) page: Page,
+    pub(super) page: ActivityPage,
     pub(super) sockets: Option<Sockets>,
     /// The task that notices its death.
     pub(super) watch: AbortHandle,
 }
 
 /// What an instance counts its connections on, and what the instance is given of it.
-pub(super) struct Page {
+pub(super) struct ActivityPage {
     pub(super) activity: Arc<Activity>,
     pub(super) descriptor: OwnedFd,
 }
 
 /// A running instance.
-pub(super) struct Running {
+pub(super) struct RunningInstance {
     pub(super) name: String,
     pub(super) commands: mpsc::Sender<InstanceCommand>,
     pub(super) activity: Arc<Activity>,
 }
 
 /// A function and its containers.
-pub(super) struct Entry {
+pub(super) struct FunctionRecord {
     pub(super) service: Service,
-    pub(super) state: decision::Function,
+    pub(super) state: decision::FunctionState,
     /// Not configured any more: forgotten when nothing of it is left.
     pub(super) leaving: bool,
     /// Tells its containers from those of an earlier agent, and of an earlier function with its name.
     pub(super) boot: u32,
     pub(super) watch: Watch,
-    pub(super) parked: HashMap<InstanceId, Waiting>,
-    pub(super) running: BTreeMap<InstanceId, Running>,
+    pub(super) parked: HashMap<InstanceId, ParkedContainer>,
+    pub(super) running: BTreeMap<InstanceId, RunningInstance>,
     pub(super) removing: usize,
     pub(super) last_error: Option<String>,
     /// That was an instance that took nobody, and none has served since.
@@ -177,11 +177,11 @@ pub(super) struct Entry {
     accepted: u64,
 }
 
-impl Entry {
+impl FunctionRecord {
     pub(super) fn new(number: FunctionId, service: Service) -> Self {
         measure::declare(&service.name);
         let watch = Watch::new(Arc::clone(&service.resources.listener));
-        let state = decision::Function::new(number, service.policy);
+        let state = decision::FunctionState::new(number, service.policy);
         Self {
             service,
             state,
@@ -205,7 +205,7 @@ impl Entry {
             self.running.iter().map(|(id, running)| (*id, seen(&running.activity))).collect();
         let accepted = instances
             .iter()
-            .fold(self.accepted, |sum, (_, seen): &(_, Use)| sum.saturating_add(seen.accepted));
+            .fold(self.accepted, |sum, (_, seen): &(_, InstanceLoad)| sum.saturating_add(seen.accepted));
         let queued = accept_queue(&*self.service.resources.listener).unwrap_or_else(|error| {
             tracing::error!(function = self.service.name, "the accept queue cannot be looked at: {error}");
             0
@@ -286,7 +286,7 @@ impl Entry {
         let all = self.state.instances().filter_map(|(id, instance)| {
             let running = self.running.get(&id)?;
             let seen = running.activity.read();
-            let idle = seen.open == Some(0) && instance.state == State::Ready;
+            let idle = seen.open == Some(0) && instance.state == InstanceState::Ready;
             Some(InstanceStatus {
                 name: running.name.clone(),
                 state: instance.state.as_str(),
@@ -323,25 +323,28 @@ impl Entry {
             | Action::Stop(_)
             | Action::Discard(_)
             | Action::Answer(..)
-            | Action::Watch(_)
+            | Action::WatchQueue(_)
             | Action::Warm(_)
             | Action::Timer(_) => {}
         }
     }
 
-    fn record_move(&self, id: InstanceId, state: Option<State>, reason: Reason) {
+    fn record_move(&self, id: InstanceId, state: Option<InstanceState>, reason: Reason) {
         let function = &self.service.name;
-        let (reason, word) = (reason.as_str(), state.map_or("gone", State::as_str));
+        let (reason, word) = (reason.as_str(), state.map_or("gone", InstanceState::as_str));
         measure::record_transition(function, word, reason);
         let instance = self.running.get(&id).map(|running| running.name.as_str());
         match state {
-            Some(State::Preparing { .. }) => measure::record_decision(function, "prepare", reason),
-            Some(State::Stopping { .. }) => measure::record_decision(function, "stop", reason),
-            Some(State::Freezing) => measure::record_decision(function, "freeze", reason),
+            Some(InstanceState::Preparing { .. }) => measure::record_decision(function, "prepare", reason),
+            Some(InstanceState::Stopping { .. }) => measure::record_decision(function, "stop", reason),
+            Some(InstanceState::Freezing) => measure::record_decision(function, "freeze", reason),
             _ => {}
         }
         match state {
-            Some(State::Preparing { .. } | State::Parked | State::Starting { .. }) | None => {
+            Some(
+                InstanceState::Preparing { .. } | InstanceState::Parked | InstanceState::Starting { .. },
+            )
+            | None => {
                 tracing::debug!(function, id, instance, reason, "instance: {word}");
             }
             Some(_) => tracing::info!(function, instance, reason, "instance: {word}"),
@@ -349,7 +352,7 @@ impl Entry {
     }
 
     pub(super) fn scrape(&self) {
-        for state in State::NAMES {
+        for state in InstanceState::NAMES {
             let there = self.state.instances().filter(|(_, instance)| instance.state.as_str() == state);
             measure::scrape::instances(&self.service.name, state, there.count());
         }
@@ -364,7 +367,7 @@ fn boot_number() -> u32 {
     clock ^ std::process::id().rotate_left(16)
 }
 
-fn seen(activity: &Activity) -> Use {
+fn seen(activity: &Activity) -> InstanceLoad {
     let seen = activity.read();
-    Use { open: seen.open, accepted: seen.accepted, changed_ns: seen.changed_ns }
+    InstanceLoad { open: seen.open, accepted: seen.accepted, changed_ns: seen.changed_ns }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use headstart_ebpf::event::EventKind;
 use tokio::sync::{mpsc, oneshot};
 
-use super::allow::Allow;
-use super::change::Change;
+use super::allow::AllowList;
+use super::change::FunctionChange;
 use super::entry::FunctionStatus;
 use crate::event::{Client, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
@@ -25,14 +25,14 @@ pub enum Operation {
 }
 
 /// What the owner of the state reads.
-pub(super) enum Message {
+pub(super) enum NodeMessage {
     Event(FunctionId, Event),
     Prepared(FunctionId, InstanceId, Result<Parked, String>),
     /// What went wrong with an instance.
     Failed(FunctionId, String),
     Removed(FunctionId),
     Operate(String, Operation, oneshot::Sender<bool>),
-    Change(Vec<Change>, oneshot::Sender<()>),
+    Change(Vec<FunctionChange>, oneshot::Sender<()>),
     /// Of the function with this name, or of all.
     Status(Option<String>, oneshot::Sender<Vec<FunctionStatus>>),
     Scrape(oneshot::Sender<()>),
@@ -41,19 +41,19 @@ pub(super) enum Message {
 
 /// How others speak to the node.
 #[derive(Clone)]
-pub struct Handle {
-    pub(super) inbox: mpsc::Sender<Message>,
-    pub(super) allow: Arc<Allow>,
+pub struct NodeHandle {
+    pub(super) inbox: mpsc::Sender<NodeMessage>,
+    pub(super) allow: Arc<AllowList>,
 }
 
-impl Handle {
+impl NodeHandle {
     /// Something came out of a ring. Events of clients with a key may fill the inbox, the others only half of it, so that
     /// a flood leaves room. False, and counted, when it means nothing or has to be left to the accept queue.
     pub fn seen(&self, seen: &Seen) -> bool {
         let Some((function, demand)) = self.demand(seen) else { return false };
         let crowded = self.inbox.capacity() <= self.inbox.max_capacity() / 2;
         let authenticated = matches!(seen, Seen::Event(event) if event.is_authenticated());
-        let message = Message::Event(function, Event::Demand(demand));
+        let message = NodeMessage::Event(function, Event::Demand(demand));
         if (crowded && !authenticated) || self.inbox.try_send(message).is_err() {
             measure::record_lost("inbox_full");
             return false;
@@ -82,41 +82,41 @@ impl Handle {
 
     /// Carries out an operation; false when there is no such function.
     pub async fn operate(&self, function: String, operation: Operation) -> bool {
-        self.ask(|answer| Message::Operate(function, operation, answer)).await.unwrap_or(false)
+        self.ask(|answer| NodeMessage::Operate(function, operation, answer)).await.unwrap_or(false)
     }
 
     /// Changes what is served. It is done when this returns, but that containers come and go takes longer.
-    pub async fn change(&self, changes: Vec<Change>) {
-        self.ask(|answer| Message::Change(changes, answer)).await;
+    pub async fn change(&self, changes: Vec<FunctionChange>) {
+        self.ask(|answer| NodeMessage::Change(changes, answer)).await;
     }
 
     /// The state of every function, or of the one with this name; empty while the agent is leaving. One that is not
     /// configured any more is there until nothing of it is left.
     pub async fn status(&self, name: Option<String>) -> Vec<FunctionStatus> {
-        self.ask(|answer| Message::Status(name, answer)).await.unwrap_or_default()
+        self.ask(|answer| NodeMessage::Status(name, answer)).await.unwrap_or_default()
     }
 
     /// Brings gauges and kernel counters up to date.
     pub async fn scrape(&self) {
-        self.ask(Message::Scrape).await;
+        self.ask(NodeMessage::Scrape).await;
     }
 
     /// Stops everything; [`super::Node::run`] then returns.
     pub async fn shutdown(&self) {
-        self.send(Message::Shutdown).await;
+        self.send(NodeMessage::Shutdown).await;
     }
 
     /// Something happened to a function.
     pub(super) async fn event(&self, function: FunctionId, event: Event) {
-        self.send(Message::Event(function, event)).await;
+        self.send(NodeMessage::Event(function, event)).await;
     }
 
     /// Waits for room; while the agent is leaving there is nobody left to tell.
-    pub(super) async fn send(&self, message: Message) {
+    pub(super) async fn send(&self, message: NodeMessage) {
         drop(self.inbox.send(message).await);
     }
 
-    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> NodeMessage) -> Option<T> {
         let (sender, answer) = oneshot::channel();
         self.inbox.send(question(sender)).await.ok()?;
         answer.await.ok()

@@ -84,7 +84,7 @@ impl Runtime for Pretended {
 
 /// A running node with two functions, each with one parked container.
 struct Bed {
-    node: Handle,
+    node: NodeHandle,
     /// Of the first function.
     runtime: Arc<Pretended>,
     page: PrometheusHandle,
@@ -95,9 +95,15 @@ impl Bed {
         let (orders, runtime) = service("orders", unused_after);
         let (other, _) = service("other", unused_after);
         let admission = Admission::new(global, unused_after);
-        let allow = Allow::new(&[Cidr { address: ALLOWED.into(), bits: 32 }]);
-        let (node, handle) =
-            Node::new(vec![orders, other], admission, allow, None, Arc::default(), Keeper::default());
+        let allow = AllowList::new(&[Cidr { address: ALLOWED.into(), bits: 32 }]);
+        let (node, handle) = Node::new(
+            vec![orders, other],
+            admission,
+            allow,
+            None,
+            Arc::default(),
+            DescriptorStore::default(),
+        );
         tokio::spawn(node.run());
         let bed = Self { node: handle, runtime, page };
         bed.until(async || bed.node.status(None).await.iter().all(|function| function.prepared == 1)).await;
@@ -306,7 +312,7 @@ fn every_kind_of_event_starts_a_function_and_is_the_trigger_of_its_timeline() {
 #[test]
 fn a_flood_fills_half_of_the_inbox_and_clients_with_a_key_the_rest() {
     let (sender, _inbox) = mpsc::channel(INBOX_MAX);
-    let node = Handle { inbox: sender, allow: Arc::default() };
+    let node = NodeHandle { inbox: sender, allow: Arc::default() };
     let taken = |flags| {
         (0..10_000u16).filter(|client| node.seen(&Seen::Event(event(*client, EventKind::Syn, flags)))).count()
     };

@@ -13,7 +13,7 @@ fn a() -> Demand {
 
 #[test]
 fn only_the_same_client_asking_for_the_same_function_is_a_duplicate() {
-    let mut recent = Recent::new();
+    let mut recent = RecentClients::new();
     assert!(!recent.is_duplicate(1, &a(), 0), "nobody has asked yet");
     recent.remember(1, &a(), false, 0);
     let lookup = Demand { trigger: Trigger::Lookup, ..syn("198.51.100.7:4000", 0) };
@@ -34,7 +34,7 @@ fn only_the_same_client_asking_for_the_same_function_is_a_duplicate() {
 
 #[test]
 fn retransmissions_after_one_three_and_seven_seconds_are_duplicates_and_what_comes_later_is_not() {
-    let mut recent = Recent::new();
+    let mut recent = RecentClients::new();
     recent.remember(1, &a(), false, 5 * SECOND);
     for (seconds, duplicate) in [(1, true), (3, true), (7, true), (10, false), (15, false)] {
         assert_eq!(recent.is_duplicate(1, &a(), (5 + seconds) * SECOND), duplicate, "{seconds} s");
@@ -45,7 +45,7 @@ fn retransmissions_after_one_three_and_seven_seconds_are_duplicates_and_what_com
 fn a_key_is_news_only_where_an_open_syn_was_refused() {
     let with_key = Demand { trusted: true, ..a() };
     for (refused, duplicate) in [(false, true), (true, false)] {
-        let mut recent = Recent::new();
+        let mut recent = RecentClients::new();
         recent.remember(1, &a(), refused, 0);
         assert_eq!(recent.is_duplicate(1, &with_key, 1), duplicate);
         assert!(recent.is_duplicate(1, &a(), 1), "without a key it stays refused");
@@ -56,7 +56,7 @@ fn a_key_is_news_only_where_an_open_syn_was_refused() {
 
 #[test]
 fn waiting_connections_and_operators_are_never_duplicates() {
-    let mut recent = Recent::new();
+    let mut recent = RecentClients::new();
     for trigger in [Trigger::Accept, Trigger::Api] {
         let demand = Demand { trigger, ..a() };
         recent.remember(1, &demand, false, 0);
@@ -68,7 +68,7 @@ fn waiting_connections_and_operators_are_never_duplicates() {
 
 #[test]
 fn any_number_of_clients_fits_and_the_last_of_them_is_known() {
-    let mut recent = Recent::new();
+    let mut recent = RecentClients::new();
     for client in 0..100_000u32 {
         let [_, b, c, d] = client.to_be_bytes();
         let demand = syn(&format!("10.{b}.{c}.{d}:4000"), client);

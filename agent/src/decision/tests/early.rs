@@ -7,7 +7,7 @@ use proptest::prelude::*;
 /// A node of functions with one parked container each, numbered 1. Their instances count no connections: what is
 /// known of those is the queue, and the word of the instances.
 struct Node {
-    functions: Vec<Function>,
+    functions: Vec<FunctionState>,
     loads: Vec<Load>,
     admission: Admission,
 }
@@ -17,7 +17,7 @@ impl Node {
         let mut admission = Admission::new(global, UNUSED_AFTER);
         let policy = Policy { starts: own, ..policy(1) };
         let cold = |number| {
-            let mut function = Function::new(number, policy);
+            let mut function = FunctionState::new(number, policy);
             function.on(Event::Configured, &Load::default(), 0, &mut admission);
             function.on(Event::Parked(1), &Load::default(), 0, &mut admission);
             function
@@ -34,7 +34,7 @@ impl Node {
         let actions = self.functions[function].on(event, load, now_ns, &mut self.admission);
         for action in &actions {
             match action {
-                Action::Release(id, _) => load.instances.push((*id, Use::default())),
+                Action::Release(id, _) => load.instances.push((*id, InstanceLoad::default())),
                 Action::Answer(count, _) => load.queued -= count,
                 _ => {}
             }
@@ -50,7 +50,7 @@ impl Node {
         self.on(function, Event::Demand(demand), now_ns)
     }
 
-    fn ends(&mut self, function: usize, instance: InstanceId, end: End, now_ns: u64) -> Vec<Action> {
+    fn ends(&mut self, function: usize, instance: InstanceId, end: InstanceEnd, now_ns: u64) -> Vec<Action> {
         self.on(function, Event::Gone { instance, end }, now_ns)
     }
 
@@ -118,7 +118,7 @@ fn without_a_start_in_the_budget_a_function_stays_cold_and_its_connection_starts
         node.ask(0, accept(1), 1);
         node.on(0, Event::Ready(1), 2);
         node.on(0, Event::Parked(2), 3);
-        node.ends(0, 1, End::Exited, 4);
+        node.ends(0, 1, InstanceEnd::Exited, 4);
         assert_eq!(orders(&node.ask(0, syn(2, 5), 5)), [Action::Suppress(syn(2, 5), Reason::Budget)]);
         assert_eq!((node.functions[0].summary(5), node.functions[0].parked()), (Summary::Cold, 1));
         assert!(released(&node.ask(0, accept(6), 6)));
@@ -193,7 +193,7 @@ fn a_start_without_a_connection_is_unused_at_its_deadline_once() {
         assert_eq!(unused(&node.on(0, Event::Timer, 10 * SECOND - 1)), 0);
         assert_eq!(unused(&node.on(0, Event::Timer, 10 * SECOND)), 1, "{trigger}");
         assert_eq!(node.rates(0), (4, 16));
-        for event in [Event::Timer, Event::Served(1), Event::Gone { instance: 1, end: End::Exited }] {
+        for event in [Event::Timer, Event::Served(1), Event::Gone { instance: 1, end: InstanceEnd::Exited }] {
             assert_eq!(unused(&node.on(0, event, 30 * SECOND)), 0);
         }
         assert_eq!(node.rates(0), (4, 16));
@@ -273,7 +273,7 @@ fn what_joined_or_was_refused_is_not_unused() {
 fn a_start_that_fails_says_nothing_about_its_client() {
     let mut node = Node::new(1, rates(1, 8), rates(1, 32));
     node.ask(0, syn(1, 0), 0);
-    node.ends(0, 1, End::Crashed, 1);
+    node.ends(0, 1, InstanceEnd::Crashed, 1);
     assert_eq!(unused(&node.on(0, Event::Timer, 20 * SECOND)), 0);
     assert_eq!(node.rates(0), (8, 32));
 }
@@ -284,7 +284,7 @@ fn a_client_that_is_expected_is_expected_by_the_next_instance_too_unless_it_may_
     function.on(Event::Demand(syn(1, 5)), 5);
     function.on(Event::Ready(1), 6);
     function.on(Event::Parked(2), 7);
-    let actions = function.on(Event::Gone { instance: 1, end: End::Exited }, SECOND);
+    let actions = function.on(Event::Gone { instance: 1, end: InstanceEnd::Exited }, SECOND);
     assert!(released(&actions), "its promise stands: {actions:?}");
     assert_eq!(unused(&function.on(Event::Timer, 11 * SECOND)), 1, "one client, who did not come, once");
     let mut node = Node::new(1, rates(1, 8), rates(1, 32));
@@ -292,7 +292,7 @@ fn a_client_that_is_expected_is_expected_by_the_next_instance_too_unless_it_may_
     node.on(0, Event::Ready(1), 1);
     node.on(0, Event::Parked(2), 2);
     assert!(!released(&node.on(0, Event::Stop, 3)), "the instance does not say whether it has come");
-    assert!(!released(&node.ends(0, 1, End::Asked, SECOND)));
+    assert!(!released(&node.ends(0, 1, InstanceEnd::Asked, SECOND)));
     assert_eq!(unused(&node.on(0, Event::Timer, 10 * SECOND)), 1);
 }
 
@@ -375,8 +375,8 @@ proptest! {
                 Step::Served => running.map(Event::Served),
                 Step::Timer => Some(Event::Timer),
                 Step::Ready => running.map(Event::Ready),
-                Step::Gone => ends(End::Exited),
-                Step::Crash => ends(End::Crashed),
+                Step::Gone => ends(InstanceEnd::Exited),
+                Step::Crash => ends(InstanceEnd::Crashed),
                 Step::Stop => Some(Event::Stop),
             };
             let Some(event) = event else { continue };

@@ -5,10 +5,10 @@ use super::*;
 #[test]
 fn a_crash_soon_after_ready_is_slowed_down_and_a_late_one_is_not() {
     let mut function = Alone::ready(policy(1));
-    function.on(Event::Gone { instance: 1, end: End::Crashed }, 20);
+    function.on(Event::Gone { instance: 1, end: InstanceEnd::Crashed }, 20);
     assert_eq!((function.word(20), function.retry_at_ns()), ("failed", Some(20 + 100 * MS)));
     let mut function = Alone::ready(policy(1));
-    function.on(Event::Gone { instance: 1, end: End::OutOfMemory }, 2 * SECOND);
+    function.on(Event::Gone { instance: 1, end: InstanceEnd::OutOfMemory }, 2 * SECOND);
     assert_eq!(function.word(2 * SECOND), "cold");
 }
 
@@ -19,7 +19,7 @@ fn failed_starts_back_off_then_cool_down_and_clients_are_told() {
     let mut now = 0;
     for (instance, pause_ms) in [(1, 100), (2, 200)] {
         assert!(matches!(orders(&function.on(Event::Parked(instance), now))[..], [Action::Release(..)]));
-        let actions = function.on(Event::Gone { instance, end: End::Crashed }, now);
+        let actions = function.on(Event::Gone { instance, end: InstanceEnd::Crashed }, now);
         assert_eq!(orders(&actions), [], "it waits");
         assert_eq!(timer(&actions), Some(now + pause_ms * MS));
         let syn = demand(now);
@@ -28,7 +28,7 @@ fn failed_starts_back_off_then_cool_down_and_clients_are_told() {
         assert_eq!(orders(&function.on(Event::Timer, now)), [Action::Prepare(instance + 1)]);
     }
     function.on(Event::Parked(3), now);
-    let actions = function.on(Event::Gone { instance: 3, end: End::Crashed }, now);
+    let actions = function.on(Event::Gone { instance: 3, end: InstanceEnd::Crashed }, now);
     assert_eq!(orders(&actions), [Action::Answer(1, Reason::Cooldown)]);
     function.load.queued = 0;
     function.load.accepted += 1;
@@ -48,7 +48,7 @@ fn an_instance_that_does_well_makes_earlier_failures_history() {
     let mut function = Alone::cold(policy(0));
     function.arrives(1, 0);
     function.on(Event::Parked(1), 0);
-    function.on(Event::Gone { instance: 1, end: End::Crashed }, 0);
+    function.on(Event::Gone { instance: 1, end: InstanceEnd::Crashed }, 0);
     function.on(Event::Timer, 100 * MS);
     function.on(Event::Parked(2), 100 * MS);
     function.on(Event::Ready(2), 101 * MS);
@@ -72,7 +72,7 @@ fn an_instance_that_never_gets_ready_is_stopped_at_its_deadline_and_counts_as_fa
     assert_eq!(moved(&actions)[0], (1, "stopping", "init_timeout"));
     function.on(Event::Ready(1), deadline + 1);
     assert_eq!(function.word(deadline + 1), "stopping", "too late is too late");
-    function.on(Event::Gone { instance: 1, end: End::Asked }, deadline + 2);
+    function.on(Event::Gone { instance: 1, end: InstanceEnd::Asked }, deadline + 2);
     assert_eq!(function.word(deadline + 2), "failed");
 }
 
@@ -132,7 +132,7 @@ fn one_that_always_crashes_is_let_go_no_more_often_than_allowed_and_every_client
                 Action::Prepare(id) => (5 * MS, Event::Parked(id)),
                 Action::Release(instance, _) => {
                     released.push(now);
-                    (CRASH_NS, Event::Gone { instance, end: End::Crashed })
+                    (CRASH_NS, Event::Gone { instance, end: InstanceEnd::Crashed })
                 }
                 Action::Timer(at_ns) => (at_ns - now, Event::Timer),
                 Action::Answer(count, _) => {
@@ -180,7 +180,7 @@ fn a_prepare_that_fails_is_retried_later_and_fails_the_demand_that_waits_for_it(
 #[test]
 fn a_container_that_dies_while_parked_is_replaced_after_a_pause() {
     let mut function = Alone::cold(policy(1));
-    let actions = function.on(Event::Gone { instance: 1, end: End::Crashed }, 5);
+    let actions = function.on(Event::Gone { instance: 1, end: InstanceEnd::Crashed }, 5);
     assert_eq!((orders(&actions), timer(&actions)), (Vec::new(), Some(5 + 100 * MS)));
     assert_eq!(orders(&function.on(Event::Timer, 5 + 100 * MS)), [Action::Prepare(2)]);
 }

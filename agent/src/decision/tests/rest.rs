@@ -133,7 +133,7 @@ fn somebody_who_comes_while_it_is_being_frozen_thaws_it() {
 #[test]
 fn an_instance_of_an_earlier_agent_is_as_good_as_one_of_its_own() {
     let mut function = Alone::new(resting_one());
-    function.load.instances.push((7, Use { open: Some(0), ..Use::default() }));
+    function.load.instances.push((7, InstanceLoad { open: Some(0), ..InstanceLoad::default() }));
     let actions = function.on(Event::Adopted(7), 1);
     assert_eq!(moved(&actions)[0], (7, "ready", "adopted"));
     assert_eq!(function.word(1), "ready");

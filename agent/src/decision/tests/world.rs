@@ -72,7 +72,7 @@ enum Thing {
     /// It runs again.
     Thawed(InstanceId),
     /// It ends.
-    Ends(InstanceId, End),
+    Ends(InstanceId, InstanceEnd),
     /// The clock jumps by so much.
     Jump(u64),
 }
@@ -95,7 +95,7 @@ struct One {
     accepts_soon: bool,
     open: BTreeSet<ClientId>,
     uncounted: u32,
-    seen: Use,
+    seen: InstanceLoad,
 }
 
 /// How often things go wrong, in percent.
@@ -116,7 +116,7 @@ pub(super) struct World {
     things: BinaryHeap<Reverse<(u64, u64, usize)>>,
     kinds: Vec<Thing>,
     policy: Policy,
-    function: Function,
+    function: FunctionState,
     node: Admission,
     faults: Faults,
     instances: BTreeMap<InstanceId, One>,
@@ -124,7 +124,7 @@ pub(super) struct World {
     queue: VecDeque<(ClientId, Option<u64>)>,
     /// What was accepted by instances that are gone, and by the agent.
     accepted: u64,
-    watch: Watch,
+    watch: QueueWatchRate,
     timers: Vec<u64>,
     /// Clients whose SYN was told.
     told: BTreeSet<ClientId>,
@@ -159,14 +159,14 @@ impl World {
             number: 0,
             things: BinaryHeap::new(),
             kinds: Vec::new(),
-            function: Function::new(0, policy),
+            function: FunctionState::new(0, policy),
             policy,
             node: Admission::new(PLENTY, UNUSED_AFTER),
             faults,
             instances: BTreeMap::new(),
             queue: VecDeque::new(),
             accepted: 0,
-            watch: Watch::Off,
+            watch: QueueWatchRate::Off,
             timers: Vec::new(),
             told: BTreeSet::new(),
             arrived: BTreeSet::new(),
@@ -293,7 +293,7 @@ impl World {
             Thing::Jump(by) => self.now_ns += by,
             Thing::Connect(client) => {
                 self.queue.push_back((client, None));
-                let within_ms = if self.watch == Watch::Close { 5 } else { 255 };
+                let within_ms = if self.watch == QueueWatchRate::Immediate { 5 } else { 255 };
                 let demand = Demand::local(Trigger::Accept, self.now_ns);
                 self.soon(within_ms, Thing::Event(Event::Demand(demand)));
             }
@@ -344,7 +344,7 @@ impl World {
                     (one.stage, one.hangs) = (Stage::Accepting, hangs);
                     self.soon(3, Thing::Event(Event::Ready(id)));
                     if self.goes_wrong(self.faults.crash) {
-                        self.soon(3_000, Thing::Ends(id, End::Crashed));
+                        self.soon(3_000, Thing::Ends(id, InstanceEnd::Crashed));
                     }
                 }
             }
@@ -448,7 +448,8 @@ impl World {
                 Action::Moved(id, state, reason) => {
                     why.push((id, reason));
                     let paused = self.instances.get(&id).is_some_and(|one| one.stage == Stage::Paused);
-                    let moves = matches!(state, Some(State::Freezing | State::Stopping { .. }));
+                    let moves =
+                        matches!(state, Some(InstanceState::Freezing | InstanceState::Stopping { .. }));
                     rests |= moves && reason == Reason::Idle && !paused;
                 }
                 // That one is needed whatever the others have room for: somebody is connected to it.
@@ -470,7 +471,7 @@ impl World {
         }
         if let Event::Frozen(id) = event
             && load.of(id).open.is_some_and(|open| open > 0)
-            && self.function.instances().any(|(known, one)| known == id && one.state == State::Frozen)
+            && self.function.instances().any(|(known, one)| known == id && one.state == InstanceState::Frozen)
         {
             return Err(format!("{id} stays frozen while somebody is connected"));
         }
@@ -503,7 +504,7 @@ impl World {
                     return Err(format!("{id} is thawed and was not frozen"));
                 }
                 if self.goes_wrong(self.faults.start) {
-                    self.soon(50, Thing::Ends(id, End::Crashed));
+                    self.soon(50, Thing::Ends(id, InstanceEnd::Crashed));
                 } else {
                     self.soon(5, Thing::Thawed(id));
                 }
@@ -518,7 +519,7 @@ impl World {
                 }
                 if let Some(one) = self.instances.get_mut(&id) {
                     one.stage = Stage::Leaving;
-                    self.soon(1_000, Thing::Ends(id, End::Asked));
+                    self.soon(1_000, Thing::Ends(id, InstanceEnd::Asked));
                 }
             }
             Action::Discard(id) => match self.instances.remove(&id) {
@@ -526,7 +527,7 @@ impl World {
                 _ => return Err(format!("{id} is discarded and is not parked")),
             },
             Action::Answer(count, reason) => self.answer(count, reason)?,
-            Action::Watch(watch) => self.watch = watch,
+            Action::WatchQueue(watch) => self.watch = watch,
             Action::Timer(at_ns) => {
                 self.timers.push(at_ns);
                 let late_ns = self.rng.ms(2);
@@ -548,7 +549,12 @@ impl World {
         }
         if self.goes_wrong(self.faults.start) {
             if self.rng.percent(70) {
-                let end = self.rng.one(&[End::Crashed, End::OutOfMemory, End::Exited, End::NotStarted]);
+                let end = self.rng.one(&[
+                    InstanceEnd::Crashed,
+                    InstanceEnd::OutOfMemory,
+                    InstanceEnd::Exited,
+                    InstanceEnd::NotStarted,
+                ]);
                 self.soon(200, Thing::Ends(id, end));
             }
         } else {
@@ -605,7 +611,8 @@ impl World {
 
     /// No more containers are made than may be let go, or are kept.
     fn is_wanted(&self) -> Result<(), String> {
-        let fresh = |state| matches!(state, State::Parked | State::Preparing { stale: false });
+        let fresh =
+            |state| matches!(state, InstanceState::Parked | InstanceState::Preparing { stale: false });
         let count = self.function.instances().filter(|(_, one)| fresh(one.state)).count();
         if count > self.policy.max_instances.max(self.policy.prepared) as usize {
             return Err(format!("{count} containers are parked or made"));
@@ -640,19 +647,22 @@ impl World {
                 Err(format!("{left} instances of a removed function are left"))
             };
         }
-        let count = |wanted: fn(State) -> bool| {
+        let count = |wanted: fn(InstanceState) -> bool| {
             self.function.instances().filter(|(_, one)| wanted(one.state)).count()
         };
         let Policy { min_ready, max_instances, prepared, freeze_after, stop_after, .. } = self.policy;
         let ready = min_ready.min(max_instances) as usize;
-        let restless = count(|state| state.is_alive() && !matches!(state, State::Ready | State::Frozen));
-        if restless > 0 || count(|state| state == State::Ready) < ready {
+        let restless =
+            count(|state| state.is_alive() && !matches!(state, InstanceState::Ready | InstanceState::Frozen));
+        if restless > 0 || count(|state| state == InstanceState::Ready) < ready {
             return Err("something is still under way at the end".into());
         }
-        if (freeze_after.is_some() || stop_after.is_some()) && count(|state| state == State::Ready) > ready {
+        if (freeze_after.is_some() || stop_after.is_some())
+            && count(|state| state == InstanceState::Ready) > ready
+        {
             return Err("an idle instance does not rest".into());
         }
-        if stop_after.is_some() && count(State::is_alive) > ready {
+        if stop_after.is_some() && count(InstanceState::is_alive) > ready {
             return Err("an idle instance is not stopped".into());
         }
         let parked = if max_instances == 0 { 0 } else { prepared as usize };
@@ -664,13 +674,13 @@ impl World {
 }
 
 /// The decision has a word for that too; a mistake in it is to be seen here.
-fn coming(state: State) -> bool {
-    matches!(state, State::Starting { .. } | State::Ready | State::Thawing { .. })
+fn coming(state: InstanceState) -> bool {
+    matches!(state, InstanceState::Starting { .. } | InstanceState::Ready | InstanceState::Thawing { .. })
 }
 
 impl One {
     fn new() -> Self {
-        let seen = Use { open: Some(0), ..Use::default() };
+        let seen = InstanceLoad { open: Some(0), ..InstanceLoad::default() };
         let open = BTreeSet::new();
         Self { stage: Stage::Preparing, hangs: false, accepts_soon: false, open, uncounted: 0, seen }
     }

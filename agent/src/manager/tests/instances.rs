@@ -33,8 +33,11 @@ fn control() -> (OwnedFd, Channel) {
     (agent.into(), function)
 }
 
-fn inherited(descriptors: Vec<OwnedFd>) -> Manager {
-    Manager { notify: None, inherited: HashMap::from([(keeper::name(INSTANCE), descriptors)]) }
+fn inherited(descriptors: Vec<OwnedFd>) -> ServiceManager {
+    ServiceManager {
+        notify: None,
+        inherited: HashMap::from([(descriptor_store::name(INSTANCE), descriptors)]),
+    }
 }
 
 /// The two are told apart by what they are, in whatever order the manager gives them.
@@ -87,40 +90,42 @@ fn an_instance_is_kept_and_forgotten() {
     let directory = tempfile::tempdir().unwrap();
     let (socket, manager) = listening(directory.path().join("notify").to_str().unwrap());
     let ((control, _function), page) = (control(), page());
-    let keeper = manager.keeper();
-    keeper.clone().keep_instance(INSTANCE, control.as_fd(), page.as_fd()).unwrap();
+    let descriptor_store = manager.descriptor_store();
+    descriptor_store.clone().store_instance(INSTANCE, control.as_fd(), page.as_fd()).unwrap();
     assert_eq!(received(&socket), ("FDSTORE=1\nFDNAME=instance-f-1".to_owned(), 2));
-    keeper.forget_instance(INSTANCE);
+    descriptor_store.remove_instance(INSTANCE);
     assert_eq!(received(&socket), ("FDSTOREREMOVE=1\nFDNAME=instance-f-1".to_owned(), 0));
-    assert!(is_legal(&keeper::name(&"x".repeat(96))));
+    assert!(is_legal(&descriptor_store::name(&"x".repeat(96))));
     // Half of one is of no use, and must not stay there either; nor one that nobody takes.
-    let mut manager = Manager { inherited: inherited(vec![control]).inherited, ..manager };
+    let mut manager = ServiceManager { inherited: inherited(vec![control]).inherited, ..manager };
     assert!(manager.take_instance(INSTANCE).is_none());
     assert_eq!(received(&socket), ("FDSTOREREMOVE=1\nFDNAME=instance-f-1".to_owned(), 0));
-    manager.inherited.insert(keeper::name(INSTANCE), vec![page]);
+    manager.inherited.insert(descriptor_store::name(INSTANCE), vec![page]);
     manager.ready();
     assert_eq!(received(&socket), ("FDSTOREREMOVE=1\nFDNAME=instance-f-1".to_owned(), 0));
 }
 
-/// Were it to wait, this test would take [`Notify`]'s patience, and the node would stand still as long.
+/// Were it to wait, this test would take [`NotifySocket`]'s patience, and the node would stand still as long.
 #[test]
 fn a_manager_that_does_not_listen_is_not_waited_for() {
     let ((control, _function), page) = (control(), page());
-    let keep = |keeper: &Keeper| keeper.keep_instance(INSTANCE, control.as_fd(), page.as_fd());
-    assert_eq!(keep(&Manager::default().keeper()), Err(NotKept::NoManager));
+    let keep = |descriptor_store: &DescriptorStore| {
+        descriptor_store.store_instance(INSTANCE, control.as_fd(), page.as_fd())
+    };
+    assert_eq!(keep(&ServiceManager::default().descriptor_store()), Err(StoreError::NoManager));
     let directory = tempfile::tempdir().unwrap();
     let (socket, manager) = listening(directory.path().join("notify").to_str().unwrap());
-    let keeper = manager.keeper();
+    let descriptor_store = manager.descriptor_store();
     let begun = std::time::Instant::now();
-    while keep(&keeper).is_ok() {}
-    assert_eq!(keep(&keeper), Err(NotKept::Deaf));
-    keeper.forget_instance(INSTANCE);
+    while keep(&descriptor_store).is_ok() {}
+    assert_eq!(keep(&descriptor_store), Err(StoreError::NotReading));
+    descriptor_store.remove_instance(INSTANCE);
     assert!(begun.elapsed() < std::time::Duration::from_secs(4));
     // It can be told again when it has read.
     received(&socket);
-    keep(&keeper).unwrap();
+    keep(&descriptor_store).unwrap();
     drop(socket);
-    assert_eq!(keep(&keeper), Err(NotKept::Deaf));
+    assert_eq!(keep(&descriptor_store), Err(StoreError::NotReading));
 }
 
 /// The queue belongs to the socket, not to who has it open: nothing that an instance says between two agents is lost.
@@ -131,7 +136,7 @@ fn messages_wait_in_a_kept_control_socket() {
     let ((control, function), page) = (control(), page());
     let say = |text: &[u8]| assert_eq!(send(function.as_raw_fd(), text, MsgFlags::empty()), Ok(text.len()));
     say(b"unread");
-    manager.keeper().keep_instance(INSTANCE, control.as_fd(), page.as_fd()).unwrap();
+    manager.descriptor_store().store_instance(INSTANCE, control.as_fd(), page.as_fd()).unwrap();
     say(b"kept");
     // The agent dies. The manager reads what it was told, perhaps only then.
     drop((control, page, manager));

@@ -43,18 +43,18 @@ mod settle;
 mod state;
 mod waiting;
 
-pub use action::{Action, Reason, Watch};
+pub use action::{Action, QueueWatchRate, Reason};
 pub use admission::Admission;
 pub use budget::{Budget, Rates};
-pub use load::{Load, Use};
+pub use load::{InstanceLoad, Load};
 pub use policy::Policy;
-pub use state::{Instance, State, Summary};
+pub use state::{Instance, InstanceState, Summary};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use self::failure::Failures;
-use self::waiting::{Promise, Waiting};
+use self::waiting::{Promise, WaitingClients};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 
 /// An instance that crashes sooner than this after it was ready counts as a
@@ -63,14 +63,14 @@ const LIFE_MIN: Duration = Duration::from_secs(1);
 
 /// The state of one function.
 #[derive(Debug)]
-pub struct Function {
+pub struct FunctionState {
     number: FunctionId,
     policy: Policy,
     starts: Budget,
     instances: BTreeMap<InstanceId, Instance>,
     /// Those of `instances` that are parked, the longest first.
     parked: VecDeque<InstanceId>,
-    waiting: Waiting,
+    waiting: WaitingClients,
     /// An operator wants an instance, and none has been let go for that yet.
     woken: Option<Demand>,
     failures: Failures,
@@ -80,13 +80,13 @@ pub struct Function {
     /// When it was last looked at whether instances take those who wait.
     looked_ns: u64,
     warm: bool,
-    watch: Watch,
+    watch: QueueWatchRate,
     /// The timer that is under way.
     timer_ns: Option<u64>,
     next_instance: InstanceId,
 }
 
-impl Function {
+impl FunctionState {
     /// A function that nobody has asked for yet.
     #[must_use]
     pub fn new(number: FunctionId, policy: Policy) -> Self {
@@ -96,14 +96,14 @@ impl Function {
             starts: Budget::new(policy.starts, policy.unused_after),
             instances: BTreeMap::new(),
             parked: VecDeque::new(),
-            waiting: Waiting::default(),
+            waiting: WaitingClients::default(),
             woken: None,
             failures: Failures::default(),
             closed: false,
             removed: false,
             looked_ns: 0,
             warm: false,
-            watch: Watch::Off,
+            watch: QueueWatchRate::Off,
             timer_ns: None,
             next_instance: 1,
         }
@@ -112,14 +112,15 @@ impl Function {
     /// What the function is doing, in one word.
     #[must_use]
     pub fn summary(&self, now_ns: u64) -> Summary {
-        let any = |wanted: fn(State) -> bool| self.instances.values().any(|one| wanted(one.state));
+        let any = |wanted: fn(InstanceState) -> bool| self.instances.values().any(|one| wanted(one.state));
         if self.closed {
             Summary::Closed
-        } else if any(|state| matches!(state, State::Ready | State::Freezing)) {
+        } else if any(|state| matches!(state, InstanceState::Ready | InstanceState::Freezing)) {
             Summary::Ready
-        } else if any(|state| matches!(state, State::Starting { .. } | State::Thawing { .. })) {
+        } else if any(|state| matches!(state, InstanceState::Starting { .. } | InstanceState::Thawing { .. }))
+        {
             Summary::Starting
-        } else if any(|state| state == State::Frozen) {
+        } else if any(|state| state == InstanceState::Frozen) {
             Summary::Frozen
         } else if self.policy.max_instances == 0 {
             Summary::Off
@@ -127,7 +128,7 @@ impl Function {
             Summary::Failed
         } else if self.preparing() > 0 && (self.waiting.demand() > 0 || self.woken.is_some()) {
             Summary::Starting
-        } else if any(|state| matches!(state, State::Stopping { .. })) {
+        } else if any(|state| matches!(state, InstanceState::Stopping { .. })) {
             Summary::Stopping
         } else {
             Summary::Cold
@@ -148,7 +149,7 @@ impl Function {
     /// How many containers are being created.
     #[must_use]
     pub fn preparing(&self) -> u32 {
-        self.count(|state| matches!(state, State::Preparing { .. }))
+        self.count(|state| matches!(state, InstanceState::Preparing { .. }))
     }
 
     /// Starts per second that SYNs without a key may cause at present.
@@ -170,7 +171,7 @@ impl Function {
         (self.failures.starts(), self.failures.pause(now_ns) == Some(Reason::Cooldown))
     }
 
-    fn count(&self, wanted: impl Fn(State) -> bool) -> u32 {
+    fn count(&self, wanted: impl Fn(InstanceState) -> bool) -> u32 {
         let count = self.instances.values().filter(|instance| wanted(instance.state)).count();
         u32::try_from(count).unwrap_or(u32::MAX)
     }
@@ -242,7 +243,7 @@ impl Function {
         if needless.is_none() && demand.trigger.is_early() && self.is_late(&demand, now_ns) {
             node.recent.remember(self.number, &demand, false, now_ns);
             // Its connection is demand already. Where that needs an instance, this is for whom.
-            if self.units(load) <= self.policy.places(self.count(State::has_room)) {
+            if self.units(load) <= self.policy.places(self.count(InstanceState::has_room)) {
                 actions.push(Action::Suppress(demand, Reason::Late));
             } else {
                 self.waiting.tell_late(demand);
@@ -274,7 +275,7 @@ impl Function {
             let unseen = self.is_unseen(load);
             self.waiting.promise(Promise { demand, deadline_ns, paid, joins, started: false, unseen });
             if joins {
-                let ready = self.instances.values().any(|one| one.state == State::Ready);
+                let ready = self.instances.values().any(|one| one.state == InstanceState::Ready);
                 actions.push(Action::Suppress(demand, if ready { Reason::Ready } else { Reason::Starting }));
             }
         }
@@ -282,8 +283,8 @@ impl Function {
 
     /// Why this demand changes nothing, if it does not.
     fn needless(&self, demand: &Demand, load: &Load, now_ns: u64) -> Option<Reason> {
-        let any = |wanted: fn(State) -> bool| self.instances.values().any(|one| wanted(one.state));
-        let with_room = self.count(State::has_room);
+        let any = |wanted: fn(InstanceState) -> bool| self.instances.values().any(|one| wanted(one.state));
+        let with_room = self.count(InstanceState::has_room);
         if self.closed {
             return Some(Reason::Closed);
         }
@@ -291,13 +292,13 @@ impl Function {
             return Some(Reason::Off);
         }
         if with_room == 0
-            && !any(|state| matches!(state, State::Frozen | State::Freezing))
+            && !any(|state| matches!(state, InstanceState::Frozen | InstanceState::Freezing))
             && let Some(pause) = self.failures.pause(now_ns)
         {
             return Some(pause);
         }
         let joins = with_room > 0 && (self.policy.concurrency.is_none() || demand.trigger == Trigger::Api);
-        if joins && any(|state| state == State::Ready) {
+        if joins && any(|state| state == InstanceState::Ready) {
             return Some(Reason::Ready);
         }
         if joins {
@@ -315,12 +316,14 @@ impl Function {
 
     /// Whether an instance that does not count accepts connections.
     fn is_unseen(&self, load: &Load) -> bool {
-        self.instances.iter().any(|(id, one)| one.state == State::Ready && load.of(*id).open.is_none())
+        self.instances
+            .iter()
+            .any(|(id, one)| one.state == InstanceState::Ready && load.of(*id).open.is_none())
     }
 
     /// Whether one more connection fits into the instances that are there or on their way.
     fn fits(&self, load: &Load) -> bool {
-        self.units(load) < self.policy.places(self.count(State::has_room))
+        self.units(load) < self.policy.places(self.count(InstanceState::has_room))
     }
 
     /// Connections that are open, wait, or were promised.

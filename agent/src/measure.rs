@@ -9,7 +9,7 @@ pub use metrics::{
     record_refused, record_reload, record_spent, record_stages, record_suppressed, record_syn, record_thaw,
     record_transition, record_unused, scrape,
 };
-pub use timeline::{Outcome, Stages, Timeline};
+pub use timeline::{Stages, StartOutcome, Timeline};
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -19,9 +19,9 @@ pub const STARTS_MAX: usize = 256;
 
 /// The last cold starts, newest last.
 #[derive(Debug, Default)]
-pub struct Starts(Mutex<VecDeque<Timeline>>);
+pub struct StartHistory(Mutex<VecDeque<Timeline>>);
 
-impl Starts {
+impl StartHistory {
     /// Adds a timeline, or replaces the one of the same instance.
     pub fn put(&self, timeline: &Timeline) {
         let mut starts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn the_oldest_start_goes_when_there_are_too_many_and_an_update_is_none() {
-        let starts = Starts::default();
+        let starts = StartHistory::default();
         for number in 0..STARTS_MAX + 3 {
             let timeline = timeline::example(&format!("orders-{number}"));
             starts.put(&timeline);

@@ -8,32 +8,32 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::fstat;
 use socket2::{Domain, SockRef, Type};
 
-use super::notify::{Notify, Wait};
+use super::notify::{NotifySocket, WhenFull};
 
 /// Without these a peer could truncate the page under whoever has mapped it (memfd_create(2)).
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
 /// Why an instance is not kept: the next agent cannot take it over, and asks it to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotKept {
+pub enum StoreError {
     /// There is no service manager that keeps descriptors.
     NoManager,
     /// It does not read what it is told, or is gone.
-    Deaf,
+    NotReading,
 }
 
-impl NotKept {
+impl StoreError {
     /// The metric label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoManager => "no_manager",
-            Self::Deaf => "deaf",
+            Self::NotReading => "deaf",
         }
     }
 }
 
-impl fmt::Display for NotKept {
+impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -41,10 +41,10 @@ impl fmt::Display for NotKept {
 
 /// Has instances kept by the service manager. Never waits for it. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Keeper(Option<Arc<Notify>>);
+pub struct DescriptorStore(Option<Arc<NotifySocket>>);
 
-impl Keeper {
-    pub(super) fn new(notify: Option<Arc<Notify>>) -> Self {
+impl DescriptorStore {
+    pub(super) fn new(notify: Option<Arc<NotifySocket>>) -> Self {
         Self(notify)
     }
 
@@ -52,27 +52,27 @@ impl Keeper {
     ///
     /// # Errors
     /// When the manager cannot be told so now. That it was told does not mean that it has room.
-    pub fn keep_instance(
+    pub fn store_instance(
         &self,
         instance: &str,
         control: BorrowedFd<'_>,
         page: BorrowedFd<'_>,
-    ) -> Result<(), NotKept> {
+    ) -> Result<(), StoreError> {
         self.tell(&format!("FDSTORE=1\nFDNAME={}", name(instance)), &[control, page])
     }
 
     /// Has what is kept of an instance closed. What stays because the manager does not listen is closed by the
     /// next agent.
-    pub fn forget_instance(&self, instance: &str) {
+    pub fn remove_instance(&self, instance: &str) {
         let _closed_later = self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={}", name(instance)), &[]);
     }
 
-    fn tell(&self, state: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), NotKept> {
-        let notify = self.0.as_deref().ok_or(NotKept::NoManager)?;
-        notify.send(state, descriptors, Wait::Never).map_err(|error| {
-            let said = state.replace('\n', " ");
-            tracing::warn!(said, "the service manager does not listen: {error}");
-            NotKept::Deaf
+    fn tell(&self, state: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), StoreError> {
+        let notify = self.0.as_deref().ok_or(StoreError::NoManager)?;
+        notify.send(state, descriptors, WhenFull::Fail).map_err(|error| {
+            let notification = state.replace('\n', " ");
+            tracing::warn!(notification, "the service manager does not listen: {error}");
+            StoreError::NotReading
         })
     }
 }
