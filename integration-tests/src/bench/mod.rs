@@ -32,7 +32,7 @@ const TELL_EVERY: Duration = Duration::from_secs(30);
 /// How a part of the bench is called.
 #[derive(Debug, Parser)]
 #[command(about = "A part of `make bench`: it writes target/bench/NAME.json")]
-struct Arguments {
+pub struct PartArguments {
     /// Fewer rounds and cases: all parts together take less than five minutes
     #[arg(long)]
     quick: bool,
@@ -60,8 +60,16 @@ pub struct Run {
 
 /// Runs a part: `body` measures. What it has measured is written however it ends.
 pub fn main(name: &'static str, body: impl FnOnce(&mut Run) -> Result<()>) -> ExitCode {
-    let arguments = Arguments::parse();
-    match Run::new(name, &arguments).and_then(|run| run.finish(body)) {
+    run(name, &PartArguments::parse(), body)
+}
+
+/// The same for a part with arguments of its own, which has read the common ones.
+pub fn run(
+    name: &'static str,
+    arguments: &PartArguments,
+    body: impl FnOnce(&mut Run) -> Result<()>,
+) -> ExitCode {
+    match Run::new(name, arguments).and_then(|run| run.finish(body)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
@@ -71,7 +79,7 @@ pub fn main(name: &'static str, body: impl FnOnce(&mut Run) -> Result<()>) -> Ex
 }
 
 impl Run {
-    fn new(name: &'static str, arguments: &Arguments) -> Result<Self> {
+    fn new(name: &'static str, arguments: &PartArguments) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "it needs root: it makes network namespaces, attaches an XDP program and starts containers. Run \

@@ -41,9 +41,14 @@ impl Samples {
 
     /// The median of a series; `NaN` of one that has not begun.
     pub fn median(&self, name: &str, labels: &[(&'static str, &str)]) -> f64 {
+        self.percentile(name, labels, 50.0)
+    }
+
+    /// A percentile of a series, by nearest rank; `NaN` of one that has not begun.
+    pub fn percentile(&self, name: &str, labels: &[(&'static str, &str)], percent: f64) -> f64 {
         let mut sorted = self.get(name, labels).to_vec();
         sorted.sort_by(f64::total_cmp);
-        headstart_statistics::percentile(&sorted, 50.0)
+        headstart_statistics::percentile(&sorted, percent)
     }
 
     /// How many series there are.

@@ -15,7 +15,7 @@ use headstart_integration_tests::report::promise::{Verdict, promises};
 use headstart_integration_tests::report::{Report, plot};
 
 /// Every part: its program and file, and the seconds it takes on two cores, in full and quickly.
-const PARTS: [(&str, [u32; 2]); 7] = [
+const PARTS: [(&str, [u32; 2]); 8] = [
     ("xdp_ns", [30, 30]),
     ("syn", [840, 60]),
     ("both", [240, 40]),
@@ -23,6 +23,7 @@ const PARTS: [(&str, [u32; 2]); 7] = [
     ("inject", [670, 50]),
     ("lifecycle", [90, 25]),
     ("flood", [45, 10]),
+    ("relay_load", [180, 20]),
 ];
 
 #[derive(Debug, Parser)]

@@ -1,0 +1,301 @@
+//! `make bench`, its part about bulk bytes: what relaying them in the agent does to cold starts.
+//!
+//! One function is started cold again and again, while another one moves bytes between itself and a server:
+//!
+//! - `none`: nothing else runs;
+//! - `socket`: one connection at full speed, through the socket of the instance (`backend_sockets`);
+//! - `tls`: one connection at full speed, whose TLS the agent speaks (without `tls_hand_over`);
+//! - `chatter`: 64 connections through the socket of the instance, each with a small question every 10 ms.
+//!
+//! Each load has two paths. `agent`: the agent relays. `beside`: a process of its own relays in the same manner, and the
+//! agent has only given the function its connections. So the machine has the same work in both cases, and what differs is
+//! who does it. Blocks of requests under each load take turns in a random order.
+//!
+//! `relay_load --agent-before PATH` measures a second agent by turns with the first, and compares them.
+
+mod servers;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use headstart_integration_tests::bench::{self, Run};
+use headstart_integration_tests::client;
+use headstart_integration_tests::lab::{Agent, Rootfs, build_static, free_port};
+use headstart_integration_tests::node::{Node, newest_start};
+use headstart_integration_tests::site::{Function, Kind, LIMIT, unbounded};
+use headstart_integration_tests::{cli, fixture};
+use servers::Servers;
+
+/// The function that is started cold.
+const COLD: &str = "cold";
+/// Blocks of each kind, after one that warms caches, and requests of a block.
+const BLOCKS: usize = 10;
+const QUICK_BLOCKS: usize = 2;
+const REQUESTS: usize = 20;
+const QUICK_REQUESTS: usize = 10;
+/// Connections that chatter, and milliseconds between two questions of each.
+const CHATTERING: usize = 64;
+const EVERY_MS: u64 = 10;
+/// What a load must have moved before it counts as under way, in bytes.
+const UNDER_WAY_BYTES: u64 = 4096;
+/// Figures: from the agent's knowledge to its order to start, from the SYN to ready, and from the SYN to the whole answer.
+const EVENT_TO_START: &str = "relay_load_event_to_start_ms";
+const SYN_TO_READY: &str = "relay_load_syn_to_ready_ms";
+const ANSWER: &str = "relay_load_answer_ms";
+const PERCENTILES: [(&str, f64); 3] = [("p50", 50.0), ("p95", 95.0), ("p99", 99.0)];
+
+#[derive(Debug, Parser)]
+#[command(about = "A part of `make bench`: what bulk bytes through the agent do to cold starts")]
+struct RelayLoadArguments {
+    #[command(flatten)]
+    bench: bench::PartArguments,
+    /// Measures this agent instead of the one that cargo builds
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Measures this agent too, by turns, as `agent="before"`
+    #[arg(long, value_name = "PATH")]
+    agent_before: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match servers::mode() {
+        None => {
+            let arguments = RelayLoadArguments::parse();
+            bench::run("relay_load", &arguments.bench, |run| measure(run, &arguments))
+        }
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What runs beside the cold starts: its name, who relays, and the function that does it.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    name: &'static str,
+    path: &'static str,
+    function: Option<&'static LoadFunction>,
+}
+
+/// A function that moves bytes.
+#[derive(Debug)]
+struct LoadFunction {
+    name: &'static str,
+    backend: &'static str,
+    by_socket: bool,
+    connections: usize,
+    every_ms: u64,
+}
+
+const LOAD_FUNCTIONS: [LoadFunction; 6] = [
+    LoadFunction { name: "socket-beside", backend: "beside", by_socket: false, connections: 1, every_ms: 0 },
+    LoadFunction { name: "socket-agent", backend: "agent", by_socket: true, connections: 1, every_ms: 0 },
+    LoadFunction { name: "tls-beside", backend: "beside-tls", by_socket: false, connections: 1, every_ms: 0 },
+    LoadFunction { name: "tls-agent", backend: "agent-tls", by_socket: false, connections: 1, every_ms: 0 },
+    LoadFunction {
+        name: "chatter-beside",
+        backend: "beside",
+        by_socket: false,
+        connections: CHATTERING,
+        every_ms: EVERY_MS,
+    },
+    LoadFunction {
+        name: "chatter-agent",
+        backend: "agent",
+        by_socket: true,
+        connections: CHATTERING,
+        every_ms: EVERY_MS,
+    },
+];
+
+const LOADS: [Load; 7] = [
+    Load { name: "none", path: "none", function: None },
+    Load { name: "socket", path: "beside", function: Some(&LOAD_FUNCTIONS[0]) },
+    Load { name: "socket", path: "agent", function: Some(&LOAD_FUNCTIONS[1]) },
+    Load { name: "tls", path: "beside", function: Some(&LOAD_FUNCTIONS[2]) },
+    Load { name: "tls", path: "agent", function: Some(&LOAD_FUNCTIONS[3]) },
+    Load { name: "chatter", path: "beside", function: Some(&LOAD_FUNCTIONS[4]) },
+    Load { name: "chatter", path: "agent", function: Some(&LOAD_FUNCTIONS[5]) },
+];
+
+fn measure(run: &mut Run, arguments: &RelayLoadArguments) -> Result<()> {
+    let mut nodes = vec![LoadedNode::new("this", arguments.agent.as_deref())?];
+    if let Some(before) = &arguments.agent_before {
+        nodes.push(LoadedNode::new("before", Some(before))?);
+    }
+    let blocks = run.many(BLOCKS, QUICK_BLOCKS);
+    let requests = run.many(REQUESTS, QUICK_REQUESTS);
+    let kinds: Vec<(&LoadedNode, Load)> =
+        nodes.iter().flat_map(|node| LOADS.map(|load| (node, load))).collect();
+    run.expect((1 + blocks) * kinds.len());
+    for block in 0..=blocks {
+        for kind in run.order(kinds.len()) {
+            let (node, load) = kinds[kind];
+            run.step(&format!(
+                "{requests} cold starts of {:?}, load {}, {}",
+                node.label, load.name, load.path
+            ))?;
+            let samples = node.measure_block(load, requests)?;
+            // The first warms caches.
+            if block > 0 {
+                for (figure, unit, sample) in samples {
+                    run.samples.add(figure, &node.labels(load.name, load.path), unit, sample);
+                }
+            }
+        }
+    }
+    nodes.iter().for_each(|node| compare_paths(run, node));
+    if let [this, before] = &nodes[..] {
+        compare_agents(run, this, before);
+    }
+    for node in nodes {
+        ensure!(node.agent.stop()?.success());
+    }
+    Ok(())
+}
+
+/// How many times as long with the load through the agent as with the same load beside it.
+fn compare_paths(run: &mut Run, node: &LoadedNode) {
+    for load in ["socket", "tls", "chatter"] {
+        for (figure, ratio) in [
+            (EVENT_TO_START, "relay_load_event_to_start_ratio"),
+            (SYN_TO_READY, "relay_load_syn_to_ready_ratio"),
+        ] {
+            for (of, percent) in PERCENTILES {
+                let [beside, through] = ["beside", "agent"]
+                    .map(|path| run.samples.percentile(figure, &node.labels(load, path), percent));
+                let labels = [("agent", node.label), ("load", load), ("of", of)];
+                run.samples.add(ratio, &labels, "ratio", through / beside);
+            }
+        }
+    }
+}
+
+/// How many times as long with this agent as with the one before, under each load.
+fn compare_agents(run: &mut Run, this: &LoadedNode, before: &LoadedNode) {
+    for load in LOADS {
+        for (figure, ratio) in [
+            (EVENT_TO_START, "relay_load_event_to_start_vs_before"),
+            (SYN_TO_READY, "relay_load_syn_to_ready_vs_before"),
+        ] {
+            for (of, percent) in PERCENTILES {
+                let [this, before] = [this, before]
+                    .map(|node| run.samples.percentile(figure, &node.labels(load.name, load.path), percent));
+                let labels = [("load", load.name), ("path", load.path), ("of", of)];
+                run.samples.add(ratio, &labels, "ratio", this / before);
+            }
+        }
+    }
+}
+
+/// Figure, unit and sample.
+type NamedSample = (&'static str, &'static str, f64);
+
+/// A node with an agent, the function that is started cold, those that make the loads, and what they talk to.
+#[derive(Debug)]
+struct LoadedNode {
+    label: &'static str,
+    agent: Agent,
+    cold: Function,
+    loads: Vec<(&'static str, Function)>,
+    node: Node,
+    _servers: Servers,
+}
+
+impl LoadedNode {
+    fn new(label: &'static str, agent: Option<&Path>) -> Result<Self> {
+        let node = Node::new()?.context("something is missing: run `make install`")?;
+        let servers = Servers::start(&node.node)?;
+        let cold = fixture::steady("process", "")?;
+        let reader = build_static("headstart-integration-tests", "stream_reader")?;
+        let mut setup = unbounded().namespace(&node.node).interface(node.link.host_if());
+        setup = setup.config(&servers.backends()).config(&cold.text(COLD, &[]));
+        let mut loads = Vec::new();
+        for load in &LOAD_FUNCTIONS {
+            let kind = Kind::of("process", Rootfs::with_binary("stream_reader", &reader)?)?;
+            // None is parked: a load that ends leaves no work behind.
+            let function = Function { port: free_port()?.port(), prepared: 0, kind, keys: load.keys() };
+            setup = setup.config(&function.text(load.name, &[load.backend]));
+            loads.push((load.name, function));
+        }
+        if let Some(agent) = agent {
+            setup = setup.binary(agent);
+        }
+        let agent = setup.start()?;
+        cold.rest(&agent, COLD)?;
+        Ok(Self { label, agent, cold, loads, node, _servers: servers })
+    }
+
+    fn labels<'a>(&self, load: &'a str, path: &'a str) -> [(&'static str, &'a str); 3] {
+        [("agent", self.label), ("load", load), ("path", path)]
+    }
+
+    /// Cold starts while the load is under way, and how fast it was.
+    fn measure_block(&self, load: Load, requests: usize) -> Result<Vec<NamedSample>> {
+        let before = load.function.map(|function| self.begin(function)).transpose()?;
+        let mut samples = Vec::new();
+        for _ in 0..requests {
+            let reply = self.node.get(self.cold.port)?;
+            ensure!(reply.status == 200, "{reply:?}\n{}", self.agent.log());
+            let start = newest_start(&self.agent, COLD)?;
+            ensure!(start["trigger"] == "syn", "{start}");
+            for (figure, stage) in [(EVENT_TO_START, "event_to_start"), (SYN_TO_READY, "total")] {
+                let seconds =
+                    start["stages"][stage].as_f64().with_context(|| format!("no {stage} in {start}"))?;
+                samples.push((figure, "ms", seconds * 1e3));
+            }
+            samples.push((ANSWER, "ms", reply.timings.total.as_secs_f64() * 1e3));
+            self.cold.cool(&self.agent, COLD)?;
+        }
+        if let (Some(function), Some((began, before))) = (load.function, before) {
+            let bytes = float(self.moved(function)? - before);
+            let rate = bytes / 1e6 / began.elapsed().as_secs_f64();
+            samples.push(("relay_load_mb_per_second", "MB/s", rate));
+            self.function(function)?.cool(&self.agent, function.name)?;
+        }
+        Ok(samples)
+    }
+
+    /// Starts a load, and returns when it was under way, and what it had moved by then.
+    fn begin(&self, load: &LoadFunction) -> Result<(Instant, u64)> {
+        cli::eventually("the load is under way", LIMIT, || {
+            let bytes = self.moved(load)?;
+            Ok((bytes >= UNDER_WAY_BYTES).then(|| (Instant::now(), bytes)))
+        })
+        .with_context(|| self.agent.log())
+    }
+
+    /// How many bytes a load has moved. The first question starts it.
+    fn moved(&self, load: &LoadFunction) -> Result<u64> {
+        let address = self.function(load)?.local();
+        let reply = self.node.node.enter(|| client::get(address, "/", LIMIT))??;
+        ensure!(reply.status == 200, "{}: {reply:?}\n{}", load.name, self.agent.log());
+        Ok(reply.body.parse()?)
+    }
+
+    fn function(&self, load: &LoadFunction) -> Result<&Function> {
+        let found = self.loads.iter().find(|(name, _)| *name == load.name);
+        found.map(|(_, function)| function).with_context(|| format!("no function {}", load.name))
+    }
+}
+
+impl LoadFunction {
+    fn keys(&self) -> String {
+        let Self { backend, connections, every_ms, by_socket, .. } = self;
+        let socket = if *by_socket { "yes" } else { "no" };
+        format!(
+            "backend_sockets = {by_socket}\nenv = {{ BACKEND = \"{backend}\", SOCKET = \"{socket}\", \
+             CONNECTIONS = \"{connections}\", EVERY_MS = \"{every_ms}\" }}\n"
+        )
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
