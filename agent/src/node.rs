@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::api::Operation;
 use crate::decision::{Action, Admission, InstanceState, Load, QueueWatchRate, Reason};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::instance::InstanceCommand;
@@ -25,9 +26,9 @@ pub use allow::AllowList;
 pub use change::FunctionChange;
 pub use containers::AdoptedInstance;
 use entry::FunctionRecord;
-pub use entry::{FunctionStatus, InstanceStatus, Service};
+pub use entry::Service;
+pub use handle::NodeHandle;
 use handle::NodeMessage;
-pub use handle::{NodeHandle, Operation};
 
 /// Events that may wait for the owner of the state. Senders other than the
 /// ring wait for room; a SYN that finds none is left to the accept queue.

@@ -2,6 +2,7 @@
 //! out and reported; everything else is served.
 
 mod backend;
+pub mod reload;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use headstart_config::{self as config, Config, Interfaces, RequireAuth};
 use headstart_injector::{Pool, TlsMode};
 use headstart_wire::ktls;
 
-use crate::admin::Unavailable;
+use crate::api::Unavailable;
 use crate::decision::{Admission, Policy, Rates};
 use crate::inject::Resources;
 use crate::manager::{ListenerKey, ServiceManager};
@@ -76,12 +77,18 @@ pub fn build(
         });
         match served {
             Ok(service) => services.push(service),
-            Err(reason) => unavailable.push(Unavailable::because(function, reason)),
+            Err(reason) => unavailable.push(self::unavailable(function, reason)),
         }
     }
     let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
     let allow = AllowList::new(&config.syn.allow);
     Setup { served: Served { services, pools, unavailable }, admission, allow }
+}
+
+/// Also logs it.
+fn unavailable(function: &config::Function, reason: String) -> Unavailable {
+    tracing::error!(function = function.name, "not served: {reason}");
+    Unavailable::new(function.name.clone(), reason)
 }
 
 /// Whether every port can be bound that was not inherited. Instances of an

@@ -47,7 +47,7 @@ fn an_operator_wakes_a_function_stops_it_and_is_told_what_comes_of_it() {
     function.rest(&agent, "orders").unwrap();
     says(
         &told(agent.admin(), &["explain", "orders"]),
-        &["process) is cold", "one container is parked", "let go at once", "none is remembered"],
+        &["process) is cold", "one container is parked", "released at once", "none is remembered"],
     );
     assert_eq!(told(agent.admin(), &["stop", "orders"]), "orders: nothing is stopped: no instance runs\n");
 

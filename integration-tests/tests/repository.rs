@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -108,6 +109,64 @@ fn only_its_own_file_names_a_container_runtime() {
             if !at_home && !exempt && !file.ends_with("tests.rs") {
                 assert!(!code(&file).contains(word), "{} names {word}", file.display());
             }
+        }
+    }
+}
+
+/// The code of a file without its comments and its unit tests.
+fn code_without_tests(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The modules at the top of a crate that a piece of its code names, by `crate::X` or `crate::{X, Y::Z}`.
+fn crate_modules(code: &str) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    for rest in code.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            modules.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut begins) = (0, true);
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => begins = true,
+                _ if begins && !c.is_whitespace() => {
+                    modules.insert(word(&list[at..]));
+                    begins = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    modules
+}
+
+#[test]
+fn modules_are_found_in_every_form_of_an_import() {
+    let code = "use crate::syn;\nuse crate::{start::{self, oci}, serve};\nlet a = crate::fd::register();";
+    assert_eq!(crate_modules(code), ["fd", "serve", "start", "syn"].map(str::to_owned).into());
+}
+
+#[test]
+fn commands_that_ask_a_running_agent_know_only_its_api() {
+    let cli = workspace().join("agent/src/cli");
+    for command in ["status", "explain", "bench", "operate", "reload"] {
+        let own = |file: &PathBuf| {
+            file.starts_with(cli.join(command)) || *file == cli.join(format!("{command}.rs"))
+        };
+        let files: Vec<_> = sources("agent/src/cli").into_iter().filter(own).collect();
+        assert!(!files.is_empty(), "{command} has no file");
+        for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
+            let mut modules = crate_modules(&code_without_tests(file));
+            modules.retain(|module| module != "api" && module != "cli");
+            assert!(modules.is_empty(), "{} uses {modules:?}", file.display());
         }
     }
 }

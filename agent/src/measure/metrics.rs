@@ -263,7 +263,7 @@ pub fn record_stages(timeline: &Timeline, stages: &[(&'static str, Option<f64>)]
     for (stage, seconds) in stages {
         if let Some(seconds) = seconds {
             let function = timeline.function.clone();
-            histogram!(STAGE, "function" => function, "runtime" => timeline.runtime, "stage" => *stage)
+            histogram!(STAGE, "function" => function, "runtime" => timeline.runtime.clone(), "stage" => *stage)
                 .record(*seconds);
         }
     }

@@ -1,5 +1,7 @@
 //! One cold start, step by step.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Demand, Trigger};
@@ -32,14 +34,14 @@ impl StartOutcome {
 /// until the step was reached. What a function reports is clamped to what the
 /// agent saw itself, so that a lying function can only spoil its own figures
 /// within those bounds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Timeline {
     /// Configured name of the function.
     pub function: String,
     /// Name of the instance, unique on the node.
     pub instance: String,
     /// `oci`, `docker` or `process`.
-    pub runtime: &'static str,
+    pub runtime: Cow<'static, str>,
     /// What asked for the start.
     pub trigger: Trigger,
     /// How it ended.
@@ -119,7 +121,7 @@ impl Timeline {
         Self {
             function,
             instance,
-            runtime,
+            runtime: runtime.into(),
             trigger: demand.trigger,
             outcome: StartOutcome::Starting,
             syn_ns: demand.at_ns,
@@ -175,7 +177,7 @@ impl Timeline {
         tracing::info!(
             function = self.function,
             instance = self.instance,
-            runtime = self.runtime,
+            runtime = &*self.runtime,
             trigger = self.trigger.as_str(),
             outcome = self.outcome.as_str(),
             total_ms = ms(stages.total),
@@ -209,7 +211,7 @@ pub(super) fn example(instance: &str) -> Timeline {
     Timeline {
         function: "orders".into(),
         instance: instance.into(),
-        runtime: "oci",
+        runtime: "oci".into(),
         trigger: Trigger::Syn,
         outcome: StartOutcome::Ready,
         syn_ns: 1_000_000,

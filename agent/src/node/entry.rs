@@ -10,11 +10,11 @@ use std::time::Duration;
 use headstart_config::{FreezeBackends, Overload, RequireAuth};
 use headstart_injector::Sockets;
 use headstart_wire::{Activity, accept_queue};
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::decision::{self, Action, InstanceLoad, InstanceState, Load, Policy, Reason};
+use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
+use crate::decision::{self, Action, InstanceLoad, InstanceState, Load, Policy, Reason, Summary};
 use crate::event::{FunctionId, InstanceId};
 use crate::inject::Resources;
 use crate::instance::InstanceCommand;
@@ -65,72 +65,6 @@ impl Service {
             listener: Arc::clone(&self.resources.listener),
         }
     }
-}
-
-/// A function as the API shows it.
-#[derive(Debug, Clone, Serialize)]
-pub struct FunctionStatus {
-    /// Configured name.
-    pub name: String,
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// What clients may put into their SYN to name it.
-    pub id: Option<u32>,
-    /// What clients need a key for: `no`, `wake` or `connect`.
-    pub require_auth: &'static str,
-    /// `oci`, `docker` or `process`.
-    pub runtime: &'static str,
-    /// See [`decision::Summary`].
-    pub state: &'static str,
-    /// Containers that wait to be let go.
-    pub prepared: usize,
-    /// Containers that are being created.
-    pub preparing: u32,
-    /// Instances that were let go and are not known to be gone.
-    pub instances: usize,
-    /// The same, one by one.
-    pub running: Vec<InstanceStatus>,
-    /// Connections that wait in the accept queue.
-    pub queued: u32,
-    /// Ended or discarded containers whose traces are being removed.
-    pub removing: usize,
-    /// What went wrong last, with a container or an instance, until one is ready.
-    pub last_error: Option<String>,
-    /// Starts that have failed in a row; 0 again in a cool-down.
-    pub failed_starts: u32,
-    /// Until a start, or a container, that failed is tried again.
-    pub retry_in_seconds: Option<f64>,
-    /// Connections that one instance serves at a time; `None`: all.
-    pub concurrency: Option<u32>,
-    /// Instances that are kept ready without any demand.
-    pub min_ready: u32,
-    /// Most instances at a time.
-    pub max_instances: u32,
-    /// What clients are told that nobody will serve: `http-503`, `http-429` or `reset`.
-    pub overload: &'static str,
-    /// Idle time after which an instance is frozen.
-    pub freeze_after_seconds: Option<f64>,
-    /// Idle time after which an instance is stopped.
-    pub stop_after_seconds: Option<f64>,
-}
-
-/// An instance as the API shows it.
-#[derive(Debug, Clone, Serialize)]
-pub struct InstanceStatus {
-    /// The container's name.
-    pub name: String,
-    /// See [`State`].
-    pub state: &'static str,
-    /// Why it is in this state: see [`Reason`].
-    pub reason: &'static str,
-    /// How long it has been.
-    pub since_seconds: f64,
-    /// Connections that are open; `None` when it does not count them.
-    pub open: Option<u32>,
-    /// Connections that it has accepted.
-    pub accepted: u64,
-    /// How long nothing has been opened or closed.
-    pub idle_seconds: Option<f64>,
 }
 
 /// A parked container.
@@ -260,9 +194,9 @@ impl FunctionRecord {
             name: self.service.name.clone(),
             listen: self.service.listen,
             id: self.service.id,
-            require_auth: self.service.require_auth.as_str(),
-            runtime: self.service.runtime.name(),
-            state: self.state.summary(now_ns).as_str(),
+            require_auth: self.service.require_auth.as_str().into(),
+            runtime: self.service.runtime.name().into(),
+            state: self.state.summary(now_ns).into(),
             prepared: self.state.parked(),
             preparing: self.state.preparing(),
             instances: self.running.len(),
@@ -275,7 +209,7 @@ impl FunctionRecord {
             concurrency: policy.concurrency,
             min_ready: policy.min_ready,
             max_instances: policy.max_instances,
-            overload: self.service.overload.as_str(),
+            overload: self.service.overload.as_str().into(),
             freeze_after_seconds: seconds(policy.freeze_after),
             stop_after_seconds: seconds(policy.stop_after),
         }
@@ -289,8 +223,8 @@ impl FunctionRecord {
             let idle = seen.open == Some(0) && instance.state == InstanceState::Ready;
             Some(InstanceStatus {
                 name: running.name.clone(),
-                state: instance.state.as_str(),
-                reason: instance.reason.as_str(),
+                state: instance.state.as_str().into(),
+                reason: instance.reason.as_str().into(),
                 since_seconds: since(instance.since_ns),
                 open: seen.open,
                 accepted: seen.accepted,
@@ -357,6 +291,21 @@ impl FunctionRecord {
             measure::scrape::instances(&self.service.name, state, there.count());
         }
         measure::scrape::budget(Some(&self.service.name), self.state.rate());
+    }
+}
+
+impl From<Summary> for FunctionSummary {
+    fn from(summary: Summary) -> Self {
+        match summary {
+            Summary::Cold => Self::Cold,
+            Summary::Starting => Self::Starting,
+            Summary::Ready => Self::Ready,
+            Summary::Frozen => Self::Frozen,
+            Summary::Stopping => Self::Stopping,
+            Summary::Failed => Self::Failed,
+            Summary::Off => Self::Off,
+            Summary::Closed => Self::Closed,
+        }
     }
 }
 

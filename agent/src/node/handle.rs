@@ -7,22 +7,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::allow::AllowList;
 use super::change::FunctionChange;
-use super::entry::FunctionStatus;
+use crate::api::server::Control;
+use crate::api::{FunctionStatus, Operation};
 use crate::event::{Client, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
 use crate::start::Parked;
 use crate::syn::Seen;
-
-/// What an operator can ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// Start it as if a client had come.
-    Wake,
-    /// Freeze the idle instances.
-    Freeze,
-    /// Stop the running instances.
-    Stop,
-}
 
 /// What the owner of the state reads.
 pub(super) enum NodeMessage {
@@ -80,25 +70,9 @@ impl NodeHandle {
         Some((event.function, Demand { trigger, trusted, client, at_ns, seen_ns }))
     }
 
-    /// Carries out an operation; false when there is no such function.
-    pub async fn operate(&self, function: String, operation: Operation) -> bool {
-        self.ask(|answer| NodeMessage::Operate(function, operation, answer)).await.unwrap_or(false)
-    }
-
     /// Changes what is served. It is done when this returns, but that containers come and go takes longer.
     pub async fn change(&self, changes: Vec<FunctionChange>) {
         self.ask(|answer| NodeMessage::Change(changes, answer)).await;
-    }
-
-    /// The state of every function, or of the one with this name; empty while the agent is leaving. One that is not
-    /// configured any more is there until nothing of it is left.
-    pub async fn status(&self, name: Option<String>) -> Vec<FunctionStatus> {
-        self.ask(|answer| NodeMessage::Status(name, answer)).await.unwrap_or_default()
-    }
-
-    /// Brings gauges and kernel counters up to date.
-    pub async fn scrape(&self) {
-        self.ask(NodeMessage::Scrape).await;
     }
 
     /// Stops everything; [`super::Node::run`] then returns.
@@ -120,6 +94,21 @@ impl NodeHandle {
         let (sender, answer) = oneshot::channel();
         self.inbox.send(question(sender)).await.ok()?;
         answer.await.ok()
+    }
+}
+
+impl Control for NodeHandle {
+    async fn operate(&self, function: String, operation: Operation) -> bool {
+        self.ask(|answer| NodeMessage::Operate(function, operation, answer)).await.unwrap_or(false)
+    }
+
+    /// Nothing while the agent is stopping. A function that was removed is there until nothing of it is left.
+    async fn status(&self, name: Option<String>) -> Vec<FunctionStatus> {
+        self.ask(|answer| NodeMessage::Status(name, answer)).await.unwrap_or_default()
+    }
+
+    async fn scrape(&self) {
+        self.ask(NodeMessage::Scrape).await;
     }
 }
 

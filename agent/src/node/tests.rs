@@ -10,6 +10,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
 
 use super::*;
+use crate::api::server::Control as _;
+use crate::api::{FunctionStatus, FunctionSummary};
 use crate::decision::{Policy, Rates};
 use crate::inject::Resources;
 use crate::start::{BoxFuture, Control, Exit, Parked, Process, Runtime, StartError};
@@ -152,9 +154,12 @@ impl Bed {
         assert_eq!((self.value(OWN_BUDGET).await, self.value(GLOBAL_BUDGET).await), (8.0, 64.0));
         assert_eq!(self.status().await.instances, 1, "it runs on all the same");
         self.say(0, &[HELLO, ACK, READY]);
-        self.until(async || self.status().await.state == "ready").await;
+        self.until(async || self.status().await.state == FunctionSummary::Ready).await;
         assert!(self.node.operate("orders".into(), Operation::Stop).await);
-        self.until(async || self.status().await.state == "cold" && self.status().await.prepared == 1).await;
+        self.until(async || {
+            self.status().await.state == FunctionSummary::Cold && self.status().await.prepared == 1
+        })
+        .await;
     }
 }
 
@@ -284,7 +289,7 @@ fn a_connection_in_the_accept_queue_confirms_a_start_before_the_function_is_read
         let _client = std::net::TcpStream::connect(bed.status().await.listen).unwrap();
         bed.is(OWN_BUDGET, 9.0).await;
         assert_eq!((bed.value(GLOBAL_BUDGET).await, bed.value(UNUSED).await), (65.0, 1.0));
-        assert_eq!(bed.status().await.state, "starting");
+        assert_eq!(bed.status().await.state, FunctionSummary::Starting);
         bed.node.shutdown().await;
     });
 }
@@ -301,7 +306,7 @@ fn every_kind_of_event_starts_a_function_and_is_the_trigger_of_its_timeline() {
             let event = event(4000, kind, flags);
             assert!(bed.node.seen(&Seen::Event(event)));
             bed.say(0, &[HELLO, ACK, READY]);
-            bed.until(async || bed.status().await.state == "ready").await;
+            bed.until(async || bed.status().await.state == FunctionSummary::Ready).await;
             let labels = format!("function=\"orders\",trigger=\"{trigger}\",outcome=\"ready\"");
             assert_eq!(bed.value(&format!("headstart_coldstarts_total{{{labels}}}")).await, 1.0);
             bed.node.shutdown().await;
@@ -346,7 +351,7 @@ fn an_event_of_an_unknown_kind_or_function_changes_nothing() {
         assert!(bed.node.seen(&Seen::Event(SynEvent { function: 2, ..syn(4000) })));
         assert!(bed.node.seen(&Seen::Event(SynEvent { function: u32::MAX, ..syn(4000) })));
         let status = bed.status().await;
-        assert_eq!((status.state, status.prepared), ("cold", 1));
+        assert_eq!((status.state, status.prepared), (FunctionSummary::Cold, 1));
         assert_eq!(bed.value("headstart_syn_lost_total{reason=\"record_kind\"}").await, 1.0);
         bed.node.shutdown().await;
     });

@@ -3,17 +3,12 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::example;
 
-/// An explanation of what the API says; `with` goes over a cold function with one parked container.
-fn explain(with: Value, start: Option<Value>) -> Explanation {
-    let mut function = json!({
-        "name": "orders", "listen": "0.0.0.0:8081", "runtime": "oci", "id": null, "require_auth": "no",
-        "state": "cold", "prepared": 1, "preparing": 0, "instances": 0, "removing": 0,
-        "last_error": null, "retry_in_seconds": null, "max_instances": 2,
-    });
-    function.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+/// An explanation of what the API says; `with` changes a cold function with one parked container.
+fn explain(with: &Value, start: Option<Value>) -> Explanation {
     let start = start.map(|start| serde_json::from_value(start).unwrap());
-    Explanation::of(serde_json::from_value(function).unwrap(), start)
+    Explanation::of(example(with), start)
 }
 
 fn ready(open: Option<u32>) -> Value {
@@ -29,11 +24,11 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
     for (with, next, sentences) in [
         (
             json!({}),
-            Next::LetGo,
+            Next::Release,
             [
                 "orders (0.0.0.0:8081, oci) is cold: no instance runs, and one container is parked.",
                 "It stays so: until a client connects or an operator wakes it (headstart wake).",
-                "The next SYN: a parked container is let go at once.",
+                "The next SYN: a parked container is released at once.",
             ],
         ),
         (
@@ -63,7 +58,7 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
         (
             json!({ "state": "starting", "instances": 1 }),
             Next::Join,
-            ["has not said yet that it is ready.", "`init_timeout`", "nothing more"],
+            ["has not reported yet that it is ready.", "`init_timeout`", "nothing more"],
         ),
         (
             json!({ "state": "ready", "instances": 1, "prepared": 2, "running": [ready(Some(0))] }),
@@ -74,7 +69,7 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
             json!({ "state": "ready", "instances": 1, "freeze_after_seconds": 60.0, "running": [ready(Some(3))] }),
             Next::Nothing,
             [
-                "until nobody was connected for 60 s",
+                "until no client was connected for 60 s",
                 "What keeps it awake: 3 open connections.",
                 "Instance orders-1: ready for 2.5 s (initialised); 3 open of 9 accepted connections.",
             ],
@@ -84,8 +79,8 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
                 "state": "ready", "instances": 1, "concurrency": 1, "queued": 2, "stop_after_seconds": 900.0,
                 "running": [ready(Some(1))],
             }),
-            Next::LetGo,
-            ["2 of them wait", "one open connection, 2 connections that wait.", "is let go at once."],
+            Next::Release,
+            ["2 of them wait", "one open connection, 2 connections that wait.", "is released at once."],
         ),
         (
             json!({
@@ -112,17 +107,17 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
         (
             json!({ "state": "frozen", "instances": 1, "stop_after_seconds": 900.0 }),
             Next::Thaw,
-            ["nobody was connected for long enough", "idle for 900 s", "thawed at once."],
+            ["no client was connected for long enough", "idle for 900 s", "thawed at once."],
         ),
         (
             json!({ "state": "stopping", "instances": 1 }),
-            Next::LetGo,
-            ["were asked to go.", "`stop_grace`", "let go at once."],
+            Next::Release,
+            ["were asked to stop.", "`stop_grace`", "released at once."],
         ),
         (
             json!({ "state": "stopping", "instances": 2 }),
             Next::WaitForEnd,
-            ["were asked to go.", "`stop_grace`", "waits until an instance is gone"],
+            ["were asked to stop.", "`stop_grace`", "waits until an instance is gone"],
         ),
         (
             json!({ "state": "off", "max_instances": 0, "overload": "http-429" }),
@@ -154,7 +149,7 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
             ["the agent is stopping, or", "another agent", "nothing:"],
         ),
     ] {
-        let explanation = explain(with.clone(), None);
+        let explanation = explain(&with, None);
         assert_eq!(explanation.next_syn, next, "{with}");
         let text = explanation.text();
         for sentence in sentences {
@@ -183,7 +178,7 @@ fn which_clients_may_wake_it_is_said_where_it_matters() {
         ("connect", "ready", Some("SYNs of others are dropped")),
         ("connect", "closed", None),
     ] {
-        let explanation = explain(json!({ "require_auth": auth, "state": state }), None);
+        let explanation = explain(&json!({ "require_auth": auth, "state": state }), None);
         match (explanation.clients, said) {
             (Some(clients), Some(said)) => assert!(clients.contains(said), "{auth} {state}: {clients}"),
             (clients, said) => assert_eq!(clients, said, "{auth} {state}"),
@@ -194,10 +189,11 @@ fn which_clients_may_wake_it_is_said_where_it_matters() {
 #[test]
 fn the_last_start_is_told_stage_by_stage_as_far_as_it_came() {
     let mut start = json!({
-        "function": "orders", "instance": "orders-3", "trigger": "syn", "outcome": "ready",
+        "function": "orders", "instance": "orders-3", "runtime": "oci", "trigger": "syn", "outcome": "ready",
+        "syn_ns": 1, "event_ns": 2, "start_ns": 3,
         "stages": { "syn_to_event": 0.000_075, "init": 0.002, "total": 0.0043, "hidden": 0.0043, "exposed": 0.0 },
     });
-    let text = explain(json!({}), Some(start.clone())).text();
+    let text = explain(&json!({}), Some(start.clone())).text();
     for said in [
         "The last start (orders-3, asked for by syn): ready after 4.300 ms; a connected client waited for 0.000 ms",
         "  syn_to_event            0.075 ms\n",
@@ -207,6 +203,6 @@ fn the_last_start_is_told_stage_by_stage_as_far_as_it_came() {
         assert!(text.contains(said), "{said:?}:\n{text}");
     }
     start["outcome"] = "failed".into();
-    let text = explain(json!({}), Some(start)).text();
+    let text = explain(&json!({}), Some(start)).text();
     assert!(text.contains("asked for by syn): failed; a stage without a time was not reached.\n"), "{text}");
 }

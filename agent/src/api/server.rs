@@ -24,56 +24,55 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use headstart_config::Function;
 use headstart_injector::{Pool, PoolStatus};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::measure::{self, Export, StartHistory, Timeline};
-use crate::node::{FunctionStatus, NodeHandle, Operation};
-use crate::reload::ReloadRequest;
+use super::{
+    BACKENDS, FUNCTIONS, Function, FunctionStatus, Operation, RELOAD, ReloadOutcome, STARTS, Timeline,
+    Unavailable,
+};
+use crate::measure::{self, Export, StartHistory};
 use crate::syn::Attached;
 
-/// A configured function that cannot be served, and why.
-#[derive(Debug, Clone, Serialize)]
-pub struct Unavailable {
-    /// Configured name.
-    pub name: String,
-    /// What is wrong and what to do.
-    pub reason: String,
+/// What the server asks of the task that owns the state of the functions.
+pub trait Control: Clone + Send + Sync + 'static {
+    /// The state of every served function, or of those with this name.
+    fn status(&self, name: Option<String>) -> impl Future<Output = Vec<FunctionStatus>> + Send;
+
+    /// Begins an operation; false when no function with this name is served.
+    fn operate(&self, name: String, operation: Operation) -> impl Future<Output = bool> + Send;
+
+    /// Brings gauges and kernel counters up to date.
+    fn scrape(&self) -> impl Future<Output = ()> + Send;
 }
 
-impl Unavailable {
-    /// Also says so in the log.
-    pub(crate) fn because(function: &Function, reason: String) -> Self {
-        tracing::error!(function = function.name, "not served: {reason}");
-        Self { name: function.name.clone(), reason }
-    }
-}
+/// Asks for the configuration to be read again. The answer is what has changed, or why nothing has.
+pub type ReloadRequest = oneshot::Sender<Result<ReloadOutcome, String>>;
 
-/// What the configuration says of, apart from functions that are served.
+/// What the server shows beside the served functions.
 #[derive(Default)]
-pub struct Shown {
+pub struct Overview {
     /// Every pool.
     pub pools: Vec<Pool>,
     /// What is configured and not served.
     pub unavailable: Vec<Unavailable>,
 }
 
-/// What the pages show.
-pub struct Admin {
-    /// The node.
-    pub node: NodeHandle,
+/// What the server reads and controls.
+#[derive(Clone)]
+pub struct Server<C> {
+    /// The owner of the functions' state.
+    pub control: C,
     /// The last cold starts.
     pub starts: Arc<StartHistory>,
     /// The recorder of the metrics.
     pub export: Export,
     /// The rest, as that changes.
-    pub shown: watch::Receiver<Shown>,
+    pub overview: watch::Receiver<Overview>,
     /// Where the kernel half is attached, as that changes.
     pub attached: watch::Receiver<Vec<Attached>>,
-    /// Has the configuration read again.
+    /// Takes requests to read the configuration again.
     pub reload: mpsc::Sender<ReloadRequest>,
 }
 
@@ -81,31 +80,31 @@ pub struct Admin {
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(
+pub async fn serve<C: Control>(
     listener: TcpListener,
-    admin: Admin,
+    server: Server<C>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(Arc::new(admin))).with_graceful_shutdown(stop).await
+    axum::serve(listener, router(Arc::new(server))).with_graceful_shutdown(stop).await
 }
 
-fn router(admin: Arc<Admin>) -> Router {
+fn router<C: Control>(server: Arc<Server<C>>) -> Router {
     Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::<C>))
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
-        .route("/api/v1/starts", get(starts))
-        .route("/api/v1/functions", get(functions))
-        .route("/api/v1/functions/{name}", get(function))
-        .route("/api/v1/backends", get(backends))
-        .route("/api/v1/reload", post(reload))
-        .route("/api/v1/functions/{name}/{operation}", post(operate))
+        .route("/readyz", get(readyz::<C>))
+        .route(STARTS, get(starts::<C>))
+        .route(FUNCTIONS, get(functions::<C>))
+        .route(&format!("{FUNCTIONS}/{{name}}"), get(function::<C>))
+        .route(BACKENDS, get(backends::<C>))
+        .route(RELOAD, post(reload::<C>))
+        .route(&format!("{FUNCTIONS}/{{name}}/{{operation}}"), post(operate::<C>))
         .layer(middleware::from_fn(refuse_browsers))
-        .with_state(admin)
+        .with_state(server)
 }
 
-/// A web page must not steer the agent of whoever looks at it: browsers say
-/// where a cross-site request comes from, and rebound names do not match.
+/// A web page must not control the agent on the machine where it is shown. Browsers send an `Origin` with a cross-site
+/// request, and a name that was rebound to this machine is not a local one.
 async fn refuse_browsers(request: Request, next: Next) -> Response {
     if request.headers().contains_key(header::ORIGIN) || !is_local(request.headers()) {
         let text = "the admin address is not for web pages: use an IP address or localhost, without Origin\n";
@@ -122,15 +121,15 @@ fn is_local(headers: &HeaderMap) -> bool {
     name == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    admin.node.scrape().await;
-    for pool in &admin.shown.borrow().pools {
+async fn metrics<C: Control>(State(server): State<Arc<Server<C>>>) -> impl IntoResponse {
+    server.control.scrape().await;
+    for pool in &server.overview.borrow().pools {
         scrape_pool(&pool.status());
     }
-    for Attached { interface, mode, on } in &*admin.attached.borrow() {
+    for Attached { interface, mode, on } in &*server.attached.borrow() {
         measure::scrape::syn_sensor(interface, mode.as_str(), *on);
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.export.render())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], server.export.render())
 }
 
 fn scrape_pool(status: &PoolStatus) {
@@ -148,12 +147,12 @@ fn scrape_pool(status: &PoolStatus) {
     }
 }
 
-async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    let shown = admin.shown.borrow();
-    if shown.unavailable.is_empty() {
+async fn readyz<C: Control>(State(server): State<Arc<Server<C>>>) -> Response {
+    let overview = server.overview.borrow();
+    if overview.unavailable.is_empty() {
         return "ready\n".into_response();
     }
-    let list: String = shown
+    let list: String = overview
         .unavailable
         .iter()
         .map(|function| format!("{}: {}\n", function.name, function.reason))
@@ -161,67 +160,56 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, list).into_response()
 }
 
-async fn starts(State(admin): State<Arc<Admin>>) -> Json<Vec<Timeline>> {
-    Json(admin.starts.list())
+async fn starts<C: Control>(State(server): State<Arc<Server<C>>>) -> Json<Vec<Timeline>> {
+    Json(server.starts.list())
 }
 
-/// One row of `GET /api/v1/functions`.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Row {
-    Served(Box<FunctionStatus>),
-    Unavailable {
-        #[serde(flatten)]
-        function: Unavailable,
-        state: &'static str,
-    },
+async fn functions<C: Control>(State(server): State<Arc<Server<C>>>) -> Json<Vec<Function>> {
+    Json(server.functions(None).await)
 }
 
-async fn functions(State(admin): State<Arc<Admin>>) -> Json<Vec<Row>> {
-    Json(rows(&admin, None).await)
-}
-
-async fn function(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
-    // One that leaves comes before the one that takes its name.
-    match rows(&admin, Some(name.clone())).await.pop() {
-        Some(row) => Json(row).into_response(),
+async fn function<C: Control>(State(server): State<Arc<Server<C>>>, Path(name): Path<String>) -> Response {
+    // A function that is being removed comes before the one that takes its name.
+    match server.functions(Some(name.clone())).await.pop() {
+        Some(function) => Json(function).into_response(),
         None => (StatusCode::NOT_FOUND, format!("no function {name:?} is configured\n")).into_response(),
     }
 }
 
-async fn rows(admin: &Admin, name: Option<String>) -> Vec<Row> {
-    let served = admin.node.status(name.clone()).await.into_iter();
-    let shown = admin.shown.borrow();
-    let rest = shown.unavailable.iter().filter(|row| name.as_ref().is_none_or(|name| row.name == *name));
-    let rest = rest.cloned().map(|function| Row::Unavailable { function, state: "unavailable" });
-    served.map(|function| Row::Served(Box::new(function))).chain(rest).collect()
+impl<C: Control> Server<C> {
+    /// Every configured function, or those with this name.
+    async fn functions(&self, name: Option<String>) -> Vec<Function> {
+        let served = self.control.status(name.clone()).await.into_iter();
+        let overview = self.overview.borrow();
+        let others = overview.unavailable.iter();
+        let others = others.filter(|function| name.as_ref().is_none_or(|name| function.name == *name));
+        let others = others.cloned().map(Function::Unavailable);
+        served.map(|function| Function::Served(Box::new(function))).chain(others).collect()
+    }
 }
 
-async fn backends(State(admin): State<Arc<Admin>>) -> Json<Vec<PoolStatus>> {
-    Json(admin.shown.borrow().pools.iter().map(Pool::status).collect())
+async fn backends<C: Control>(State(server): State<Arc<Server<C>>>) -> Json<Vec<PoolStatus>> {
+    Json(server.overview.borrow().pools.iter().map(Pool::status).collect())
 }
 
-async fn reload(State(admin): State<Arc<Admin>>) -> Response {
+async fn reload<C: Control>(State(server): State<Arc<Server<C>>>) -> Response {
     let (request, answer) = oneshot::channel();
-    let asked = admin.reload.send(request).await.is_ok();
+    let sent = server.reload.send(request).await.is_ok();
     match answer.await {
-        Ok(Ok(outcome)) if asked => Json(outcome).into_response(),
+        Ok(Ok(outcome)) if sent => Json(outcome).into_response(),
         Ok(Err(refusal)) => (StatusCode::CONFLICT, format!("{refusal}\n")).into_response(),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n").into_response(),
     }
 }
 
-async fn operate(
-    State(admin): State<Arc<Admin>>,
+async fn operate<C: Control>(
+    State(server): State<Arc<Server<C>>>,
     Path((name, operation)): Path<(String, String)>,
 ) -> (StatusCode, String) {
-    let operation = match operation.as_str() {
-        "wake" => Operation::Wake,
-        "freeze" => Operation::Freeze,
-        "stop" => Operation::Stop,
-        _ => return (StatusCode::NOT_FOUND, "there are wake, freeze and stop\n".into()),
+    let Some(operation) = Operation::ALL.into_iter().find(|known| known.as_str() == operation) else {
+        return (StatusCode::NOT_FOUND, "there are wake, freeze and stop\n".into());
     };
-    if admin.node.operate(name.clone(), operation).await {
+    if server.control.operate(name.clone(), operation).await {
         (StatusCode::ACCEPTED, String::new())
     } else {
         (StatusCode::NOT_FOUND, format!("no function {name:?} is served\n"))

@@ -15,82 +15,25 @@
 //! `[agent]` and `[syn]` are read only when the agent starts.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use anyhow::bail;
 use headstart_config::{Config, Function, Problem, RequireAuth};
 use headstart_ebpf::maps::FUNCTIONS_MAX;
 use headstart_injector::Pool;
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle as DataHandle;
 use tokio::signal::unix::Signal;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Shown, Unavailable};
+use crate::api::server::{Overview, ReloadRequest};
+use crate::api::{ReloadOutcome, Unavailable};
 use crate::manager::{ListenerKey, ServiceManager};
 use crate::measure;
 use crate::node::{FunctionChange, NodeHandle, Service};
 use crate::privilege;
-use crate::setup::{self, Credentials, Pools, Served};
-use crate::status::{self, Reply};
+use crate::setup::{self, Credentials, Pools, Served, unavailable};
 use crate::syn::{KeyStore, ListenerSupport};
-
-/// Who wants the configuration read again, and is told what came of it.
-pub type ReloadRequest = oneshot::Sender<Result<Outcome, String>>;
-
-/// What a new configuration has changed, by the names of functions.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// Served from now on.
-    pub added: Vec<String>,
-    /// Served in another way, by the same instances.
-    pub changed: Vec<String>,
-    /// Served by new instances; the old ones drain.
-    pub replaced: Vec<String>,
-    /// Not served any more.
-    pub removed: Vec<String>,
-    /// Configured and not served, as before.
-    pub unavailable: Vec<String>,
-    /// The keys of clients, where there is a key file.
-    pub keys: Option<usize>,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { added, changed, replaced, removed, unavailable, keys } = self;
-        let mut parts = Vec::new();
-        for (what, names) in [
-            ("added", added),
-            ("changed", changed),
-            ("replaced", replaced),
-            ("removed", removed),
-            ("still not served", unavailable),
-        ] {
-            if !names.is_empty() {
-                parts.push(format!("{what}: {}", list(names)));
-            }
-        }
-        if parts.is_empty() {
-            parts.push("no function has changed".to_owned());
-        }
-        if let Some(keys) = keys {
-            parts.push(format!("the key file is read again, keys: {keys}"));
-        }
-        f.write_str(&parts.join("; "))
-    }
-}
-
-/// Names that a line of a log can hold.
-fn list(names: &[String]) -> String {
-    const SHOWN: usize = 20;
-    match names.len().checked_sub(SHOWN) {
-        None | Some(0) => names.join(", "),
-        Some(more) => format!("{} and {more} more", names[..SHOWN].join(", ")),
-    }
-}
 
 /// Reads the configuration again.
 pub struct Reload {
@@ -103,7 +46,7 @@ pub struct Reload {
     credentials: HashMap<String, Credentials>,
     /// Every listener that may be open, and whose it is, also of functions that leave.
     places: HashMap<ListenerKey, Held>,
-    shown: watch::Sender<Shown>,
+    overview: watch::Sender<Overview>,
     manager: ServiceManager,
     keys: Option<KeyStore>,
     node: NodeHandle,
@@ -129,7 +72,7 @@ impl Held {
 #[derive(Default)]
 struct Plan {
     changes: Vec<FunctionChange>,
-    outcome: Outcome,
+    outcome: ReloadOutcome,
     services: HashMap<String, Service>,
     pools: Pools,
     credentials: HashMap<String, Credentials>,
@@ -156,7 +99,7 @@ impl Reload {
         let Served { services, pools, unavailable } = served;
         let services: HashMap<_, _> =
             services.into_iter().map(|service| (service.name.clone(), service)).collect();
-        let shown = watch::Sender::new(Shown { pools: running(&config, &pools), unavailable });
+        let overview = watch::Sender::new(Overview { pools: running(&config, &pools), unavailable });
         let mut reload = Self {
             file,
             config,
@@ -165,7 +108,7 @@ impl Reload {
             pools,
             credentials: HashMap::new(),
             places: HashMap::new(),
-            shown,
+            overview,
             manager,
             keys: None,
             node,
@@ -185,8 +128,8 @@ impl Reload {
     }
 
     /// The pools and what is not served, as that changes.
-    pub fn shown(&self) -> watch::Receiver<Shown> {
-        self.shown.subscribe()
+    pub fn overview(&self) -> watch::Receiver<Overview> {
+        self.overview.subscribe()
     }
 
     /// Reads it at each SIGHUP and each request, until nobody can ask any more.
@@ -213,7 +156,7 @@ impl Reload {
         }
     }
 
-    async fn reload(&mut self) -> Result<Outcome, String> {
+    async fn reload(&mut self) -> Result<ReloadOutcome, String> {
         let file = self.file.clone();
         // Parsing takes its time, in which clients must not wait.
         let config = tokio::task::spawn_blocking(move || Config::load(&file)).await;
@@ -278,7 +221,7 @@ impl Reload {
                 Ok(service) => service,
                 Err(reason) if same => {
                     plan.outcome.unavailable.push(name.clone());
-                    plan.unavailable.push(Unavailable::because(function, reason));
+                    plan.unavailable.push(unavailable(function, reason));
                     continue;
                 }
                 Err(reason) => return Err(format!("function {name}: {reason}")),
@@ -382,7 +325,7 @@ impl Reload {
         setup::service(config, function, &plan.pools, &door, listener)
     }
 
-    async fn apply(&mut self, config: Config, plan: Plan) -> Outcome {
+    async fn apply(&mut self, config: Config, plan: Plan) -> ReloadOutcome {
         let Plan { changes, outcome, services, pools, credentials, fresh, unavailable, opened, left } = plan;
         pools.values().flatten().for_each(|pool| pool.start(&self.data));
         self.node.change(changes).await;
@@ -401,7 +344,7 @@ impl Reload {
         (self.config, self.services, self.credentials) = (config, services, credentials);
         self.places.retain(|_, held| held.is_open());
         self.note_places();
-        self.shown.send_replace(Shown { pools: running(&self.config, &self.pools), unavailable });
+        self.overview.send_replace(Overview { pools: running(&self.config, &self.pools), unavailable });
         outcome
     }
 
@@ -427,21 +370,4 @@ fn running(config: &Config, pools: &Pools) -> Vec<Pool> {
 /// Unlike at the start, what cannot work is refused: something that works may have its place.
 fn problem(problems: Vec<Problem>) -> Option<String> {
     problems.first().map(ToString::to_string)
-}
-
-/// Asks the agent at this address, and says what has changed.
-///
-/// # Errors
-/// When no agent answers there, or it does not take the configuration: with its reason.
-pub fn ask(admin: &str) -> anyhow::Result<()> {
-    match status::request(admin, "POST", "/api/v1/reload")? {
-        Reply { status: 200, body } => {
-            let outcome: Outcome = serde_json::from_str(&body)?;
-            status::show(&format!("{outcome}\n"))?;
-            Ok(())
-        }
-        Reply { body, .. } => {
-            bail!("the configuration is not taken, everything stays as it was: {}", body.trim())
-        }
-    }
 }

@@ -1,0 +1,268 @@
+//! How commands ask the agent: one request of HTTP/1.0 each, to its `admin` address.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::{FUNCTIONS, Function, Operation, RELOAD, ReloadOutcome, STARTS, Timeline};
+
+/// How long the agent may take to answer, which it does from memory.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How every answer begins (RFC 9112, 2.3).
+const PROTOCOL: &[u8] = b"HTTP/";
+
+/// Largest answer that is read, in bytes.
+const ANSWER_MAX: u64 = 16 * 1024 * 1024;
+
+/// Why the agent gave no useful answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing answers there, or something else than an agent.
+    #[error("no agent answers at {admin}: is it running, and is this its `admin` address (--admin)?")]
+    NoAgent {
+        /// Where it was asked.
+        admin: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The agent does not do what it was asked for.
+    #[error("the agent at {admin} answers {status} to {path}: {body}")]
+    Refused {
+        /// Where it was asked.
+        admin: String,
+        /// What it was asked for.
+        path: String,
+        /// As in RFC 9110.
+        status: u16,
+        /// Its reason.
+        body: String,
+    },
+    /// The answer is not JSON of this version.
+    #[error("{path} is not as expected: is the agent at {admin} of another version than this program?")]
+    Unexpected {
+        /// Where it was asked.
+        admin: String,
+        /// What it was asked for.
+        path: &'static str,
+        /// Where reading stopped.
+        source: serde_json::Error,
+    },
+    /// The agent has no function of this name.
+    #[error("{0}")]
+    NoSuchFunction(String),
+    /// The agent did not accept an operation.
+    #[error("the agent does not {} {name} ({status}): {body}", operation.as_str())]
+    NotOperated {
+        /// What it was asked to do.
+        operation: Operation,
+        /// With this function.
+        name: String,
+        /// As in RFC 9110.
+        status: u16,
+        /// Its reason.
+        body: String,
+    },
+    /// The agent did not accept its new configuration.
+    #[error("the configuration is not taken, everything stays as it was: {0}")]
+    NotReloaded(String),
+}
+
+/// Asks one agent.
+#[derive(Debug, Clone)]
+pub struct Client {
+    admin: String,
+}
+
+impl Client {
+    /// Of the agent whose `admin` address this is: a host name or an IP address, and a port.
+    #[must_use]
+    pub fn new(admin: String) -> Self {
+        Self { admin }
+    }
+
+    /// Every configured function.
+    ///
+    /// # Errors
+    /// When no agent answers, or not as expected.
+    pub fn functions(&self) -> Result<Vec<Function>, ClientError> {
+        self.read(FUNCTIONS)
+    }
+
+    /// The same as the agent's JSON.
+    ///
+    /// # Errors
+    /// When no agent answers.
+    pub fn functions_json(&self) -> Result<String, ClientError> {
+        self.get(FUNCTIONS)
+    }
+
+    /// The function `name`.
+    ///
+    /// # Errors
+    /// Those of [`Client::functions`], and when there is no such function: then with the names that may have been meant.
+    pub fn function(&self, name: &str) -> Result<Function, ClientError> {
+        let functions = self.functions()?;
+        // The one that leaves comes before the one that takes its name.
+        if let Some(function) = functions.iter().find(|function| function.name() == name) {
+            return Ok(function.clone());
+        }
+        Err(ClientError::NoSuchFunction(unknown(name, functions.iter().map(Function::name))))
+    }
+
+    /// The last cold starts, oldest first.
+    ///
+    /// # Errors
+    /// When no agent answers, or not as expected.
+    pub fn starts(&self) -> Result<Vec<Timeline>, ClientError> {
+        self.read(STARTS)
+    }
+
+    /// Begins an operation on a function.
+    ///
+    /// # Errors
+    /// When no agent answers, or it does not accept the operation.
+    pub fn operate(&self, name: &str, operation: Operation) -> Result<(), ClientError> {
+        match self.request("POST", &format!("{FUNCTIONS}/{name}/{}", operation.as_str()))? {
+            Reply { status: 202, .. } => Ok(()),
+            Reply { status, body } => Err(ClientError::NotOperated {
+                operation,
+                name: name.to_owned(),
+                status,
+                body: body.trim().to_owned(),
+            }),
+        }
+    }
+
+    /// Reads the agent's configuration again.
+    ///
+    /// # Errors
+    /// When no agent answers, or it does not accept the configuration: with its reason.
+    pub fn reload(&self) -> Result<ReloadOutcome, ClientError> {
+        match self.request("POST", RELOAD)? {
+            Reply { status: 200, body } => self.parse(RELOAD, &body),
+            Reply { body, .. } => Err(ClientError::NotReloaded(body.trim().to_owned())),
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, ClientError> {
+        self.parse(path, &self.get(path)?)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, path: &'static str, body: &str) -> Result<T, ClientError> {
+        serde_json::from_str(body).map_err(|source| ClientError::Unexpected {
+            admin: self.admin.clone(),
+            path,
+            source,
+        })
+    }
+
+    fn get(&self, path: &str) -> Result<String, ClientError> {
+        match self.request("GET", path)? {
+            Reply { status: 200, body } => Ok(body),
+            Reply { status, body } => Err(ClientError::Refused {
+                admin: self.admin.clone(),
+                path: path.to_owned(),
+                status,
+                body: body.trim().to_owned(),
+            }),
+        }
+    }
+
+    fn request(&self, method: &str, path: &str) -> Result<Reply, ClientError> {
+        exchange(&self.admin, method, path, REQUEST_TIMEOUT)
+            .map_err(|source| ClientError::NoAgent { admin: self.admin.clone(), source })
+    }
+}
+
+/// What a server of HTTP answered.
+pub struct Reply {
+    /// As in RFC 9110.
+    pub status: u16,
+    /// Its text.
+    pub body: String,
+}
+
+/// One request of HTTP/1.0 (RFC 1945): the answer ends with the connection.
+///
+/// # Errors
+/// When nothing listens at `address`, it is silent for longer than `limit`, or it does not speak HTTP.
+pub fn exchange(address: &str, method: &str, path: &str, limit: Duration) -> io::Result<Reply> {
+    let no_http = || io::Error::new(ErrorKind::InvalidData, "it does not speak HTTP");
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
+    // What is not HTTP may never end.
+    let mut answer = vec![0; PROTOCOL.len()];
+    match stream.read_exact(&mut answer) {
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(error),
+        read if read.is_err() || answer != PROTOCOL => return Err(no_http()),
+        _ => stream.take(ANSWER_MAX).read_to_end(&mut answer)?,
+    };
+    let answer = String::from_utf8_lossy(&answer);
+    let reply = answer.split_once("\r\n\r\n").and_then(|(head, body)| {
+        let status = head.strip_prefix("HTTP/")?.split_whitespace().nth(1)?.parse().ok()?;
+        Some(Reply { status, body: body.to_owned() })
+    });
+    reply.ok_or_else(no_http)
+}
+
+/// Names for an operator who mistyped one.
+fn unknown<'n>(name: &str, known: impl Iterator<Item = &'n str> + Clone) -> String {
+    /// More are for `headstart status`.
+    const LISTED_MAX: usize = 5;
+    if let Some(meant) = headstart_config::closest(name, known.clone()) {
+        return format!("there is no function {name:?}: did you mean {meant:?}?");
+    }
+    let listed: Vec<_> = known.clone().take(LISTED_MAX).collect();
+    match known.count() {
+        0 => format!("there is no function {name:?}: the agent has none, see its configuration"),
+        count if count > LISTED_MAX => format!(
+            "there is no function {name:?}: there are {} and {} more, see headstart status",
+            listed.join(", "),
+            count - LISTED_MAX
+        ),
+        _ => format!("there is no function {name:?}: there are {}", listed.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_name_is_answered_with_the_closest_or_with_a_few() {
+        let known = ["orders", "invoices", "a", "b", "c", "d", "e"];
+        for (typed, known, said) in [
+            ("ordres", &known[..], "did you mean \"orders\"?"),
+            ("zzz", &known[..2], "there are orders, invoices"),
+            ("zzz", &known[..], "there are orders, invoices, a, b, c and 2 more, see headstart status"),
+            ("zzz", &[], "the agent has none, see its configuration"),
+        ] {
+            let text = unknown(typed, known.iter().copied());
+            assert_eq!(text, format!("there is no function {typed:?}: {said}"));
+        }
+    }
+
+    #[test]
+    fn what_does_not_speak_http_is_told_at_once() {
+        for says in ["220 ready\r\n", "HT", ""] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let server = std::thread::spawn(move || {
+                let (mut client, _) = listener.accept().unwrap();
+                client.write_all(says.as_bytes()).unwrap();
+                // The client ends the connection at the first bytes that are not HTTP.
+                if says.len() > 2 {
+                    let _ = client.read_to_end(&mut Vec::new());
+                }
+            });
+            let refused = exchange(&address, "GET", "/", REQUEST_TIMEOUT).err().unwrap().to_string();
+            assert!(refused.contains("does not speak HTTP") || refused.contains("reset"), "{refused}");
+            server.join().unwrap();
+        }
+    }
+}

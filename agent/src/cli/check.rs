@@ -1,0 +1,23 @@
+//! `headstart check`: lists the problems of a configuration.
+
+use std::process::ExitCode;
+
+use super::arguments::ConfigArgs;
+
+/// Prints every problem, or that there is none.
+pub(super) fn run(args: &ConfigArgs) -> ExitCode {
+    let config = match args.load() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let problems = config.check_host();
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    if !problems.is_empty() {
+        return ExitCode::from(2);
+    }
+    let (functions, backends) = (config.functions.len(), config.backends.len());
+    println!("{}: ok, {functions} functions and {backends} backends", args.config.display());
+    ExitCode::SUCCESS
+}

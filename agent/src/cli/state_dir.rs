@@ -1,0 +1,24 @@
+//! The agent's own directory.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+/// Only one agent may own a state directory: it removes what it does not know. Makes the directory if it is not there.
+///
+/// # Errors
+/// When another agent runs there, or it cannot be made.
+pub(super) fn lock(state_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
+    std::fs::create_dir_all(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
+    let path = state_dir.join("agent.lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::Error::EWOULDBLOCK)) => bail!(
+            "another agent runs with the state directory {}: stop it, or set another `state_dir` in [agent]",
+            state_dir.display()
+        ),
+        Err((_, error)) => bail!("cannot lock {}: {error}", path.display()),
+    }
+}
