@@ -1,4 +1,8 @@
-//! What a test stands on: a place to work, links with a round-trip time, servers, the agent.
+//! What a test stands on: a place to work, links with a round-trip time, servers, the agent, clients, functions.
+
+pub mod leaks;
+pub mod privilege;
+pub mod usage;
 
 mod claim;
 mod command;
@@ -26,6 +30,15 @@ mod manager;
 mod mariadb;
 mod metrics;
 mod pins;
+
+pub mod asker;
+pub mod cli;
+pub mod client;
+
+pub mod fixture;
+pub mod node;
+pub mod siege;
+pub mod site;
 
 pub use agent::{Agent, AgentSetup, Ended, binary, now_ns};
 pub use bridge::Bridge;

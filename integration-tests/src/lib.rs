@@ -1,10 +1,14 @@
-//! The laboratory in which Headstart is tested end to end, demonstrated and measured.
+//! Where Headstart is tested end to end, demonstrated and measured.
+//!
+//! - [`lab`]: namespaces, links with a delay, servers, the agent, clients, functions.
+//! - [`evidence`]: what benches share, what Headstart is compared with, and the report.
+//! - `tests/`: the tests themselves. `src/bin/`: the demo, the benches, and the functions that tests and benches serve.
 //!
 //! Every piece undoes itself when it is dropped, and [`lab::Lease`] clears what a killed earlier
 //! run left behind. Nothing outside the namespaces made here and loopback gets any traffic.
 //!
 //! ```no_run
-//! use headstart_integration_tests::{client, lab::{Delay, Link, Namespace}};
+//! use headstart_integration_tests::lab::{Delay, Link, Namespace, client};
 //! use std::time::Duration;
 //!
 //! # fn main() -> anyhow::Result<()> {
@@ -17,22 +21,6 @@
 //! # Ok(()) }
 //! ```
 
-pub mod privilege;
-
 pub mod lab;
 
-pub mod asker;
-pub mod bench;
-pub mod cli;
-pub mod client;
-pub mod fixture;
-pub mod gateway;
-pub mod interrupt;
-pub mod leaks;
-pub mod node;
-pub mod peers;
-pub mod report;
-pub mod siege;
-pub mod site;
-pub mod usage;
-pub mod usual;
+pub mod evidence;

@@ -7,13 +7,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Instant;
 
-use headstart_integration_tests::client::{self, Reply};
+use headstart_integration_tests::lab::client::{self, Reply};
+use headstart_integration_tests::lab::leaks::{Snapshot, Watch};
+use headstart_integration_tests::lab::site::{Function, LIMIT, STAGES};
 use headstart_integration_tests::lab::{
-    self, Agent, AgentSetup, Link, Namespace, Postgres, Scratch, free_port,
+    self, Agent, AgentSetup, Link, Namespace, Postgres, Scratch, cli, fixture, free_port, privilege,
 };
-use headstart_integration_tests::leaks::{Snapshot, Watch};
-use headstart_integration_tests::site::{Function, LIMIT, STAGES};
-use headstart_integration_tests::{cli, fixture, privilege};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -4,9 +4,8 @@
 
 use std::net::TcpStream;
 
-use headstart_integration_tests::lab::{Agent, AgentSetup};
-use headstart_integration_tests::site::LIMIT;
-use headstart_integration_tests::{cli, fixture, privilege};
+use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::{Agent, AgentSetup, cli, fixture, privilege};
 use serde_json::Value;
 
 #[test]

@@ -5,10 +5,11 @@
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
-use headstart_integration_tests::cli::{self, Outcome, headstart};
-use headstart_integration_tests::lab::{Agent, AgentSetup, Process, Scratch, binary, free_port};
-use headstart_integration_tests::site::{Function, LIMIT};
-use headstart_integration_tests::{fixture, privilege};
+use headstart_integration_tests::lab::cli::{self, Outcome, headstart};
+use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::{
+    Agent, AgentSetup, Process, Scratch, binary, fixture, free_port, privilege,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

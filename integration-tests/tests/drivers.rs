@@ -9,12 +9,10 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use headstart_integration_tests::client;
-use headstart_integration_tests::fixture;
 use headstart_integration_tests::lab::{
-    AgentSetup, Mariadb, Postgres, PostgresSetup, Redis, free_port, run_within, target_dir, unique, workspace,
+    AgentSetup, Mariadb, Postgres, PostgresSetup, Redis, client, fixture, free_port, privilege, run_within,
+    target_dir, unique, workspace,
 };
-use headstart_integration_tests::privilege;
 use serde_json::{Value, json};
 
 const FETCH_LIMIT: Duration = Duration::from_secs(300);

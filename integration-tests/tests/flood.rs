@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use headstart_integration_tests::node::trigger;
-use headstart_integration_tests::siege::{BUDGET, CLOSED, CLOSED_ID, Siege};
-use headstart_integration_tests::{privilege, usage};
+use headstart_integration_tests::lab::node::trigger;
+use headstart_integration_tests::lab::siege::{BUDGET, CLOSED, CLOSED_ID, Siege};
+use headstart_integration_tests::lab::{privilege, usage};
 
 const OPEN: u16 = 100;
 const LASTING: Duration = Duration::from_secs(10);

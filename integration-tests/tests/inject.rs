@@ -10,13 +10,12 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use headstart_integration_tests::client::{self, Reply};
+use headstart_integration_tests::lab::client::{self, Reply};
+use headstart_integration_tests::lab::leaks::Watch;
+use headstart_integration_tests::lab::site::{Function, LIMIT};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Postgres, PostgresSetup, Process, Scratch, free_port,
+    Agent, AgentSetup, Postgres, PostgresSetup, Process, Scratch, cli, fixture, free_port, privilege,
 };
-use headstart_integration_tests::leaks::Watch;
-use headstart_integration_tests::site::{Function, LIMIT};
-use headstart_integration_tests::{cli, fixture, privilege};
 use serde_json::Value;
 
 const RUNTIME: &str = "oci";

@@ -8,10 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use headstart_integration_tests::client::{self, Reply};
-use headstart_integration_tests::lab::{Agent, AgentSetup, Manager};
-use headstart_integration_tests::site::{Function, LIMIT, Site};
-use headstart_integration_tests::{cli, fixture, privilege};
+use headstart_integration_tests::lab::client::{self, Reply};
+use headstart_integration_tests::lab::site::{Function, LIMIT, Site};
+use headstart_integration_tests::lab::{Agent, AgentSetup, Manager, cli, fixture, privilege};
 use serde_json::Value;
 
 const NAME: &str = "steady";
@@ -158,7 +157,7 @@ fn an_idle_instance_is_frozen_uses_no_time_and_is_thawed_by_the_next_client() {
             return;
         }
         let mut setup = AgentSetup::default();
-        if let headstart_integration_tests::site::Kind::Docker { docker, .. } = &function.kind {
+        if let headstart_integration_tests::lab::site::Kind::Docker { docker, .. } = &function.kind {
             setup = setup.docker(docker);
         }
         let agent = setup.config(&function.text(NAME, &[])).start().unwrap();

@@ -5,10 +5,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use headstart_integration_tests::lab::{Agent, Lease, Metrics};
-use headstart_integration_tests::leaks::Watch;
-use headstart_integration_tests::privilege;
-use headstart_integration_tests::site::{Function, Kind, LIMIT, Site};
+use headstart_integration_tests::lab::leaks::Watch;
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, Site};
+use headstart_integration_tests::lab::{Agent, Lease, Metrics, privilege};
 
 /// In a row, with a client that connects and sends at once.
 const STARTS: usize = 200;

@@ -7,10 +7,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
-use headstart_integration_tests::client::Lines;
-use headstart_integration_tests::lab::{AgentSetup, Docker, Link, Namespace};
-use headstart_integration_tests::site::{Function, LIMIT};
-use headstart_integration_tests::{privilege, usage};
+use headstart_integration_tests::lab::client::Lines;
+use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::{AgentSetup, Docker, Link, Namespace, privilege, usage};
 
 /// What no serving agent keeps: numbers of capabilities(7), `include/uapi/linux/capability.h`.
 const DROPPED: [(&str, u32); 17] = [

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use headstart_integration_tests::client;
-use headstart_integration_tests::lab::{self, AgentSetup, PostgresSetup, free_port, run_within, unique};
-use headstart_integration_tests::site::LIMIT;
-use headstart_integration_tests::{cli, privilege};
+use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::{
+    self, AgentSetup, PostgresSetup, cli, client, free_port, privilege, run_within, unique,
+};
 use serde_json::Value;
 
 #[test]

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use headstart_integration_tests::client;
-use headstart_integration_tests::lab::{Agent, AgentSetup, Manager, free_port};
-use headstart_integration_tests::site::{Function, LIMIT, Site};
-use headstart_integration_tests::{cli, fixture, privilege};
+use headstart_integration_tests::lab::site::{Function, LIMIT, Site};
+use headstart_integration_tests::lab::{
+    Agent, AgentSetup, Manager, cli, client, fixture, free_port, privilege,
+};
 use serde_json::Value;
 
 fn ready() -> bool {

@@ -262,3 +262,10 @@ fn metrics_are_recorded_in_one_place() {
 fn code_has_metric(file: &Path) -> bool {
     ["counter!(", "gauge!(", "histogram!("].iter().any(|call| code(file).contains(call))
 }
+
+#[test]
+fn the_laboratory_knows_nothing_of_what_is_measured_in_it() {
+    for file in sources("integration-tests/src/lab") {
+        assert!(!code(&file).contains("crate::evidence"), "{} imports `evidence`", file.display());
+    }
+}

@@ -7,10 +7,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use headstart_integration_tests::lab::{Agent, Manager, now_ns};
-use headstart_integration_tests::node::Node;
-use headstart_integration_tests::site::LIMIT;
-use headstart_integration_tests::{cli, client, fixture};
+use headstart_integration_tests::lab::node::Node;
+use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::{Agent, Manager, cli, client, fixture, now_ns};
 use nix::poll::poll;
 
 const FUNCTIONS: usize = 30;

@@ -11,14 +11,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 use std::time::Duration;
 
-use headstart_integration_tests::client;
+use headstart_integration_tests::evidence::peers::{self, Found, Place};
+use headstart_integration_tests::lab::node::newest_start;
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, Site, unbounded};
 use headstart_integration_tests::lab::{
-    Distance, Link, Namespace, Postgres, PostgresSetup, Rootfs, Scratch, build_static, free_port,
+    Distance, Link, Namespace, Postgres, PostgresSetup, Rootfs, Scratch, build_static, client, free_port,
+    privilege,
 };
-use headstart_integration_tests::node::newest_start;
-use headstart_integration_tests::peers::{self, Found, Place};
-use headstart_integration_tests::privilege;
-use headstart_integration_tests::site::{Function, Kind, LIMIT, STAGES, Site, unbounded};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

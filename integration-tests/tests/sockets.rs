@@ -2,13 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
-use headstart_integration_tests::client::{self, Reply};
-use headstart_integration_tests::lab::build_static;
+use headstart_integration_tests::lab::client::{self, Reply};
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Manager, Mariadb, Postgres, PostgresSetup, Redis, Rootfs, free_port,
+    Agent, AgentSetup, Manager, Mariadb, Postgres, PostgresSetup, Redis, Rootfs, build_static, cli,
+    free_port, privilege,
 };
-use headstart_integration_tests::site::{Function, Kind, LIMIT};
-use headstart_integration_tests::{cli, privilege};
 use serde_json::Value;
 
 const NAME: &str = "reports";

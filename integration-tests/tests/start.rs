@@ -7,11 +7,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use headstart_integration_tests::client::{self, Reply};
-use headstart_integration_tests::lab::{self, Agent, AgentSetup, Scratch};
-use headstart_integration_tests::leaks::{Snapshot, Watch};
-use headstart_integration_tests::site::{Function, LIMIT};
-use headstart_integration_tests::{cli, fixture, privilege};
+use headstart_integration_tests::lab::client::{self, Reply};
+use headstart_integration_tests::lab::leaks::{Snapshot, Watch};
+use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::{self, Agent, AgentSetup, Scratch, cli, fixture, privilege};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

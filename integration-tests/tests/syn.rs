@@ -5,10 +5,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use headstart_integration_tests::client::{self, Reply};
-use headstart_integration_tests::lab::{self, Agent, AgentSetup, Delay, Link, Namespace};
-use headstart_integration_tests::site::{Function, LIMIT};
-use headstart_integration_tests::{cli, fixture, privilege};
+use headstart_integration_tests::lab::client::{self, Reply};
+use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::{
+    self, Agent, AgentSetup, Delay, Link, Namespace, cli, fixture, privilege,
+};
 use serde_json::Value;
 
 const RUNTIME: &str = "oci";

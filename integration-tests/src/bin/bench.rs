@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use headstart_integration_tests::interrupt::Interrupt;
+use headstart_integration_tests::evidence::interrupt::Interrupt;
+use headstart_integration_tests::evidence::report::promise::{Verdict, promises};
+use headstart_integration_tests::evidence::report::{Report, plot};
 use headstart_integration_tests::lab;
-use headstart_integration_tests::report::promise::{Verdict, promises};
-use headstart_integration_tests::report::{Report, plot};
 
 /// Every part: its program and file, and the seconds it takes on two cores, in full and quickly.
 const PARTS: [(&str, [u32; 2]); 8] = [

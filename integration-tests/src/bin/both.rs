@@ -15,12 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use headstart_integration_tests::bench::querying::{self, Served, agent};
-use headstart_integration_tests::bench::{self, Run};
-use headstart_integration_tests::client;
-use headstart_integration_tests::lab::{Agent, Docker};
-use headstart_integration_tests::node::newest_start;
-use headstart_integration_tests::site::{LIMIT, Site, unbounded};
+use headstart_integration_tests::evidence::bench::querying::{self, Served, agent};
+use headstart_integration_tests::evidence::bench::{self, Run};
+use headstart_integration_tests::lab::node::newest_start;
+use headstart_integration_tests::lab::site::{LIMIT, Site, unbounded};
+use headstart_integration_tests::lab::{Agent, Docker, client};
 
 const ROUND_TRIPS_MS: [u64; 4] = [0, 10, 50, 100];
 const QUICK_ROUND_TRIPS_MS: [u64; 2] = [0, 50];

@@ -11,11 +11,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use headstart_integration_tests::interrupt::Interrupt;
-use headstart_integration_tests::lab::{self, Agent, Lease, free_port};
-use headstart_integration_tests::site::{Function, Kind, LIMIT, STAGES, Site};
-use headstart_integration_tests::usual::Usual;
-use headstart_integration_tests::{client, privilege};
+use headstart_integration_tests::evidence::interrupt::Interrupt;
+use headstart_integration_tests::evidence::usual::Usual;
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, Site};
+use headstart_integration_tests::lab::{self, Agent, Lease, client, free_port, privilege};
 use serde_json::{Value, json};
 
 const ROUND_TRIP: Duration = Duration::from_millis(50);

@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use headstart_integration_tests::asker::{self, Asker};
-use headstart_integration_tests::bench::{self, Run};
-use headstart_integration_tests::node::{headstart, trigger};
-use headstart_integration_tests::siege::{CLOSED, CLOSED_ID, Siege, last_cpu};
-use headstart_integration_tests::usage;
+use headstart_integration_tests::evidence::bench::{self, Run};
+use headstart_integration_tests::lab::asker::{self, Asker};
+use headstart_integration_tests::lab::node::{headstart, trigger};
+use headstart_integration_tests::lab::siege::{CLOSED, CLOSED_ID, Siege, last_cpu};
+use headstart_integration_tests::lab::usage;
 use headstart_statistics::percentile;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;

@@ -8,11 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use headstart_integration_tests::bench::{self, Run};
-use headstart_integration_tests::lab::{Agent, AgentSetup, Delay, Link, Namespace};
-use headstart_integration_tests::report::Figure;
-use headstart_integration_tests::site::{Function, LIMIT, unbounded};
-use headstart_integration_tests::{client, fixture, leaks, usage};
+use headstart_integration_tests::evidence::bench::{self, Run};
+use headstart_integration_tests::evidence::report::Figure;
+use headstart_integration_tests::lab::site::{Function, LIMIT, unbounded};
+use headstart_integration_tests::lab::{
+    Agent, AgentSetup, Delay, Link, Namespace, client, fixture, leaks, usage,
+};
 use serde_json::Value;
 
 const NAME: &str = "steady";

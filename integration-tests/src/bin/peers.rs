@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use headstart_integration_tests::bench::querying::{self, Served, agent};
-use headstart_integration_tests::bench::{self, Run};
-use headstart_integration_tests::client;
-use headstart_integration_tests::lab::{Agent, Docker};
-use headstart_integration_tests::peers::{self, Found, Peer, Place};
-use headstart_integration_tests::site::{LIMIT, Site, unbounded};
+use headstart_integration_tests::evidence::bench::querying::{self, Served, agent};
+use headstart_integration_tests::evidence::bench::{self, Run};
+use headstart_integration_tests::evidence::peers::{self, Found, Peer, Place};
+use headstart_integration_tests::lab::site::{LIMIT, Site, unbounded};
+use headstart_integration_tests::lab::{Agent, Docker, client};
 
 /// From the client to the node, and from there to the database.
 const DISTANCES_MS: [(u64, u64); 2] = [(50, 5), (0, 0)];

@@ -14,14 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use headstart_integration_tests::bench::{self, Run, Samples};
-use headstart_integration_tests::client;
-use headstart_integration_tests::gateway::{Gateway, When};
+use headstart_integration_tests::evidence::bench::{self, Run, Samples};
+use headstart_integration_tests::evidence::gateway::{Gateway, When};
+use headstart_integration_tests::lab::node::newest_start;
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, unbounded};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, free_port,
+    Agent, AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, client, free_port,
 };
-use headstart_integration_tests::node::newest_start;
-use headstart_integration_tests::site::{Function, Kind, LIMIT, unbounded};
 use headstart_statistics::mean;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;

@@ -3,7 +3,7 @@
 mod setup;
 
 use super::{command::run_within, metrics::Metrics, process::Process, rootfs::cargo, target_dir};
-use crate::client::{self, Reply};
+use crate::lab::client::{self, Reply};
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::Signal,
@@ -189,7 +189,7 @@ impl Agent {
 
     /// What its open descriptors refer to.
     pub fn open_fds(&self) -> Result<Vec<String>> {
-        crate::leaks::descriptors(self.id())
+        crate::lab::leaks::descriptors(self.id())
     }
 
     /// Asks it to end (SIGTERM) and returns how it did.

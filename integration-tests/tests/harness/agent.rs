@@ -2,8 +2,8 @@
 
 use crate::common::{LIMIT, ROLE, copy_of_this_test, plays};
 use headstart_integration_tests::{
+    lab::privilege,
     lab::{AgentSetup, Scratch},
-    privilege,
 };
 use std::{
     env, fs,

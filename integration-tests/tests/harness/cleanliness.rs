@@ -2,11 +2,12 @@
 
 use crate::common::{LIMIT, ROLE, can_network, copy_of_this_test, plain_function, plays};
 use headstart_integration_tests::{
-    cli, client,
+    evidence::usual::Usual,
+    lab::cli,
+    lab::client,
+    lab::leaks::{Watch, descriptors},
+    lab::privilege,
     lab::{self, Delay, Docker, Link, Namespace, Postgres, Process, Scratch},
-    leaks::{Watch, descriptors},
-    privilege,
-    usual::Usual,
 };
 use nix::sys::signal::Signal;
 use std::{env, fs, fs::File, path::Path, sync::Arc, thread, time::Duration};

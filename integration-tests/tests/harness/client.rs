@@ -1,7 +1,7 @@
 //! The timed clients.
 
 use crate::common::{LIMIT, echo};
-use headstart_integration_tests::client::{self, Lines, Step};
+use headstart_integration_tests::lab::client::{self, Lines, Step};
 use std::{
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener},

@@ -1,8 +1,8 @@
 //! What several tests need.
 
 use headstart_integration_tests::{
+    lab::privilege,
     lab::{self, Namespace, Rootfs, Scratch},
-    privilege,
 };
 use std::{
     env,

@@ -2,11 +2,11 @@
 
 use crate::common::{LIMIT, plain_function};
 use headstart_integration_tests::{
-    client,
+    evidence::usual::Usual,
+    lab::client,
+    lab::leaks::Watch,
+    lab::privilege,
     lab::{Docker, Rootfs, free_port},
-    leaks::Watch,
-    privilege,
-    usual::Usual,
 };
 use std::{thread, time::Duration};
 

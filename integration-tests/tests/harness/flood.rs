@@ -4,9 +4,8 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use headstart_integration_tests::cli;
 use headstart_integration_tests::lab::flood::{Flood, Spoofed, Tag, send_frames};
-use headstart_integration_tests::lab::{Link, Namespace};
+use headstart_integration_tests::lab::{Link, Namespace, cli};
 
 use crate::common::{LIMIT, can_network};
 

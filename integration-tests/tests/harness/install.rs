@@ -1,8 +1,8 @@
 //! The installer of what the tests need.
 
 use headstart_integration_tests::{
+    lab::privilege,
     lab::{self, Process},
-    privilege,
 };
 use std::{os::unix::process::CommandExt, process::Command, time::Duration};
 

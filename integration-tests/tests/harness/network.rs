@@ -2,7 +2,7 @@
 
 use crate::common::{LIMIT, can_network, connect_time, echo, echo_server};
 use headstart_integration_tests::{
-    client::Lines,
+    lab::client::Lines,
     lab::{self, Delay, Link, Namespace},
 };
 use std::{

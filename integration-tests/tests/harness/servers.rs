@@ -2,8 +2,8 @@
 
 use crate::common::{LIMIT, can_network, connect_time};
 use headstart_integration_tests::{
+    lab::privilege,
     lab::{Delay, Link, Namespace, Postgres, PostgresSetup},
-    privilege,
 };
 use std::{io::Read, net::TcpStream, time::Duration};
 

@@ -3,11 +3,10 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use headstart_integration_tests::cli;
-use headstart_integration_tests::client::Step;
-use headstart_integration_tests::lab::Agent;
-use headstart_integration_tests::node::{KeyFile, Node, trigger};
-use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::lab::client::Step;
+use headstart_integration_tests::lab::node::{KeyFile, Node, trigger};
+use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::{Agent, cli};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

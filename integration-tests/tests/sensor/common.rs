@@ -1,10 +1,8 @@
 //! What several tests need.
 
-use headstart_integration_tests::cli;
-use headstart_integration_tests::fixture;
-use headstart_integration_tests::lab::{Agent, Namespace};
-use headstart_integration_tests::node::ip;
-use headstart_integration_tests::site::{Function, LIMIT};
+use headstart_integration_tests::lab::node::ip;
+use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::{Agent, Namespace, cli, fixture};
 
 /// Parked containers make an early start visible: it is over before a client's connection is complete.
 const RUNTIME: &str = "oci";

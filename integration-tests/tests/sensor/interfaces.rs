@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use headstart_integration_tests::lab::Namespace;
-use headstart_integration_tests::node::{Node, get_from, ip, trigger};
+use headstart_integration_tests::lab::node::{Node, get_from, ip, trigger};
 
 use crate::common::{function, has_xdp, modes, wait_modes};
 

@@ -4,11 +4,11 @@ use std::net::{SocketAddr, UdpSocket};
 
 use headstart_ebpf::auth::epoch;
 use headstart_ebpf::knock::{self, Knock};
-use headstart_integration_tests::client::Step;
 use headstart_integration_tests::lab::Agent;
-use headstart_integration_tests::node::{KeyFile, Node, trigger, words};
-use headstart_integration_tests::site::{Function, LIMIT};
-use headstart_integration_tests::{cli, lab};
+use headstart_integration_tests::lab::client::Step;
+use headstart_integration_tests::lab::node::{KeyFile, Node, trigger, words};
+use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::{lab, lab::cli};
 
 use crate::common::{KEY, OTHER_KEY, assert_cold, count, function};
 

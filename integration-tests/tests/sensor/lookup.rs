@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
+use headstart_integration_tests::lab::node::{Node, get_from, ip, trigger};
 use headstart_integration_tests::lab::{Link, Namespace};
-use headstart_integration_tests::node::{Node, get_from, ip, trigger};
 
 use crate::common::{count, function, wait_modes};
 

@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use headstart_integration_tests::cli;
-use headstart_integration_tests::lab::{Scratch, free_port};
-use headstart_integration_tests::node::{Node, trigger};
-use headstart_integration_tests::site::LIMIT;
+use headstart_integration_tests::lab::node::{Node, trigger};
+use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::{Scratch, cli, free_port};
 
 use crate::common::{function, has_xdp, wait_bare, wait_modes};
 

@@ -1,6 +1,6 @@
 //! One port for several functions: the SYN's option says which one is meant.
 
-use headstart_integration_tests::node::{Node, trigger};
+use headstart_integration_tests::lab::node::{Node, trigger};
 
 use crate::common::{assert_cold, function};
 

@@ -1,6 +1,6 @@
 //! Sources that an operator named: those to ignore, and those to which no budget applies.
 
-use headstart_integration_tests::node::{Node, trigger};
+use headstart_integration_tests::lab::node::{Node, trigger};
 
 use crate::common::{assert_cold, count, function};
 

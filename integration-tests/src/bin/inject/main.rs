@@ -11,7 +11,7 @@ mod tcp;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use headstart_integration_tests::bench::{self, Run};
+use headstart_integration_tests::evidence::bench::{self, Run};
 
 fn main() -> ExitCode {
     bench::main("inject", measure)

@@ -7,14 +7,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use headstart_integration_tests::bench::Run;
-use headstart_integration_tests::client;
+use headstart_integration_tests::evidence::bench::Run;
+use headstart_integration_tests::evidence::report::levene::levene;
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
 use headstart_integration_tests::lab::{
     Agent, AgentSetup, Distance, Link, Namespace, Postgres, PostgresSetup, Process, Rootfs, Scratch,
-    build_static, free_port, run_within,
+    build_static, client, free_port, run_within,
 };
-use headstart_integration_tests::report::levene::levene;
-use headstart_integration_tests::site::{Function, Kind, LIMIT};
 
 /// From the node to the database and back.
 const ROUND_TRIPS_MS: [u64; 6] = [0, 1, 5, 10, 50, 100];

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use headstart_injector::{
     Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Sockets, Tls, TlsSettings,
 };
-use headstart_integration_tests::bench::Run;
+use headstart_integration_tests::evidence::bench::Run;
 use headstart_integration_tests::lab::{Postgres, PostgresSetup, Scratch};
 
 /// Turns, seconds of each, and clients of what connects for each query.

@@ -8,13 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use headstart_integration_tests::bench::Run;
-use headstart_integration_tests::client;
+use headstart_integration_tests::evidence::bench::Run;
+use headstart_integration_tests::evidence::report::levene::levene;
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
 use headstart_integration_tests::lab::{
-    AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, free_port, run_within,
+    AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, client, free_port, run_within,
 };
-use headstart_integration_tests::report::levene::levene;
-use headstart_integration_tests::site::{Function, Kind, LIMIT};
 
 /// What is added to the handshake; the paper has no 1 ms, which is what a server in the same data centre may take.
 const ADDED_MS: [u64; 5] = [0, 1, 10, 50, 100];

@@ -21,12 +21,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use headstart_integration_tests::bench::{self, Run};
-use headstart_integration_tests::client;
-use headstart_integration_tests::lab::{Agent, Rootfs, build_static, free_port};
-use headstart_integration_tests::node::{Node, newest_start};
-use headstart_integration_tests::site::{Function, Kind, LIMIT, unbounded};
-use headstart_integration_tests::{cli, fixture};
+use headstart_integration_tests::evidence::bench::{self, Run};
+use headstart_integration_tests::lab::node::{Node, newest_start};
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, unbounded};
+use headstart_integration_tests::lab::{Agent, Rootfs, build_static, cli, client, fixture, free_port};
 use servers::Servers;
 
 /// The function that is started cold.

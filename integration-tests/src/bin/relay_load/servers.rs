@@ -8,8 +8,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use headstart_integration_tests::lab::site::LIMIT;
 use headstart_integration_tests::lab::{Namespace, Process, Scratch, free_port};
-use headstart_integration_tests::site::LIMIT;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};

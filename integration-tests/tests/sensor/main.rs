@@ -3,22 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
-#[path = "sensor/common.rs"]
 mod common;
 
-#[path = "sensor/interfaces.rs"]
 mod interfaces;
-#[path = "sensor/lookup.rs"]
 mod lookup;
 
-#[path = "sensor/auth.rs"]
 mod auth;
-#[path = "sensor/knock.rs"]
 mod knock;
-#[path = "sensor/shared.rs"]
 mod shared;
-#[path = "sensor/sources.rs"]
 mod sources;
 
-#[path = "sensor/pins.rs"]
 mod pins;

@@ -20,10 +20,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use crate::bench::querying;
-use crate::lab::{Docker, DockerContainer, Rootfs, free_port, run};
-use crate::privilege;
-use crate::site::Site;
+use crate::evidence::bench::querying;
+use crate::lab::site::Site;
+use crate::lab::{Docker, DockerContainer, Rootfs, free_port, privilege, run};
 
 /// Where the peers are.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::socket_activate::{Activated, PROGRAM};
 use super::{Found, Peer, Place, missing, version};
-use crate::bench::querying;
+use crate::evidence::bench::querying;
 use crate::lab::{Rootfs, free_port};
 
 const PROXY: &str = "/lib/systemd/systemd-socket-proxyd";

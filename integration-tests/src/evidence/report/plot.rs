@@ -349,8 +349,8 @@ fn bar_chart<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evidence::report::Figure;
     use crate::lab::Scratch;
-    use crate::report::Figure;
     use serde_json::json;
     use std::fs;
 

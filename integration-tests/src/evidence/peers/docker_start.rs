@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::{Found, Peer, Place};
-use crate::gateway::{Gateway, Upstream, When};
+use crate::evidence::gateway::{Gateway, Upstream, When};
 use crate::lab::DockerContainer;
 
 #[derive(Debug)]

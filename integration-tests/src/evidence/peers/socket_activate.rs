@@ -9,7 +9,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use super::{Found, Peer, Place, missing, version};
-use crate::bench::querying;
+use crate::evidence::bench::querying;
 use crate::lab::{Process, Rootfs};
 
 pub(super) const PROGRAM: &str = "systemd-socket-activate";

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
+use crate::lab::site::{Function, Kind};
 use crate::lab::{Rootfs, build_static, free_port};
-use crate::site::{Function, Kind};
 
 /// What it answers to `GET /`.
 pub const ALIVE: &str = "alive";

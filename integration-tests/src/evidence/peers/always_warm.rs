@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Found, Peer, Place};
-use crate::gateway::reach;
+use crate::evidence::gateway::reach;
 use crate::lab::{Process, Rootfs};
 
 #[derive(Debug)]

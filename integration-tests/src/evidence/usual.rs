@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::gateway::{Gateway, Upstream, When, lock, reach};
+use crate::evidence::gateway::{Gateway, Upstream, When, lock, reach};
 use crate::lab::{Process, Rootfs, Scratch, run, unique};
 
 const STOP_LIMIT: Duration = Duration::from_secs(10);

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::client;
-use crate::lab::{Namespace, Process};
-use crate::site::LIMIT;
+use crate::lab::site::LIMIT;
+use crate::lab::{Namespace, Process, client};
 
 /// The argument that selects this mode; the address to ask follows.
 pub const MODE: &str = "--ask";

@@ -6,9 +6,9 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::{Found, Peer, Place, missing, version};
-use crate::bench::querying;
+use crate::evidence::bench::querying;
+use crate::evidence::usual::Usual;
 use crate::lab::{Rootfs, free_port};
-use crate::usual::Usual;
 
 #[derive(Debug)]
 struct RuncRun {

@@ -12,10 +12,9 @@ use anyhow::{Context, Result};
 use headstart_ebpf::auth::Key;
 use serde_json::Value;
 
-use crate::client::{self, Failure, Reply};
-use crate::lab::{Agent, AgentSetup, Link, Namespace, Scratch, binary, run};
-use crate::site::LIMIT;
-use crate::{cli, privilege};
+use crate::lab::client::{self, Failure, Reply};
+use crate::lab::site::LIMIT;
+use crate::lab::{Agent, AgentSetup, Link, Namespace, Scratch, binary, cli, privilege, run};
 
 /// How long a client tries where it is to get no answer: its SYN, and one retransmission a second later.
 const IN_VAIN: Duration = Duration::from_millis(1_500);

@@ -12,7 +12,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use super::{Found, Peer, Place, version};
-use crate::gateway::{Gateway, Upstream, When, lock, reach};
+use crate::evidence::gateway::{Gateway, Upstream, When, lock, reach};
 use crate::lab::{Process, Scratch, free_port, target_dir};
 
 const LIMIT: Duration = Duration::from_secs(10);

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cli;
-use crate::fixture;
 use crate::lab::flood::{Flood, Running, Spoofed};
-use crate::lab::{Agent, Link, Namespace};
-use crate::node::{KeyFile, Node};
-use crate::site::{Function, LIMIT};
+use crate::lab::node::{KeyFile, Node};
+use crate::lab::site::{Function, LIMIT};
+use crate::lab::{Agent, Link, Namespace, cli, fixture};
 
 /// The function that starts early for clients with a key only.
 pub const CLOSED: &str = "closed";

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::report::Figure;
+use crate::evidence::report::Figure;
 
 /// Series of samples in the order in which they began.
 #[derive(Debug, Default)]

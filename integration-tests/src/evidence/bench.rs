@@ -22,9 +22,9 @@ use serde_json::json;
 
 pub use samples::Samples;
 
-use crate::interrupt::Interrupt;
+use crate::evidence::interrupt::Interrupt;
+use crate::evidence::report::Figure;
 use crate::lab::{self, Lease};
-use crate::report::Figure;
 
 /// How often progress is told where nobody looks at a terminal.
 const TELL_EVERY: Duration = Duration::from_secs(30);

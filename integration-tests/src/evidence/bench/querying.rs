@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
+use crate::lab::site::{Function, Kind, Site};
 use crate::lab::{Agent, AgentSetup, Docker, Postgres, Rootfs, build_static, free_port};
-use crate::site::{Function, Kind, Site};
 
 /// The path that is answered with a query's result.
 pub const PATH: &str = "/query";

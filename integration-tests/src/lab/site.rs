@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::client::{self, Reply};
+use crate::lab::client::{self, Reply};
 use crate::lab::{
     Agent, AgentSetup, Distance, Docker, DockerImage, Link, Namespace, Postgres, PostgresSetup, Rootfs,
     free_port, unique,
