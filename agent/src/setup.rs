@@ -10,7 +10,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use headstart_config::{self as config, Config, Interfaces, RequireAuth};
-use headstart_injector::{Pool, TlsMode};
+use headstart_injector::{Pool, ServerQuotas, TlsMode};
 use headstart_wire::ktls;
 
 use crate::api::Unavailable;
@@ -47,6 +47,8 @@ pub struct Served {
     pub services: Vec<Service>,
     /// The pools. They do not connect yet.
     pub pools: Pools,
+    /// What these pools, and later ones, share.
+    pub quotas: ServerQuotas,
     /// What is not served, and why.
     pub unavailable: Vec<Unavailable>,
 }
@@ -60,9 +62,9 @@ pub fn build(
     support: Result<&ListenerSupport, &String>,
 ) -> Setup {
     let mut unavailable = Vec::new();
-    let mut pools = Pools::new();
+    let (mut pools, quotas) = (Pools::new(), ServerQuotas::default());
     for backend in &config.backends {
-        let pool = pool(backend);
+        let pool = pool(backend, &quotas).map_err(|error| error.to_string());
         match &pool {
             Err(error) => tracing::error!(backend = backend.name, "{error}"),
             Ok(_) => backend.check_host().iter().for_each(|problem| tracing::warn!("{problem}")),
@@ -82,7 +84,7 @@ pub fn build(
     }
     let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
     let allow = AllowList::new(&config.syn.allow);
-    Setup { served: Served { services, pools, unavailable }, admission, allow }
+    Setup { served: Served { services, pools, quotas, unavailable }, admission, allow }
 }
 
 /// Also logs it.

@@ -1,4 +1,4 @@
-//! The door for fuzz targets: what parses the words of servers and clients. No part of the interface.
+//! The socket for fuzz targets: what parses the words of servers and clients. No part of the interface.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-use crate::backend::{Stream, mysql, postgres};
+use crate::backend::Stream;
 use crate::{BackendKind, MysqlLogin, PostgresLogin, RedisLogin, Secret};
 
 /// As much as a socket takes at once.
 const SCRIPT_MAX_BYTES: usize = 64 * 1024;
 
-/// Nothing waits here: what a script does not say does not come any more.
+/// A script never waits, so nothing should take long.
 const LIMIT: Duration = Duration::from_secs(5);
 
 thread_local! {
@@ -35,7 +35,7 @@ fn kind(which: u8) -> BackendKind {
     }
 }
 
-/// The end of a stream on which the script, and nothing else, was said.
+/// The end of a stream that carries the script and nothing else.
 async fn played(script: &[u8]) -> Option<(Stream, UnixStream)> {
     let (ours, mut theirs) = UnixStream::pair().ok()?;
     theirs.write_all(script.get(..SCRIPT_MAX_BYTES).unwrap_or(script)).await.ok()?;
@@ -43,10 +43,10 @@ async fn played(script: &[u8]) -> Option<(Stream, UnixStream)> {
     Some((Stream::Unix(ours), theirs))
 }
 
-/// A login, or the cleaning of a session, with a server that says what it likes.
+/// A login, or the cleaning of a session, with a server that sends any bytes.
 ///
 /// # Panics
-/// When it takes too long, and whenever a target should.
+/// When it takes too long, or a parser has a defect.
 pub fn server(bytes: &[u8]) {
     let Some((which, script)) = bytes.split_first() else { return };
     RUNTIME.with(|runtime| {
@@ -67,29 +67,25 @@ pub fn server(bytes: &[u8]) {
     });
 }
 
-/// What is read of a client before it is admitted, and where it says goodbye.
+/// The first packet of a client, and the search for the end of its conversation.
 ///
 /// # Panics
-/// Whenever a target should.
+/// When a parser has a defect.
 pub fn client(bytes: &[u8]) {
     let Some((which, said)) = bytes.split_first() else { return };
-    match kind(*which) {
-        BackendKind::Postgres(login) => postgres::fuzz_first_packet(&login, said),
-        BackendKind::Mysql(login) => mysql::fuzz_first_packet(&login, said),
-        _ => {}
-    }
+    kind(*which).protocol().fuzz_first_packet(said);
     let (client, server) = said.split_at(said.len() / 2);
-    let Some(mut whole) = kind(*which).protocol().goodbye() else { return };
+    let Some(mut whole) = kind(*which).protocol().termination_detector() else { return };
     let found = whole.find(client);
     assert!(found.is_none_or(|at| at < client.len()));
     if found.is_none() {
-        whole.answered(server);
+        whole.server_sent(server);
         // However it is cut.
-        let Some(mut cut) = kind(*which).protocol().goodbye() else { return };
+        let Some(mut cut) = kind(*which).protocol().termination_detector() else { return };
         let pieces = client.chunks(1 + usize::from(*which) / 3);
         if pieces.map(|piece| cut.find(piece)).all(|found| found.is_none()) {
-            server.iter().for_each(|byte| cut.answered(&[*byte]));
-            assert_eq!(whole.is_through(), cut.is_through());
+            server.iter().for_each(|byte| cut.server_sent(&[*byte]));
+            assert_eq!(whole.is_complete(), cut.is_complete());
         }
     }
 }

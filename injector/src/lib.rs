@@ -31,9 +31,12 @@ mod secret;
 mod sockets;
 mod spec;
 
-pub use backend::{ConnectCause, ConnectError, ProtocolError, Session, Tls, TlsSettings, TlsSettingsError};
-pub use pool::{HandedOver, Lease, LeaseError, LeaseSlot, Pool, PoolStatus, Tally, TlsMode};
+pub use backend::{
+    BackendKind, ConnectCause, ConnectError, MysqlLogin, PostgresLogin, ProtocolError, RedisLogin, Session,
+    Tls, TlsSettings, TlsSettingsError,
+};
+pub use pool::{HandOver, Lease, LeaseError, LeaseSlot, Pool, PoolStatus, ServerQuotas, Tally, TlsMode};
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
-pub use secret::Secret;
+pub use secret::{PasswordFileError, Secret};
 pub use sockets::{AUDIT, Sockets};
-pub use spec::{Address, BackendKind, BackendSpec, MysqlLogin, PoolSettings, PostgresLogin, RedisLogin};
+pub use spec::{Address, BackendSpec, PoolSettings, SpecError};

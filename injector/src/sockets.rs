@@ -5,10 +5,12 @@
 //!        <────────────────── from then on everything is passed on ───────────────────>
 //! ```
 //!
-//! For drivers that know only TCP there are listeners that somebody else has made, where only the instance comes.
+//! For drivers that know only TCP the caller adds listeners that only the instance can reach.
 //!
-//! Each client has a connection of its own, which ends with it. Passwords stay here: whoever can connect is admitted,
-//! so the directory must be one that only the instance sees.
+//! Each client has a connection of its own, which ends with it. Passwords stay here: every client that can connect is
+//! admitted, so only the instance may see the directory.
+
+mod client;
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -16,55 +18,49 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional, split};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use crate::backend::{BoxFuture, Goodbye, Stream};
+use crate::backend::{BoxFuture, Stream};
 use crate::{Lease, LeaseError, LeaseSlot, Pool, Session};
+pub(crate) use client::{CancelKey, CancelRegistration, ClientSession};
 
-/// After an error that only others can end, such as too many open files.
+/// Pause after a failed accept. The usual error, too many open files, ends only when something is closed.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a session may take to become what it was.
-const CLEAN_LIMIT: Duration = Duration::from_secs(5);
-
-/// What is passed on at a time.
-const CHUNK_BYTES: usize = 8 * 1024;
-
-/// The target of the log's lines about who got which connection.
+/// The target of the log lines that say which instance has which connection.
 pub const AUDIT: &str = "headstart::audit";
 
 /// The sockets of one instance. Dropping it ends every connection that was made through them.
 #[derive(Debug)]
 pub struct Sockets {
-    doors: Vec<Arc<Door>>,
-    places: Arc<Semaphore>,
+    sockets: Vec<Arc<BackendSocket>>,
+    /// One permit for each client that may be connected.
+    permits: Arc<Semaphore>,
     tasks: JoinSet<()>,
 }
 
 impl Sockets {
-    /// Listens below `directory`, for the instance `owner` of this function: for each pool in a directory of its name. A
-    /// socket that is there is replaced. At most `clients_max` clients are connected at a time, over all pools.
-    ///
-    /// Its clients are served on the runtime of the pool.
+    /// Listens below `directory`, for `instance` of this function: for each pool in a directory of its name. A socket that
+    /// is there is replaced. At most `clients_max` clients are connected at a time, over all pools. Clients are served on
+    /// the runtime of their pool.
     ///
     /// # Errors
     /// When a directory or a socket cannot be made, or a pool is not started.
     pub fn listen(
         function: &str,
-        owner: &str,
+        instance: &str,
         directory: &Path,
         pools: &[Pool],
         clients_max: usize,
     ) -> io::Result<Self> {
-        let (mut doors, mut tasks) = (Vec::new(), JoinSet::new());
-        let places = Arc::new(Semaphore::new(clients_max));
+        let (mut sockets, mut tasks) = (Vec::new(), JoinSet::new());
+        let permits = Arc::new(Semaphore::new(clients_max));
         let function: Arc<str> = function.into();
         for pool in pools {
             let data = pool.data()?;
@@ -72,49 +68,49 @@ impl Sockets {
                 let _its_reactor = data.enter();
                 listen_in(&directory.join(pool.name()), pool.protocol().socket_name())?
             };
-            let door = Arc::new(Door {
+            let socket = Arc::new(BackendSocket {
                 function: Arc::clone(&function),
-                owner: owner.to_owned(),
+                instance: instance.to_owned(),
                 pool: pool.clone(),
                 first: Mutex::new(None),
                 cancels: Mutex::default(),
             });
-            tasks.spawn_on(accept(Listener::Unix(listener), Arc::clone(&door), Arc::clone(&places)), data);
-            doors.push(door);
+            tasks.spawn_on(accept(Listener::Unix(listener), Arc::clone(&socket), Arc::clone(&permits)), data);
+            sockets.push(socket);
         }
-        Ok(Self { doors, places, tasks })
+        Ok(Self { sockets, permits, tasks })
     }
 
-    /// The clients that this listener has are for the backend with this name. It must be in a network namespace that
-    /// only the instance sees.
+    /// Serves clients of this listener too, with connections of this backend. The listener must be in a network namespace
+    /// that only the instance sees.
     ///
     /// # Errors
-    /// When it cannot be watched, or there is no such backend.
+    /// When the listener cannot be watched, or there is no such backend.
     pub fn admit(&mut self, backend: &str, listener: std::net::TcpListener) -> io::Result<()> {
-        let door = self.doors.iter().find(|door| door.pool.name() == backend);
-        let door = door.ok_or_else(|| io::Error::other(format!("there is no backend {backend:?}")))?;
-        let data = door.pool.data()?;
+        let socket = self.sockets.iter().find(|socket| socket.pool.name() == backend);
+        let socket = socket.ok_or_else(|| io::Error::other(format!("there is no backend {backend:?}")))?;
+        let data = socket.pool.data()?;
         listener.set_nonblocking(true)?;
         let listener = {
             let _its_reactor = data.enter();
             Listener::Tcp(TcpListener::from_std(listener)?)
         };
-        self.tasks.spawn_on(accept(listener, Arc::clone(door), Arc::clone(&self.places)), data);
+        self.tasks.spawn_on(accept(listener, Arc::clone(socket), Arc::clone(&self.permits)), data);
         Ok(())
     }
 
-    /// Clients will come soon: reserves a connection of each backend for the first, or begins one.
+    /// Clients will come soon: reserves a connection of each backend for the first client, or begins one.
     pub fn expect_clients(&self) {
-        for door in &self.doors {
-            let lease = Box::pin(door.pool.lease_for(Some(&door.function)));
-            *door.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease);
+        for socket in &self.sockets {
+            let lease = Box::pin(socket.pool.lease_for(Some(&socket.function)));
+            *socket.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease);
         }
     }
 }
 
 /// The path of a unix socket has at most 107 bytes (unix(7)); through the open directory it is short.
 fn listen_in(directory: &Path, name: &str) -> io::Result<UnixListener> {
-    // The function is another user.
+    // The function runs as another user.
     DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     match fs::remove_file(directory.join(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -145,24 +141,23 @@ impl Listener {
     }
 }
 
-async fn accept(listener: Listener, door: Arc<Door>, places: Arc<Semaphore>) {
+async fn accept(listener: Listener, socket: Arc<BackendSocket>, permits: Arc<Semaphore>) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(client) => {
-                    let place = Arc::clone(&places).try_acquire_owned();
-                    let door = Arc::clone(&door);
+                    let permit = Arc::clone(&permits).try_acquire_owned();
+                    let socket = Arc::clone(&socket);
                     clients.spawn(async move {
-                        let protocol = door.pool.protocol();
-                        match place {
-                            Ok(_place) => serve(client, &door).await,
-                            Err(_) => protocol.turn_away(client).await,
+                        match permit {
+                            Ok(_permit) => client::serve(client, &socket).await,
+                            Err(_) => socket.pool.protocol().turn_away(client).await,
                         }
                     });
                 }
                 Err(error) => {
-                    tracing::error!(backend = door.pool.name(), "no client can be accepted: {error}");
+                    tracing::error!(backend = socket.pool.name(), "no client can be accepted: {error}");
                     tokio::time::sleep(PAUSE).await;
                 }
             },
@@ -171,128 +166,27 @@ async fn accept(listener: Listener, door: Arc<Door>, places: Arc<Semaphore>) {
     }
 }
 
-async fn serve(mut client: Stream, door: &Door) {
-    let protocol = door.pool.protocol();
-    let Some(mut admitted) = protocol.admit(&mut client, door).await else { return };
-    let (instance, backend) = (&door.owner, door.pool.name());
-    let process_id = admitted.key.as_ref().map(|registered| registered.key.0);
-    tracing::info!(target: AUDIT, instance, backend, process_id, "connection for a client of a socket");
-    // Either side may end at any time.
-    match protocol.goodbye().filter(|_| door.pool.recycles()) {
-        Some(goodbye) => {
-            if pass_on(&mut client, &mut admitted.server, goodbye).await {
-                drop(client);
-                admitted.recycle(door).await;
-            }
-        }
-        None => drop(copy_bidirectional(&mut client, &mut admitted.server).await),
-    }
-}
-
-/// Passes everything on but the client's goodbye. Whether it said one.
-async fn pass_on(client: &mut Stream, server: &mut Stream, goodbye: Box<dyn Goodbye>) -> bool {
-    let (mut from_client, mut to_client) = split(client);
-    let (mut from_server, mut to_server) = split(server);
-    let goodbye = Mutex::new(goodbye);
-    let goodbye = || goodbye.lock().unwrap_or_else(PoisonError::into_inner);
-    let up = async {
-        let mut buf = vec![0; CHUNK_BYTES];
-        loop {
-            let bytes = from_client.read(&mut buf).await?;
-            let end = goodbye().find(&buf[..bytes]);
-            to_server.write_all(&buf[..end.unwrap_or(bytes)]).await?;
-            to_server.flush().await?;
-            if bytes == 0 || end.is_some() {
-                return io::Result::Ok(end.is_some() || goodbye().is_through());
-            }
-        }
-    };
-    let down = async {
-        let mut buf = vec![0; CHUNK_BYTES];
-        loop {
-            let bytes = from_server.read(&mut buf).await?;
-            if bytes == 0 {
-                return io::Result::Ok(());
-            }
-            goodbye().answered(&buf[..bytes]);
-            to_client.write_all(&buf[..bytes]).await?;
-            to_client.flush().await?;
-        }
-    };
-    tokio::select! {
-        // Both may have ended: a session whose server has is of no use.
-        biased;
-        _ = down => false,
-        said = up => said.unwrap_or(false),
-    }
-}
-
-/// A client's connection to the server, which ends when this is dropped.
-pub(crate) struct Admitted<'a> {
-    pub(crate) server: Stream,
-    /// As it was after the login.
-    pub(crate) session: Session,
-    pub(crate) slot: Arc<LeaseSlot>,
-    pub(crate) key: Option<Registered<'a>>,
-}
-
-/// The key with which a client can cancel what it does, as long as this lives.
-pub(crate) struct Registered<'a> {
-    door: &'a Door,
-    pub(crate) key: CancelKey,
-}
-
-impl<'a> Registered<'a> {
-    pub(crate) fn new(door: &'a Door, key: CancelKey, slot: &Arc<LeaseSlot>) -> Self {
-        door.cancels().insert(key, Arc::clone(slot));
-        Self { door, key }
-    }
-}
-
-impl Drop for Registered<'_> {
-    fn drop(&mut self) {
-        self.door.cancels().remove(&self.key);
-    }
-}
-
-impl Admitted<'_> {
-    /// For the next client of the same function, if the session can be cleaned.
-    async fn recycle(self, door: &Door) {
-        let Self { mut server, session, slot, key } = self;
-        drop(key);
-        // Somebody may be cancelling what it did, which could hit the next one.
-        let Some(slot) = Arc::into_inner(slot) else { return };
-        match timeout(CLEAN_LIMIT, door.pool.protocol().clean(&mut server)).await {
-            Ok(Ok(())) => slot.recycle(&door.function, server, session),
-            Ok(Err(cause)) => tracing::debug!(backend = door.pool.name(), "not used again: {cause}"),
-            Err(_) => tracing::debug!(backend = door.pool.name(), "not used again: cleaning takes too long"),
-        }
-    }
-}
-
-/// Process and secret, as a client was told them. The secret is not the server's.
-pub(crate) type CancelKey = (i32, i32);
-
-type Begun = BoxFuture<'static, Result<Lease, LeaseError>>;
+type LeaseFuture = BoxFuture<'static, Result<Lease, LeaseError>>;
 
 /// One backend of one instance.
-pub(crate) struct Door {
+pub(crate) struct BackendSocket {
     function: Arc<str>,
-    /// The instance, for the log.
-    owner: String,
+    /// For the log.
+    instance: String,
     pool: Pool,
     /// Reserved for the first client.
-    first: Mutex<Option<Begun>>,
+    first: Mutex<Option<LeaseFuture>>,
+    /// The connections whose queries clients of this instance can cancel.
     cancels: Mutex<HashMap<CancelKey, Arc<LeaseSlot>>>,
 }
 
-impl std::fmt::Debug for Door {
+impl std::fmt::Debug for BackendSocket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Door").field("pool", &self.pool.name()).finish_non_exhaustive()
+        f.debug_struct("BackendSocket").field("pool", &self.pool.name()).finish_non_exhaustive()
     }
 }
 
-impl Door {
+impl BackendSocket {
     /// A connection for one client.
     pub(crate) async fn lease(&self) -> Result<(Stream, Session, LeaseSlot), LeaseError> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -305,7 +199,7 @@ impl Door {
         self.pool.lease_for(Some(&self.function)).await.map(Lease::into_stream)
     }
 
-    pub(crate) fn cancels(&self) -> std::sync::MutexGuard<'_, HashMap<CancelKey, Arc<LeaseSlot>>> {
+    pub(crate) fn cancels(&self) -> MutexGuard<'_, HashMap<CancelKey, Arc<LeaseSlot>>> {
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

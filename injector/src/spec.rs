@@ -1,18 +1,24 @@
-//! What the operator says about a backend.
+//! One backend as a pool needs it: made from the configuration, or by hand in tests and benches.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{Secret, Tls};
+use headstart_config as config;
+use thiserror::Error;
+
+use crate::secret::PasswordFileError;
+use crate::{BackendKind, Tls, TlsSettings, TlsSettingsError};
+
+/// Shortest pause after a failed connect, where nothing else is said.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 /// One backend and the pool in front of it.
 #[derive(Debug, Clone)]
 pub struct BackendSpec {
     /// The name in configuration, errors and metric labels.
     pub name: String,
-    /// The protocol, with what it takes to log in.
+    /// The protocol, with what its login needs.
     pub kind: BackendKind,
     /// Where the server listens.
     pub address: Address,
@@ -22,56 +28,44 @@ pub struct BackendSpec {
     pub pool: PoolSettings,
 }
 
-/// The protocols that can be spoken.
-#[derive(Debug, Clone)]
-pub enum BackendKind {
-    /// A connected stream, without any login.
-    Tcp,
-    /// PostgreSQL, protocol 3.0.
-    Postgres(PostgresLogin),
-    /// Redis, from version 6 on.
-    Redis(RedisLogin),
-    /// MariaDB or MySQL.
-    Mysql(MysqlLogin),
+/// Why a backend cannot be used as configured. A retry helps after the file is corrected.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// The password.
+    #[error(transparent)]
+    Password(#[from] PasswordFileError),
+    /// The certificates, or the server's name.
+    #[error(transparent)]
+    Tls(#[from] TlsSettingsError),
 }
 
-/// How to log in to MariaDB or MySQL.
-#[derive(Debug, Clone, Default)]
-pub struct MysqlLogin {
-    /// The user.
-    pub user: String,
-    /// Needed unless that user has none.
-    pub password: Option<Secret>,
-    /// The default database.
-    pub database: Option<String>,
-}
-
-/// How to log in to Redis.
-#[derive(Debug, Clone, Default)]
-pub struct RedisLogin {
-    /// The user of its access control list; `default` if none.
-    pub user: Option<String>,
-    /// Needed unless that user has none.
-    pub password: Option<Secret>,
-    /// The number of the database.
-    pub database: u32,
-}
-
-/// How to log in to PostgreSQL.
-#[derive(Debug, Clone, Default)]
-pub struct PostgresLogin {
-    /// The role.
-    pub user: String,
-    /// The database.
-    pub database: String,
-    /// Needed unless the server trusts us.
-    pub password: Option<Secret>,
-    /// Further start-up parameters, such as `search_path`. They replace the defaults
-    /// `application_name=headstart` and `client_encoding=UTF8`, but not `user` and `database`.
-    pub options: BTreeMap<String, String>,
-    /// SQL to run once after the login, so that the catalogue caches of the server process are warm when the function
-    /// sends its first query, and statements are prepared that it executes. Results (up to 256 KiB) are thrown away.
-    pub warm_up: Vec<String>,
+impl BackendSpec {
+    /// Reads the files that the section names: the password, certificates and keys.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used.
+    pub fn from_config(backend: &config::Backend) -> Result<Self, SpecError> {
+        let (address, host) = match &backend.address {
+            config::Address::Tcp { host, .. } => (Address::Tcp(backend.address.to_string()), host.as_str()),
+            config::Address::Unix(path) => (Address::Unix(path.clone()), ""),
+        };
+        let tls = backend.tls.as_ref().map(|tls| {
+            Tls::new(&TlsSettings {
+                ca_file: tls.ca_file.clone(),
+                server_name: tls.server_name.clone().unwrap_or_else(|| host.to_owned()),
+                client: tls.client.clone(),
+                alpn: tls.alpn.clone(),
+                direct: tls.direct,
+            })
+        });
+        Ok(Self {
+            name: backend.name.clone(),
+            kind: BackendKind::from_config(&backend.protocol)?,
+            address,
+            tls: tls.transpose()?,
+            pool: PoolSettings::from(backend.pool),
+        })
+    }
 }
 
 /// Where a server listens.
@@ -92,18 +86,18 @@ impl fmt::Display for Address {
     }
 }
 
-/// Sizes and times of a pool.
+/// Sizes and times of a pool. The defaults are those of the configuration ([`config::Pool`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolSettings {
     /// Idle connections to keep ready. More than `max` means `max`.
     pub min_idle: usize,
-    /// Keep more of them while more are asked for: leases per second times the time of a connect, and what most bursts
-    /// need. What is not needed any more goes when its `ttl` is over.
+    /// Keep more of them while more are asked for: leases per second times the time of a connect, and as many as most
+    /// bursts need. Those that are not needed end when their `ttl` is over.
     pub follow_demand: bool,
     /// Limit of idle, connecting and leased connections together. 0 counts as 1.
     pub max: usize,
-    /// Limit of the connections of all pools of this process to the same address, at the time when this one begins
-    /// another.
+    /// Limit of the connections of all pools with the same address and the same [`ServerQuotas`](crate::ServerQuotas), at
+    /// the time when this pool begins another one.
     pub server_max: Option<usize>,
     /// Connections that a client of a socket has closed properly are cleaned and kept for clients of the same function,
     /// where the protocol can be cleaned. Others are never used again.
@@ -115,7 +109,7 @@ pub struct PoolSettings {
     pub ttl: Duration,
     /// Limit for name resolution, connect and login together.
     pub connect_timeout: Duration,
-    /// The shortest pause after a failed connect.
+    /// The shortest pause after a failed connect. Not in the configuration; default 100 ms.
     pub backoff_min: Duration,
     /// The longest pause after a failed connect.
     pub backoff_max: Duration,
@@ -123,20 +117,26 @@ pub struct PoolSettings {
     pub wait: Duration,
 }
 
+impl From<config::Pool> for PoolSettings {
+    fn from(pool: config::Pool) -> Self {
+        Self {
+            min_idle: pool.min_idle,
+            follow_demand: pool.follow_demand,
+            max: pool.max,
+            server_max: pool.server_max.and_then(|limit| limit.try_into().ok()),
+            recycle: pool.recycle,
+            max_age: pool.max_age,
+            ttl: pool.ttl,
+            connect_timeout: pool.connect_timeout,
+            backoff_min: BACKOFF_MIN,
+            backoff_max: pool.backoff_max,
+            wait: pool.wait,
+        }
+    }
+}
+
 impl Default for PoolSettings {
     fn default() -> Self {
-        Self {
-            min_idle: 2,
-            follow_demand: false,
-            max: 16,
-            server_max: None,
-            recycle: false,
-            max_age: Duration::from_secs(3600),
-            ttl: Duration::from_secs(600),
-            connect_timeout: Duration::from_secs(5),
-            backoff_min: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(10),
-            wait: Duration::from_secs(5),
-        }
+        config::Pool::default().into()
     }
 }

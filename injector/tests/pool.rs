@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::{PASSWORD, postgres, relayed, spec, until};
 use headstart_injector::{
     Address, BackendKind, BackendSpec, DiscardReason, FailureReason, FallbackReason, LeaseError, Pool,
-    RedisLogin, Session,
+    RedisLogin, ServerQuotas, Session,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -145,10 +145,13 @@ async fn a_cut_costs_an_error_in_time_and_recovery_takes_no_longer_than_the_back
 async fn pools_of_one_server_have_a_limit_together() {
     let mut server = Server::start();
     let _accepted = server.accept();
+    let quotas = ServerQuotas::default();
     let pool = |server_max| {
         let mut spec = server.spec(1, 4);
         (spec.pool.server_max, spec.pool.wait) = (Some(server_max), Duration::from_secs(10));
-        Pool::spawn(spec)
+        let pool = Pool::new(spec, &quotas);
+        pool.start(&tokio::runtime::Handle::current());
+        pool
     };
     let (one, two) = (pool(5), pool(5));
     let all = || [one.status(), two.status()].map(|s| s.idle + s.connecting + s.leased).iter().sum::<usize>();

@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use common::{Adopted, PASSWORD, Postgres, postgres, relayed, spec};
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, ConnectCause, HandedOver, LeaseError, Pool, PostgresLogin, Session,
+    Address, BackendKind, BackendSpec, ConnectCause, HandOver, LeaseError, Pool, PostgresLogin, Session,
 };
 
 fn backend(login: PostgresLogin, address: Address) -> BackendSpec {
     spec(BackendKind::Postgres(login), address)
 }
 
-async fn lease(spec: BackendSpec) -> Result<HandedOver, LeaseError> {
+async fn lease(spec: BackendSpec) -> Result<HandOver, LeaseError> {
     Pool::spawn(spec).lease().await.map(relayed)
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use headstart_injector::{HandedOver, Lease, LeaseError, LeaseSlot, Pool, TlsMode};
+use headstart_injector::{HandOver, Lease, LeaseError, LeaseSlot, Pool, TlsMode};
 use headstart_wire::{Flow, Grant, GrantStatus, Session, TrafficKey};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -89,7 +89,7 @@ impl Grants {
             (TlsMode::Kernel, Session::Tcp) => TlsMode::HandOver,
             (mode, _) => mode,
         };
-        let HandedOver { fd, session, tls, slot } = match lease.hand_over(tls) {
+        let HandOver { fd, session, tls, slot } = match lease.hand_over(tls) {
             Ok(handed_over) => handed_over,
             Err(error) => return failed(backend, &error),
         };

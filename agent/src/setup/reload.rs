@@ -21,7 +21,7 @@ use std::sync::{Arc, Weak};
 
 use headstart_config::{Config, Function, Problem, RequireAuth};
 use headstart_ebpf::maps::FUNCTIONS_MAX;
-use headstart_injector::Pool;
+use headstart_injector::{Pool, ServerQuotas};
 use tokio::runtime::Handle as DataHandle;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
@@ -42,6 +42,8 @@ pub struct Reload {
     support: Result<ListenerSupport, String>,
     services: HashMap<String, Service>,
     pools: Pools,
+    /// What all pools share.
+    quotas: ServerQuotas,
     /// With what the pools log in, by the names of backends.
     credentials: HashMap<String, Credentials>,
     /// Every listener that may be open, and whose it is, also of functions that leave.
@@ -96,7 +98,7 @@ impl Reload {
         node: NodeHandle,
         data: DataHandle,
     ) -> Self {
-        let Served { services, pools, unavailable } = served;
+        let Served { services, pools, quotas, unavailable } = served;
         let services: HashMap<_, _> =
             services.into_iter().map(|service| (service.name.clone(), service)).collect();
         let overview = watch::Sender::new(Overview { pools: running(&config, &pools), unavailable });
@@ -106,6 +108,7 @@ impl Reload {
             support,
             services,
             pools,
+            quotas,
             credentials: HashMap::new(),
             places: HashMap::new(),
             overview,
@@ -276,7 +279,7 @@ impl Reload {
             }
             let pool = match problem(backend.check_host()) {
                 Some(problem) if !same => Err(problem),
-                _ => setup::pool(backend),
+                _ => setup::pool(backend, &self.quotas).map_err(|error| error.to_string()),
             };
             match &pool {
                 Ok(_) => drop(plan.fresh.insert(name.clone())),

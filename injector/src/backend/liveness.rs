@@ -22,9 +22,9 @@ pub(crate) fn is_quiet(fd: impl AsFd) -> Result<(), DiscardReason> {
     }
 }
 
-/// Says goodbye if the socket takes it at once. The connection is closed next, so errors do not matter.
-pub(super) fn farewell(fd: impl AsFd, words: &[u8]) {
-    if !words.is_empty() {
-        drop((&*SockRef::from(&fd)).write(words));
+/// Sends the last message if the socket takes it at once. The connection is closed next, so errors do not matter.
+pub(super) fn send_termination(fd: impl AsFd, message: &[u8]) {
+    if !message.is_empty() {
+        drop((&*SockRef::from(&fd)).write(message));
     }
 }

@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::runtime::Handle;
 
-use super::tls::{Kept, NoHandOver, TlsStream};
-use super::{ConnectCause, farewell, is_quiet, relay, tls};
+use super::liveness::{is_quiet, send_termination};
+use super::tls::{NoHandOver, RetainedSecrets, TlsStream};
+use super::{ConnectCause, relay, tls};
 use crate::{Address, BackendSpec, DiscardReason};
 
 /// First keep-alive probe after this much silence.
@@ -85,11 +86,11 @@ impl Stream {
         }
     }
 
-    /// Says goodbye if that can be done at once. The connection is closed next, so errors do not matter.
-    pub(crate) fn farewell(mut self, words: &[u8]) {
+    /// Closes the connection, after `message` if the socket takes that at once.
+    pub(crate) fn terminate(mut self, message: &[u8]) {
         match &mut self {
-            Self::Tls(stream) => stream.farewell(words),
-            Self::Tcp(_) | Self::Unix(_) => farewell(&self, words),
+            Self::Tls(stream) => stream.send_termination(message),
+            Self::Tcp(_) | Self::Unix(_) => send_termination(&self, message),
         }
     }
 
@@ -105,9 +106,9 @@ impl Stream {
 
     /// The socket out of the reactor and, where there is a TLS session that can be handed over, that. Else what
     /// [`Stream::into_fd`] gives, and why.
-    pub(crate) fn hand_over(self, data: &Handle, to_kernel: bool) -> io::Result<HandedOver> {
+    pub(crate) fn hand_over(self, data: &Handle, to_kernel: bool) -> io::Result<StreamHandOver> {
         let Self::Tls(mut stream) = self else {
-            return self.into_fd(data).map(|fd| HandedOver { fd, tls: None, relayed: None });
+            return self.into_fd(data).map(|fd| StreamHandOver { fd, tls: None, relayed: None });
         };
         // What the extraction would lose without a word is not there; and nothing comes between this and that.
         if let Err(reason) = stream.is_quiet() {
@@ -116,20 +117,20 @@ impl Stream {
         match stream.check_hand_over() {
             Ok(()) => {
                 let (fd, session, kept) = stream.hand_over(to_kernel)?;
-                Ok(HandedOver { fd, tls: Some((session, kept)), relayed: None })
+                Ok(StreamHandOver { fd, tls: Some((session, kept)), relayed: None })
             }
             Err(reason) => {
-                relay::begin(*stream, data).map(|fd| HandedOver { fd, tls: None, relayed: Some(reason) })
+                relay::begin(*stream, data).map(|fd| StreamHandOver { fd, tls: None, relayed: Some(reason) })
             }
         }
     }
 }
 
 /// What comes of [`Stream::hand_over`].
-pub(crate) struct HandedOver {
+pub(crate) struct StreamHandOver {
     pub(crate) fd: OwnedFd,
     /// For the function, and for the agent.
-    pub(crate) tls: Option<(TlsSession, Kept)>,
+    pub(crate) tls: Option<(TlsSession, RetainedSecrets)>,
     /// Why the agent goes on with the session.
     pub(crate) relayed: Option<NoHandOver>,
 }

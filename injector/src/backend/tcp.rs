@@ -1,11 +1,15 @@
 //! A bare stream: connected, nothing said.
 
-use super::{BoxFuture, ConnectCause, LoggedIn, Protocol, Session, Stream};
+use super::{BoxFuture, ConnectCause, LoginResult, Protocol, Session, Stream};
 
-pub(super) struct Bare;
+pub(super) struct TcpProtocol;
 
-impl Protocol for Bare {
-    fn log_in<'a>(&'a self, _: &'a mut Stream, _: Vec<u8>) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
-        Box::pin(async { Ok(LoggedIn { session: Session::Tcp, cancel: None }) })
+impl Protocol for TcpProtocol {
+    fn log_in<'a>(
+        &'a self,
+        _: &'a mut Stream,
+        _: Vec<u8>,
+    ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>> {
+        Box::pin(async { Ok(LoginResult { session: Session::Tcp, cancel: None }) })
     }
 }

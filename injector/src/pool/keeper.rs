@@ -6,16 +6,16 @@ use std::sync::Arc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::state::Idle;
-use super::{Lease, LeaseError, Shared};
+use super::idle::IdleConnection;
+use super::{Lease, LeaseError, PoolShared};
 use crate::backend::{self, Connection};
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
 /// Runs until the pool is closed. Its connects end with it.
-pub(super) async fn keep(shared: Arc<Shared>) {
+pub(super) async fn keep(shared: Arc<PoolShared>) {
     let mut connects = JoinSet::new();
     loop {
-        let round = shared.lock().round(Instant::now());
+        let round = shared.with_state(|state| state.round(Instant::now()));
         shared.discard(round.expired);
         if round.closed {
             return;
@@ -26,32 +26,32 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         }
         let next = round.next;
         tokio::select! {
-            () = shared.bell.notified() => {}
+            () = shared.wake.notified() => {}
             Some(outcome) = connects.join_next() => shared.settle(outcome),
             () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
-            dead = poll_fn(|cx| shared.lock().poll_idle(cx, Instant::now())) => shared.discard(dead),
+            dead = poll_fn(|cx| shared.with_state(|state| state.poll_idle(cx, Instant::now()))) => shared.discard(dead),
         }
     }
 }
 
-impl Shared {
+impl PoolShared {
     /// The end of an attempt to connect.
     fn settle(self: &Arc<Self>, outcome: Result<Result<Connection, ConnectError>, JoinError>) {
         let outcome = outcome.unwrap_or_else(|_| Err(ConnectError::new(&self.spec, ConnectCause::TaskDied)));
         match outcome {
             Ok(connection) => {
-                let idle = Idle { connection, since: Instant::now() };
-                let (recovered, handed_over) = self.lock().connected(idle, Instant::now());
+                let idle = IdleConnection { connection, since: Instant::now() };
+                let (recovered, taken) = self.with_state(|state| state.connected(idle, Instant::now()));
                 if recovered {
                     tracing::info!(backend = self.spec.name, "connects again");
                 }
-                let Some((waiter, idle)) = handed_over else { return };
+                let Some((waiter, idle)) = taken else { return };
                 let lease = Lease::new(self, idle, Some(FallbackReason::PoolEmpty));
                 drop(waiter.answer.send(Ok(lease))); // withdrawn just now: the lease ends here
             }
             Err(error) => {
                 let error = Arc::new(error);
-                let (first, told) = self.lock().failed(&error, Instant::now());
+                let (first, told) = self.with_state(|state| state.failed(&error, Instant::now()));
                 let (backend, reason) = (&self.spec.name, error.cause.reason().as_str());
                 if first {
                     tracing::warn!(backend, reason, "{error}");

@@ -8,9 +8,9 @@ use headstart_wire::{Flow, TlsSession, TrafficKey};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::Shared;
-use super::state::Idle;
-use crate::backend::{self, CancelRequest, Connection, Kept, Session, Stream, stream};
+use super::PoolShared;
+use super::idle::IdleConnection;
+use crate::backend::{self, CancelRequest, Connection, RetainedSecrets, Session, Stream, StreamHandOver};
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
 /// A connection with one owner, on its way to a function.
@@ -30,7 +30,7 @@ pub struct Lease {
 
 /// What the function gets, and what stays.
 #[derive(Debug)]
-pub struct HandedOver {
+pub struct HandOver {
     /// The socket: connected, quiet, non-blocking, close-on-exec.
     pub fd: OwnedFd,
     /// What the function needs to act as if it had logged in.
@@ -56,7 +56,11 @@ pub enum TlsMode {
 
 impl Lease {
     /// The caller has counted it as leased.
-    pub(super) fn new(shared: &Arc<Shared>, idle: Idle, fallback: Option<FallbackReason>) -> Self {
+    pub(super) fn new(
+        shared: &Arc<PoolShared>,
+        idle: IdleConnection,
+        fallback: Option<FallbackReason>,
+    ) -> Self {
         let ttl = shared.spec.pool.ttl;
         let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
         let Connection { stream, session, cancel, connect_time, since } = idle.connection;
@@ -69,17 +73,15 @@ impl Lease {
     ///
     /// # Errors
     /// When the connection is lost at this moment.
-    pub fn hand_over(self, mode: TlsMode) -> Result<HandedOver, LeaseError> {
+    pub fn hand_over(self, mode: TlsMode) -> Result<HandOver, LeaseError> {
         let Self { stream, session, mut slot, .. } = self;
         let spec = &slot.shared.spec;
         let outcome = slot.shared.data().and_then(|data| match mode {
-            TlsMode::Relay => {
-                stream.into_fd(data).map(|fd| stream::HandedOver { fd, tls: None, relayed: None })
-            }
+            TlsMode::Relay => stream.into_fd(data).map(|fd| StreamHandOver { fd, tls: None, relayed: None }),
             TlsMode::HandOver => stream.hand_over(data, false),
             TlsMode::Kernel => stream.hand_over(data, true),
         });
-        let stream::HandedOver { fd, tls, relayed } = outcome.map_err(|error| {
+        let StreamHandOver { fd, tls, relayed } = outcome.map_err(|error| {
             LeaseError::Connect(Arc::new(ConnectError::new(spec, ConnectCause::Lost(error))))
         })?;
         if let Some(reason) = relayed {
@@ -87,7 +89,7 @@ impl Lease {
         }
         let (tls, kept) = tls.unzip();
         slot.tls = kept;
-        Ok(HandedOver { fd, session, tls, slot })
+        Ok(HandOver { fd, session, tls, slot })
     }
 
     /// Whether the connection, which nobody has used yet, can still be.
@@ -105,19 +107,19 @@ impl Lease {
 /// one is never taken back, so close every copy of its descriptor before.
 #[derive(Debug)]
 pub struct LeaseSlot {
-    shared: Arc<Shared>,
+    shared: Arc<PoolShared>,
     /// When the connection was logged in, and how long that took.
     since: Instant,
     connect_time: Duration,
     /// The place is given back already.
     recycled: bool,
     cancel: Option<CancelRequest>,
-    tls: Option<Kept>,
+    tls: Option<RetainedSecrets>,
 }
 
 impl LeaseSlot {
     /// The place of a connection that was leased in an earlier life of this pool.
-    pub(super) fn inherited(shared: &Arc<Shared>) -> Self {
+    pub(super) fn inherited(shared: &Arc<PoolShared>) -> Self {
         let (shared, since) = (Arc::clone(shared), Instant::now());
         Self { shared, since, connect_time: Duration::ZERO, cancel: None, tls: None, recycled: false }
     }
@@ -131,17 +133,18 @@ impl LeaseSlot {
         self.recycled = true;
         let (cancel, connect_time, since) = (self.cancel.take(), self.connect_time, self.since);
         let connection = Connection { stream, session, cancel, connect_time, since };
-        let handed_over =
-            self.shared.lock().recycled(Arc::clone(function), Idle { connection, since: now }, now);
-        self.shared.bell.notify_one();
-        if let Some((waiter, idle)) = handed_over {
+        let taken = self.shared.with_state(|state| {
+            state.recycled(Arc::clone(function), IdleConnection { connection, since: now }, now)
+        });
+        self.shared.wake.notify_one();
+        if let Some((waiter, idle)) = taken {
             drop(waiter.answer.send(Ok(Lease::new(&self.shared, idle, None)))); // withdrawn just now: the lease ends here
         }
     }
 
     /// [`TlsSession::connection`] of a connection whose TLS was handed over.
     pub fn tls_connection(&self) -> Option<u64> {
-        self.tls.as_ref().map(Kept::connection)
+        self.tls.as_ref().map(RetainedSecrets::connection)
     }
 
     /// The key that follows the last one of this direction (RFC 8446, section 7.2). `None` when there is none to be
@@ -172,8 +175,8 @@ impl Drop for LeaseSlot {
         if self.recycled {
             return;
         }
-        self.shared.lock().release(Instant::now());
-        self.shared.bell.notify_one();
+        self.shared.with_state(|state| state.release(Instant::now()));
+        self.shared.wake.notify_one();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Random schedules against the books: no limit is passed, and no waiter is forgotten.
+//! Random schedules against the state: no limit is passed, and no waiter is forgotten.
 
 use std::io;
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::state::{Idle, State};
-use super::{Lease, LeaseError};
+use super::idle::IdleConnection;
+use super::state::PoolState;
+use super::{Lease, LeaseError, ServerQuotas};
 use crate::backend::{Connection, Session, Stream};
 use crate::{Address, BackendKind, BackendSpec, ConnectCause, ConnectError, PoolSettings, PoolStatus};
 
@@ -26,11 +27,15 @@ fn spec(min_idle: usize, max: usize) -> BackendSpec {
     }
 }
 
+fn state(spec: &BackendSpec) -> PoolState {
+    PoolState::new(&spec.pool, ServerQuotas::default().register("db", None, Arc::default()))
+}
+
 /// A connection, and the server's end of it.
-fn connection(now: Instant) -> (Idle, UnixStream) {
+fn connection(now: Instant) -> (IdleConnection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (stream, session, connect_time) = (Stream::Unix(ours), Session::Tcp, Duration::ZERO);
-    let idle = Idle {
+    let idle = IdleConnection {
         connection: Connection { stream, session, cancel: None, connect_time, since: now },
         since: now,
     };
@@ -46,10 +51,10 @@ const FUNCTIONS: [&str; 2] = ["one", "two"];
 
 type Answer = oneshot::Receiver<Result<Lease, LeaseError>>;
 
-/// The world around the books: connects that the keeper began, server ends, leases that wait.
+/// The world around the state: connects that the keeper began, server ends, leases that wait.
 struct World {
     spec: BackendSpec,
-    state: State,
+    state: PoolState,
     begun: usize,
     now: Instant,
     servers: Vec<UnixStream>,
@@ -115,7 +120,7 @@ async fn no_schedule_passes_the_limit_or_forgets_a_waiter() {
         let (min_idle, max) = (rng.random_range(0..5), rng.random_range(1..8));
         let mut spec = spec(min_idle, max);
         spec.pool.follow_demand = rng.random_bool(0.5);
-        let state = State::new(&spec.pool);
+        let state = state(&spec);
         let now = Instant::now();
         let mut world = World { spec, state, begun: 0, now, servers: vec![], answers: vec![] };
         for step in 0..300 {
@@ -151,7 +156,7 @@ async fn connects_begun_follow_need_room_and_health() {
     ];
     for (min_idle, max, waiting, failing, expected) in table {
         let spec = spec(min_idle, max);
-        let mut state = State::new(&spec.pool);
+        let mut state = state(&spec);
         let now = Instant::now();
         if failing {
             let begun = state.round(now).start;
@@ -173,7 +178,7 @@ async fn connects_begun_follow_need_room_and_health() {
 #[tokio::test]
 async fn expired_connections_are_replaced() {
     let spec = spec(1, 2);
-    let mut state = State::new(&spec.pool);
+    let mut state = state(&spec);
     let now = Instant::now();
     assert_eq!(state.round(now).start, 1);
     let (idle, _server) = connection(now);
@@ -187,7 +192,7 @@ async fn expired_connections_are_replaced() {
 #[tokio::test]
 async fn what_a_function_has_used_is_for_nobody_else() {
     let spec = spec(1, 3);
-    let (mut state, now) = (State::new(&spec.pool), Instant::now());
+    let (mut state, now) = (state(&spec), Instant::now());
     let mut servers = Vec::new();
     let mut new = || {
         let (idle, server) = connection(now);
@@ -202,7 +207,7 @@ async fn what_a_function_has_used_is_for_nobody_else() {
     assert!(state.recycled(one.into(), new(), now).is_none());
     assert_eq!(state.round(now).start, 1);
     drop(state.connected(new(), now));
-    let counts = |state: &State| {
+    let counts = |state: &PoolState| {
         let status = state.status(&spec, now);
         (status.idle, status.kept, status.leased)
     };
@@ -214,7 +219,7 @@ async fn what_a_function_has_used_is_for_nobody_else() {
     assert_eq!(counts(&state), (0, 0, 2));
 
     // A waiter of the same function gets it at once, another one only its place.
-    let wait = |state: &mut State, function: &str| {
+    let wait = |state: &mut PoolState, function: &str| {
         let (sender, answer) = oneshot::channel();
         state.enqueue(Some(function.into()), sender, now);
         answer

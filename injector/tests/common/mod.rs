@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, HandedOver, Lease, Pool, PoolSettings, PoolStatus, PostgresLogin,
+    Address, BackendKind, BackendSpec, HandOver, Lease, Pool, PoolSettings, PoolStatus, PostgresLogin,
     Secret, TlsMode,
 };
 use postgres_protocol::message::{backend::Message, frontend};
@@ -213,7 +213,7 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
 }
 
 /// As a function gets it whose TLS, if there is any, the agent speaks.
-pub(crate) fn relayed(lease: Lease) -> HandedOver {
+pub(crate) fn relayed(lease: Lease) -> HandOver {
     lease.hand_over(TlsMode::Relay).expect("handed over")
 }
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use headstart_injector::{
-    Address, BackendKind, BackendSpec, DiscardReason, HandedOver, LeaseSlot, Pool, PoolSettings, Tls,
-    TlsMode, TlsSettings,
+    Address, BackendKind, BackendSpec, DiscardReason, HandOver, LeaseSlot, Pool, PoolSettings, Tls, TlsMode,
+    TlsSettings,
 };
 use headstart_wire::{Flow, Grant, GrantStatus, TlsSession, ToAgent, ToFunction, ktls};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Lines};
@@ -72,7 +72,12 @@ impl Server {
             address: Address::Tcp(format!("127.0.0.1:{}", self.port)),
             tls: Some(Tls::new(&tls).unwrap()),
             // The server serves one at a time.
-            pool: PoolSettings { min_idle: 1, max: 1, ..PoolSettings::default() },
+            pool: PoolSettings {
+                min_idle: 1,
+                max: 1,
+                wait: Duration::from_secs(5),
+                ..PoolSettings::default()
+            },
         }
     }
 
@@ -114,7 +119,7 @@ struct Handed {
 /// Whose next keys were asked for.
 type Asked = Arc<Mutex<Vec<Flow>>>;
 
-async fn hand_over(server: &Server) -> (Pool, HandedOver) {
+async fn hand_over(server: &Server) -> (Pool, HandOver) {
     let pool = Pool::spawn(server.spec());
     let lease = pool.lease().await.unwrap();
     (pool, lease.hand_over(TlsMode::Kernel).unwrap())
@@ -122,7 +127,7 @@ async fn hand_over(server: &Server) -> (Pool, HandedOver) {
 
 impl Handed {
     async fn begin(server: &Server) -> Self {
-        let (_, HandedOver { fd, session, tls, slot }) = hand_over(server).await;
+        let (_, HandOver { fd, session, tls, slot }) = hand_over(server).await;
         assert!(tls.is_some(), "handed over");
         let status = GrantStatus::Ready { session, expires_ns: None, tls: tls.map(Box::new) };
         let (agent, function) = attached(vec![(Grant { backend: "db".into(), status }, Some(fd))]).await;
@@ -224,7 +229,7 @@ async fn both_ways_and_keys_change_whoever_wants_it() {
 #[tokio::test]
 async fn a_worn_key_is_replaced() {
     let mut server = Server::start(&["-tls1_3"]).await;
-    let (_, HandedOver { fd, session: _, tls, slot }) = hand_over(&server).await;
+    let (_, HandOver { fd, session: _, tls, slot }) = hand_over(&server).await;
     let (agent, function) = attached(Vec::new()).await;
     let asked = answer(agent, slot);
     let known = Arc::clone(function.agent().unwrap());
@@ -286,7 +291,7 @@ async fn both_say_goodbye() {
 #[tokio::test]
 async fn a_driver_that_wants_a_descriptor_gets_one() {
     let mut server = Server::start(&["-tls1_3", "-num_tickets", "0"]).await;
-    let (_, HandedOver { fd, session, tls, slot }) = hand_over(&server).await;
+    let (_, HandOver { fd, session, tls, slot }) = hand_over(&server).await;
     let in_kernel = tls.as_ref().unwrap().keys.is_none();
     let status = GrantStatus::Ready { session, expires_ns: None, tls: tls.map(Box::new) };
     let (agent, function) = attached(vec![(Grant { backend: "db".into(), status }, Some(fd))]).await;
@@ -313,7 +318,7 @@ async fn a_driver_that_wants_a_descriptor_gets_one() {
 async fn the_kernel_gets_the_keys_where_it_takes_them() {
     for suite in SUITES {
         let server = Server::start(&["-tls1_3", "-ciphersuites", suite]).await;
-        let (_, HandedOver { tls, .. }) = hand_over(&server).await;
+        let (_, HandOver { tls, .. }) = hand_over(&server).await;
         assert_eq!(tls.unwrap().keys.is_none(), ktls::is_loaded(), "{suite}");
     }
 }
@@ -325,7 +330,7 @@ async fn an_agent_that_does_not_know_the_next_key_ends_the_session() {
     }
     for known in [true, false] {
         let mut server = Server::start(&["-tls1_3"]).await;
-        let (_, HandedOver { fd, session, tls, .. }) = hand_over(&server).await;
+        let (_, HandOver { fd, session, tls, .. }) = hand_over(&server).await;
         let status = GrantStatus::Ready { session, expires_ns: None, tls: tls.map(Box::new) };
         let (agent, function) = attached(vec![(Grant { backend: "db".into(), status }, Some(fd))]).await;
         let (mut stream, _) = function.backend("db").stream().await.unwrap();
@@ -352,7 +357,7 @@ async fn what_cannot_be_handed_over_is_relayed() {
         [(&["-tls1_2"][..], "TLS 1.2"), (&["-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256"], "AES-128")]
     {
         let mut server = Server::start(arguments).await;
-        let (_pool, HandedOver { fd, tls, slot, .. }) = hand_over(&server).await;
+        let (_pool, HandOver { fd, tls, slot, .. }) = hand_over(&server).await;
         assert!(tls.is_none() && slot.tls_connection().is_none(), "{said}");
         assert!(slot.next_key(Flow::ToServer).is_none());
         let mut stream = BackendStream::adopt(fd).unwrap();
@@ -375,7 +380,7 @@ async fn while_it_is_idle_tickets_and_new_keys_are_borne_and_words_are_not() {
     };
     reached("idle", &|status| status.idle == 1).await;
     server.obeys("K").await;
-    let HandedOver { fd, tls, slot, .. } = pool.lease().await.unwrap().hand_over(TlsMode::Kernel).unwrap();
+    let HandOver { fd, tls, slot, .. } = pool.lease().await.unwrap().hand_over(TlsMode::Kernel).unwrap();
     assert_eq!(pool.status().tally.connects, 1, "neither tickets nor new keys are a reason to begin anew");
     // The answer that the server is owed is in the session, which therefore stays.
     assert!(tls.is_none());

@@ -1,7 +1,7 @@
-//! A login that has happened already, for drivers that know nothing of it.
+//! Answers the login of a client, on a connection that the pool has logged in before.
 //!
 //! The client gets the greeting of its own pooled connection, without TLS and with the capabilities that the agent logged
-//! in with. What it asks for is honoured on the server, or refused in the protocol's own words.
+//! in with. Other settings that it asks for are made on the server, or refused with an error of the protocol.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,14 @@ use tokio::time::timeout;
 
 use super::packets::{Packets, parse};
 use crate::backend::{ConnectCause, Session, Stream};
-use crate::sockets::{Admitted, Door};
+use crate::sockets::{BackendSocket, ClientSession};
 use crate::{LeaseError, MysqlLogin};
 
 /// From the greeting to the answer.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(10);
 
-/// What concerns the login only, which happens here; and statements in a row, which can be switched on later.
+/// Offered beside the capabilities of the login: one that concerns only the client's login, which ends here, and several
+/// statements in a query, which can be switched on later.
 const OFFERED: CapabilityFlags =
     CapabilityFlags::CLIENT_PLUGIN_AUTH_LENENC_CLIENT_DATA.union(CapabilityFlags::CLIENT_MULTI_STATEMENTS);
 
@@ -28,7 +29,7 @@ const OFFERED: CapabilityFlags =
 const REFUSED: [(CapabilityFlags, &str); 3] = [
     (CapabilityFlags::CLIENT_FOUND_ROWS, "CLIENT_FOUND_ROWS"),
     (CapabilityFlags::CLIENT_IGNORE_SPACE, "CLIENT_IGNORE_SPACE"),
-    (CapabilityFlags::CLIENT_SSL, "CLIENT_SSL (nobody can listen in on this socket)"),
+    (CapabilityFlags::CLIENT_SSL, "CLIENT_SSL (this socket is local)"),
 ];
 
 const COM_QUERY: u8 = 0x03;
@@ -37,24 +38,24 @@ const MULTI_STATEMENTS_ON: [u8; 3] = [0x1b, 0, 0];
 
 /// Why a client is not admitted: an error's code and state (MariaDB Knowledge Base, "MariaDB Error Codes").
 #[derive(Debug)]
-struct Refusal {
+struct MysqlRefusal {
     code: u16,
     state: [u8; 5],
     message: String,
 }
 
-fn refuse(code: u16, state: &[u8; 5], message: impl Into<String>) -> Refusal {
-    Refusal { code, state: *state, message: message.into() }
+fn refuse(code: u16, state: &[u8; 5], message: impl Into<String>) -> MysqlRefusal {
+    MysqlRefusal { code, state: *state, message: message.into() }
 }
 
-impl From<LeaseError> for Refusal {
+impl From<LeaseError> for MysqlRefusal {
     fn from(error: LeaseError) -> Self {
         let code = if matches!(error, LeaseError::Exhausted { .. }) { 1040 } else { 1105 };
         refuse(code, b"08004", error.to_string())
     }
 }
 
-impl From<ConnectCause> for Refusal {
+impl From<ConnectCause> for MysqlRefusal {
     fn from(cause: ConnectCause) -> Self {
         refuse(1105, b"08S01", cause.to_string())
     }
@@ -64,17 +65,17 @@ impl From<ConnectCause> for Refusal {
 pub(super) async fn admit<'a>(
     login: &MysqlLogin,
     client: &mut Stream,
-    door: &'a Door,
-) -> Option<Admitted<'a>> {
-    // The server speaks first: here, when there is one.
-    let (mut server, session, slot) = match door.lease().await {
+    socket: &'a BackendSocket,
+) -> Option<ClientSession<'a>> {
+    // The server speaks first, so the connection is needed before the client says anything.
+    let (mut server, session, slot) = match socket.lease().await {
         Ok(leased) => leased,
         Err(error) => return tell(client, 0, &error.into()).await,
     };
     let mut packets = Packets::new(client, 0, None);
     let welcomed = timeout(RESPONSE_LIMIT, welcome(login, &session, &mut packets, &mut server)).await;
     match welcomed {
-        Ok(Ok(())) => Some(Admitted { server, session, slot: Arc::new(slot), key: None }),
+        Ok(Ok(())) => Some(ClientSession { server, session, slot: Arc::new(slot), cancel: None }),
         Ok(Err(None)) | Err(_) => None,
         Ok(Err(Some(refusal))) => tell(client, 2, &refusal).await,
     }
@@ -86,13 +87,13 @@ pub(super) async fn turn_away(mut client: Stream) {
     tell(&mut client, 0, &full).await;
 }
 
-/// Says why, and nothing more.
-async fn tell<'a>(client: &mut Stream, sequence: u8, refusal: &Refusal) -> Option<Admitted<'a>> {
-    let Refusal { code, state, message } = refusal;
-    // Before the greeting it is without state: nothing is agreed on.
+/// Tells the client why; the connection is closed next.
+async fn tell<'a>(client: &mut Stream, sequence: u8, refusal: &MysqlRefusal) -> Option<ClientSession<'a>> {
+    let MysqlRefusal { code, state, message } = refusal;
+    // Before the greeting an error has no state: no capabilities are agreed on.
     let state = (sequence > 0).then(|| SqlState::new(*state));
     let error = ErrPacket::Error(ServerError::new(*code, state, message.as_bytes()));
-    // It may have left already.
+    // The client may have left already: then the error does not matter.
     let _ = Packets::new(client, sequence, None).say(&error).await;
     None
 }
@@ -103,7 +104,7 @@ async fn welcome<C, S>(
     session: &Session,
     client: &mut Packets<'_, C>,
     server: &mut S,
-) -> Result<(), Option<Refusal>>
+) -> Result<(), Option<MysqlRefusal>>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
@@ -114,7 +115,7 @@ where
     };
     let agreed = CapabilityFlags::from_bits_retain(*capabilities) - CapabilityFlags::CLIENT_SSL;
     let offered = agreed | OFFERED | CapabilityFlags::CLIENT_CONNECT_WITH_DB;
-    // Nobody is asked for a password, so nobody looks at the answer to this.
+    // The client is not asked for a password, so its answer to this is not checked.
     let mut nonce: [u8; 21] = rand::rng().random();
     nonce.iter_mut().for_each(|byte| *byte = *byte % 94 + 33);
     nonce[20] = 0;
@@ -147,21 +148,25 @@ where
     client.send(&[0, 0, 0, low, high, 0, 0]).await.map_err(|_| None)
 }
 
-/// A query that has the connection speak as a collation says.
+/// A query that sets the connection's character sets and collation.
 pub(super) fn set_collation(n: u8) -> Vec<u8> {
     let sql = format!("SET character_set_client={n}, character_set_results={n}, collation_connection={n}");
     [&[COM_QUERY], sql.as_bytes()].concat()
 }
 
-/// What a client wants to be otherwise.
+/// What a client wants to differ from the login.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanted {
+struct ClientSettings {
     multi_statements: bool,
-    /// 0: it does not say.
+    /// 0 if it names none.
     collation: u8,
 }
 
-fn wanted(login: &MysqlLogin, packet: &mut [u8], offered: CapabilityFlags) -> Result<Wanted, Refusal> {
+fn wanted(
+    login: &MysqlLogin,
+    packet: &mut [u8],
+    offered: CapabilityFlags,
+) -> Result<ClientSettings, MysqlRefusal> {
     let malformed = || refuse(1043, b"08S01", "Bad handshake");
     let (flags, _) = packet.split_first_chunk_mut::<4>().ok_or_else(malformed)?;
     let asked = CapabilityFlags::from_bits_retain(u32::from_le_bytes(*flags));
@@ -174,7 +179,7 @@ fn wanted(login: &MysqlLogin, packet: &mut [u8], offered: CapabilityFlags) -> Re
             return Err(refuse(1235, b"42000", message));
         }
     }
-    // Only what both sides know counts; some clients say more.
+    // Some clients name capabilities that were not offered: they do not count.
     *flags = (asked & offered).bits().to_le_bytes();
     let response = parse::<HandshakeResponse<'_>>(packet, ()).map_err(|_| malformed())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).chars().take(64).collect::<String>();
@@ -192,17 +197,18 @@ fn wanted(login: &MysqlLogin, packet: &mut [u8], offered: CapabilityFlags) -> Re
         }
     }
     let multi_statements = response.capabilities().contains(CapabilityFlags::CLIENT_MULTI_STATEMENTS);
-    Ok(Wanted { multi_statements, collation: response.collation() })
+    Ok(ClientSettings { multi_statements, collation: response.collation() })
 }
 
 /// A client's answer to the greeting.
 #[cfg(feature = "fuzzing")]
-pub(crate) fn fuzz_first_packet(login: &MysqlLogin, body: &[u8]) {
-    let _ = wanted(login, &mut body.to_vec(), super::WANTED | OFFERED);
+pub(super) fn fuzz_first_packet(login: &MysqlLogin, body: &[u8]) {
+    let _ = wanted(login, &mut body.to_vec(), super::login::WANTED | OFFERED);
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::login::{NEEDED, WANTED};
     use super::*;
     use proptest::prelude::*;
 
@@ -212,7 +218,7 @@ mod tests {
 
     /// What a client says: flags, collation, user, database.
     fn response(flags: CapabilityFlags, collation: u8, user: &str, database: &str) -> Vec<u8> {
-        let flags = flags | super::super::NEEDED | CapabilityFlags::CLIENT_CONNECT_WITH_DB;
+        let flags = flags | NEEDED | CapabilityFlags::CLIENT_CONNECT_WITH_DB;
         let mut packet = flags.bits().to_le_bytes().to_vec();
         packet.extend([0, 0, 0, 1, collation]);
         packet.extend([0; 23]);
@@ -222,18 +228,18 @@ mod tests {
         packet
     }
 
-    fn asked(mut packet: Vec<u8>) -> Result<Wanted, (u16, String)> {
-        let offered = super::super::WANTED | OFFERED;
+    fn asked(mut packet: Vec<u8>) -> Result<ClientSettings, (u16, String)> {
+        let offered = WANTED | OFFERED;
         wanted(&login(), &mut packet, offered).map_err(|refusal| (refusal.code, refusal.message))
     }
 
     #[test]
     fn what_a_client_asks_for_is_honoured_or_refused() {
         let none = CapabilityFlags::empty();
-        let plain = Wanted { multi_statements: false, collation: 8 };
+        let plain = ClientSettings { multi_statements: false, collation: 8 };
         assert_eq!(asked(response(none, 8, "app", "orders")), Ok(plain));
         let many = CapabilityFlags::CLIENT_MULTI_STATEMENTS | CapabilityFlags::CLIENT_DEPRECATE_EOF;
-        let wanted = Wanted { multi_statements: true, collation: 0 };
+        let wanted = ClientSettings { multi_statements: true, collation: 0 };
         assert_eq!(asked(response(many, 0, "app", "")), Ok(wanted), "what was not offered is not there");
         for (packet, code, said) in [
             (response(none, 8, "root", "orders"), 1045, "log in as 'app'"),

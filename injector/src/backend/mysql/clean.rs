@@ -1,38 +1,37 @@
-//! Using a session again: where a client says goodbye, and how the session becomes what it was.
+//! Using a session again: finding the end of a client's conversation, and cleaning the session.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::COLLATION;
+use super::QUIT;
 use super::admit::set_collation;
+use super::login::COLLATION;
 use super::packets::Packets;
 use crate::MysqlLogin;
-use crate::backend::{ConnectCause, Goodbye};
+use crate::backend::{ConnectCause, TerminationDetector};
 
-/// `COM_QUIT`: a packet of one byte that begins a command.
-const QUIT: [u8; 5] = [1, 0, 0, 0, 1];
 /// Length and sequence number.
 const HEADER_BYTES: u8 = 4;
 
-/// Ends what was begun, and forgets variables, prepared statements, temporary tables and locks.
+/// Rolls back, and drops variables, prepared statements, temporary tables and locks.
 const COM_RESET_CONNECTION: u8 = 0x1f;
 const COM_INIT_DB: u8 = 0x02;
 /// `COM_SET_OPTION`, `MYSQL_OPTION_MULTI_STATEMENTS_OFF`.
 const MULTI_STATEMENTS_OFF: [u8; 3] = [0x1b, 1, 0];
-/// Answered by a line of text, unlike anything else that is said here.
+/// Its answer is a line of text, unlike the answers to all other commands here.
 const COM_STATISTICS: u8 = 0x09;
 
-/// The client's packets.
+/// Follows the client's packets.
 #[derive(Debug, Default)]
-pub(super) struct Commands {
-    /// Bytes of the present one's header that were seen.
+pub(super) struct QuitDetector {
+    /// Bytes of the current packet's header that were seen.
     header: u8,
     length: usize,
-    /// Bytes of its body that are to come.
+    /// Bytes of its body that follow.
     body: usize,
 }
 
-impl Goodbye for Commands {
-    /// One that comes in pieces is not found: its beginning was passed on already.
+impl TerminationDetector for QuitDetector {
+    /// A `COM_QUIT` in pieces is not found: its beginning was passed on already.
     fn find(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
@@ -58,7 +57,7 @@ impl Goodbye for Commands {
     }
 }
 
-/// What is selected cannot be taken back, so there must be a database of the login's.
+/// A selected database cannot be deselected, so the login must have a database.
 pub(super) async fn clean<S>(login: &MysqlLogin, stream: &mut S) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -69,7 +68,7 @@ where
     packets.order(&MULTI_STATEMENTS_OFF).await?;
     packets.order(&[&[COM_INIT_DB], database.as_bytes()].concat()).await?;
     packets.order(&set_collation(COLLATION)).await?;
-    // Whoever left a command behind gets the answers to that first, and then another one here.
+    // If a command of the client is still unanswered, its answer comes first, and another one than this is read here.
     let last = packets.ask(&[COM_STATISTICS]).await?;
     if last.first().is_some_and(u8::is_ascii_alphabetic) {
         Ok(())
@@ -89,28 +88,28 @@ mod tests {
     const STATISTICS: [u8; 10] = *b"\x06\0\0\x01Uptime";
 
     #[test]
-    fn a_goodbye_is_found_where_a_command_begins() {
+    fn a_termination_is_found_where_a_command_begins() {
         let query = [&[9, 0, 0, 0, 3][..], &QUIT, b"abc"].concat();
         let all = [&query[..], &[0, 0, 0, 1], &query, &QUIT].concat();
         let end = all.len() - QUIT.len();
-        assert_eq!(Commands::default().find(&all), Some(end));
+        assert_eq!(QuitDetector::default().find(&all), Some(end));
         for cut in 1..end {
-            let mut commands = Commands::default();
+            let mut commands = QuitDetector::default();
             assert_eq!(commands.find(&all[..cut]), None, "{cut}");
             assert_eq!(commands.find(&all[cut..]), Some(end - cut), "{cut}");
         }
         for cut in end + 1..all.len() {
-            let mut commands = Commands::default();
+            let mut commands = QuitDetector::default();
             assert!(commands.find(&all[..cut]).is_none() && commands.find(&all[cut..]).is_none());
         }
         // A packet that goes on with something else.
-        assert_eq!(Commands::default().find(&[1, 0, 0, 1, 1]), None);
+        assert_eq!(QuitDetector::default().find(&[1, 0, 0, 1, 1]), None);
     }
 
     proptest! {
         #[test]
         fn no_client_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Some(at) = Commands::default().find(&bytes) {
+            if let Some(at) = QuitDetector::default().find(&bytes) {
                 prop_assert!(bytes[at..].starts_with(&QUIT));
             }
         }

@@ -9,6 +9,7 @@ use mysql_common::packets::ErrPacket;
 use mysql_common::proto::{MyDeserialize, MySerialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::login::NEEDED;
 use crate::Secret;
 use crate::backend::ConnectCause;
 use crate::backend::error::printable;
@@ -29,7 +30,7 @@ pub(super) struct Packets<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
-    /// `password` is cut out of what the other side says.
+    /// `password` is removed from texts of the other side that become part of an error.
     pub(super) fn new(stream: &'a mut S, sequence: u8, password: Option<&'a Secret>) -> Self {
         Self { stream, sequence, password }
     }
@@ -69,12 +70,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         self.send(&bytes).await
     }
 
-    /// Has the server do something that is answered with nothing but that it is done.
+    /// Sends a command whose only answer is that it is done.
     pub(super) async fn order(&mut self, command: &[u8]) -> Result<(), ConnectCause> {
         let packet = self.ask(command).await?;
         match packet[0] {
             0x00 | 0xfe => Ok(()),
-            0xff => Err(self.refused(&packet, super::NEEDED)),
+            0xff => Err(self.refused(&packet, NEEDED)),
             _ => Err(self.unexpected("an OK", &packet)),
         }
     }
@@ -86,7 +87,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         self.next().await
     }
 
-    /// What the server says in an error packet.
+    /// The error for an error packet of the server.
     pub(super) fn refused(&self, packet: &[u8], capabilities: CapabilityFlags) -> ConnectCause {
         match parse::<ErrPacket<'_>>(packet, capabilities) {
             Ok(ErrPacket::Error(error)) => {
@@ -97,14 +98,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         }
     }
 
-    /// What came instead.
+    /// The error for a packet that has no place here.
     pub(super) fn unexpected(&self, expected: &'static str, packet: &[u8]) -> ConnectCause {
         unexpected(expected, packet, self.password)
     }
 }
 
 pub(super) fn parse<'de, T: MyDeserialize<'de>>(packet: &'de [u8], ctx: T::Ctx) -> io::Result<T> {
-    // The library takes some sizes for granted.
+    // The library does not check these sizes, and would panic.
     match T::SIZE {
         Some(size) if packet.len() < size => Err(ErrorKind::UnexpectedEof.into()),
         _ => ParseBuf(packet).parse(ctx),

@@ -9,8 +9,8 @@ use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Channel;
 use super::frames::{Frames, ProtocolError, encode};
+use super::login::PostgresTransport;
 use crate::backend::ConnectCause;
 use crate::{PostgresLogin, Secret};
 
@@ -18,7 +18,7 @@ use crate::{PostgresLogin, Secret};
 pub(super) async fn authenticate<S>(
     login: &PostgresLogin,
     frames: &mut Frames<'_, S>,
-    channel: Channel,
+    channel: PostgresTransport,
 ) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,

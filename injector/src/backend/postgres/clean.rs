@@ -1,31 +1,31 @@
-//! Using a session again: where a client's messages end, and how the session becomes what it was.
+//! Using a session again: finding the end of a client's conversation, and cleaning the session.
 
 use postgres_protocol::message::{backend::Message, frontend};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::frames::{Frames, encode};
-use super::warm_up;
+use super::login::warm_up;
 use crate::PostgresLogin;
-use crate::backend::{ConnectCause, Goodbye, ProtocolError};
+use crate::backend::{ConnectCause, ProtocolError, TerminationDetector};
 
 /// `Terminate`.
 const TERMINATE_TAG: u8 = b'X';
 
-/// What is said to clean a session, each with its own answer: whoever left a query behind gets another one. The server
-/// only warns when there is nothing to roll back.
+/// The statements that clean a session. Each has its own answer: if a query of the client is still unanswered, another
+/// answer comes first, and the session is discarded. The server only warns when there is nothing to roll back.
 const STEPS: [&str; 2] = ["ROLLBACK", "DISCARD ALL"];
 
-/// The client's messages: each has a tag and its own length (PostgreSQL documentation, "Message Formats").
+/// Follows the client's messages: each has a tag and its own length (PostgreSQL documentation, "Message Formats").
 #[derive(Debug, Default)]
-pub(super) struct Messages {
-    /// Bytes of the present one's header that were seen.
+pub(super) struct TerminateDetector {
+    /// Bytes of the current message's header that were seen.
     header: u8,
     length: u32,
-    /// Bytes of its body that are to come.
+    /// Bytes of its body that follow.
     body: usize,
 }
 
-impl Goodbye for Messages {
+impl TerminationDetector for TerminateDetector {
     fn find(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
@@ -51,7 +51,7 @@ impl Goodbye for Messages {
     }
 }
 
-/// Ends what was begun and forgets what was set, as `DISCARD ALL` does; then warms it up again.
+/// Rolls back an open transaction, resets the session with `DISCARD ALL`, and warms it up again.
 pub(super) async fn clean<S>(login: &PostgresLogin, stream: &mut S) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -65,7 +65,7 @@ where
         }
         loop {
             match frames.next().await? {
-                // What was set is told as it is again.
+                // The server reports the values of parameters that were reset.
                 Message::ParameterStatus(_) => {}
                 Message::ReadyForQuery(body) if body.status() == b'I' => break,
                 _ => return Err(frames.unexpected().into()),
@@ -83,14 +83,14 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     #[test]
-    fn a_goodbye_is_found_between_messages_only() {
+    fn a_termination_is_found_between_messages_only() {
         let query = b"Q\0\0\0\x0dselect X\0";
         let all = [&query[..], b"S\0\0\0\x04", query, b"X\0\0\0\x04"].concat();
         let end = all.len() - 5;
-        assert_eq!(Messages::default().find(&all), Some(end));
+        assert_eq!(TerminateDetector::default().find(&all), Some(end));
         // However it is cut.
         for size in 1..all.len() {
-            let (mut messages, mut before) = (Messages::default(), 0);
+            let (mut messages, mut before) = (TerminateDetector::default(), 0);
             let found = all.chunks(size).find_map(|chunk| {
                 let found = messages.find(chunk);
                 before += if found.is_none() { chunk.len() } else { 0 };
@@ -98,14 +98,14 @@ mod tests {
             });
             assert_eq!(found.map(|at| before + at), Some(end), "in pieces of {size}");
         }
-        assert_eq!(Messages::default().find(query), None);
-        assert_eq!(Messages::default().find(b""), None);
+        assert_eq!(TerminateDetector::default().find(query), None);
+        assert_eq!(TerminateDetector::default().find(b""), None);
     }
 
     proptest! {
         #[test]
         fn no_client_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Some(at) = Messages::default().find(&bytes) {
+            if let Some(at) = TerminateDetector::default().find(&bytes) {
                 prop_assert_eq!(bytes[at], TERMINATE_TAG);
             }
         }

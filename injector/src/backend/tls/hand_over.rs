@@ -28,7 +28,7 @@ pub(crate) enum NoHandOver {
 }
 
 /// What the agent keeps of a session: from it the next keys are made, and only in order.
-pub(crate) struct Kept {
+pub(crate) struct RetainedSecrets {
     connection: u64,
     secrets: Mutex<KernelConnection<ClientConnectionData>>,
 }
@@ -49,7 +49,7 @@ impl TlsStream {
 
     /// Takes apart a session that is quiet at this moment, and passes [`TlsStream::check_hand_over`]. The kernel
     /// gets the keys if it may and takes them: then the function needs none, and no record layer.
-    pub(crate) fn hand_over(self, to_kernel: bool) -> io::Result<(OwnedFd, TlsSession, Kept)> {
+    pub(crate) fn hand_over(self, to_kernel: bool) -> io::Result<(OwnedFd, TlsSession, RetainedSecrets)> {
         let connection = rand::random::<u64>() >> 11;
         let (secrets, kept) =
             self.machine.session.dangerous_into_kernel_connection().map_err(io::Error::other)?;
@@ -59,11 +59,11 @@ impl TlsStream {
         let in_kernel = to_kernel && ktls::install(&socket, suite, &keys)?;
         let keys = (!in_kernel).then_some(keys);
         let session = TlsSession { connection, suite, keys };
-        Ok((socket, session, Kept { connection, secrets: Mutex::new(kept) }))
+        Ok((socket, session, RetainedSecrets { connection, secrets: Mutex::new(kept) }))
     }
 }
 
-impl Kept {
+impl RetainedSecrets {
     /// Names the connection, as in its [`TlsSession`].
     pub(crate) fn connection(&self) -> u64 {
         self.connection
@@ -80,9 +80,9 @@ impl Kept {
     }
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for RetainedSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Kept({}, ***)", self.connection)
+        write!(f, "RetainedSecrets({}, ***)", self.connection)
     }
 }
 

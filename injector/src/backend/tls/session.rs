@@ -105,7 +105,7 @@ impl TlsStream {
     }
 
     /// Says this, and that nothing follows, if the socket takes it at once.
-    pub(crate) fn farewell(&mut self, words: &[u8]) {
+    pub(crate) fn send_termination(&mut self, words: &[u8]) {
         let Self { socket, machine } = self;
         let said = machine
             .write(words.len() + OVERHEAD, |traffic, space| traffic.encrypt(words, space))

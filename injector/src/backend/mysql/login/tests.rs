@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 const PASSWORD: &str = "corr3ct-horse";
 const NONCE: &[u8; 20] = b"abcdefghijklmnopqrst";
-const PLAIN: Channel = Channel { tls: false, unix: false };
-const UNIX: Channel = Channel { tls: false, unix: true };
+const PLAIN: MysqlTransport = MysqlTransport { tls: false, unix: false };
+const UNIX: MysqlTransport = MysqlTransport { tls: false, unix: true };
 const OK: &[u8] = &[0, 0, 0, 2, 0, 0, 0];
 
 fn login() -> MysqlLogin {
@@ -52,7 +52,10 @@ fn packets(bodies: &[&[u8]]) -> Vec<u8> {
 }
 
 /// What a login answers, packet by packet, and what comes of it.
-async fn against(channel: Channel, script: &[u8]) -> (Vec<Vec<u8>>, Result<LoggedIn, ConnectCause>) {
+async fn against(
+    channel: MysqlTransport,
+    script: &[u8],
+) -> (Vec<Vec<u8>>, Result<LoginResult, ConnectCause>) {
     let (mut ours, mut theirs) = duplex(1 << 16);
     theirs.write_all(script).await.unwrap();
     theirs.shutdown().await.unwrap();
@@ -105,7 +108,7 @@ async fn a_password_itself_is_sent_only_where_nobody_can_listen_in() {
         let (answers, outcome) = against(PLAIN, &script).await;
         assert!(matches!(outcome, Err(ConnectCause::CleartextRefused)), "{question:?}: {outcome:?}");
         assert!(!contains(&answers.concat(), PASSWORD.as_bytes()), "{question:?}");
-        for private in [UNIX, Channel { tls: true, unix: false }] {
+        for private in [UNIX, MysqlTransport { tls: true, unix: false }] {
             let (answers, outcome) = against(private, &script).await;
             assert!(outcome.is_ok(), "{question:?}: {outcome:?}");
             assert!(contains(&answers[1], PASSWORD.as_bytes()), "{question:?}");

@@ -1,13 +1,4 @@
-//! MariaDB and MySQL (protocol 4.1): greeting, TLS if it is configured, authentication.
-//!
-//! The agent asks for few capabilities, and none that changes what a query means: whoever gets the connection must
-//! speak with the same ones, which are part of its [`Session`].
-
-mod admit;
-mod clean;
-mod packets;
-#[cfg(test)]
-mod tests;
+//! The login: greeting, TLS if it is configured, authentication.
 
 use mysql_common::auth::plugins::{AuthProc, ChallengeResponsePlugin, Context, Response};
 use mysql_common::constants::CapabilityFlags;
@@ -16,27 +7,18 @@ use mysql_common::packets::{
     OkPacketDeserializer, SslRequest,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
-use super::{BoxFuture, ConnectCause, Goodbye, LoggedIn, Protocol, Session, Stream};
-use crate::MysqlLogin;
-use crate::sockets::{Admitted, Door};
-#[cfg(feature = "fuzzing")]
-pub(crate) use admit::fuzz_first_packet;
-use packets::{Packets, parse, unexpected};
+use super::MysqlLogin;
+use super::packets::{Packets, parse, unexpected};
+use crate::backend::{ConnectCause, LoginResult, Session};
 
-const SOCKET_NAME: &str = "mysql.sock";
-
-/// `COM_QUIT`, as a whole packet.
-const QUIT: &[u8] = &[1, 0, 0, 0, 1];
-
-/// Without these nobody can log in here.
-const NEEDED: CapabilityFlags = CapabilityFlags::CLIENT_PROTOCOL_41
+/// Without these no login is possible.
+pub(super) const NEEDED: CapabilityFlags = CapabilityFlags::CLIENT_PROTOCOL_41
     .union(CapabilityFlags::CLIENT_SECURE_CONNECTION)
     .union(CapabilityFlags::CLIENT_PLUGIN_AUTH);
 
 /// What the agent asks for, as far as the server has it.
-const WANTED: CapabilityFlags = NEEDED
+pub(super) const WANTED: CapabilityFlags = NEEDED
     .union(CapabilityFlags::CLIENT_LONG_PASSWORD)
     .union(CapabilityFlags::CLIENT_LONG_FLAG)
     .union(CapabilityFlags::CLIENT_TRANSACTIONS)
@@ -44,77 +26,33 @@ const WANTED: CapabilityFlags = NEEDED
     .union(CapabilityFlags::CLIENT_PS_MULTI_RESULTS)
     .union(CapabilityFlags::CLIENT_CONNECT_WITH_DB);
 
-/// The largest packet that we, who never read one, say we can take: that of most clients.
+/// The largest packet that the agent announces to accept: the value of most clients. The agent reads no result itself.
 const MAX_PACKET: u32 = 1 << 24;
 
 /// `utf8mb4_general_ci`, which every server has.
-const COLLATION: u8 = 45;
+pub(super) const COLLATION: u8 = 45;
 
 /// The longest nonce: those of all methods are of 20 or 32 bytes.
 const NONCE_MAX_BYTES: u8 = 127;
 
-/// More questions than any method has.
+/// More steps than any method has.
 const TURNS_MAX: usize = 8;
 
-impl Protocol for MysqlLogin {
-    fn start_tls<'a>(&'a self, stream: &'a mut TcpStream) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
-        Box::pin(start_tls(stream))
-    }
-
-    fn log_in<'a>(
-        &'a self,
-        stream: &'a mut Stream,
-        said: Vec<u8>,
-    ) -> BoxFuture<'a, Result<LoggedIn, ConnectCause>> {
-        let channel =
-            Channel { tls: matches!(stream, Stream::Tls(_)), unix: matches!(stream, Stream::Unix(_)) };
-        Box::pin(log_in(self, stream, said, channel))
-    }
-
-    fn socket_name(&self) -> &'static str {
-        SOCKET_NAME
-    }
-
-    fn admit<'a, 'd: 'a>(
-        &'a self,
-        client: &'a mut Stream,
-        door: &'d Door,
-    ) -> BoxFuture<'a, Option<Admitted<'d>>> {
-        Box::pin(admit::admit(self, client, door))
-    }
-
-    fn goodbye(&self) -> Option<Box<dyn Goodbye>> {
-        Some(Box::<clean::Commands>::default())
-    }
-
-    fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
-        Box::pin(clean::clean(self, stream))
-    }
-
-    fn turn_away(&self, client: Stream) -> BoxFuture<'_, ()> {
-        Box::pin(admit::turn_away(client))
-    }
-
-    fn farewell(&self) -> &'static [u8] {
-        QUIT
-    }
-}
-
-/// What the login goes through.
+/// What a login goes through.
 #[derive(Debug, Clone, Copy, Default)]
-struct Channel {
-    tls: bool,
-    unix: bool,
+pub(super) struct MysqlTransport {
+    pub(super) tls: bool,
+    pub(super) unix: bool,
 }
 
-/// The server speaks first, in the clear. Its greeting is for the login, after TLS.
-async fn start_tls<S>(stream: &mut S) -> Result<Vec<u8>, ConnectCause>
+/// Reads the greeting, which comes in the clear, and asks for TLS. The login needs the greeting after the handshake.
+pub(super) async fn start_tls<S>(stream: &mut S) -> Result<Vec<u8>, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut packets = Packets::new(stream, 0, None);
     let packet = packets.next().await?;
-    let greeting = greeting(&packets, &packet)?;
+    let greeting = parse_greeting(&packets, &packet)?;
     if !greeting.capabilities().contains(CapabilityFlags::CLIENT_SSL) {
         return Err(ConnectCause::TlsRefused);
     }
@@ -123,7 +61,10 @@ where
     Ok(packet)
 }
 
-fn greeting<'p, S>(packets: &Packets<'_, S>, packet: &'p [u8]) -> Result<HandshakePacket<'p>, ConnectCause>
+fn parse_greeting<'p, S>(
+    packets: &Packets<'_, S>,
+    packet: &'p [u8],
+) -> Result<HandshakePacket<'p>, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -142,7 +83,7 @@ where
     Ok(greeting)
 }
 
-/// What a greeting says of the length of its nonce. The library counts on a small one.
+/// The length of its nonce as a greeting states it. The library expects a short one.
 fn nonce_bytes(greeting: &[u8]) -> Option<u8> {
     let (_protocol, rest) = greeting.split_first()?;
     let version = rest.iter().position(|byte| *byte == 0)?;
@@ -150,27 +91,28 @@ fn nonce_bytes(greeting: &[u8]) -> Option<u8> {
     rest.get(version + 1 + 4 + 8 + 1 + 2 + 1 + 2 + 2).copied()
 }
 
-/// From the greeting, or what comes after it, to a quiet connection. The caller sets the time limit.
-async fn log_in<S>(
+/// From the greeting, which `start_tls` has read already if it is not empty, to a quiet connection. The caller sets the
+/// time limit.
+pub(super) async fn log_in<S>(
     login: &MysqlLogin,
     stream: &mut S,
-    said: Vec<u8>,
-    channel: Channel,
-) -> Result<LoggedIn, ConnectCause>
+    greeting: Vec<u8>,
+    transport: MysqlTransport,
+) -> Result<LoginResult, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     // With TLS the request for it was packet 1.
-    let sequence = if said.is_empty() { 0 } else { 2 };
+    let sequence = if greeting.is_empty() { 0 } else { 2 };
     let mut packets = Packets::new(stream, sequence, login.password.as_ref());
-    let packet = if said.is_empty() { packets.next().await? } else { said };
-    let greeting = greeting(&packets, &packet)?;
+    let packet = if greeting.is_empty() { packets.next().await? } else { greeting };
+    let greeting = parse_greeting(&packets, &packet)?;
 
     let mut capabilities = WANTED & greeting.capabilities();
-    capabilities.set(CapabilityFlags::CLIENT_SSL, channel.tls);
+    capabilities.set(CapabilityFlags::CLIENT_SSL, transport.tls);
     let nonce = greeting.nonce();
-    let mut dialogue = Dialogue { login, channel, nonce: &nonce, method: None };
-    // A server with another method for this user will say so.
+    let mut dialogue = AuthDialogue { login, transport, nonce: &nonce, method: None };
+    // A server that wants another method for this user asks for it in the next packet.
     let first = greeting.auth_plugin().filter(|plugin| plugin.init().is_ok());
     let plugin = first.unwrap_or(AuthPlugin::MysqlNativePassword);
     let proof = dialogue.begin(&plugin, &nonce)?;
@@ -203,7 +145,7 @@ where
                     collation: COLLATION,
                     status: ok.into_inner().status_flags().bits(),
                 };
-                return Ok(LoggedIn { session, cancel: None });
+                return Ok(LoginResult { session, cancel: None });
             }
             0xff => return Err(packets.refused(&packet, capabilities)),
             0xfe => {
@@ -223,18 +165,18 @@ where
     Err(ConnectCause::Unexpected { expected: "the end of a login", found: "more questions".to_owned() })
 }
 
-/// Questions of the server and our answers.
-struct Dialogue<'a> {
+/// Steps of a method: challenges of the server and our answers.
+struct AuthDialogue<'a> {
     login: &'a MysqlLogin,
-    channel: Channel,
+    transport: MysqlTransport,
     nonce: &'a [u8],
     method: Option<AuthProc>,
 }
 
-impl Dialogue<'_> {
+impl AuthDialogue<'_> {
     fn begin(&mut self, plugin: &AuthPlugin<'_>, challenge: &[u8]) -> Result<Vec<u8>, ConnectCause> {
         let unsupported = |method| Err(ConnectCause::AuthUnsupported { method });
-        let private = self.channel.tls || self.channel.unix;
+        let private = self.transport.tls || self.transport.unix;
         match plugin {
             AuthPlugin::MysqlNativePassword | AuthPlugin::CachingSha2Password | AuthPlugin::Ed25519 => {}
             // It sends the password itself.
@@ -250,18 +192,18 @@ impl Dialogue<'_> {
     }
 
     fn go_on(&mut self, challenge: &[u8]) -> Result<Option<Vec<u8>>, ConnectCause> {
-        let Self { login, channel, nonce, method } = self;
+        let Self { login, transport, nonce, method } = self;
         let Some(method) = method else {
             return Err(unexpected("a method", challenge, login.password.as_ref()));
         };
-        // Without TLS it would be encrypted for whoever answers: nothing proves that this is the server.
+        // Without TLS the password would be encrypted with a key that the peer sends, and nothing proves the peer's identity.
         if matches!(method, AuthProc::CachingSha2Password(_))
             && challenge == [4]
-            && !(channel.tls || channel.unix)
+            && !(transport.tls || transport.unix)
         {
             return Err(ConnectCause::CleartextRefused);
         }
-        let context = Known { login, channel: *channel, nonce };
+        let context = AuthContext { login, transport: *transport, nonce };
         match method.run(context, challenge) {
             Ok(Response::Next { packet } | Response::Last { packet }) => Ok(packet),
             Err(_) => Err(unexpected("a question of this method", challenge, login.password.as_ref())),
@@ -269,24 +211,24 @@ impl Dialogue<'_> {
     }
 }
 
-/// What the methods want to know.
-struct Known<'a> {
+/// What the methods need to know.
+struct AuthContext<'a> {
     login: &'a MysqlLogin,
-    channel: Channel,
+    transport: MysqlTransport,
     nonce: &'a [u8],
 }
 
-impl Context for Known<'_> {
+impl Context for AuthContext<'_> {
     fn pass(&self) -> &[u8] {
         self.login.password.as_ref().map_or(&[], |password| password.expose().as_bytes())
     }
 
     fn is_ipc_transport(&self) -> bool {
-        self.channel.unix
+        self.transport.unix
     }
 
     fn is_tls_transport(&self) -> bool {
-        self.channel.tls
+        self.transport.tls
     }
 
     fn scramble(&self) -> &[u8] {
@@ -297,3 +239,6 @@ impl Context for Known<'_> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

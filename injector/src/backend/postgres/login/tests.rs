@@ -6,6 +6,7 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
+use crate::backend::Protocol;
 use crate::{FailureReason, Secret};
 
 const PASSWORD: &str = "corr3ct-horse";
@@ -39,7 +40,7 @@ async fn against<F: Future<Output = ()>>(
     login: PostgresLogin,
     private: bool,
     server: impl FnOnce(DuplexStream) -> F,
-) -> Result<LoggedIn, ConnectCause> {
+) -> Result<LoginResult, ConnectCause> {
     let (mut ours, mut theirs) = duplex(1 << 20);
     let server = async {
         let length = theirs.read_u32().await.unwrap();
@@ -48,10 +49,10 @@ async fn against<F: Future<Output = ()>>(
         assert!(startup.starts_with(b"\0\x03\0\0user\0app\0database\0orders\0application_name\0headstart\0"));
         server(theirs).await;
     };
-    tokio::join!(log_in(&login, &mut ours, Channel { private, end_point: None }), server).0
+    tokio::join!(log_in(&login, &mut ours, PostgresTransport { private, end_point: None }), server).0
 }
 
-async fn against_script(script: Vec<u8>) -> Result<LoggedIn, ConnectCause> {
+async fn against_script(script: Vec<u8>) -> Result<LoginResult, ConnectCause> {
     against(login(), false, async move |mut stream: DuplexStream| {
         stream.write_all(&script).await.unwrap();
     })
@@ -167,7 +168,7 @@ async fn challenge(stream: &mut DuplexStream, iterations: u64) {
 async fn chosen(end_point: Option<&[u8]>, offer: &[u8]) -> String {
     let (mut ours, mut theirs) = duplex(1 << 20);
     let login = login();
-    let channel = Channel { private: true, end_point: end_point.map(<[u8]>::to_vec) };
+    let channel = PostgresTransport { private: true, end_point: end_point.map(<[u8]>::to_vec) };
     let server = async {
         let length = theirs.read_u32().await.unwrap();
         theirs.read_exact(&mut vec![0; length as usize - 4]).await.unwrap();

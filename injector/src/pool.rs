@@ -3,17 +3,17 @@
 //! ```text
 //!              keeper                     lease                    LeaseSlot dropped
 //!  (nothing) ─────────> connecting ─┬──> idle ──────────> leased ──────────────────> (nothing)
-//!      ^                    │       └────────────────────>    (somebody waits for it)
+//!      ^                    │       └────────────────────>    (for a lease that waits)
 //!      │   failed: back-off │            │ expired, closed by the server, unread message
 //!      └────────────────────┴────────────┘
 //! ```
 //!
-//! With `recycle` there is another way on from leased: cleaned by the one who had it, and then idle for the same function
-//! only, until it gets too old or somebody else needs its place.
+//! With `recycle` a leased connection may also be cleaned by its holder, and is then idle for the same function only, until
+//! it gets too old or another lease needs its place.
 //!
-//! `idle + kept + connecting + leased <= max` at any moment: room is taken under one lock before a connect
-//! begins. The state behind the lock is in `state`; the keeper task does the connecting and notices
-//! idle connections that die; leases only take.
+//! `idle + kept + connecting + leased <= max` at any moment, where `kept` are the recycled ones: room is taken under one
+//! lock before a connect begins. The state behind the lock is in `state`, with its parts `idle`, `waiters`, `demand` and
+//! `backoff`; the keeper task connects and notices idle connections that die; leases only take.
 //!
 //! # When the backend is down
 //! After a failed connect one attempt at a time is made, at random pauses between `backoff_min` and a
@@ -22,20 +22,21 @@
 //! recovery is noticed by the first lease, and a storm on a dead backend is one attempt at a time.
 
 mod backoff;
+mod demand;
+mod idle;
 mod keeper;
 mod lease;
-mod ledger;
-mod size;
+mod server_quota;
 mod state;
 mod status;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
 use std::future::Future;
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
@@ -43,23 +44,25 @@ use tokio::time::{Instant, timeout};
 
 use crate::backend::{NoHandOver, Protocol};
 use crate::{BackendSpec, DiscardReason};
-pub use lease::{HandedOver, Lease, LeaseError, LeaseSlot, TlsMode};
-use ledger::Seat;
-use state::{Idle, State, Waiter};
+use idle::IdleConnection;
+pub use lease::{HandOver, Lease, LeaseError, LeaseSlot, TlsMode};
+pub use server_quota::ServerQuotas;
+use state::PoolState;
 pub use status::{PoolStatus, Tally};
+use waiters::LeaseWaiter;
 
 /// Leases that may wait at the same time. Further ones fail at once.
 pub const MAX_WAITING: usize = 4096;
 
 /// The handle of a pool; clones are cheap. When the last one is dropped the pool closes.
 #[derive(Clone, Debug)]
-pub struct Pool(Arc<Owner>);
+pub struct Pool(Arc<PoolOwner>);
 
 /// What all handles share; its end is the end of the pool.
 #[derive(Debug)]
-struct Owner(Arc<Shared>);
+struct PoolOwner(Arc<PoolShared>);
 
-impl Drop for Owner {
+impl Drop for PoolOwner {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -67,25 +70,26 @@ impl Drop for Owner {
 
 /// What handles, leases and the keeper share.
 #[derive(Debug)]
-struct Shared {
+struct PoolShared {
     spec: BackendSpec,
-    state: Mutex<State>,
-    /// Rung when the keeper has something to do.
-    bell: Arc<Notify>,
-    /// The log says once why TLS is not handed over.
+    state: Mutex<PoolState>,
+    /// Notified when the keeper has something to do.
+    wake: Arc<Notify>,
+    /// Whether the log has said why TLS is not handed over: it says so once.
     told_relayed: AtomicBool,
     /// The runtime that connects and carries bytes, once the pool is started.
     data: OnceLock<Handle>,
 }
 
 impl Pool {
-    /// A pool that does not connect yet: leases wait until [`Pool::start`].
-    pub fn new(spec: BackendSpec) -> Self {
-        let bell = Arc::new(Notify::new());
-        let seat = Seat::take(&spec.address.to_string(), spec.pool.server_max, Arc::clone(&bell));
-        let state = Mutex::new(State::new(&spec.pool).with_seat(seat));
+    /// A pool that does not connect yet: leases wait until [`Pool::start`]. Its `server_max` counts the connections of all
+    /// pools with the same address and the same `quotas`.
+    pub fn new(spec: BackendSpec, quotas: &ServerQuotas) -> Self {
+        let wake = Arc::new(Notify::new());
+        let share = quotas.register(&spec.address.to_string(), spec.pool.server_max, Arc::clone(&wake));
+        let state = Mutex::new(PoolState::new(&spec.pool, share));
         let (told_relayed, data) = (AtomicBool::new(false), OnceLock::new());
-        Self(Arc::new(Owner(Arc::new(Shared { spec, state, bell, told_relayed, data }))))
+        Self(Arc::new(PoolOwner(Arc::new(PoolShared { spec, state, wake, told_relayed, data }))))
     }
 
     /// Begins to connect. All that this pool does by itself runs on `data`, a runtime with I/O and time: name
@@ -98,12 +102,12 @@ impl Pool {
         }
     }
 
-    /// A pool that is started on the runtime of the caller.
+    /// A pool that shares no quota and is started on the runtime of the caller: for tests and benches.
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O and time.
     pub fn spawn(spec: BackendSpec) -> Self {
-        let pool = Self::new(spec);
+        let pool = Self::new(spec, &ServerQuotas::default());
         pool.start(&Handle::current());
         pool
     }
@@ -127,13 +131,13 @@ impl Pool {
         self.0.0.spec.kind.protocol()
     }
 
-    /// An idle connection that is alive, if there is one. Never blocks, and asks nobody.
+    /// An idle connection that is alive, if there is one. Never blocks, and does not ask the server.
     pub fn try_lease(&self) -> Option<Lease> {
         let shared = &self.0.0;
-        let taken = shared.lock().take_idle(None, Instant::now());
-        shared.discard(taken.dead);
-        shared.bell.notify_one();
-        taken.alive.map(|idle| Lease::new(shared, idle, None))
+        let lookup = shared.with_state(|state| state.take_idle(None, Instant::now()));
+        shared.discard(lookup.dead);
+        shared.wake.notify_one();
+        lookup.alive.map(|idle| Lease::new(shared, idle, None))
     }
 
     /// A connection: an idle one, else the next that gets ready, for which room is taken and a connect
@@ -153,29 +157,31 @@ impl Pool {
         function: Option<&Arc<str>>,
     ) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
         let shared = Arc::clone(&self.0.0);
-        let begun = shared.begin_lease(function);
+        let start = shared.begin_lease(function);
         async move {
-            let outcome = match begun {
-                Ok(Begun::Ready(lease)) => Ok(*lease),
-                Ok(Begun::Waiting { id, answer }) => shared.await_lease(id, answer).await,
+            let outcome = match start {
+                Ok(LeaseStart::Ready(lease)) => Ok(*lease),
+                Ok(LeaseStart::Waiting { id, answer }) => shared.await_lease(id, answer).await,
                 Err(error) => Err(error),
             };
-            outcome.inspect_err(|error| shared.lock().tally.fallback(error.reason()))
+            outcome.inspect_err(|error| {
+                shared.with_state(|state| state.tally.fallback(error.reason()));
+            })
         }
     }
 
-    /// Counts a connection as leased that somebody holds from an earlier life of this pool, also beyond `max`: it is
-    /// there.
+    /// Counts a connection as leased that an instance has from an earlier agent. It exists, so it counts also beyond
+    /// `max`.
     pub fn inherit(&self) -> LeaseSlot {
         let shared = &self.0.0;
-        shared.lock().inherit();
+        shared.with_state(PoolState::inherit);
         LeaseSlot::inherited(shared)
     }
 
     /// A snapshot for metrics and the admin API.
     pub fn status(&self) -> PoolStatus {
         let shared = &self.0.0;
-        shared.lock().status(&shared.spec, Instant::now())
+        shared.with_state(|state| state.status(&shared.spec, Instant::now()))
     }
 
     /// Closes idle connections, stops connecting, fails waiting leases. Leased connections stay with
@@ -185,39 +191,20 @@ impl Pool {
     }
 }
 
-/// The books, open. When they are closed, the other pools of the same server are told what this one has.
-struct Locked<'a>(MutexGuard<'a, State>);
-
-impl Deref for Locked<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.0
-    }
-}
-
-impl DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.0
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        self.0.tell_others();
-    }
-}
-
 /// How a lease began.
-enum Begun {
+enum LeaseStart {
     Ready(Box<Lease>),
     Waiting { id: u64, answer: oneshot::Receiver<Result<Lease, LeaseError>> },
 }
 
-impl Shared {
-    /// The state stays consistent at every unlock, so a panic elsewhere does not spoil it.
-    fn lock(&self) -> Locked<'_> {
-        Locked(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+impl PoolShared {
+    /// Reads or changes the state, and tells the other pools of the server about the change. `access` leaves the state
+    /// consistent, so a panic elsewhere does not spoil it.
+    fn with_state<T>(&self, access: impl FnOnce(&mut PoolState) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = access(&mut state);
+        state.report_usage();
+        result
     }
 
     fn data(&self) -> io::Result<&Handle> {
@@ -226,23 +213,23 @@ impl Shared {
             .ok_or_else(|| io::Error::other(format!("the pool of {} is not started", self.spec.name)))
     }
 
-    fn begin_lease(self: &Arc<Self>, function: Option<&Arc<str>>) -> Result<Begun, LeaseError> {
-        let (taken, queued) = {
-            let (now, mut state) = (Instant::now(), self.lock());
+    fn begin_lease(self: &Arc<Self>, function: Option<&Arc<str>>) -> Result<LeaseStart, LeaseError> {
+        let now = Instant::now();
+        let (lookup, queued) = self.with_state(|state| {
             if state.is_closed() {
                 return Err(self.closed());
             }
-            let taken = state.take_idle(function.map(|name| &**name), now);
-            let queued = (taken.alive.is_none() && state.waiting() < MAX_WAITING).then(|| {
+            let lookup = state.take_idle(function.map(|name| &**name), now);
+            let queued = (lookup.alive.is_none() && state.waiting() < MAX_WAITING).then(|| {
                 let (sender, answer) = oneshot::channel();
-                Begun::Waiting { id: state.enqueue(function.cloned(), sender, now), answer }
+                LeaseStart::Waiting { id: state.enqueue(function.cloned(), sender, now), answer }
             });
-            (taken, queued)
-        };
-        self.discard(taken.dead);
-        self.bell.notify_one();
-        match taken.alive {
-            Some(idle) => Ok(Begun::Ready(Box::new(Lease::new(self, idle, None)))),
+            Ok((lookup, queued))
+        })?;
+        self.discard(lookup.dead);
+        self.wake.notify_one();
+        match lookup.alive {
+            Some(idle) => Ok(LeaseStart::Ready(Box::new(Lease::new(self, idle, None)))),
             None => queued.ok_or_else(|| self.exhausted()),
         }
     }
@@ -258,23 +245,23 @@ impl Shared {
             return answer.unwrap_or_else(closed);
         }
         // Waited long enough for room. But when a connect is under way for this lease, see it through.
-        if self.lock().give_up_without_room(id) {
+        if self.with_state(|state| state.give_up_without_room(id)) {
             return Err(self.exhausted());
         }
         if let Ok(answer) = timeout(2 * settings.connect_timeout, &mut answer).await {
             return answer.unwrap_or_else(closed);
         }
-        if self.lock().give_up(id) {
+        if self.with_state(|state| state.give_up(id)) {
             return Err(self.exhausted());
         }
         answer.await.unwrap_or_else(closed) // it is being answered at this moment
     }
 
     /// Closes what is no longer good; never under the lock.
-    fn discard(&self, connections: Vec<(Idle, DiscardReason)>) {
+    fn discard(&self, connections: Vec<(IdleConnection, DiscardReason)>) {
         for (idle, reason) in connections {
             tracing::debug!(backend = self.spec.name, reason = reason.as_str(), "idle connection discarded");
-            idle.connection.stream.farewell(self.spec.kind.protocol().farewell());
+            idle.connection.stream.terminate(self.spec.kind.protocol().termination_message());
         }
     }
 
@@ -286,12 +273,12 @@ impl Shared {
     }
 
     fn close(&self) {
-        let (idle, waiters) = self.lock().close();
+        let (idle, waiters) = self.with_state(PoolState::close);
         self.discard(idle);
-        for Waiter { answer, .. } in waiters {
+        for LeaseWaiter { answer, .. } in waiters {
             drop(answer.send(Err(self.closed())));
         }
-        self.bell.notify_one();
+        self.wake.notify_one();
     }
 
     fn closed(&self) -> LeaseError {

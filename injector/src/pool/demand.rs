@@ -29,7 +29,7 @@ const TOGETHER: Duration = Duration::from_millis(10);
 
 /// What was asked for.
 #[derive(Debug, Default)]
-pub(super) struct Size {
+pub(super) struct DemandEstimate {
     /// Leases per second, at the time of the last one.
     rate: f64,
     last: Option<Instant>,
@@ -38,7 +38,7 @@ pub(super) struct Size {
     bursts: VecDeque<(Instant, usize)>,
 }
 
-impl Size {
+impl DemandEstimate {
     /// A lease was wanted.
     pub(super) fn leased(&mut self, now: Instant) {
         self.rate = self.rate_at(now) + 1.0 / RATE_MEMORY.as_secs_f64();
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn nothing_is_wanted_by_nobody() {
-        let (mut size, now) = (Size::default(), Instant::now());
+        let (mut size, now) = (DemandEstimate::default(), Instant::now());
         assert_eq!(size.wanted(now), 0);
         size.connected(after(5));
         assert_eq!(size.wanted(now), 0);
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_steady_stream_wants_what_is_on_its_way() {
-        let (mut size, mut now) = (Size::default(), Instant::now());
+        let (mut size, mut now) = (DemandEstimate::default(), Instant::now());
         size.connected(after(200));
         // 20 a second for two minutes, each connect 200 ms: four are on their way. In 200 ms come five.
         for _ in 0..2_400 {
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn bursts_are_expected_again_but_the_rarest() {
-        let (mut size, begin) = (Size::default(), Instant::now());
+        let (mut size, begin) = (DemandEstimate::default(), Instant::now());
         size.connected(after(20));
         let mut burst = |number: u32, leases: usize| {
             for _ in 0..leases {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn it_follows_slow_servers() {
-        let (mut size, mut now) = (Size::default(), Instant::now());
+        let (mut size, mut now) = (DemandEstimate::default(), Instant::now());
         for took in [10, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500] {
             size.connected(after(took));
         }

@@ -19,7 +19,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 
 use super::{ConnectCause, Protocol, certificate};
-pub(crate) use hand_over::{Kept, NoHandOver};
+pub(crate) use hand_over::{NoHandOver, RetainedSecrets};
 pub(crate) use session::TlsStream;
 
 /// What the operator says about TLS to a backend.

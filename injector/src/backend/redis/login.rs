@@ -1,0 +1,47 @@
+//! The login: `AUTH`, `SELECT`, and a `PING` to see that the server serves.
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::RedisLogin;
+use super::replies::{command, line, nothing_more, refused, unexpected};
+use crate::backend::{ConnectCause, LoginResult, Session};
+
+/// From the first byte to a quiet connection. The caller sets the time limit.
+pub(super) async fn log_in<S>(login: &RedisLogin, stream: &mut S) -> Result<LoginResult, ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut asked = Vec::new();
+    let mut replies = Vec::new();
+    if let Some(password) = &login.password {
+        let user = login.user.iter().map(String::as_str);
+        let words: Vec<_> = ["AUTH"].into_iter().chain(user).chain([password.expose()]).collect();
+        command(&mut asked, &words);
+        replies.push("+OK");
+    }
+    if login.database != 0 {
+        command(&mut asked, &["SELECT", &login.database.to_string()]);
+        replies.push("+OK");
+    }
+    command(&mut asked, &["PING"]);
+    replies.push("+PONG");
+    // All commands at once: one round trip.
+    stream.write_all(&asked).await.map_err(ConnectCause::Lost)?;
+    stream.flush().await.map_err(ConnectCause::Lost)?;
+    asked.fill(0);
+    let mut read = Vec::new();
+    for expected in replies {
+        let line = line(login, stream, &mut read).await?;
+        match line.strip_prefix('-') {
+            _ if line == expected => {}
+            Some(refusal) => return Err(refused(login.password.as_ref(), refusal)),
+            None => return Err(unexpected(login, expected, &line)),
+        }
+    }
+    nothing_more(&read)?;
+    let session = Session::Redis { user: login.user.clone(), database: login.database };
+    Ok(LoginResult { session, cancel: None })
+}
+
+#[cfg(test)]
+mod tests;
