@@ -1,6 +1,6 @@
 //! `decision`: a pure function from (state, event, load, now) to actions.
 //!
-//! One instance:
+//! # One instance
 //!
 //! ```text
 //!  prepare            release               ready              idle             frozen
@@ -14,22 +14,31 @@
 //!                               (nothing)          gone at any time: crashed, out of memory, ...
 //! ```
 //!
-//! The function as a whole only has facts: its instances, who waits (`waiting`), and what has failed (`failure`).
-//! An event changes facts; then `settle` compares them with what should be, and orders what is
-//! missing. So it does not matter which of several events comes first, twice or not at all.
+//! # The function as a whole
 //!
-//! Demand is counted in connections: those that are open, those that wait in the accept queue, and those that a SYN
-//! or a knock has promised. `concurrency` of them need one instance. An instance that is on its way counts like one that
-//! is there, so that no unit of demand starts two.
+//! A function has no state of its own besides facts: its instances, the clients that wait (`waiting`), and what has
+//! failed (`failure`). An event changes facts; then `settle` compares them with what should be and orders what is
+//! missing. So it does not matter in which order events come, or whether one comes twice or not at all.
 //!
-//! A promise may be broken. SYNs that no key vouches for need a start of two budgets, the function's and the node's,
-//! before they count for more than the instances that are there; what becomes of them raises and lowers the budgets.
-//! Without one they cost nothing, and the connection itself is demand when it is complete.
+//! # Demand
 //!
-//! Connections in the queue have a deadline. Those that nobody has accepted by then, and all while the function is
-//! off or is left alone after failures, are answered by the agent.
+//! Demand is counted in connections: open ones, those in the accept queue, and those that a SYN or a knock has
+//! announced and that are still expected. `concurrency` of them need one instance. An instance that is starting counts
+//! as if it were ready, so that no connection starts two instances.
 //!
-//! No I/O, no clock and no randomness here, so that it can be tested with tables and random schedules.
+//! # Budgets
+//!
+//! An announced connection may never come. A SYN without a key therefore has to pay for a start from two budgets, the
+//! function's and the node's, before it counts for more than the existing instances can serve. Whether its connection
+//! comes raises or lowers the budgets. A SYN that cannot pay is ignored; its connection is demand like any other once
+//! it is complete.
+//!
+//! # Deadlines
+//!
+//! A connection may wait in the accept queue for `queue_timeout`. The agent then answers it. It answers all connections
+//! at once while the function is off or in a cool-down after failures.
+//!
+//! There is no I/O, no clock and no randomness here, so that tables and random schedules can test it.
 
 mod action;
 mod admission;
@@ -54,12 +63,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use self::failure::Failures;
-use self::waiting::{Promise, WaitingClients};
+use self::waiting::{ExpectedConnection, ExpectedState, WaitingClients};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 
 /// An instance that crashes sooner than this after it was ready counts as a
 /// failed start, so that a crash loop is slowed down like any other failure.
-const LIFE_MIN: Duration = Duration::from_secs(1);
+const HEALTHY_AFTER: Duration = Duration::from_secs(1);
 
 /// The state of one function.
 #[derive(Debug)]
@@ -71,23 +80,25 @@ pub struct FunctionState {
     /// Those of `instances` that are parked, the longest first.
     parked: VecDeque<InstanceId>,
     waiting: WaitingClients,
-    /// An operator wants an instance, and none has been let go for that yet.
-    woken: Option<Demand>,
+    /// An operator wants an instance, and none has been released for that yet.
+    requested: Option<Demand>,
     failures: Failures,
+    /// The agent is leaving, or the function was removed: nothing may be started.
     closed: bool,
-    /// Closed for good.
+    /// The function was removed from the configuration: the agent answers the clients that still come.
     removed: bool,
-    /// When it was last looked at whether instances take those who wait.
-    looked_ns: u64,
+    /// When [`Self::stop_hung`] last checked whether instances accept the connections that wait.
+    hung_check_ns: u64,
+    /// What the kernel half was last told: SYNs are not news.
     warm: bool,
-    watch: QueueWatchRate,
-    /// The timer that is under way.
+    queue_watch: QueueWatchRate,
+    /// When the timer expires that was last asked for.
     timer_ns: Option<u64>,
     next_instance: InstanceId,
 }
 
 impl FunctionState {
-    /// A function that nobody has asked for yet.
+    /// A function without instances and without demand.
     #[must_use]
     pub fn new(number: FunctionId, policy: Policy) -> Self {
         Self {
@@ -97,19 +108,19 @@ impl FunctionState {
             instances: BTreeMap::new(),
             parked: VecDeque::new(),
             waiting: WaitingClients::default(),
-            woken: None,
+            requested: None,
             failures: Failures::default(),
             closed: false,
             removed: false,
-            looked_ns: 0,
+            hung_check_ns: 0,
             warm: false,
-            watch: QueueWatchRate::Off,
+            queue_watch: QueueWatchRate::Off,
             timer_ns: None,
             next_instance: 1,
         }
     }
 
-    /// What the function is doing, in one word.
+    /// What the function does at present.
     #[must_use]
     pub fn summary(&self, now_ns: u64) -> Summary {
         let any = |wanted: fn(InstanceState) -> bool| self.instances.values().any(|one| wanted(one.state));
@@ -126,7 +137,7 @@ impl FunctionState {
             Summary::Off
         } else if self.failures.pause(now_ns).is_some() {
             Summary::Failed
-        } else if self.preparing() > 0 && (self.waiting.demand() > 0 || self.woken.is_some()) {
+        } else if self.preparing() > 0 && (self.waiting.demand() > 0 || self.requested.is_some()) {
             Summary::Starting
         } else if any(|state| matches!(state, InstanceState::Stopping { .. })) {
             Summary::Stopping
@@ -165,7 +176,7 @@ impl FunctionState {
         if self.closed { None } else { self.failures.retry_at_ns() }
     }
 
-    /// Starts that have failed in a row, and whether the function is left alone for that.
+    /// Starts that have failed in a row, and whether the function is in a cool-down for that.
     #[must_use]
     pub fn failed_starts(&self, now_ns: u64) -> (u32, bool) {
         (self.failures.starts(), self.failures.pause(now_ns) == Some(Reason::Cooldown))
@@ -176,23 +187,23 @@ impl FunctionState {
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
-    /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and says what to do, in order.
-    /// `load` is what is seen of the function's connections, `node` what all functions of the node share. Events
-    /// about instances that are long gone are ignored.
+    /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and returns what the agent has to do, in
+    /// order. `load` is what is seen of the function's connections, `node` what all functions of the node share.
+    /// Events of instances that are gone are ignored.
     pub fn on(&mut self, event: Event, load: &Load, now_ns: u64, node: &mut Admission) -> Vec<Action> {
         let mut actions = Vec::new();
-        for kept in self.waiting.see(load, now_ns) {
-            self.kept(&kept, now_ns, node);
-            // It has come before an instance could be let go for it: the next one still is for its SYN.
-            if !kept.started && !kept.joins && !kept.unseen {
-                self.waiting.tell_late(kept.demand);
+        for expected in self.waiting.observe(load, now_ns) {
+            self.expected_came(&expected, now_ns, node);
+            // It came before an instance could be released for it: the next instance still is for its SYN.
+            if expected.state == ExpectedState::NeedsInstance {
+                self.waiting.push_late(expected.demand);
             }
         }
-        for broken in self.waiting.expired(now_ns) {
-            if broken.started {
+        for expected in self.waiting.take_expired(now_ns) {
+            if expected.state.is_started() {
                 actions.push(Action::Unused);
             }
-            if broken.paid {
+            if expected.paid {
                 self.starts.unused(now_ns);
                 node.starts.unused(now_ns);
             }
@@ -206,8 +217,8 @@ impl FunctionState {
             Event::PrepareFailed(instance) => self.prepare_failed(instance, now_ns, &mut actions),
             Event::Ready(instance) => {
                 self.ready(instance, now_ns, &mut actions);
-                if self.is_unseen(load) {
-                    self.waiting.lose_sight();
+                if self.is_uncounted(load) {
+                    self.waiting.stop_tracking();
                 }
             }
             Event::Served(instance) => self.served(instance, load, now_ns, node),
@@ -242,11 +253,11 @@ impl FunctionState {
         let needless = self.needless(&demand, load, now_ns);
         if needless.is_none() && demand.trigger.is_early() && self.is_late(&demand, now_ns) {
             node.recent.remember(self.number, &demand, false, now_ns);
-            // Its connection is demand already. Where that needs an instance, this is for whom.
+            // Its connection counts as demand already. If that needs an instance, the instance is for this SYN.
             if self.units(load) <= self.policy.places(self.count(InstanceState::has_room)) {
                 actions.push(Action::Suppress(demand, Reason::Late));
             } else {
-                self.waiting.tell_late(demand);
+                self.waiting.push_late(demand);
             }
             return;
         }
@@ -267,21 +278,30 @@ impl FunctionState {
             return;
         }
         if demand.trigger == Trigger::Api {
-            self.woken = Some(demand);
+            self.requested = Some(demand);
         }
         if demand.trigger.is_early() {
-            let joins = self.fits(load);
-            let deadline_ns = now_ns.saturating_add(nanos(self.policy.unused_after));
-            let unseen = self.is_unseen(load);
-            self.waiting.promise(Promise { demand, deadline_ns, paid, joins, started: false, unseen });
-            if joins {
-                let ready = self.instances.values().any(|one| one.state == InstanceState::Ready);
-                actions.push(Action::Suppress(demand, if ready { Reason::Ready } else { Reason::Starting }));
-            }
+            self.expect(demand, paid, load, now_ns, actions);
         }
     }
 
-    /// Why this demand changes nothing, if it does not.
+    /// Expects the connection that `demand` announces.
+    fn expect(&mut self, demand: Demand, paid: bool, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+        let joins = self.fits(load);
+        let state = match (self.is_uncounted(load), joins) {
+            (true, _) => ExpectedState::Untracked,
+            (false, true) => ExpectedState::JoinsInstance,
+            (false, false) => ExpectedState::NeedsInstance,
+        };
+        let deadline_ns = now_ns.saturating_add(nanos(self.policy.unused_after));
+        self.waiting.expect(ExpectedConnection { demand, deadline_ns, paid, state });
+        if joins {
+            let ready = self.instances.values().any(|one| one.state == InstanceState::Ready);
+            actions.push(Action::Suppress(demand, if ready { Reason::Ready } else { Reason::Starting }));
+        }
+    }
+
+    /// Why this demand needs nothing, or `None` when it may need something.
     fn needless(&self, demand: &Demand, load: &Load, now_ns: u64) -> Option<Reason> {
         let any = |wanted: fn(InstanceState) -> bool| self.instances.values().any(|one| wanted(one.state));
         let with_room = self.count(InstanceState::has_room);
@@ -308,34 +328,35 @@ impl FunctionState {
         (demand.trigger.is_early() && self.units(load) >= full).then_some(Reason::Ceiling)
     }
 
-    /// Whether the connection that was announced has come before the news of it, or would have.
+    /// Whether the announced connection came before this report of it, or the report is so late that the client has
+    /// given up.
     fn is_late(&mut self, demand: &Demand, now_ns: u64) -> bool {
         now_ns.saturating_sub(demand.at_ns) >= nanos(self.policy.unused_after)
-            || self.waiting.is_late(demand.at_ns)
+            || self.waiting.claim_unexpected(demand.at_ns)
     }
 
-    /// Whether an instance that does not count accepts connections.
-    fn is_unseen(&self, load: &Load) -> bool {
+    /// Whether an instance that does not count its connections is ready.
+    fn is_uncounted(&self, load: &Load) -> bool {
         self.instances
             .iter()
             .any(|(id, one)| one.state == InstanceState::Ready && load.of(*id).open.is_none())
     }
 
-    /// Whether one more connection fits into the instances that are there or on their way.
+    /// Whether the instances that are ready, starting or thawing have room for one more connection.
     fn fits(&self, load: &Load) -> bool {
         self.units(load) < self.policy.places(self.count(InstanceState::has_room))
     }
 
-    /// Connections that are open, wait, or were promised.
+    /// Demand: connections that are open, wait in the queue, or are expected.
     fn units(&self, load: &Load) -> u64 {
         let serving = self.instances.iter().filter(|(_, instance)| instance.state.has_room());
         let open = serving.map(|(id, _)| u64::from(load.of(*id).open.unwrap_or(0)));
         open.sum::<u64>() + self.waiting.demand()
     }
 
-    /// Somebody has come who was expected.
-    fn kept(&mut self, promise: &Promise, now_ns: u64, node: &mut Admission) {
-        if promise.paid {
+    /// A connection has come that was expected.
+    fn expected_came(&mut self, expected: &ExpectedConnection, now_ns: u64, node: &mut Admission) {
+        if expected.paid {
             self.starts.confirmed(now_ns);
             node.starts.confirmed(now_ns);
         }

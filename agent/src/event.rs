@@ -1,7 +1,6 @@
 //! `event`: the one closed list of things that can happen to a function.
 //!
-//! Sensors, instances, timers and operators all speak to the agent through
-//! these; the task that owns the state reads nothing else.
+//! Sensors, instances, timers and operators all send these; the task that owns the state reads nothing else.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,8 +10,8 @@ use crate::decision::Policy;
 /// Index of a function in the configuration. The kernel half uses the same number.
 pub type FunctionId = u32;
 
-/// Number of an instance, unique within its function while the agent runs. The decision numbers those that it
-/// orders upwards from 1.
+/// Number of an instance, unique within its function while the agent runs. The decision numbers the instances that it
+/// orders, upwards from 1.
 pub type InstanceId = u64;
 
 /// What first asked for a start.
@@ -29,7 +28,7 @@ pub enum Trigger {
     Accept,
     /// An operator asked through the API.
     Api,
-    /// Nobody: the configuration wants instances ready at all times (`min_ready`).
+    /// No client: the configuration wants instances ready at all times (`min_ready`).
     Provision,
 }
 
@@ -67,7 +66,7 @@ impl fmt::Display for Trigger {
     }
 }
 
-/// Who asks, as far as it takes to tell two reports of one SYN from two SYNs.
+/// A client, as far as it takes to tell two reports of one SYN from two SYNs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Client {
     /// Its address and port.
@@ -76,15 +75,15 @@ pub struct Client {
     pub isn: u32,
 }
 
-/// A reason to want a function up, with the times that measure it. Both are
+/// A reason to start a function, with the times that measure the start. Both are
 /// nanoseconds of `CLOCK_MONOTONIC`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
-    /// What asked.
+    /// What caused it.
     pub trigger: Trigger,
-    /// A key vouches for it, or the operator allows its source: no budget applies.
+    /// The client has a key, or the operator allows its source: no budget applies.
     pub trusted: bool,
-    /// Who asked, where a packet said so.
+    /// The client, if a packet shows it.
     pub client: Option<Client>,
     /// When it happened: for a SYN or a knock, when the packet passed the kernel half.
     pub at_ns: u64,
@@ -99,7 +98,7 @@ impl Demand {
         Self { trigger, trusted: false, client: None, at_ns: now_ns, seen_ns: now_ns }
     }
 
-    /// Whether it announces a connection that may never come, and nobody vouches for it.
+    /// Whether it announces a connection that may never come, and its client is not trusted.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.trigger.is_early() && !self.trusted
@@ -112,15 +111,15 @@ impl Demand {
 pub enum InstanceEnd {
     /// By itself, with exit code 0.
     Exited,
-    /// It was asked to.
+    /// It was asked to stop.
     Asked,
     /// By itself, with another exit code, or by a signal.
     Crashed,
     /// The kernel killed it for lack of memory.
     OutOfMemory,
-    /// It could not be let go, or not be given its lease.
+    /// It could not be released, or not be given its lease.
     NotStarted,
-    /// Nobody knows: it was the child of an earlier agent.
+    /// Its exit status is unknown, because it was the child of an earlier agent.
     Unknown,
 }
 
@@ -138,7 +137,7 @@ impl InstanceEnd {
         }
     }
 
-    /// Nothing went wrong.
+    /// Whether it ended without a fault.
     #[must_use]
     pub fn is_clean(self) -> bool {
         matches!(self, Self::Exited | Self::Asked)
@@ -150,17 +149,16 @@ impl InstanceEnd {
 pub enum Event {
     /// The agent begins to serve the function.
     Configured,
-    /// An instance of an earlier agent accepts, and is now this one's. The agent gives it the number that it has from
-    /// now on.
+    /// This agent has taken over an instance of an earlier agent, which accepts, and has given it this number.
     Adopted(InstanceId),
     /// The configuration was read again.
     Changed {
-        /// What holds from now on.
+        /// The settings from now on.
         policy: Policy,
-        /// Instances of before are of no use any more.
+        /// Existing instances must be replaced.
         replace: bool,
     },
-    /// Somebody wants the function up.
+    /// Something asks for the function.
     Demand(Demand),
     /// A container is created and waits.
     Parked(InstanceId),
@@ -168,32 +166,32 @@ pub enum Event {
     PrepareFailed(InstanceId),
     /// An instance finished its initialisation and accepts, or accepts again after it was thawed.
     Ready(InstanceId),
-    /// An instance says that it has answered its first connection.
+    /// An instance reports that it has answered its first connection.
     Served(InstanceId),
     /// An instance is frozen.
     Frozen(InstanceId),
-    /// An instance that was to be frozen is not, and accepts.
+    /// An instance could not be frozen, and accepts.
     NotFrozen {
         /// Which one.
         instance: InstanceId,
-        /// Somebody is connected to it; otherwise it could not be frozen.
+        /// True: it has a connection. False: the attempt failed.
         busy: bool,
     },
-    /// An instance is gone, parked or running, wanted or not.
+    /// An instance is gone, whether it was parked or running, and whether it was asked to stop or not.
     Gone {
         /// Which one.
         instance: InstanceId,
-        /// How that came.
+        /// How it ended.
         end: InstanceEnd,
     },
-    /// A time that [`crate::decision::Action::Timer`] asked for has come.
+    /// The time has come that [`crate::decision::Action::Timer`] asked for.
     Timer,
-    /// An operator wants idle instances frozen.
+    /// An operator asks for idle instances to be frozen.
     Freeze,
-    /// An operator wants the running instances stopped.
+    /// An operator asks for the running instances to be stopped.
     Stop,
-    /// The function is not configured any more: nothing may be started, and whoever comes is turned away.
+    /// The function was removed from the configuration: nothing may be started, and the agent answers its clients.
     Removed,
-    /// The agent is leaving: nothing may be started. Whoever comes waits for the next agent.
+    /// The agent is leaving: nothing may be started. Clients that come wait for the next agent.
     Shutdown,
 }

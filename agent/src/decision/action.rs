@@ -1,4 +1,4 @@
-//! What the agent is to do, and why.
+//! What the agent has to do, and why.
 
 use super::state::InstanceState;
 use crate::event::{Demand, InstanceEnd, InstanceId};
@@ -6,7 +6,7 @@ use crate::event::{Demand, InstanceEnd, InstanceId};
 /// Why something was decided: the `reason` in logs, metrics and the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Somebody wants the function, and there are too few instances.
+    /// Clients want the function, and there are too few instances.
     Demand,
     /// `min_ready` wants more instances.
     Provision,
@@ -14,19 +14,19 @@ pub enum Reason {
     Refill,
     /// More containers are parked than configured, as the demand for them is over.
     Surplus,
-    /// It was let go, or thawed, and accepts now.
+    /// It was released or thawed, and accepts now.
     Initialised,
     /// It was taken over from an earlier agent.
     Adopted,
-    /// An instance is on its way; the demand joins it.
+    /// An instance is starting or thawing; the demand joins it.
     Starting,
     /// An instance has room already.
     Ready,
-    /// All the instances there may be have no room left.
+    /// `max_instances` instances exist, and none has room left.
     Ceiling,
     /// Starts fail; the back-off is not over.
     Backoff,
-    /// Starts have failed too often; the function is left alone for a while.
+    /// Starts have failed too often; the cool-down is not over.
     Cooldown,
     /// `max_instances` is 0.
     Off,
@@ -34,14 +34,14 @@ pub enum Reason {
     Closed,
     /// Another sensor saw the same SYN, or the client sent it again.
     Duplicate,
-    /// It is told of after its connection was seen, or so late that its client has given up.
+    /// It was reported after its connection was seen, or so late that its client has given up.
     Late,
-    /// No key vouches for the SYN, and SYNs like it have started enough for now. Its
-    /// connection starts the function when it is complete.
+    /// The SYN has no key, and the budgets for such SYNs are spent. Its connection starts the function when it is
+    /// complete.
     Budget,
-    /// Nobody was connected for long enough.
+    /// It had no connection for long enough.
     Idle,
-    /// Somebody is connected: it cannot be frozen.
+    /// It has a connection and cannot be frozen.
     Busy,
     /// It could not be frozen.
     FreezeFailed,
@@ -51,7 +51,7 @@ pub enum Reason {
     Replaced,
     /// It did not become ready in time.
     InitTimeout,
-    /// It has room, but takes no connection out of the queue.
+    /// It has room, and does not accept the connection that waits.
     Hung,
     /// The connection has waited for `queue_timeout`.
     QueueTimeout,
@@ -62,7 +62,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Those of [`Action::Suppress`].
+    /// The reasons of [`Action::Suppress`].
     pub const SUPPRESS: [Self; 10] = [
         Self::Starting,
         Self::Ready,
@@ -76,7 +76,7 @@ impl Reason {
         Self::Budget,
     ];
 
-    /// Those of [`Action::Answer`].
+    /// The reasons of [`Action::Answer`].
     pub const ANSWER: [Self; 3] = [Self::QueueTimeout, Self::Cooldown, Self::Off];
 
     /// The metric label.
@@ -118,29 +118,29 @@ impl Reason {
 pub enum QueueWatchRate {
     /// Not at all.
     Off,
-    /// Now and then: instances accept whatever comes, and only one that hangs would be news.
+    /// Now and then: instances accept all connections, and only one that hangs is news.
     Slow,
-    /// Every connection that comes is news.
+    /// At once for each connection that comes.
     Immediate,
 }
 
-/// What the agent is to do.
+/// What the agent has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Create a container and park it.
     Prepare(InstanceId),
-    /// Let a parked container go, for this demand.
+    /// Release a parked container, for this demand.
     Release(InstanceId, Demand),
-    /// Have an instance frozen, unless somebody is connected to it. Answered by [`crate::event::Event::Frozen`] or
+    /// Freeze an instance, unless it has a connection. Answered by [`crate::event::Event::Frozen`] or
     /// [`crate::event::Event::NotFrozen`].
     Freeze(InstanceId),
-    /// Let a frozen instance run again, for this demand. Answered by [`crate::event::Event::Ready`].
+    /// Thaw a frozen instance, for this demand. Answered by [`crate::event::Event::Ready`].
     Thaw(InstanceId, Demand),
     /// Ask an instance to stop; kill it when it does not. The end comes as [`crate::event::Event::Gone`].
     Stop(InstanceId),
     /// Remove a parked container.
     Discard(InstanceId),
-    /// Tell so many of the connections that have waited longest that nobody will serve them.
+    /// Answer this many of the connections that have waited longest: no instance will serve them.
     Answer(u32, Reason),
     /// The demand needs nothing new.
     Suppress(Demand, Reason),
@@ -148,12 +148,12 @@ pub enum Action {
     Spent,
     /// No connection followed the SYN or knock that started the function.
     Unused,
-    /// Watch the accept queue like this; whatever is in it then is news too.
+    /// Watch the accept queue at this rate. The connections that are in it at that moment are reported too.
     WatchQueue(QueueWatchRate),
-    /// Tell the kernel half whether SYNs are news.
+    /// Tell the kernel half whether the function needs no early starts: with true it stops reporting SYNs.
     Warm(bool),
     /// Send [`crate::event::Event::Timer`] at this time, in nanoseconds of `CLOCK_MONOTONIC`.
     Timer(u64),
-    /// Nothing to do: an instance has another state now; `None` when it is gone.
+    /// Nothing to do: an instance has changed its state. `None`: it is gone.
     Moved(InstanceId, Option<InstanceState>, Reason),
 }

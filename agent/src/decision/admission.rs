@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::budget::{Budget, Rates};
 use super::recent::RecentClients;
 
-/// Who has asked already, and what SYNs without a key may still start on this node.
+/// Which clients have asked already, and what SYNs without a key may still start on this node.
 #[derive(Debug)]
 pub struct Admission {
     pub(super) recent: RecentClients,
@@ -13,7 +13,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// For one node. `unused_after` is how long a start may wait for its connection.
+    /// The admission of one node. `unused_after` is how long a start may wait for its connection.
     #[must_use]
     pub fn new(starts: Rates, unused_after: Duration) -> Self {
         Self { recent: RecentClients::new(), starts: Budget::new(starts, unused_after) }

@@ -13,12 +13,12 @@ use super::nanos;
 /// One start in the unit of [`Budget::credit`]: rate in starts per second times nanoseconds.
 const START: u64 = 1_000_000_000;
 
-/// Bounds of a budget, in starts per second.
+/// The bounds of a budget, in starts per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
-    /// What a flood leaves. At least 1.
+    /// The rate that remains in a flood. At least 1.
     pub min: u32,
-    /// What trust can earn, and what the budget begins with.
+    /// The highest rate, with which the budget begins.
     pub max: u32,
 }
 
@@ -72,13 +72,13 @@ impl Budget {
         self.credit = self.credit.saturating_sub(START);
     }
 
-    /// A connection followed a start that was paid from here.
+    /// A connection followed a start that this budget paid for.
     pub(super) fn confirmed(&mut self, now_ns: u64) {
         self.count(now_ns);
         self.rate = self.rate.saturating_add(1).min(self.rates.max);
     }
 
-    /// No connection followed such a start.
+    /// No connection followed a start that this budget paid for.
     pub(super) fn unused(&mut self, now_ns: u64) {
         if now_ns < self.halve_after_ns {
             return;

@@ -16,7 +16,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub(super) struct Failures {
     /// Failed starts since the last good one, or since the last cool-down began.
     starts: u32,
-    /// Before this time nothing is let go.
+    /// Before this time nothing is released.
     until_ns: u64,
     /// The pause is a cool-down.
     cooling: bool,
@@ -32,13 +32,13 @@ impl Failures {
         self.starts
     }
 
-    /// Why nothing may be started now, if so.
+    /// Why nothing may be started now; `None` when starts are allowed.
     pub(super) fn pause(&self, now_ns: u64) -> Option<Reason> {
         let reason = if self.cooling { Reason::Cooldown } else { Reason::Backoff };
         (now_ns < self.until_ns).then_some(reason)
     }
 
-    /// When a start, or a container, is tried again; past the time as long as nothing has succeeded.
+    /// When a start, or a container, is tried again. It stays in the past until one succeeds.
     pub(super) fn retry_at_ns(&self) -> Option<u64> {
         let starts = (self.starts > 0 || self.cooling).then_some(self.until_ns);
         let prepares = (self.prepares > 0).then_some(self.prepare_after_ns);
@@ -50,7 +50,7 @@ impl Failures {
         now_ns >= self.prepare_after_ns
     }
 
-    /// The next time at which something may be done that may not be done now.
+    /// When the next pause ends.
     pub(super) fn next_ns(&self, now_ns: u64) -> Option<u64> {
         [self.until_ns, self.prepare_after_ns].into_iter().filter(|at_ns| *at_ns > now_ns).min()
     }
@@ -78,7 +78,7 @@ impl Failures {
         self.prepare_after_ns = 0;
     }
 
-    /// An instance that was let go at this time does well: what failed before is history.
+    /// An instance that was released at this time is healthy: earlier failures no longer count.
     pub(super) fn healthy(&mut self, released_ns: u64) {
         if released_ns > self.last_ns {
             (self.starts, self.until_ns, self.cooling) = (0, 0, false);

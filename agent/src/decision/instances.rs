@@ -1,9 +1,9 @@
-//! What is told of instances, and what is done with them.
+//! Events of instances, and the changes of their states.
 
 use super::budget::Budget;
 use super::failure::Failures;
 use super::{
-    Action, Admission, FunctionState, Instance, InstanceState, LIFE_MIN, Load, Policy, Reason, nanos,
+    Action, Admission, FunctionState, HEALTHY_AFTER, Instance, InstanceState, Load, Policy, Reason, nanos,
 };
 use crate::event::{Demand, InstanceEnd, InstanceId, Trigger};
 
@@ -20,7 +20,7 @@ impl FunctionState {
             self.starts = Budget::new(policy.starts, policy.unused_after);
         }
         self.policy = policy;
-        // What failed may be mended.
+        // The change may have repaired what failed.
         self.failures = Failures::default();
         if !replace {
             return;
@@ -60,8 +60,8 @@ impl FunctionState {
             return;
         }
         self.failures.prepare_failed(now_ns, &self.policy);
-        // Somebody waits for it: for them it is a start that failed.
-        if self.parked.is_empty() && (self.waiting.demand() > 0 || self.woken.is_some()) {
+        // Clients wait for it: for them it is a start that failed.
+        if self.parked.is_empty() && (self.waiting.demand() > 0 || self.requested.is_some()) {
             self.start_failed(now_ns);
         }
     }
@@ -76,14 +76,14 @@ impl FunctionState {
         }
     }
 
-    /// The only word for it that we have of an instance that does not count is its own: one that lies keeps the
-    /// budgets at their maximum, and gains no more than that.
+    /// An instance that does not count its connections reports that it has answered one. A false report only keeps the
+    /// budgets at their maximum.
     pub(super) fn served(&mut self, id: InstanceId, load: &Load, now_ns: u64, node: &mut Admission) {
         if self.instances.contains_key(&id)
             && load.of(id).open.is_none()
-            && let Some(promise) = self.waiting.keep_one()
+            && let Some(expected) = self.waiting.take_first()
         {
-            self.kept(&promise, now_ns, node);
+            self.expected_came(&expected, now_ns, node);
         }
     }
 
@@ -92,7 +92,7 @@ impl FunctionState {
             return;
         }
         self.set(id, InstanceState::Frozen, Reason::Idle, now_ns, actions);
-        // Somebody was quicker than the freezer.
+        // A client connected before the freezer had stopped it.
         if load.of(id).open.is_some_and(|open| open > 0) {
             self.thaw(id, Demand::local(Trigger::Accept, now_ns), Reason::Busy, now_ns, actions);
         }
@@ -100,7 +100,7 @@ impl FunctionState {
 
     pub(super) fn not_frozen(&mut self, id: InstanceId, busy: bool, now_ns: u64, actions: &mut Vec<Action>) {
         if self.state(id) == Some(InstanceState::Freezing) {
-            // From now on it is idle anew: the next attempt has its time.
+            // Its idle time starts again, and with it the time until the next attempt.
             let reason = if busy { Reason::Busy } else { Reason::FreezeFailed };
             self.set(id, InstanceState::Ready, reason, now_ns, actions);
         }
@@ -109,7 +109,7 @@ impl FunctionState {
     pub(super) fn gone(&mut self, id: InstanceId, end: InstanceEnd, now_ns: u64, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.remove(&id) else { return };
         actions.push(Action::Moved(id, None, Reason::Ended(end)));
-        let short = now_ns.saturating_sub(instance.ready_ns) < nanos(LIFE_MIN);
+        let short = now_ns.saturating_sub(instance.ready_ns) < nanos(HEALTHY_AFTER);
         match instance.state {
             InstanceState::Preparing { .. } | InstanceState::Parked => {
                 // It died while parked: replace it, but never in a tight loop.
@@ -128,8 +128,8 @@ impl FunctionState {
     pub(super) fn start_failed(&mut self, now_ns: u64) {
         self.failures.start_failed(now_ns, &self.policy);
         if self.count(InstanceState::is_alive) == 0 {
-            self.waiting.forget_promises();
-            self.woken = None;
+            self.waiting.forget_expected();
+            self.requested = None;
         }
     }
 
@@ -141,7 +141,7 @@ impl FunctionState {
 
     pub(super) fn stop_all(&mut self, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
         if reason == Reason::Requested {
-            self.woken = None;
+            self.requested = None;
         }
         for id in self.in_state(|state| state.is_alive() && !matches!(state, InstanceState::Stopping { .. }))
         {
@@ -151,8 +151,8 @@ impl FunctionState {
 
     pub(super) fn shutdown(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         self.closed = true;
-        self.woken = None;
-        self.waiting.forget_promises();
+        self.requested = None;
+        self.waiting.forget_expected();
         self.stop_all(Reason::Closed, now_ns, actions);
         self.discard_all(Reason::Closed, actions);
     }
@@ -198,7 +198,7 @@ impl FunctionState {
         actions.push(Action::Stop(id));
     }
 
-    /// `idle_ns` is since when it counts as idle.
+    /// `idle_ns`: since when it counts as idle.
     pub(super) fn freeze(
         &mut self,
         id: InstanceId,

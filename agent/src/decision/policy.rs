@@ -14,7 +14,7 @@ pub struct Policy {
     pub concurrency: Option<u32>,
     /// Instances kept ready without any demand.
     pub min_ready: u32,
-    /// Most instances at a time, those included that are on their way out. 0: the function is off.
+    /// Most instances at a time, including those that are stopping. 0: the function is off.
     pub max_instances: u32,
     /// How long a connection may wait in the accept queue before it is answered by the agent.
     pub queue_timeout: Duration,
@@ -24,20 +24,20 @@ pub struct Policy {
     pub stop_after: Option<Duration>,
     /// From release to ready; an instance that takes longer is killed.
     pub init_timeout: Duration,
-    /// Failed starts in a row before the function is left alone.
+    /// Failed starts in a row before a cool-down begins.
     pub start_attempts: u32,
-    /// For how long it is.
+    /// How long a cool-down lasts.
     pub cooldown: Duration,
     /// Longest delay after repeated failures.
     pub retry_max: Duration,
-    /// How long after a SYN or a knock its connection may come; without one the start was unused.
+    /// How long after a SYN or a knock its connection may come. After that the start counts as unused.
     pub unused_after: Duration,
     /// Starts that SYNs without a key may cause.
     pub starts: Rates,
 }
 
 impl Policy {
-    /// Instances that serve so many connections at a time, within the ceiling.
+    /// Instances that are needed for this many connections at a time, at most `max_instances`.
     pub(super) fn instances_for(&self, connections: u64) -> u32 {
         let wanted = match self.concurrency {
             Some(places) => connections.div_ceil(u64::from(places.max(1))),
@@ -47,7 +47,7 @@ impl Policy {
         wanted.max(self.min_ready).min(self.max_instances)
     }
 
-    /// Connections that so many instances serve at a time.
+    /// Connections that this many instances serve at a time.
     pub(super) fn places(&self, instances: u32) -> u64 {
         match self.concurrency {
             Some(places) => u64::from(instances) * u64::from(places.max(1)),
@@ -56,12 +56,12 @@ impl Policy {
         }
     }
 
-    /// Whether an instance of which this is seen can take one more connection, as far as is known.
+    /// Whether an instance with this load can accept one more connection, as far as is known.
     pub(super) fn has_room(&self, seen: &InstanceLoad) -> bool {
         seen.open.is_none_or(|open| u64::from(open) < self.places(1))
     }
 
-    /// The shortest idle time after which something is to be done.
+    /// The shortest idle time after which an instance is frozen or stopped.
     pub(super) fn idle_after(&self) -> Option<Duration> {
         [self.freeze_after, self.stop_after].into_iter().flatten().min()
     }

@@ -1,69 +1,70 @@
-//! From what is to what should be: runs after every event, and orders what is missing.
+//! Compares the facts with what should be, after every event, and orders what is missing.
 
 use std::time::Duration;
 
 use super::{
-    Action, Demand, FunctionState, Instance, InstanceLoad, InstanceState, LIFE_MIN, Load, Policy,
+    Action, Demand, FunctionState, HEALTHY_AFTER, Instance, InstanceLoad, InstanceState, Load, Policy,
     QueueWatchRate, Reason, Trigger, nanos,
 };
 use crate::event::InstanceId;
 
-/// How long after a connection was seen in the queue of an instance with room it is looked at again. It may have been
-/// accepted before its place was counted; then the next look finds the place taken.
-const LOOK_AGAIN_NS: u64 = 10_000_000;
+/// The pause between two checks of a queue whose connection an instance has room for. The instance may have accepted the
+/// connection and not counted it yet; the next check then sees the count.
+const CHECK_PAUSE_NS: u64 = 10_000_000;
 
 /// The shortest wait in the queue that shows that an instance hangs.
 const HUNG_MIN: Duration = Duration::from_secs(1);
 
-/// So many looks during that wait: where the whole machine stood still, an instance had no time either.
-const HUNG_LOOKS: u32 = 50;
+/// The fewest checks during that wait: if the whole machine stood still, the instance had no time either.
+const HUNG_CHECKS: u32 = 50;
 
 impl FunctionState {
     pub(super) fn settle(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
         if !self.closed {
-            self.deadlines(now_ns, actions);
+            self.stop_late(now_ns, actions);
             self.recover(now_ns);
-            self.hung(load, now_ns, actions);
+            self.stop_hung(load, now_ns, actions);
             self.scale(load, now_ns, actions);
             self.answer(now_ns, actions);
-            self.rest(load, now_ns, actions);
+            self.rest_idle(load, now_ns, actions);
             self.refill(now_ns, actions);
         } else if self.removed {
             self.answer(now_ns, actions);
         }
-        self.sensors(actions);
-        self.timer(load, now_ns, actions);
+        self.set_sensors(actions);
+        self.set_timer(load, now_ns, actions);
     }
 
-    /// Instances that take too long.
-    fn deadlines(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+    /// Stops instances that take too long to become ready.
+    fn stop_late(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         for id in self.in_state(|state| deadline_ns(state).is_some_and(|at_ns| at_ns <= now_ns)) {
             self.stop(id, true, Reason::InitTimeout, now_ns, actions);
         }
     }
 
-    /// A start that went well, for long enough.
+    /// Forgets failures that an instance has outlived: it has been ready for long enough.
     fn recover(&mut self, now_ns: u64) {
         let healthy = self.instances.values().filter(|one| {
             one.state == InstanceState::Ready
                 && one.ready_ns > 0
-                && now_ns.saturating_sub(one.ready_ns) >= nanos(LIFE_MIN)
+                && now_ns.saturating_sub(one.ready_ns) >= nanos(HEALTHY_AFTER)
         });
         if let Some(released_ns) = healthy.map(|instance| instance.released_ns).max() {
             self.failures.healthy(released_ns);
         }
     }
 
-    /// Instances that had room and took nobody for a whole `queue_timeout`, while the same connection waited. A wait of
-    /// less than [`HUNG_MIN`] says nothing, any function may pause so long; nor does a place that has only become free a
-    /// moment ago. One that does not count has room when it is to serve everybody.
-    fn hung(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    /// Stops instances that had room and accepted no connection for a whole `queue_timeout`, while the same connection
+    /// waited. A wait of less than [`HUNG_MIN`] says nothing, because any function may pause that long. The time counts
+    /// from when the instance had room. An instance that does not count its connections always has room if
+    /// `concurrency` is not limited, and is left out otherwise.
+    fn stop_hung(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
         let head_ns = self.waiting.head_ns();
         let patience_ns = nanos(self.policy.queue_timeout.max(HUNG_MIN));
         let over = |since_ns: u64| now_ns.saturating_sub(since_ns) >= patience_ns;
-        let counts = now_ns.saturating_sub(self.looked_ns) >= LOOK_AGAIN_NS;
-        if counts {
-            self.looked_ns = now_ns;
+        let is_check = now_ns.saturating_sub(self.hung_check_ns) >= CHECK_PAUSE_NS;
+        if is_check {
+            self.hung_check_ns = now_ns;
         }
         let mut hung = Vec::new();
         for (id, instance) in &mut self.instances {
@@ -71,11 +72,11 @@ impl FunctionState {
             let known = seen.open.is_some() || self.policy.concurrency.is_none();
             let has_room = instance.state == InstanceState::Ready && known && self.policy.has_room(&seen);
             if head_ns.is_none() || !has_room || instance.seen != seen {
-                (instance.seen, instance.unmoved_ns, instance.looks) = (seen, now_ns, 0);
+                (instance.seen, instance.unmoved_ns, instance.checks) = (seen, now_ns, 0);
                 continue;
             }
-            instance.looks = instance.looks.saturating_add(u32::from(counts));
-            if head_ns.is_some_and(over) && over(instance.unmoved_ns) && instance.looks >= HUNG_LOOKS {
+            instance.checks = instance.checks.saturating_add(u32::from(is_check));
+            if head_ns.is_some_and(over) && over(instance.unmoved_ns) && instance.checks >= HUNG_CHECKS {
                 hung.push(*id);
             }
         }
@@ -84,15 +85,15 @@ impl FunctionState {
         }
     }
 
-    /// Thaws, lets go and orders as many instances as the demand needs.
+    /// Thaws, releases and orders as many instances as the demand needs.
     fn scale(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
-        let woken = u64::from(self.woken.is_some());
-        let wanted = self.policy.instances_for(self.units(load).max(woken));
+        let requested = u64::from(self.requested.is_some());
+        let wanted = self.policy.instances_for(self.units(load).max(requested));
         let coming = self.count(|state| state.has_room() || state == InstanceState::Freezing);
         let mut missing = wanted.saturating_sub(coming);
         if missing == 0 {
             if self.count(InstanceState::has_room) > 0 {
-                self.woken = None;
+                self.requested = None;
             }
             return;
         }
@@ -118,22 +119,22 @@ impl FunctionState {
             self.release(id, demand, now_ns, actions);
             missing -= 1;
         }
-        // The demand itself is not delayed by a container that failed: it has a back-off of its own.
+        // A container that failed does not delay the demand itself: that has a back-off of its own.
         let ordered = self.count(|state| state == InstanceState::Preparing { stale: false });
         for _ in ordered..missing {
             self.prepare(Reason::Demand, now_ns, actions);
         }
     }
 
-    /// For whom the next instance is.
+    /// The demand that the next instance is for.
     fn demand_for(&mut self, now_ns: u64) -> Demand {
-        if let Some(demand) = self.waiting.start_late().or_else(|| self.waiting.start_one()) {
+        if let Some(demand) = self.waiting.pop_late().or_else(|| self.waiting.start_for_next()) {
             return demand;
         }
         if let Some(came_ns) = self.waiting.head_ns() {
             return Demand { seen_ns: now_ns, ..Demand::local(Trigger::Accept, came_ns) };
         }
-        self.woken.take().unwrap_or_else(|| Demand::local(Trigger::Provision, now_ns))
+        self.requested.take().unwrap_or_else(|| Demand::local(Trigger::Provision, now_ns))
     }
 
     fn release(&mut self, id: InstanceId, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
@@ -154,29 +155,29 @@ impl FunctionState {
         actions.extend([Action::Moved(id, Some(state), reason), Action::Prepare(id)]);
     }
 
-    /// Connections that nobody will serve in time.
+    /// Answers the connections that no instance will serve in time.
     fn answer(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        let nobody = self.count(|state| {
+        let no_instance = self.count(|state| {
             state.has_room() || matches!(state, InstanceState::Freezing | InstanceState::Frozen)
         }) == 0;
         let (count, reason) = if self.removed {
             (self.waiting.queued(), Reason::Closed)
         } else if self.policy.max_instances == 0 {
             (self.waiting.queued(), Reason::Off)
-        } else if nobody && self.failures.pause(now_ns) == Some(Reason::Cooldown) {
+        } else if no_instance && self.failures.pause(now_ns) == Some(Reason::Cooldown) {
             (self.waiting.queued(), Reason::Cooldown)
         } else {
             let came_ns = now_ns.checked_sub(nanos(self.policy.queue_timeout));
-            (came_ns.map_or(0, |came_ns| self.waiting.came_until(came_ns)), Reason::QueueTimeout)
+            (came_ns.map_or(0, |came_ns| self.waiting.queued_until(came_ns)), Reason::QueueTimeout)
         };
         if count > 0 {
-            self.waiting.answered(count);
+            self.waiting.remove_answered(count);
             actions.push(Action::Answer(count, reason));
         }
     }
 
-    /// Freezes and stops what nobody has been connected to for long enough.
-    fn rest(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    /// Freezes and stops instances that have had no connection for long enough.
+    fn rest_idle(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
         let idle = self.idle(load);
         if idle.is_empty() {
             return;
@@ -207,7 +208,7 @@ impl FunctionState {
         self.count(InstanceState::has_room).saturating_sub(self.policy.instances_for(self.units(load)))
     }
 
-    /// Instances to which nobody is connected, with the time since when.
+    /// Instances without a connection, and since when they have had none.
     fn idle(&self, load: &Load) -> Vec<(InstanceId, u64)> {
         let idle_ns = |id: InstanceId, instance: &Instance| match instance.state {
             InstanceState::Frozen => Some(instance.idle_ns),
@@ -220,8 +221,8 @@ impl FunctionState {
         self.instances.iter().filter_map(|(id, instance)| Some((*id, idle_ns(*id, instance)?))).collect()
     }
 
-    /// Keeps as many containers parked as configured. While a start is under way the machine's cores
-    /// belong to it, so the next container is only created after that.
+    /// Keeps as many containers parked as configured. While an instance starts, it should have the machine's cores to
+    /// itself, so the next container is created after that.
     fn refill(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         let prepared = if self.policy.max_instances == 0 { 0 } else { self.policy.prepared };
         while self.parked.len() > prepared as usize {
@@ -241,8 +242,8 @@ impl FunctionState {
         }
     }
 
-    /// Says which SYNs and which connections are news.
-    fn sensors(&mut self, actions: &mut Vec<Action>) {
+    /// Tells the sensors which SYNs and which connections are news.
+    fn set_sensors(&mut self, actions: &mut Vec<Action>) {
         let ready = self.count(|state| state == InstanceState::Ready);
         let enough = match self.policy.concurrency {
             None => ready > 0,
@@ -252,19 +253,19 @@ impl FunctionState {
             self.warm = enough;
             actions.push(Action::Warm(enough));
         }
-        let watch = match self.policy.concurrency {
+        let rate = match self.policy.concurrency {
             _ if self.closed && !self.removed => QueueWatchRate::Off,
             None if ready > 0 => QueueWatchRate::Slow,
             _ => QueueWatchRate::Immediate,
         };
-        if self.watch != watch {
-            self.watch = watch;
-            actions.push(Action::WatchQueue(watch));
+        if self.queue_watch != rate {
+            self.queue_watch = rate;
+            actions.push(Action::WatchQueue(rate));
         }
     }
 
-    /// Asks for the next look.
-    fn timer(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    /// Asks for a timer event when something may have to be done next.
+    fn set_timer(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
         if self.closed {
             return;
         }
@@ -275,9 +276,9 @@ impl FunctionState {
             one.state == InstanceState::Ready && self.policy.has_room(&load.of(*id))
         };
         let again = (self.waiting.queued() > 0 && self.instances.iter().any(has_room))
-            .then(|| now_ns.saturating_add(LOOK_AGAIN_NS));
+            .then(|| now_ns.saturating_add(CHECK_PAUSE_NS));
         let next = deadlines
-            .chain(self.waiting.expiry_ns())
+            .chain(self.waiting.next_deadline_ns())
             .chain(self.failures.next_ns(now_ns))
             .chain(queue)
             .chain(again)
@@ -292,10 +293,10 @@ impl FunctionState {
         }
     }
 
-    /// When the next instance may have been idle for long enough. That a busy one becomes idle raises no
-    /// event, so it is looked at when it could have been idle for that long at the earliest. One that is held back
-    /// although it was idle for long enough waits for an event, or for a busy one. However short that time is, a busy
-    /// one is not looked at more often than every [`LOOK_AGAIN_NS`].
+    /// When the next instance may have been idle for long enough. No event says that a busy instance has become idle, so
+    /// busy instances are checked after the shortest idle time, and not more often than every [`CHECK_PAUSE_NS`]. An
+    /// instance that has been idle for long enough and is still needed waits for an event, or for the check of a busy
+    /// one.
     fn rest_ns(&self, load: &Load, now_ns: u64) -> Option<u64> {
         let after_ns = nanos(self.policy.idle_after()?);
         let stop_ns = self.policy.stop_after.map(nanos);
@@ -308,16 +309,16 @@ impl FunctionState {
             one.state == InstanceState::Ready && load.of(*id).open.is_some_and(|open| open > 0)
         };
         let is_busy = self.instances.iter().any(counts);
-        let busy = is_busy.then(|| now_ns.saturating_add(after_ns.max(LOOK_AGAIN_NS)));
+        let busy = is_busy.then(|| now_ns.saturating_add(after_ns.max(CHECK_PAUSE_NS)));
         times.filter(|at_ns| *at_ns > now_ns).chain(busy).min()
     }
 }
 
 impl Instance {
     pub(super) fn new(state: InstanceState, reason: Reason, now_ns: u64) -> Self {
-        let (seen, unmoved_ns, looks) = (InstanceLoad::default(), now_ns, 0);
+        let (seen, unmoved_ns, checks) = (InstanceLoad::default(), now_ns, 0);
         let (since_ns, released_ns, ready_ns, idle_ns) = (now_ns, 0, 0, 0);
-        Self { state, reason, since_ns, released_ns, ready_ns, idle_ns, seen, unmoved_ns, looks }
+        Self { state, reason, since_ns, released_ns, ready_ns, idle_ns, seen, unmoved_ns, checks }
     }
 }
 

@@ -2,41 +2,41 @@
 
 use super::{InstanceLoad, Reason};
 
-/// Where an instance is.
+/// The state of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceState {
     /// Its container is being created.
     Preparing {
-        /// It is of a configuration that holds no more, and is discarded when it is there.
+        /// The configuration has changed since, and the container is discarded when it is made.
         stale: bool,
     },
-    /// Its container waits to be let go.
+    /// Its container waits for its release.
     Parked,
-    /// It was let go and has not said that it is ready.
+    /// It was released and has not reported that it is ready.
     Starting {
         /// When it is killed, in nanoseconds of `CLOCK_MONOTONIC`.
         deadline_ns: u64,
     },
-    /// It accepts connections. It is busy while any is open.
+    /// It accepts connections. It is busy while one is open.
     Ready,
-    /// It was told that it is to be frozen.
+    /// It was told that the agent will freeze it.
     Freezing,
     /// Its processes are stopped.
     Frozen,
-    /// It runs again, and has not said that it accepts.
+    /// It runs again, and has not reported that it accepts.
     Thawing {
         /// When it is killed, in nanoseconds of `CLOCK_MONOTONIC`.
         deadline_ns: u64,
     },
-    /// It was asked to go.
+    /// It was asked to stop.
     Stopping {
-        /// That counts as a failed start.
+        /// This counts as a failed start.
         failed: bool,
     },
 }
 
 impl InstanceState {
-    /// All names, in the order of a life.
+    /// All names, in the order in which an instance passes the states.
     pub const NAMES: [&'static str; 8] =
         ["preparing", "parked", "starting", "ready", "freezing", "frozen", "thawing", "stopping"];
 
@@ -55,13 +55,13 @@ impl InstanceState {
         }
     }
 
-    /// It was let go and is not known to be gone: it takes one of the `max_instances` places.
+    /// It was released and is not known to be gone: it takes one of the `max_instances` places.
     #[must_use]
     pub fn is_alive(self) -> bool {
         !matches!(self, Self::Preparing { .. } | Self::Parked)
     }
 
-    /// It accepts connections, or will without anybody's doing.
+    /// It accepts connections, or will without any further action.
     pub(super) fn has_room(self) -> bool {
         matches!(self, Self::Starting { .. } | Self::Ready | Self::Thawing { .. })
     }
@@ -70,24 +70,24 @@ impl InstanceState {
 /// One instance.
 #[derive(Debug, Clone, Copy)]
 pub struct Instance {
-    /// Where it is.
+    /// Its state.
     pub state: InstanceState,
-    /// Why.
+    /// Why it is in this state.
     pub reason: Reason,
-    /// Since when, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Since when it is in this state, in nanoseconds of `CLOCK_MONOTONIC`.
     pub since_ns: u64,
-    /// When it was let go; 0 before.
+    /// When it was released; 0 before.
     pub(super) released_ns: u64,
     /// When it first became ready; 0 before.
     pub(super) ready_ns: u64,
-    /// Since when nobody was connected to it when it was frozen.
+    /// When it was frozen: since when it had had no connection.
     pub(super) idle_ns: u64,
-    /// What was last seen of it while it had no room, or nobody waited, or when it changed.
+    /// Its load when it last changed, had no room, or no connection waited.
     pub(super) seen: InstanceLoad,
-    /// Since when it has had room and has taken nobody, although somebody waited.
+    /// Since when it has had room and has not accepted the connection that waits.
     pub(super) unmoved_ns: u64,
-    /// How often it was looked at since then.
-    pub(super) looks: u32,
+    /// How often that was checked since then.
+    pub(super) checks: u32,
 }
 
 /// A function as a whole.
@@ -95,15 +95,15 @@ pub struct Instance {
 pub enum Summary {
     /// No instance; demand starts one.
     Cold,
-    /// Instances are on their way.
+    /// Instances are starting or thawing.
     Starting,
     /// An instance accepts connections.
     Ready,
     /// All instances are frozen; demand thaws one.
     Frozen,
-    /// All instances were asked to go.
+    /// All instances were asked to stop.
     Stopping,
-    /// Starts fail; the next is tried later.
+    /// Starts fail; the agent tries again later.
     Failed,
     /// `max_instances` is 0.
     Off,

@@ -1,41 +1,70 @@
-//! Who waits: connections in the accept queue, and clients whose SYN was seen and whose connection was not.
+//! The clients that wait for one function: connections in the accept queue, and connections that a SYN or a knock has
+//! announced and that have not come yet.
 
 use std::collections::VecDeque;
 
 use super::load::Load;
 use crate::event::Demand;
 
-/// Promises that are remembered. More come only under a flood, and then the accept queue tells the truth.
-const PROMISES_MAX: usize = 4096;
+/// Expected connections that are remembered. Only a flood announces more, and then the accept queue counts the
+/// connections that really come.
+const EXPECTED_MAX: usize = 4096;
 
-/// Connections that came without a promise and are remembered, in case that their SYNs are told of late.
-const STRANGERS_MAX: usize = 256;
+/// Unexpected connections that are remembered, in case their SYNs are reported late.
+const UNEXPECTED_MAX: usize = 256;
 
-/// A SYN or a knock whose connection has not come yet.
+/// A connection that a SYN or a knock has announced and that has not come yet.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Promise {
+pub(super) struct ExpectedConnection {
     pub(super) demand: Demand,
-    /// Until when it may come, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When it is given up, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(super) deadline_ns: u64,
-    /// It was paid from the budgets, which learn from it. What owners of a key do says nothing about SYNs
-    /// without one: their connections must not pay for a flood.
+    /// It took a start from the budgets, and its outcome raises or lowers them. Demand with a key never pays: what
+    /// clients with a key do says nothing about SYNs without one, and must not raise the budget of a flood.
     pub(super) paid: bool,
-    /// There was room for it when it was made.
-    pub(super) joins: bool,
-    /// An instance was let go or thawed for it.
-    pub(super) started: bool,
-    /// An instance that does not count its connections is ready for it: nobody will know that it has come.
-    pub(super) unseen: bool,
+    pub(super) state: ExpectedState,
 }
 
-/// Everybody who waits for one function.
+/// What has been done for an expected connection, and whether its arrival can be noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExpectedState {
+    /// It needs an instance that has not been started.
+    NeedsInstance,
+    /// An instance had room for it when it was announced.
+    JoinsInstance,
+    /// An instance was released or thawed for it.
+    Started,
+    /// As [`Self::NeedsInstance`] or [`Self::JoinsInstance`], but an instance that does not count its connections is
+    /// ready: the connection may come without being noticed.
+    Untracked,
+    /// As [`Self::Started`], and untracked.
+    StartedUntracked,
+}
+
+impl ExpectedState {
+    /// An instance was released or thawed for it.
+    pub(super) fn is_started(self) -> bool {
+        matches!(self, Self::Started | Self::StartedUntracked)
+    }
+
+    /// Its arrival will be noticed.
+    fn is_tracked(self) -> bool {
+        !matches!(self, Self::Untracked | Self::StartedUntracked)
+    }
+
+    fn untracked(self) -> Self {
+        if self.is_started() { Self::StartedUntracked } else { Self::Untracked }
+    }
+}
+
+/// All clients that wait for one function.
 #[derive(Debug, Default)]
 pub(super) struct WaitingClients {
-    promises: VecDeque<Promise>,
-    /// When connections were seen that nobody had promised.
-    strangers: VecDeque<u64>,
-    /// The SYNs of those in the queue that were told of after they had come, or that nothing was let go for before, until
-    /// an instance is let go for them.
+    expected: VecDeque<ExpectedConnection>,
+    /// When connections were seen that no SYN or knock had announced.
+    unexpected: VecDeque<u64>,
+    /// Demand of connections that are in the queue already and for which no instance was released before they came,
+    /// either because none could be or because their SYN was reported after them. The next instances are for them.
     late: VecDeque<Demand>,
     /// When the connections in the queue came, oldest first, and how many at a time.
     queue: VecDeque<(u64, u32)>,
@@ -44,49 +73,49 @@ pub(super) struct WaitingClients {
 }
 
 impl WaitingClients {
-    /// Takes in what is seen now. Returns the promises that were kept: which of several clients has connected
-    /// does not matter, so it is always the first.
-    pub(super) fn see(&mut self, load: &Load, now_ns: u64) -> Vec<Promise> {
+    /// Takes in what is seen now. Returns the expected connections that have come: which of several clients has
+    /// connected does not matter, so it is always the first that was announced.
+    pub(super) fn observe(&mut self, load: &Load, now_ns: u64) -> Vec<ExpectedConnection> {
         let total = load.accepted.saturating_add(u64::from(load.queued));
         let new = total.saturating_sub(self.arrived);
-        // Whoever is accepted by an instance that does not count is not seen to have come: then the queue
-        // alone must do, which may shrink.
+        // A connection that an instance without a count accepts is not seen to have come. Then only the queue is
+        // known, and the total may shrink.
         let counted = load.instances.iter().all(|(_, seen)| seen.open.is_some());
         self.arrived = if counted { self.arrived.max(total) } else { total };
-        self.age(load.queued, new, now_ns);
+        self.update_queue(load.queued, new, now_ns);
         if load.queued == 0 {
             self.late.clear();
         }
         let new = usize::try_from(new).unwrap_or(usize::MAX);
-        let kept = new.min(self.promises.len());
-        let strangers = (new - kept).min(STRANGERS_MAX);
-        let over = (self.strangers.len() + strangers).saturating_sub(STRANGERS_MAX);
-        self.strangers.drain(..over);
-        self.strangers.extend(std::iter::repeat_n(now_ns, strangers));
-        self.promises.drain(..kept).collect()
+        let expected = new.min(self.expected.len());
+        let unexpected = (new - expected).min(UNEXPECTED_MAX);
+        let over = (self.unexpected.len() + unexpected).saturating_sub(UNEXPECTED_MAX);
+        self.unexpected.drain(..over);
+        self.unexpected.extend(std::iter::repeat_n(now_ns, unexpected));
+        self.expected.drain(..expected).collect()
     }
 
-    /// Whether the connection of a SYN, or of a knock, that left at `at_ns` may have been seen before it. Each accounts
-    /// for one.
-    pub(super) fn is_late(&mut self, at_ns: u64) -> bool {
-        let known = self.strangers.iter().position(|seen_ns| *seen_ns >= at_ns);
-        known.and_then(|index| self.strangers.remove(index)).is_some()
+    /// Whether the connection that a SYN or a knock of time `at_ns` announces may have come before the report of it.
+    /// Each unexpected connection is the answer to one report only.
+    pub(super) fn claim_unexpected(&mut self, at_ns: u64) -> bool {
+        let index = self.unexpected.iter().position(|seen_ns| *seen_ns >= at_ns);
+        index.and_then(|index| self.unexpected.remove(index)).is_some()
     }
 
-    /// Remembers for whom the next instance is: somebody who is in the queue already.
-    pub(super) fn tell_late(&mut self, demand: Demand) {
-        if self.late.len() < STRANGERS_MAX {
+    /// Remembers that the next instance is for this demand, whose connection is in the queue already.
+    pub(super) fn push_late(&mut self, demand: Demand) {
+        if self.late.len() < UNEXPECTED_MAX {
             self.late.push_back(demand);
         }
     }
 
-    /// The first of those.
-    pub(super) fn start_late(&mut self) -> Option<Demand> {
+    /// The first demand of [`Self::push_late`].
+    pub(super) fn pop_late(&mut self) -> Option<Demand> {
         self.late.pop_front()
     }
 
-    /// The queue is first in, first out: whoever is missing now was at its head.
-    fn age(&mut self, queued: u32, new: u64, now_ns: u64) {
+    /// Brings `queue` up to date. The kernel's queue is first in, first out: a connection that is gone was at its head.
+    fn update_queue(&mut self, queued: u32, new: u64, now_ns: u64) {
         let known: u32 = self.queued();
         let new = u32::try_from(new).unwrap_or(u32::MAX).max(queued.saturating_sub(known)).min(queued);
         let mut left = known.saturating_sub(queued - new);
@@ -106,24 +135,24 @@ impl WaitingClients {
         }
     }
 
-    /// Connections in the queue, as they were last seen.
+    /// Connections in the queue when it was last seen.
     pub(super) fn queued(&self) -> u32 {
         self.queue.iter().map(|(_, count)| count).sum()
     }
 
-    /// Connections that wait or were promised.
+    /// Connections in the queue, and expected ones that will be noticed.
     pub(super) fn demand(&self) -> u64 {
-        let promised = self.promises.iter().filter(|promise| !promise.unseen).count();
-        u64::from(self.queued()) + promised as u64
+        let expected = self.expected.iter().filter(|expected| expected.state.is_tracked()).count();
+        u64::from(self.queued()) + expected as u64
     }
 
-    /// From now on those who were promised may come without being seen: they are no demand any more.
-    pub(super) fn lose_sight(&mut self) {
-        self.promises.iter_mut().for_each(|promise| promise.unseen = true);
+    /// From now on the expected connections may come without being noticed, so they no longer count as demand.
+    pub(super) fn stop_tracking(&mut self) {
+        self.expected.iter_mut().for_each(|expected| expected.state = expected.state.untracked());
     }
 
     /// How many of the queue came at that time or before.
-    pub(super) fn came_until(&self, at_ns: u64) -> u32 {
+    pub(super) fn queued_until(&self, at_ns: u64) -> u32 {
         self.queue.iter().take_while(|(came_ns, _)| *came_ns <= at_ns).map(|(_, count)| count).sum()
     }
 
@@ -132,51 +161,51 @@ impl WaitingClients {
         self.queue.front().map(|(at_ns, _)| *at_ns)
     }
 
-    /// The agent takes so many out of the queue.
-    pub(super) fn answered(&mut self, count: u32) {
+    /// The agent takes this many connections out of the queue.
+    pub(super) fn remove_answered(&mut self, count: u32) {
         let queued = self.queued();
-        self.age(queued.saturating_sub(count), 0, 0);
+        self.update_queue(queued.saturating_sub(count), 0, 0);
     }
 
-    /// Remembers a promise. False when there is no room.
-    pub(super) fn promise(&mut self, promise: Promise) -> bool {
-        let room = self.promises.len() < PROMISES_MAX;
+    /// Expects a connection. False when too many are expected already; then it is forgotten.
+    pub(super) fn expect(&mut self, connection: ExpectedConnection) -> bool {
+        let room = self.expected.len() < EXPECTED_MAX;
         if room {
-            self.promises.push_back(promise);
+            self.expected.push_back(connection);
         }
         room
     }
 
-    /// The first promise for which nothing was started: from now on something was. Those for which there was room
-    /// come last.
-    pub(super) fn start_one(&mut self) -> Option<Demand> {
-        let first =
-            |joins| self.promises.iter().position(|one| !one.started && !one.unseen && (joins || !one.joins));
-        let promise = self.promises.get_mut(first(false).or_else(|| first(true))?)?;
-        promise.started = true;
-        Some(promise.demand)
+    /// Marks the first expected connection without an instance of its own as started, and returns its demand.
+    /// Connections that join an instance come last.
+    pub(super) fn start_for_next(&mut self) -> Option<Demand> {
+        let first = |state| self.expected.iter().position(|expected| expected.state == state);
+        let index = first(ExpectedState::NeedsInstance).or_else(|| first(ExpectedState::JoinsInstance))?;
+        let expected = self.expected.get_mut(index)?;
+        expected.state = ExpectedState::Started;
+        Some(expected.demand)
     }
 
-    /// A client whose connection nobody counts has come.
-    pub(super) fn keep_one(&mut self) -> Option<Promise> {
-        self.promises.pop_front()
+    /// Takes the first expected connection, because an instance that does not count reports that one came.
+    pub(super) fn take_first(&mut self) -> Option<ExpectedConnection> {
+        self.expected.pop_front()
     }
 
-    /// When the first promise expires.
-    pub(super) fn expiry_ns(&self) -> Option<u64> {
-        self.promises.front().map(|promise| promise.deadline_ns)
+    /// When the first expected connection is given up.
+    pub(super) fn next_deadline_ns(&self) -> Option<u64> {
+        self.expected.front().map(|expected| expected.deadline_ns)
     }
 
-    /// The promises that nobody has kept in time: they were made in the order of their deadlines, unless the
-    /// configuration changed in between.
-    pub(super) fn expired(&mut self, now_ns: u64) -> Vec<Promise> {
-        let over = self.promises.iter().take_while(|promise| promise.deadline_ns <= now_ns).count();
-        self.promises.drain(..over).collect()
+    /// Takes the expected connections whose deadline is over. They are in the order of their deadlines, unless the
+    /// configuration has changed in between.
+    pub(super) fn take_expired(&mut self, now_ns: u64) -> Vec<ExpectedConnection> {
+        let over = self.expected.iter().take_while(|expected| expected.deadline_ns <= now_ns).count();
+        self.expected.drain(..over).collect()
     }
 
-    /// What failed was not the clients: nobody is to be blamed for not coming.
-    pub(super) fn forget_promises(&mut self) {
-        self.promises.clear();
+    /// Forgets the expected connections without any consequence for the budgets: the function failed, not its clients.
+    pub(super) fn forget_expected(&mut self) {
+        self.expected.clear();
     }
 }
 
@@ -192,61 +221,61 @@ mod tests {
     #[test]
     fn the_age_of_the_head_is_that_of_the_connection_that_is_there_and_not_of_one_before() {
         let mut waiting = WaitingClients::default();
-        waiting.see(&load(2, 0), 10);
+        waiting.observe(&load(2, 0), 10);
         assert_eq!((waiting.head_ns(), waiting.queued()), (Some(10), 2));
         // One was accepted and one has come in between: the number is the same, the ages are not.
-        waiting.see(&load(2, 1), 20);
-        assert_eq!((waiting.head_ns(), waiting.came_until(10), waiting.came_until(20)), (Some(10), 1, 2));
-        waiting.see(&load(2, 3), 30);
-        assert_eq!((waiting.head_ns(), waiting.came_until(29)), (Some(30), 0), "both are new");
-        waiting.see(&load(1, 4), 40);
+        waiting.observe(&load(2, 1), 20);
+        assert_eq!((waiting.head_ns(), waiting.queued_until(10), waiting.queued_until(20)), (Some(10), 1, 2));
+        waiting.observe(&load(2, 3), 30);
+        assert_eq!((waiting.head_ns(), waiting.queued_until(29)), (Some(30), 0), "both are new");
+        waiting.observe(&load(1, 4), 40);
         assert_eq!(waiting.head_ns(), Some(30));
-        waiting.answered(1);
+        waiting.remove_answered(1);
         assert_eq!((waiting.head_ns(), waiting.queued()), (None, 0));
-        waiting.see(&load(0, 5), 50);
+        waiting.observe(&load(0, 5), 50);
         assert_eq!(waiting.queued(), 0, "it was the agent that took it");
     }
 
     #[test]
-    fn a_connection_keeps_one_promise_and_an_expired_one_is_given_back() {
+    fn a_connection_fulfils_one_expectation_and_an_expired_one_is_given_back() {
         let demand = Demand::local(Trigger::Syn, 0);
-        let promise = |deadline_ns| Promise {
+        let connection = |deadline_ns| ExpectedConnection {
             demand,
             deadline_ns,
             paid: true,
-            joins: false,
-            started: false,
-            unseen: false,
+            state: ExpectedState::NeedsInstance,
         };
         let mut waiting = WaitingClients::default();
         for deadline_ns in [100, 110, 120] {
-            assert!(waiting.promise(promise(deadline_ns)));
+            assert!(waiting.expect(connection(deadline_ns)));
         }
         assert_eq!(waiting.demand(), 3);
-        assert_eq!(waiting.see(&load(1, 0), 50).len(), 1);
-        assert_eq!(waiting.demand(), 3, "two promises and a connection");
-        assert_eq!(waiting.see(&load(0, 1), 60).len(), 0, "its acceptance is not another one");
-        assert_eq!(waiting.expired(110).len(), 1);
-        assert_eq!((waiting.demand(), waiting.expiry_ns()), (1, Some(120)));
+        assert_eq!(waiting.observe(&load(1, 0), 50).len(), 1);
+        assert_eq!(waiting.demand(), 3, "two expected and one in the queue");
+        assert_eq!(waiting.observe(&load(0, 1), 60).len(), 0, "its acceptance is not another one");
+        assert_eq!(waiting.take_expired(110).len(), 1);
+        assert_eq!((waiting.demand(), waiting.next_deadline_ns()), (1, Some(120)));
     }
 
     #[test]
-    fn a_syn_that_is_told_of_after_its_connection_is_late_once() {
+    fn a_syn_that_is_reported_after_its_connection_is_late_once() {
         let mut waiting = WaitingClients::default();
-        waiting.see(&load(2, 0), 50);
-        assert!(!waiting.is_late(51), "another client, who has come since");
-        assert!(waiting.is_late(40) && waiting.is_late(49) && !waiting.is_late(49));
-        waiting.see(&load(0, 10_000), 60);
-        assert_eq!((0..10_000).filter(|_| waiting.is_late(55)).count(), STRANGERS_MAX);
+        waiting.observe(&load(2, 0), 50);
+        assert!(!waiting.claim_unexpected(51), "another client, who has come since");
+        assert!(
+            waiting.claim_unexpected(40) && waiting.claim_unexpected(49) && !waiting.claim_unexpected(49)
+        );
+        waiting.observe(&load(0, 10_000), 60);
+        assert_eq!((0..10_000).filter(|_| waiting.claim_unexpected(55)).count(), UNEXPECTED_MAX);
     }
 
     #[test]
-    fn promises_are_bounded() {
+    fn expected_connections_are_bounded() {
         let demand = Demand::local(Trigger::Syn, 0);
-        let promise =
-            Promise { demand, deadline_ns: 1, paid: false, joins: false, started: false, unseen: false };
+        let state = ExpectedState::NeedsInstance;
+        let connection = ExpectedConnection { demand, deadline_ns: 1, paid: false, state };
         let mut waiting = WaitingClients::default();
-        let taken = (0..10_000).filter(|_| waiting.promise(promise)).count();
-        assert_eq!(taken, PROMISES_MAX);
+        let taken = (0..10_000).filter(|_| waiting.expect(connection)).count();
+        assert_eq!(taken, EXPECTED_MAX);
     }
 }

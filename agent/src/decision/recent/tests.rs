@@ -72,9 +72,9 @@ fn any_number_of_clients_fits_and_the_last_of_them_is_known() {
     for client in 0..100_000u32 {
         let [_, b, c, d] = client.to_be_bytes();
         let demand = syn(&format!("10.{b}.{c}.{d}:4000"), client);
-        assert!(!recent.is_duplicate(1, &demand, 0), "a place taken by another is no match");
+        assert!(!recent.is_duplicate(1, &demand, 0), "a slot taken by another is no match");
         recent.remember(1, &demand, false, 0);
         assert!(recent.is_duplicate(1, &demand, 0));
     }
-    assert_eq!(recent.0.len(), PLACES);
+    assert_eq!(recent.0.len(), SLOTS);
 }
