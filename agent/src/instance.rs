@@ -1,6 +1,8 @@
-//! One instance, from its release to its end: the task that talks to it and times it.
+//! One instance, from its release to its end: the task that exchanges messages with it and measures its start.
 
 mod cold_start;
+mod end;
+mod freeze;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -15,39 +17,38 @@ use crate::event::{Demand, InstanceEnd};
 use crate::inject::{Conversation, Resources, ShimEvent, until};
 use crate::manager::DescriptorStore;
 use crate::measure::{self, StartHistory, Timeline, now_ns};
-use crate::start::{BoxFuture, Exit, Note, Parked, Process, StartError};
+use crate::start::{Note, Parked, Process};
 use cold_start::ColdStart;
+use end::{EndedInstance, TaskEnd};
+use freeze::{FreezeAttempt, FreezeState, freeze_end};
 
-/// How long an instance may take to say whether it can be frozen. Above what the shim gives to its hooks.
-const QUIET_WAIT: Duration = Duration::from_secs(5);
-
-/// What the owner of the state tells an instance's task.
+/// What the node tells an instance's task to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InstanceCommand {
-    /// Ask it to go; kill it when it does not.
+    /// Ask the instance to stop, and kill it if it does not.
     Stop,
-    /// Freeze it, unless somebody is connected.
+    /// Freeze the instance, unless it has a connection.
     Freeze,
-    /// Let it run again, for this demand.
+    /// Thaw the instance, for this demand.
     Thaw(Demand),
 }
 
-/// What an instance's task tells the one that owns the state.
+/// What an instance's task reports to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum InstanceReport {
-    /// It accepts connections; also after a thaw.
+    /// The instance accepts connections; also after a thaw.
     Ready,
-    /// It says that it has answered its first connection.
+    /// The instance reports that it has answered its first connection.
     Served,
-    /// It is frozen.
+    /// The instance is frozen.
     Frozen,
-    /// It is not, and accepts; with what went wrong, unless somebody is connected.
+    /// The instance is not frozen, and accepts. `error` says what went wrong, unless it is busy.
     NotFrozen { busy: bool, error: Option<String> },
-    /// It is gone; with what went wrong, unless it was asked to go or exited with code 0.
+    /// The instance is gone. `error` says what went wrong, unless it was asked to stop or exited with code 0.
     Gone { end: InstanceEnd, error: Option<String> },
 }
 
-/// Who is told.
+/// The receiver of the reports.
 pub(crate) trait Reporter: Send + Sync {
     /// Takes one report, waiting for room if there is none.
     fn report(&self, report: InstanceReport) -> impl Future<Output = ()> + Send;
@@ -58,10 +59,10 @@ pub(crate) struct Launch {
     pub(crate) name: String,
     pub(crate) runtime: &'static str,
     pub(crate) origin: InstanceOrigin,
-    /// What it counts its connections on.
+    /// The page on which it counts its connections.
     pub(crate) page: OwnedFd,
     pub(crate) resources: Resources,
-    /// Of its configuration.
+    /// The fingerprint of its configuration.
     pub(crate) fingerprint: String,
     /// It gives its backend connections back when it is frozen.
     pub(crate) return_backends: bool,
@@ -69,41 +70,17 @@ pub(crate) struct Launch {
     /// Since when connections wait, in nanoseconds of `CLOCK_MONOTONIC`; 0 while none does.
     pub(crate) connected_ns: Arc<AtomicU64>,
     pub(crate) starts: Arc<StartHistory>,
-    /// Who keeps its descriptors for the next agent.
+    /// Where its descriptors are stored for the next agent.
     pub(crate) descriptor_store: DescriptorStore,
 }
 
-/// Where its life begins.
+/// How the task comes to its instance.
 pub(crate) enum InstanceOrigin {
-    /// A parked container is let go.
+    /// The task releases a parked container.
     New { parked: Parked, demand: Demand },
-    /// An earlier agent let it go; it runs.
+    /// An earlier agent released it; it runs.
     Adopted { process: Arc<dyn Process>, control: OwnedFd, note: Note },
 }
-
-/// Why the loop over an instance's life ended.
-enum TaskEnd {
-    Exited(Exit),
-    NotStarted(StartError),
-    NoLease(WireError),
-}
-
-/// Where it is between running and frozen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FreezeState {
-    /// It runs.
-    Running,
-    /// It was told that it is to be frozen, and has to answer until then.
-    Requested { answer_by: Instant },
-    /// It has answered, and its processes are being stopped.
-    Freezing,
-    /// They are stopped.
-    Frozen,
-    /// It runs again and has not said that it accepts.
-    Thawing(Demand),
-}
-
-type FreezeAttempt<'a> = Option<BoxFuture<'a, Result<(), StartError>>>;
 
 struct InstanceTask {
     name: String,
@@ -116,24 +93,53 @@ struct InstanceTask {
     note: Note,
     return_backends: bool,
     stop_grace: Duration,
-    /// It has said that it accepts.
+    /// It has reported that it accepts.
     ready: bool,
     freeze_state: FreezeState,
-    /// Its descriptors are kept for the next agent.
+    /// Its descriptors are stored for the next agent.
     stored: bool,
-    /// Somebody asked it to go.
+    /// It was asked to stop.
     stop_requested: bool,
     /// When it is killed.
     kill_at: Option<Instant>,
 }
 
-/// Leases, releases, listens, measures; then cleans up. The last thing that it
-/// reports is always `Gone`.
+/// Sends the lease, releases the container, and supervises the instance until its end; then cleans up. The last report
+/// is always `Gone`.
 pub(crate) async fn run(
     launch: Launch,
     mut commands: mpsc::Receiver<InstanceCommand>,
     reporter: &impl Reporter,
 ) {
+    let (mut instance, conversation) = begin(launch);
+    let (end, violation) = match conversation {
+        Ok(mut conversation) => {
+            let end = instance.supervise(&mut conversation, &mut commands, reporter).await;
+            (end, conversation.violation().map(str::to_owned))
+        }
+        Err(error) => (TaskEnd::NoLease(error), None),
+    };
+    if instance.stored {
+        instance.descriptor_store.remove_instance(&instance.name);
+    }
+    let ended = EndedInstance {
+        name: &instance.name,
+        ready: instance.ready,
+        stop_requested: instance.stop_requested,
+        violation: violation.as_deref(),
+    };
+    let (end, error) = ended.log(&end);
+    if let Some(cold_start) = &mut instance.cold_start {
+        cold_start.ended();
+    }
+    reporter.report(InstanceReport::Gone { end, error }).await;
+    if let Err(error) = instance.process.remove().await {
+        tracing::error!(instance = instance.name, "cannot be removed: {error}");
+    }
+}
+
+/// Makes the task's state, and queues the lease of an instance that is new.
+fn begin(launch: Launch) -> (InstanceTask, Result<Conversation, WireError>) {
     let Launch { name, resources, page, .. } = launch;
     let function = resources.function.clone();
     let (process, cold_start, note) = match &launch.origin {
@@ -151,7 +157,7 @@ pub(crate) async fn run(
         }
         InstanceOrigin::Adopted { process, note, .. } => (Arc::clone(process), None, note.clone()),
     };
-    let mut instance = InstanceTask {
+    let instance = InstanceTask {
         name,
         function,
         ready: cold_start.is_none(),
@@ -176,21 +182,7 @@ pub(crate) async fn run(
             Conversation::resume(resources, &instance.name, control, &instance.note.backends)
         }
     };
-    let (end, violation) = match conversation {
-        Ok(mut conversation) => {
-            let end = instance.supervise(&mut conversation, &mut commands, reporter).await;
-            (end, conversation.violation().map(str::to_owned))
-        }
-        Err(error) => (TaskEnd::NoLease(error), None),
-    };
-    if instance.stored {
-        instance.descriptor_store.remove_instance(&instance.name);
-    }
-    let (end, error) = instance.ended(&end, violation);
-    reporter.report(InstanceReport::Gone { end, error }).await;
-    if let Err(error) = instance.process.remove().await {
-        tracing::error!(instance = instance.name, "cannot be removed: {error}");
-    }
+    (instance, conversation)
 }
 
 impl InstanceTask {
@@ -206,15 +198,10 @@ impl InstanceTask {
             Some(cold_start) => cold_start.lease_queued(),
             None => self.resume(conversation).await,
         }
-        // Lazy: nothing is let go that runs already.
+        // A future does nothing until it is polled: an instance that runs already is not released again.
         let (mut release, mut exited) = (process.release(), process.exited());
         let (mut listening, mut freezing): (_, FreezeAttempt<'_>) = (true, None);
         loop {
-            let unanswered = if let FreezeState::Requested { answer_by } = self.freeze_state {
-                Some(answer_by)
-            } else {
-                None
-            };
             tokio::select! {
                 exec = &mut release, if !released => match exec {
                     Ok(exec_ns) => {
@@ -242,33 +229,18 @@ impl InstanceTask {
                     }
                 }
                 exit = &mut exited => return TaskEnd::Exited(exit),
-                Some(command) = commands.recv(), if !self.stop_requested => match command {
-                    InstanceCommand::Stop => {
-                        self.stop_requested = true;
+                Some(command) = commands.recv(), if !self.stop_requested => {
+                    if command == InstanceCommand::Stop {
                         freezing = None;
-                        self.terminate().await;
                     }
-                    InstanceCommand::Freeze => {
-                        if let Err(error) = conversation.freeze(self.return_backends) {
-                            let error = Some(format!("not frozen: it cannot be told: {error}"));
-                            reporter.report(InstanceReport::NotFrozen { busy: false, error }).await;
-                        } else {
-                            self.freeze_state = FreezeState::Requested { answer_by: Instant::now() + QUIET_WAIT };
-                        }
-                    }
-                    InstanceCommand::Thaw(demand) => self.thaw(demand, conversation).await,
-                },
-                frozen = done(&mut freezing) => {
+                    self.on_command(command, conversation, reporter).await;
+                }
+                frozen = freeze_end(&mut freezing) => {
                     let report = self.freeze_ended(frozen, conversation);
                     reporter.report(report).await;
                 }
-                () = until(unanswered) => {
-                    // Whatever it says later is out of order, and it goes on.
-                    self.freeze_state = FreezeState::Running;
-                    let _ = conversation.thaw();
-                    let error = format!("not frozen: no answer within {} s", QUIET_WAIT.as_secs());
-                    tracing::warn!(instance = self.name, "{error}");
-                    reporter.report(InstanceReport::NotFrozen { busy: false, error: Some(error) }).await;
+                () = until(self.freeze_state.answer_by()) => {
+                    self.freeze_unanswered(conversation, reporter).await;
                 }
                 () = until(self.kill_at) => {
                     self.kill_at = None;
@@ -281,45 +253,27 @@ impl InstanceTask {
         }
     }
 
-    /// The outcome of an attempt to freeze it.
-    fn freeze_ended(
+    /// Does what the node asks for.
+    async fn on_command(
         &mut self,
-        frozen: Result<(), StartError>,
+        command: InstanceCommand,
         conversation: &mut Conversation,
-    ) -> InstanceReport {
-        match frozen {
-            Ok(()) => {
-                self.freeze_state = FreezeState::Frozen;
-                InstanceReport::Frozen
+        reporter: &impl Reporter,
+    ) {
+        match command {
+            InstanceCommand::Stop => {
+                self.stop_requested = true;
+                self.terminate().await;
             }
-            Err(error) => {
-                self.freeze_state = FreezeState::Running;
-                // It has been thawed, and waits to be told so.
-                let _ = conversation.thaw();
-                tracing::error!(instance = self.name, reason = error.reason(), "not frozen: {error}");
-                InstanceReport::NotFrozen { busy: false, error: Some(format!("not frozen: {error}")) }
+            InstanceCommand::Freeze => self.request_freeze(conversation, reporter).await,
+            InstanceCommand::Thaw(demand) => {
+                self.freeze_state = FreezeState::Thawing(demand);
+                self.resume(conversation).await;
             }
         }
     }
 
-    async fn thaw(&mut self, demand: Demand, conversation: &mut Conversation) {
-        self.freeze_state = FreezeState::Thawing(demand);
-        self.resume(conversation).await;
-    }
-
-    /// Has it run and accept, also when it does already: how far an earlier agent was with a freeze or a thaw nobody
-    /// knows.
-    async fn resume(&mut self, conversation: &mut Conversation) {
-        // Queued first: it is there when the first instruction runs.
-        let told = conversation.thaw().map_err(|error| error.to_string());
-        let thawed = self.process.thaw().await.map_err(|error| error.to_string());
-        if let Err(error) = told.and(thawed) {
-            tracing::error!(instance = self.name, "not thawed: {error}");
-            self.terminate().await;
-        }
-    }
-
-    /// The control socket is closed: it ended, which we are about to see, or broke the protocol.
+    /// The control socket is closed: the instance has ended, and its exit follows, or it has broken the protocol.
     async fn control_closed(&mut self, reporter: &impl Reporter) {
         if self.kill_at.is_some() {
             return;
@@ -330,12 +284,12 @@ impl InstanceTask {
                 self.freeze_state = FreezeState::Running;
                 reporter.report(InstanceReport::NotFrozen { busy: false, error: None }).await;
             }
-            // Nobody would ever learn that it accepts.
+            // It can no longer report that it accepts.
             _ => self.terminate().await,
         }
     }
 
-    /// Has it kept for the next agent, as it is now.
+    /// Stores the descriptors and the note of the instance for the next agent.
     fn store(&mut self, conversation: &Conversation) {
         if !self.stored
             && let Some(control) = conversation.control()
@@ -348,17 +302,20 @@ impl InstanceTask {
         }
         self.note.backends = conversation.held();
         if let Err(error) = self.note.write(self.process.directory()) {
-            tracing::error!(instance = self.name, "the next agent will not know it as it is now: {error}");
+            tracing::error!(
+                instance = self.name,
+                "its note cannot be written, so the next agent may not take it over: {error}"
+            );
         }
     }
 
-    /// SIGTERM now, the end after the grace period.
+    /// Sends SIGTERM now, and kills the instance after the grace period.
     async fn terminate(&mut self) {
         self.kill_at = Some(Instant::now() + self.stop_grace);
         self.process.terminate().await;
     }
 
-    /// Notes what the instance said, and returns what is to be reported.
+    /// Notes what the shim reports, and returns what the node must know.
     fn on_shim_event(&mut self, event: ShimEvent) -> Option<InstanceReport> {
         match event {
             ShimEvent::Busy => {
@@ -367,7 +324,7 @@ impl InstanceTask {
             }
             ShimEvent::Thawed { thawed_ns } => {
                 let freeze_state = std::mem::replace(&mut self.freeze_state, FreezeState::Running);
-                // Otherwise it was not frozen after all, and that has been reported.
+                // Without a thaw under way it was not frozen after all, which has been reported.
                 let FreezeState::Thawing(demand) = freeze_state else { return None };
                 let thawed_ns = Timeline::clamp(thawed_ns, demand.at_ns, now_ns());
                 measure::record_thaw(&self.function, &demand, thawed_ns);
@@ -388,59 +345,5 @@ impl InstanceTask {
             ShimEvent::Served { .. } => Some(InstanceReport::Served),
             _ => None,
         }
-    }
-
-    /// Says how it ended, and what was wrong with that.
-    fn ended(&mut self, end: &TaskEnd, violation: Option<String>) -> (InstanceEnd, Option<String>) {
-        let (asked, instance) = (self.stop_requested, &self.name);
-        let early = if self.ready { "" } else { " before it was ready" };
-        let (end, reason, error) = match end {
-            TaskEnd::Exited(exit) if asked => {
-                tracing::info!(instance, asked, "instance ended{early}: {exit}");
-                (InstanceEnd::Asked, "", None)
-            }
-            TaskEnd::Exited(exit) if exit.code == Some(0) && self.ready => {
-                tracing::info!(instance, asked, "instance ended: {exit}");
-                (InstanceEnd::Exited, "", None)
-            }
-            TaskEnd::Exited(exit) => {
-                let end = match exit {
-                    Exit { oom: true, .. } => InstanceEnd::OutOfMemory,
-                    Exit { code: Some(0), .. } => InstanceEnd::Exited,
-                    Exit { code: None, signal: None, .. } => InstanceEnd::Unknown,
-                    _ => InstanceEnd::Crashed,
-                };
-                let because = violation.map(|why| format!("; its control socket was closed: {why}"));
-                (end, "exit", Some(format!("instance ended{early}: {exit}{}", because.unwrap_or_default())))
-            }
-            TaskEnd::NotStarted(error) => {
-                (InstanceEnd::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
-            }
-            TaskEnd::NoLease(error) => {
-                (InstanceEnd::NotStarted, error.reason(), Some(format!("instance not started: {error}")))
-            }
-        };
-        match &error {
-            // The function's own doing.
-            Some(text) if reason == "exit" => tracing::warn!(instance, reason, "{text}"),
-            Some(text) => tracing::error!(instance, reason, "{text}"),
-            None => {}
-        }
-        if let Some(cold_start) = &mut self.cold_start {
-            cold_start.ended();
-        }
-        (end, error)
-    }
-}
-
-/// The end of an attempt to freeze, when one is under way; then there is none any more.
-async fn done(freezing: &mut FreezeAttempt<'_>) -> Result<(), StartError> {
-    match freezing {
-        Some(attempt) => {
-            let outcome = attempt.await;
-            *freezing = None;
-            outcome
-        }
-        None => std::future::pending().await,
     }
 }

@@ -1,4 +1,4 @@
-//! The times of one instance's cold start, and who is told of them.
+//! The times of one instance's cold start: measured, logged and counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use crate::measure::{self, StartHistory, StartOutcome, Timeline, now_ns};
 
 pub(super) struct ColdStart {
     timeline: Timeline,
-    /// Since when connections wait; 0 while none does.
+    /// Since when connections wait, in nanoseconds of `CLOCK_MONOTONIC`; 0 while none does.
     connected_ns: Arc<AtomicU64>,
     starts: Arc<StartHistory>,
 }
@@ -18,19 +18,19 @@ impl ColdStart {
         Self { timeline, connected_ns, starts }
     }
 
-    /// The lease is queued, and the container is about to be let go.
+    /// The lease is queued, and the container is released next.
     pub(super) fn lease_queued(&mut self) {
         self.timeline.start_ns = now_ns();
     }
 
-    /// The runtime saw the exec, perhaps only after the function has spoken: that it speaks shows it too.
+    /// The runtime saw the exec. The first message of the shim may have come before that, and shows the exec too.
     pub(super) fn executed(&mut self, exec_ns: u64) {
         let timeline = &mut self.timeline;
         let exec_ns = Timeline::clamp(exec_ns, timeline.start_ns, now_ns());
         timeline.exec_ns = Some(timeline.exec_ns.map_or(exec_ns, |shown_ns| exec_ns.min(shown_ns)));
     }
 
-    /// Notes what the instance said.
+    /// Notes what the shim reports.
     pub(super) fn on_shim_event(&mut self, event: ShimEvent) {
         let timeline = &mut self.timeline;
         let now = now_ns();
