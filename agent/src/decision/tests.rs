@@ -1,3 +1,4 @@
+mod changes;
 mod early;
 mod failure;
 mod random;
@@ -70,7 +71,7 @@ impl Alone {
         function
     }
 
-    /// The first of them let go at 5 and ready at 10, with nobody connected.
+    /// The first of them is released at 5 and ready at 10, and has no connection.
     fn ready(policy: Policy) -> Self {
         let mut function = Self::cold(policy);
         function.on(Event::Demand(demand(5)), 5);
@@ -137,7 +138,7 @@ impl Deref for Alone {
     }
 }
 
-/// What is ordered, without what is only told and the timer.
+/// The orders among the actions, without news and the timer.
 fn orders(actions: &[Action]) -> Vec<Action> {
     let order = |action: &&Action| !matches!(action, Action::Moved(..) | Action::Spent | Action::Timer(_));
     actions.iter().filter(order).copied().collect()
@@ -148,17 +149,17 @@ fn timer(actions: &[Action]) -> Option<u64> {
 }
 
 fn moved(actions: &[Action]) -> Vec<(InstanceId, &'static str, &'static str)> {
-    let told = |action: &Action| match action {
+    let news = |action: &Action| match action {
         Action::Moved(id, state, reason) => {
             Some((*id, state.map_or("gone", InstanceState::as_str), reason.as_str()))
         }
         _ => None,
     };
-    actions.iter().filter_map(told).collect()
+    actions.iter().filter_map(news).collect()
 }
 
 #[test]
-fn a_syn_lets_the_parked_container_go_and_the_next_is_made_after_it_is_ready() {
+fn a_syn_releases_the_parked_container_and_the_next_is_made_after_it_is_ready() {
     let mut function = Alone::new(policy(1));
     let actions = function.on(Event::Configured, 0);
     assert_eq!(orders(&actions), [Action::Prepare(1), Action::WatchQueue(QueueWatchRate::Immediate)]);
@@ -225,7 +226,7 @@ fn a_burst_of_syns_starts_as_many_instances_as_it_needs_at_once() {
 }
 
 #[test]
-fn a_syn_that_is_told_of_after_its_connection_is_the_same_unit_of_demand() {
+fn a_syn_that_is_reported_after_its_connection_is_the_same_unit_of_demand() {
     let mut function = Alone::cold(one_each(2));
     // The first news of both at once: the start is for the SYN, as it was first.
     function.load.queued = 1;
@@ -357,64 +358,4 @@ fn a_stop_is_asked_once_and_the_next_client_starts_another() {
     assert_eq!(orders(&single.on(Event::Demand(demand(23)), 23)), [], "not two at a time");
     let actions = single.on(Event::Gone { instance: 1, end: InstanceEnd::Asked }, 24);
     assert_eq!(orders(&actions)[0], Action::Release(2, demand(23)));
-}
-
-#[test]
-fn a_changed_function_drains_its_instances_and_starts_new_ones() {
-    let mut function = Alone::ready(policy(2));
-    for id in [3, 4] {
-        function.on(Event::Parked(id), 13);
-    }
-    assert_eq!(function.parked(), 2);
-    let actions = function.on(Event::Changed { policy: policy(2), replace: true }, 20);
-    let orders = orders(&actions);
-    assert!(orders.contains(&Action::Stop(1)) && orders.contains(&Action::Discard(3)), "{orders:?}");
-    assert!(moved(&actions).contains(&(1, "stopping", "replaced")));
-    let made: Vec<_> = orders.iter().filter(|order| matches!(order, Action::Prepare(_))).collect();
-    assert_eq!(made.len(), 2);
-    // One that was being made then is of no use.
-    let mut function = Alone::new(policy(1));
-    function.on(Event::Configured, 0);
-    function.on(Event::Changed { policy: policy(1), replace: true }, 1);
-    assert!(super::tests::orders(&function.on(Event::Parked(1), 2)).contains(&Action::Discard(1)));
-    // Where only numbers changed everything stays.
-    let mut function = Alone::ready(policy(1));
-    let changed = Event::Changed { policy: Policy { max_instances: 3, ..policy(1) }, replace: false };
-    assert!(!super::tests::orders(&function.on(changed, 20)).contains(&Action::Stop(1)));
-}
-
-#[test]
-fn a_function_that_is_removed_stops_everything_and_turns_clients_away() {
-    let mut function = Alone::ready(policy(1));
-    function.on(Event::Parked(2), 13);
-    function.arrives(2, 14);
-    let actions = function.on(Event::Removed, 20);
-    let expected = [
-        Action::Stop(1),
-        Action::Discard(2),
-        Action::Answer(2, Reason::Closed),
-        Action::WatchQueue(QueueWatchRate::Immediate),
-    ];
-    assert_eq!(orders(&actions), expected);
-    function.load.queued -= 2;
-    function.load.accepted += 2;
-    assert_eq!(orders(&function.arrives(1, 21)).last(), Some(&Action::Answer(1, Reason::Closed)));
-    function.load.queued -= 1;
-    function.load.accepted += 1;
-    function.on(Event::Gone { instance: 1, end: InstanceEnd::Asked }, 22);
-    assert_eq!(orders(&function.on(Event::Shutdown, 23)), []);
-    assert_eq!(function.word(23), "closed");
-}
-
-#[test]
-fn shutdown_stops_everything_and_nothing_starts_afterwards() {
-    let mut function = Alone::ready(policy(1));
-    function.on(Event::Parked(2), 13);
-    let actions = function.on(Event::Shutdown, 20);
-    let expected = [Action::Stop(1), Action::Discard(2), Action::WatchQueue(QueueWatchRate::Off)];
-    assert_eq!(orders(&actions), expected);
-    assert_eq!(orders(&function.on(Event::Parked(3), 21)), []);
-    let syn = demand(22);
-    assert_eq!(orders(&function.on(Event::Demand(syn), 22)), [Action::Suppress(syn, Reason::Closed)]);
-    assert_eq!(function.word(22), "closed");
 }

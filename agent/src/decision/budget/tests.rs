@@ -122,7 +122,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flood_that_nobody_follows_is_left_the_minimum(max in 2u32..200) {
+    fn a_flood_without_connections_keeps_the_minimum(max in 2u32..200) {
         let mut budget = budget(1, max);
         let mut last = 0;
         for second in 0..120 {

@@ -14,7 +14,7 @@ fn a() -> Demand {
 #[test]
 fn only_the_same_client_asking_for_the_same_function_is_a_duplicate() {
     let mut recent = RecentClients::new();
-    assert!(!recent.is_duplicate(1, &a(), 0), "nobody has asked yet");
+    assert!(!recent.is_duplicate(1, &a(), 0), "no client has asked yet");
     recent.remember(1, &a(), false, 0);
     let lookup = Demand { trigger: Trigger::Lookup, ..syn("198.51.100.7:4000", 0) };
     let knock = Demand { trigger: Trigger::Knock, ..syn("198.51.100.7:4000", 0) };

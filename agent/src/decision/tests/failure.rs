@@ -1,4 +1,4 @@
-//! Starts that fail, instances that crash or hang, and what their clients are told.
+//! Starts that fail, instances that crash or hang, and how their clients are answered.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn a_crash_soon_after_ready_is_slowed_down_and_a_late_one_is_not() {
 }
 
 #[test]
-fn failed_starts_back_off_then_cool_down_and_clients_are_told() {
+fn failed_starts_back_off_then_cool_down_and_clients_are_answered() {
     let mut function = Alone::cold(policy(0));
     function.arrives(1, 0);
     let mut now = 0;
@@ -65,7 +65,7 @@ fn an_instance_that_never_gets_ready_is_stopped_at_its_deadline_and_counts_as_fa
     assert_eq!(
         orders(&function.on(Event::Timer, deadline - 1)),
         [Action::Unused],
-        "nobody came in 10 s either"
+        "no client came in 10 s either"
     );
     let actions = function.on(Event::Timer, deadline);
     assert_eq!(orders(&actions)[0], Action::Stop(1));
@@ -77,7 +77,7 @@ fn an_instance_that_never_gets_ready_is_stopped_at_its_deadline_and_counts_as_fa
 }
 
 #[test]
-fn an_instance_that_takes_nobody_for_a_whole_queue_timeout_is_replaced() {
+fn an_instance_that_accepts_nothing_for_a_whole_queue_timeout_is_replaced() {
     let mut function = Alone::ready(Policy { queue_timeout: Duration::from_secs(2), ..policy(1) });
     function.on(Event::Parked(2), 13);
     function.arrives(1, SECOND);
@@ -105,7 +105,7 @@ fn an_instance_that_takes_nobody_for_a_whole_queue_timeout_is_replaced() {
 }
 
 #[test]
-fn one_that_always_crashes_is_let_go_no_more_often_than_allowed_and_every_client_is_answered() {
+fn one_that_always_crashes_is_released_no_more_often_than_allowed_and_every_client_is_answered() {
     const CLIENT_NS: u64 = 100 * MS;
     const CRASH_NS: u64 = 20 * MS;
     const END_NS: u64 = 600 * SECOND;

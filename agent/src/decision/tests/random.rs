@@ -12,7 +12,7 @@ const SEED: &str = "HEADSTART_SCHEDULE";
 const THREADS: u64 = 2;
 
 #[test]
-fn in_any_schedule_everybody_is_served_or_answered_within_the_limits_and_it_comes_back_to_rest() {
+fn in_any_schedule_every_client_is_served_or_answered_within_the_limits_and_the_function_comes_to_rest() {
     if let Ok(seed) = std::env::var(SEED) {
         return schedule(seed.parse().unwrap(), true);
     }
@@ -24,9 +24,9 @@ fn in_any_schedule_everybody_is_served_or_answered_within_the_limits_and_it_come
     });
 }
 
-fn schedule(seed: u64, told: bool) {
-    if let Err(wrong) = World::new(seed, told).run() {
+fn schedule(seed: u64, trace: bool) {
+    if let Err(mistake) = World::new(seed, trace).run() {
         let trace = World::new(seed, true).traced();
-        panic!("{wrong}\nschedule {seed}, again with {SEED}={seed}; it ends with\n{trace}");
+        panic!("{mistake}\nschedule {seed}, again with {SEED}={seed}; it ends with\n{trace}");
     }
 }

@@ -68,7 +68,7 @@ fn one_that_an_operator_froze_counts_as_idle_from_then_on() {
 }
 
 #[test]
-fn nobody_is_frozen_or_stopped_while_somebody_is_connected() {
+fn nothing_is_frozen_or_stopped_while_a_client_is_connected() {
     let mut function = Alone::ready(resting_one());
     function.load.queued = 1;
     function.serves(1, 1, 20);
@@ -99,7 +99,7 @@ fn an_idle_instance_does_not_rest_while_a_client_is_expected() {
 }
 
 #[test]
-fn one_that_was_frozen_with_somebody_connected_is_thawed_at_once() {
+fn one_that_was_frozen_with_a_connection_is_thawed_at_once() {
     let mut function = Alone::ready(resting_one());
     function.on(Event::Freeze, 20);
     function.load.queued = 1;
@@ -122,7 +122,7 @@ fn a_freeze_that_fails_leaves_it_up_and_is_tried_again_later() {
 }
 
 #[test]
-fn somebody_who_comes_while_it_is_being_frozen_thaws_it() {
+fn a_client_that_comes_while_it_is_being_frozen_thaws_it() {
     let mut function = Alone::ready(resting_one());
     assert_eq!(orders(&function.on(Event::Freeze, 20))[0], Action::Freeze(1));
     assert_eq!(orders(&function.on(Event::Demand(demand(21)), 21)), [], "it may yet refuse to be frozen");
