@@ -1,4 +1,4 @@
-//! `inject`: what an instance is born with, and its control socket.
+//! `inject`: the resources that an instance starts with, and its control socket.
 //!
 //! ```text
 //! begin: lease from the pools ──> Connected: queue the Lease now, before exec
@@ -9,8 +9,8 @@
 //!        Returned, NextKey          ──> Grants
 //! ```
 //!
-//! A peer that breaks the protocol loses its control socket: the reason is
-//! counted and logged, descriptors that it sent are closed, nothing else happens.
+//! The agent closes the control socket of a peer that breaks the protocol. It counts and logs the reason and closes
+//! the descriptors that the peer sent; nothing else happens.
 
 mod conversation;
 mod endpoint;
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use crate::start::{Process, backends_directory};
 pub use conversation::Conversation;
 
-/// Connections one instance may hold or be waiting for, over all its backends.
+/// Connections that one instance may hold or wait for, over all its backends.
 /// Each costs a server connection until the instance ends.
 pub const LEASES_MAX: usize = 64;
 
@@ -37,13 +37,13 @@ pub const LEASES_MAX: usize = 64;
 /// control socket. The first lease is bounded by `init_timeout` instead.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What an instance said that its task must know. Times are the function's own, in
-/// nanoseconds of `CLOCK_MONOTONIC`.
+/// What the shim of an instance reports to the instance's task. The function measures the times, in nanoseconds of
+/// `CLOCK_MONOTONIC`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShimEvent {
     /// The shim runs.
     Hello {
-        /// When it was entered.
+        /// When it began.
         hello_ns: u64,
     },
     /// The first lease arrived.
@@ -63,22 +63,22 @@ pub enum ShimEvent {
         /// When its first bytes were written.
         first_response_ns: u64,
     },
-    /// Nobody is connected, and it accepts nobody: it can be frozen.
+    /// The instance has no connection and accepts none: it can be frozen.
     Quiet,
-    /// It cannot be frozen now, and goes on.
+    /// The instance cannot be frozen now, and goes on.
     Busy,
-    /// It accepts again after a freeze.
+    /// The instance accepts again after a freeze.
     Thawed {
         /// Since when.
         thawed_ns: u64,
     },
-    /// It holds other backend connections than before.
+    /// The instance has got or returned a backend connection.
     BackendsChanged,
-    /// The control socket is closed: the instance ended, or broke the protocol.
+    /// The control socket is closed: the instance has ended, or has broken the protocol.
     Closed,
 }
 
-/// Something an instance must not do.
+/// A way in which an instance breaks the protocol. The agent closes its control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolViolation {
     /// The message itself is wrong.
@@ -93,7 +93,7 @@ pub enum ProtocolViolation {
     /// A backend that the function is not configured for.
     #[error("backend {backend:?} is not configured for this function")]
     NotConfigured {
-        /// What it asked for, cut to 64 characters.
+        /// The name that it asked for, cut to 64 characters.
         backend: String,
     },
     /// More connections than [`LEASES_MAX`].
@@ -118,7 +118,7 @@ impl ProtocolViolation {
     }
 }
 
-/// What a function's instances are given.
+/// What the instances of a function are given.
 #[derive(Clone)]
 pub struct Resources {
     /// Configured name.
@@ -129,25 +129,25 @@ pub struct Resources {
     pub concurrency: Option<u32>,
     /// The pools of its backends, in the order of the configuration.
     pub pools: Vec<Pool>,
-    /// It finds them as sockets, and is given no connections.
+    /// The instance finds its backends as sockets, and is given no connections.
     pub by_socket: bool,
-    /// Backends that it finds at ports of its own loopback interface too.
+    /// Backends that the instance also finds at ports of its own loopback interface.
     pub ports: Vec<(String, u16)>,
-    /// Who speaks TLS on those that it is given.
+    /// Which side speaks TLS on the connections that the instance is given.
     pub tls: TlsMode,
 }
 
 impl Resources {
-    /// The pools from which it gets connections.
+    /// The pools from which the instance is given connections.
     fn given(&self) -> &[Pool] {
         if self.by_socket { &[] } else { &self.pools }
     }
 
-    /// The sockets of its backends, in an instance's own directory and network, if it is to have any. Must be called
-    /// within a tokio runtime.
+    /// Makes the sockets of the backends in an instance's own directory and network; `None` when the function uses none.
+    /// Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When they cannot be made.
+    /// When a socket cannot be made.
     pub fn sockets(&self, instance: &str, process: &dyn Process) -> io::Result<Option<Sockets>> {
         if !self.by_socket {
             return Ok(None);
@@ -164,7 +164,7 @@ impl Resources {
     }
 }
 
-/// Sleeps until then; for ever without a time.
+/// Sleeps until `time`, or for ever when there is none.
 pub(crate) async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,

@@ -1,4 +1,4 @@
-//! The service manager: keeps what the next agent needs while the agent is away. These are the listening
+//! The service manager: stores the descriptors that the next agent needs while no agent runs. These are the listening
 //! sockets, and of each running instance the control socket and the activity page.
 //!
 //! ```text
@@ -8,8 +8,8 @@
 //! agent 2 <──LISTEN_FDS, LISTEN_FDNAMES────────────┘
 //! ```
 //!
-//! Protocols: sd_notify(3) and sd_listen_fds(3). Without a manager that keeps
-//! descriptors nothing here does anything: then the sockets die with the agent.
+//! Protocols: sd_notify(3) and sd_listen_fds(3). Without a manager that stores
+//! descriptors nothing here does anything: then the sockets close with the agent.
 
 mod descriptor_store;
 mod notify;
@@ -30,21 +30,21 @@ use socket2::{Protocol, Socket, Type};
 
 use self::notify::{NotifySocket, WhenFull};
 
-/// What the manager tells in the environment. Children of the agent must not see it.
+/// The variables in which the manager tells the agent what it stores. Children of the agent must not see them.
 pub const VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// The first inherited descriptor (`SD_LISTEN_FDS_START`, sd_listen_fds(3)).
 const FIRST: RawFd = 3;
 
-/// Most inherited descriptors that are looked at: more than a manager may be configured to keep for the agent.
+/// Most inherited descriptors that are taken: more than a manager is configured to store for the agent.
 const INHERITED_MAX: RawFd = 65_536;
 
-/// Which listening socket it is, also for the next agent.
+/// Names a listening socket, also for the next agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListenerKey {
-    /// The one that is bound to this address.
+    /// The socket that is bound to this address.
     Bound(SocketAddr),
-    /// One on a free loopback port, for the function with this id that shares this address.
+    /// A socket on a free loopback port, for the function with this ID that shares this address.
     Hidden(SocketAddr, u32),
 }
 
@@ -82,13 +82,13 @@ impl ListenerKey {
 #[derive(Default)]
 pub struct ServiceManager {
     notify: Option<Arc<NotifySocket>>,
-    /// What an earlier agent stored, by its name, as far as it was not taken.
+    /// What an earlier agent stored and this one has not taken yet, by its name.
     inherited: HashMap<String, Vec<OwnedFd>>,
 }
 
 impl ServiceManager {
-    /// Takes what the environment tells of. Must come first in the process,
-    /// before anything opens descriptors; they are numbers of nobody until then.
+    /// Takes the descriptors that the environment announces. Must be the first call of the process, before it opens
+    /// descriptors itself: until then nothing owns the announced numbers.
     #[must_use]
     pub fn from_environment() -> Self {
         let mut inherited: HashMap<_, Vec<_>> = HashMap::new();
@@ -117,8 +117,7 @@ impl ServiceManager {
         self.inherited.contains_key(&key.to_string())
     }
 
-    /// An earlier agent's socket for this key. What has its name and is
-    /// something else is closed.
+    /// An earlier agent's socket for this key. Closes a descriptor that has the name of the key and is something else.
     pub fn take_listener(&mut self, key: ListenerKey) -> Option<OwnedFd> {
         let name = key.to_string();
         for descriptor in self.inherited.remove(&name)? {
@@ -131,13 +130,13 @@ impl ServiceManager {
                 Err(error) => tracing::warn!(name, "an inherited descriptor is no socket: {error}"),
             }
         }
-        // What is kept under this name is of no use: the caller will store another.
+        // The manager has stored something else under this name. The caller will store a new socket.
         self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
         None
     }
 
-    /// An earlier agent's control socket and activity page of an instance, which stay kept. What has their
-    /// name and is something else is closed, and so is one without the other.
+    /// An earlier agent's control socket and activity page of an instance. The manager keeps its copies. Closes
+    /// descriptors that have their name and are something else, and one of the two without the other.
     pub fn take_instance(&mut self, instance: &str) -> Option<(OwnedFd, OwnedFd)> {
         let name = descriptor_store::name(instance);
         let (mut control, mut page) = (None, None);
@@ -152,40 +151,40 @@ impl ServiceManager {
         }
         let both = control.zip(page);
         if both.is_none() {
-            tracing::warn!(name, "not all that was kept of an instance is there: closed");
+            tracing::warn!(name, "the control socket or the activity page of an instance is missing: closed");
             self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
         }
         both
     }
 
-    /// What has instances kept, and can be shared.
+    /// Where instances store their descriptors.
     #[must_use]
     pub fn descriptor_store(&self) -> DescriptorStore {
         DescriptorStore::new(self.notify.clone())
     }
 
-    /// Speaks to the same manager, and has inherited nothing.
+    /// Another connection to the same manager, without the inherited descriptors.
     #[must_use]
     pub fn without_inherited(&self) -> Self {
         Self { notify: self.notify.clone(), inherited: HashMap::new() }
     }
 
-    /// Has a new socket kept for the next agent.
+    /// Stores a new socket for the next agent.
     pub fn store_listener(&self, key: ListenerKey, listener: &OwnedFd) {
         self.tell(&format!("FDSTORE=1\nFDNAME={key}"), Some(listener));
     }
 
-    /// Has what is kept for this key closed.
+    /// Tells the manager to close what it stores for this key.
     pub fn remove_listener(&self, key: ListenerKey) {
         self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={key}"), None);
     }
 
-    /// Says that the agent serves. What was inherited and not taken is of no
-    /// function any more: it is closed, here and there.
+    /// Tells the manager that the agent serves. Inherited descriptors that were not taken belong to no function that is
+    /// configured: they are closed, here and in the manager.
     pub fn ready(&mut self) {
         let unused: Vec<String> = self.inherited.drain().map(|(name, _closed)| name).collect();
         for name in unused {
-            tracing::info!(name, "what was inherited belongs to nothing any more: closed");
+            tracing::info!(name, "an inherited descriptor belongs to no configured function: closed");
             if is_legal(&name) {
                 self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
             }
@@ -193,8 +192,8 @@ impl ServiceManager {
         self.tell("READY=1", None);
     }
 
-    /// Says that the agent ends. The sockets stay with the manager, which drops
-    /// them when it does not start the agent again.
+    /// Tells the manager that the agent ends. The manager keeps the sockets, and closes
+    /// them if it does not start the agent again.
     pub fn stopping(&self) {
         self.tell("STOPPING=1", None);
     }
@@ -204,7 +203,7 @@ impl ServiceManager {
         let descriptors = descriptor.map(AsFd::as_fd);
         if let Err(error) = notify.send(state, descriptors.as_slice(), WhenFull::Wait) {
             let notification = state.replace('\n', " ");
-            tracing::warn!(notification, "the service manager does not listen: {error}");
+            tracing::warn!(notification, "the service manager cannot be notified: {error}");
         }
     }
 }
@@ -215,7 +214,7 @@ fn is_legal(name: &str) -> bool {
 }
 
 /// The descriptors that the environment announces to this process, with their
-/// names. None if anything about it is strange.
+/// names. None if a variable is malformed.
 fn announced(pid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Vec<(RawFd, String)> {
     let text = |name| variable(name)?.into_string().ok();
     let number = |name| text(name)?.parse::<u32>().ok();
@@ -226,7 +225,7 @@ fn announced(pid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Vec<(RawF
     let Some(count @ 1..=INHERITED_MAX) = count else { return Vec::new() };
     let names = text("LISTEN_FDNAMES").unwrap_or_default();
     let names: Vec<&str> = names.split(':').collect();
-    // Without names they can still be closed.
+    // Without names they can only be closed.
     let name = |at: RawFd| match usize::try_from(at) {
         Ok(at) if names.len() == usize::try_from(count).unwrap_or(0) => names[at].to_owned(),
         _ => String::new(),
@@ -236,7 +235,7 @@ fn announced(pid: u32, variable: impl Fn(&str) -> Option<OsString>) -> Vec<(RawF
 
 /// Makes owned, close-on-exec descriptors of inherited numbers, and closes the numbers.
 fn take(announced: Vec<(RawFd, String)>) -> io::Result<Vec<(String, OwnedFd)>> {
-    // A wrong list names numbers that are free: what is opened here must not get one of them.
+    // A wrong list may contain free numbers. No descriptor that is opened here may get one of them.
     let beyond = FIRST + RawFd::try_from(announced.len()).unwrap_or(INHERITED_MAX);
     let away = |descriptor: OwnedFd| rustix::io::fcntl_dupfd_cloexec(descriptor, beyond);
     let own = away(pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?)?;
@@ -247,7 +246,7 @@ fn take(announced: Vec<(RawFd, String)>) -> io::Result<Vec<(String, OwnedFd)>> {
             Err(rustix::io::Errno::BADF) => continue,
             Err(error) => return Err(error.into()),
         }
-        // It is open, and nobody in this process knows it: so it can only succeed.
+        // The number is open, and nothing in this process owns it: so it can only succeed.
         let _closed = nix::unistd::close(number);
     }
     Ok(taken)

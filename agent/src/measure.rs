@@ -45,7 +45,7 @@ impl StartHistory {
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the kernel half and of functions too.
 #[must_use]
 pub fn now_ns() -> u64 {
-    // The clock exists on every Linux; zero would only spoil one measurement.
+    // The clock exists on every Linux. Zero would only spoil one measurement.
     headstart_wire::monotonic_ns().unwrap_or_default()
 }
 

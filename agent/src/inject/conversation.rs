@@ -1,4 +1,4 @@
-//! The exchange with one instance: what each message means, and what is answered.
+//! The exchange with one instance: what each message means, and what the agent answers.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,7 +11,7 @@ use super::{ACK_TIMEOUT, LEASES_MAX, ProtocolViolation, Resources, ShimEvent, un
 use crate::measure;
 use crate::start::{Control, Process};
 
-/// How far an instance is in the exchange. Every message fits exactly one place.
+/// How far an instance is in the exchange. Every message is allowed at exactly one point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum ExchangeProgress {
     Nothing,
@@ -28,24 +28,25 @@ pub struct Conversation {
     endpoint: Endpoint,
     grants: Grants,
     progress: ExchangeProgress,
-    /// An earlier agent began it: what the instance says may be the answer to that one, and then means nothing.
+    /// An earlier agent began the exchange: a message may be the answer to that agent, and is then ignored.
     resumed: bool,
-    /// Questions that it has not answered.
-    freezes: u32,
-    thaws: u32,
-    /// It is quiet and was not thawed: it may be unable to read.
-    frozen: bool,
-    /// The first lease, kept until there is somebody to send it to.
+    /// Requests that the instance has not answered.
+    freezes_unanswered: u32,
+    thaws_unanswered: u32,
+    /// The instance is quiet and was not thawed: it may be unable to read.
+    quiet: bool,
+    /// The first lease, kept until the instance is connected.
     unsent: Option<(Lease, Vec<OwnedFd>)>,
-    /// What was in it, until it has arrived: the log can wait, the start cannot.
+    /// The grants of the first lease. They are logged when the lease has arrived, so that the log does not delay the
+    /// start.
     first_grants: Vec<Grant>,
-    /// Why the control socket was closed, when the instance is to blame.
+    /// Why the control socket was closed, if the instance broke the protocol.
     violation: Option<String>,
 }
 
 impl Conversation {
-    /// Reserves a connection of every backend, or begins one, and queues the
-    /// lease where the instance inherits its control socket. `page` is what it counts its connections on.
+    /// Takes a connection of every backend from its pool, or begins to make one, and queues the lease if the instance
+    /// inherits its control socket. `page` is the page on which the instance counts its connections.
     ///
     /// # Errors
     /// When the socket cannot be watched, or the lease cannot be queued.
@@ -72,9 +73,9 @@ impl Conversation {
             endpoint: Endpoint::new(control)?,
             grants,
             progress: ExchangeProgress::Nothing,
-            freezes: 0,
-            thaws: 0,
-            frozen: false,
+            freezes_unanswered: 0,
+            thaws_unanswered: 0,
+            quiet: false,
             resumed: false,
             unsent: Some((lease, descriptors)),
             first_grants,
@@ -84,11 +85,11 @@ impl Conversation {
         Ok(conversation)
     }
 
-    /// Takes over where an earlier agent left: `control` leads to an instance that was ready, and that holds a
+    /// Goes on where an earlier agent stopped: `control` is connected to an instance that was ready and that holds a
     /// connection of each backend in `held`.
     ///
     /// # Errors
-    /// When the socket is none of packets, or cannot be watched.
+    /// When the socket is not a packet socket, or cannot be watched.
     pub fn resume(
         resources: Resources,
         instance: &str,
@@ -105,16 +106,16 @@ impl Conversation {
             grants,
             progress: ExchangeProgress::Ready,
             resumed: true,
-            freezes: 0,
-            thaws: 0,
-            frozen: false,
+            freezes_unanswered: 0,
+            thaws_unanswered: 0,
+            quiet: false,
             unsent: None,
             first_grants: Vec::new(),
             violation: None,
         })
     }
 
-    /// The control socket, when an instance has the other end.
+    /// The control socket, if the instance is connected.
     #[must_use]
     pub fn control(&self) -> Option<BorrowedFd<'_>> {
         self.endpoint.channel().map(AsFd::as_fd)
@@ -126,7 +127,7 @@ impl Conversation {
         self.grants.held().map(str::to_owned).collect()
     }
 
-    /// What the instance did that closed its control socket.
+    /// How the instance broke the protocol, if it did.
     #[must_use]
     pub fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
@@ -135,21 +136,21 @@ impl Conversation {
     /// Asks the instance whether it can be frozen; it answers [`ShimEvent::Quiet`] or [`ShimEvent::Busy`].
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When the message cannot be sent.
     pub fn freeze(&mut self, return_backends: bool) -> Result<(), WireError> {
         self.tell(&ToFunction::Freeze { return_backends })?;
-        self.freezes += 1;
+        self.freezes_unanswered += 1;
         Ok(())
     }
 
     /// Tells the instance that it runs again, or is not frozen after all; it answers [`ShimEvent::Thawed`].
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When the message cannot be sent.
     pub fn thaw(&mut self) -> Result<(), WireError> {
         self.tell(&ToFunction::Thaw {})?;
-        self.thaws += 1;
-        self.frozen = false;
+        self.thaws_unanswered += 1;
+        self.quiet = false;
         self.grants.renew();
         Ok(())
     }
@@ -158,8 +159,8 @@ impl Conversation {
         self.endpoint.channel().ok_or(WireError::Closed)?.send(message, &[])
     }
 
-    /// Sends the lease as soon as there is a connected peer. The agent's copies
-    /// close here; what is in flight belongs to the instance.
+    /// Sends the lease once the instance is connected. The agent's copies of the descriptors
+    /// are closed here; descriptors in flight belong to the instance.
     fn send_lease(&mut self) -> Result<(), WireError> {
         let Some(channel) = self.endpoint.channel() else { return Ok(()) };
         let Some((lease, descriptors)) = self.unsent.take() else { return Ok(()) };
@@ -168,19 +169,19 @@ impl Conversation {
         channel.send(&ToFunction::Lease(lease), &all)
     }
 
-    /// The next thing the instance says that its task must know. Safe to drop and call again.
+    /// The next event that the instance's task must know. Safe to drop and call again.
     ///
-    /// `process` is asked whether a peer belongs to the instance.
+    /// `process` tells whether a peer belongs to the instance.
     pub async fn next(&mut self, process: &dyn Process) -> ShimEvent {
         loop {
             if self.endpoint.is_closed() {
                 return ShimEvent::Closed;
             }
-            let overdue = if self.frozen { None } else { self.grants.overdue(ACK_TIMEOUT) };
-            let can_grant = self.unsent.is_none() && !self.frozen;
+            let overdue = if self.quiet { None } else { self.grants.overdue(ACK_TIMEOUT) };
+            let can_grant = self.unsent.is_none() && !self.quiet;
             let step = tokio::select! {
                 received = self.endpoint.next(process) => self.received(received),
-                // What becomes ready before the lease is sent follows right after it.
+                // A connection that is made before the lease is sent follows right after the lease.
                 (grant, descriptor) = self.grants.next(), if can_grant => {
                     let change = descriptor.is_some().then_some(ShimEvent::BackendsChanged);
                     self.send_grant(grant, descriptor).map(|()| change)
@@ -251,13 +252,13 @@ impl Conversation {
                 return Err(ProtocolViolation::OutOfOrder { message: "returned" });
             }
             ToAgent::Quiet {} => {
-                let event = answer(&mut self.freezes, "quiet", ShimEvent::Quiet)?;
-                self.frozen = self.thaws == 0;
+                let event = answer(&mut self.freezes_unanswered, "quiet", ShimEvent::Quiet)?;
+                self.quiet = self.thaws_unanswered == 0;
                 return Ok(event);
             }
-            ToAgent::Busy {} => return answer(&mut self.freezes, "busy", ShimEvent::Busy),
+            ToAgent::Busy {} => return answer(&mut self.freezes_unanswered, "busy", ShimEvent::Busy),
             ToAgent::Thawed { thawed_ns } => {
-                return answer(&mut self.thaws, "thawed", ShimEvent::Thawed { thawed_ns });
+                return answer(&mut self.thaws_unanswered, "thawed", ShimEvent::Thawed { thawed_ns });
             }
         };
         if self.progress != from {
@@ -279,7 +280,7 @@ impl Conversation {
         }
         let (grant, descriptor) = self.grants.first(pool);
         match descriptor {
-            // A pending grant needs no message: the function knows that it asked.
+            // A pending grant needs no message: the function knows that it has asked.
             None => Ok(None),
             Some(descriptor) => {
                 self.send_grant(grant, Some(descriptor)).map(|()| Some(ShimEvent::BackendsChanged))
@@ -320,17 +321,17 @@ impl Conversation {
     }
 }
 
-/// Takes the answer to one of our questions.
+/// Takes the answer to one of the agent's requests.
 fn answer(
-    questions: &mut u32,
+    unanswered: &mut u32,
     message: &'static str,
     event: ShimEvent,
 ) -> Result<Option<ShimEvent>, ProtocolViolation> {
-    *questions = questions.checked_sub(1).ok_or(ProtocolViolation::OutOfOrder { message })?;
+    *unanswered = unanswered.checked_sub(1).ok_or(ProtocolViolation::OutOfOrder { message })?;
     Ok(Some(event))
 }
 
-/// Who got which session: a line of the log for each connection that is handed over.
+/// Logs each connection that is handed over: which instance got which session.
 fn audit(instance: &str, grant: &Grant) {
     let GrantStatus::Ready { session, tls, .. } = &grant.status else { return };
     let (backend, tls_handed_over) = (grant.backend.as_str(), tls.is_some());

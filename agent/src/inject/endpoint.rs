@@ -1,4 +1,4 @@
-//! The socket under a conversation: inherited, or still waiting for its instance to connect.
+//! The socket of a conversation: inherited by the instance, or one that waits for the instance to connect.
 
 use std::os::fd::OwnedFd;
 
@@ -10,13 +10,13 @@ use crate::fd;
 use crate::measure;
 use crate::start::{Control, Process};
 
-/// The agent's end, by how far it is.
+/// The agent's end of the control socket.
 pub(super) enum Endpoint {
-    /// A socket that only this instance can see; nobody has connected.
+    /// It listens where only this instance can see it, and the instance has not connected yet.
     Listening(AsyncFd<OwnedFd>),
     /// The instance has the other end.
     Connected(AsyncFd<Channel>),
-    /// Over.
+    /// It is closed.
     Closed,
 }
 
@@ -24,7 +24,7 @@ pub(super) enum Endpoint {
 pub(super) enum EndpointEvent {
     /// The instance connected.
     Connected,
-    /// It said something, or failed to.
+    /// It sent a message, or reading one failed.
     Message(Result<ToAgent, WireError>),
 }
 
@@ -80,7 +80,7 @@ async fn receive(channel: &AsyncFd<Channel>) -> Result<ToAgent, WireError> {
     }
 }
 
-/// Accepts the first peer that runs inside the instance; others are turned away.
+/// Accepts the first peer that runs inside the instance, and closes the connections of others.
 async fn accept(listener: &AsyncFd<OwnedFd>, process: &dyn Process) -> Result<AsyncFd<Channel>, WireError> {
     loop {
         let mut guard = listener.readable().await?;
@@ -96,6 +96,6 @@ async fn accept(listener: &AsyncFd<OwnedFd>, process: &dyn Process) -> Result<As
             return Ok(fd::register(channel, Interest::READABLE)?);
         }
         measure::record_refused("peer");
-        tracing::warn!(pid, "a process outside the instance connected to its control socket");
+        tracing::warn!(pid, "a process outside the instance connected to its control socket: closed");
     }
 }

@@ -1,4 +1,4 @@
-//! The backend connections of one instance: held, being made, and not yet acknowledged.
+//! The backend connections of one instance: those that it holds, those being made, and those not acknowledged yet.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -11,13 +11,13 @@ use tokio::time::Instant;
 
 use crate::measure::{self, now_ns};
 
-/// A connection that was begun because the pool had none.
+/// A connection that is made because the pool had no idle one: the backend, since when it is wanted, the outcome.
 type LeaseAttempt = (String, Instant, Result<Lease, LeaseError>);
 
-/// Dropping this gives every place back to its pool.
+/// The backend connections of one instance. Dropping this gives every slot back to its pool.
 pub(super) struct Grants {
     tls: TlsMode,
-    /// With the names of the backends.
+    /// Each with the name of its backend.
     slots: Vec<(String, LeaseSlot)>,
     connecting: JoinSet<LeaseAttempt>,
     /// When each unacknowledged grant was sent.
@@ -29,8 +29,8 @@ impl Grants {
         Self { tls, slots: Vec::new(), connecting: JoinSet::new(), sent: VecDeque::new() }
     }
 
-    /// What an instance holds that an earlier agent started: one entry for each connection. Those of pools that are
-    /// no more count nowhere.
+    /// The connections of an instance that an earlier agent started: `held` has the backend of each. Connections of
+    /// pools that no longer exist are not counted.
     pub(super) fn inherited(tls: TlsMode, held: &[String], pools: &[Pool]) -> Self {
         let slot = |name: &String| {
             let pool = pools.iter().find(|pool| pool.name() == name)?;
@@ -49,24 +49,24 @@ impl Grants {
         self.slots.iter().map(|(backend, _)| backend.as_str())
     }
 
-    /// A connection of this backend is closed, this one if it has a name. False when none was held.
+    /// The instance has closed a connection of this backend, `connection` if that has a name. False when it held none.
     pub(super) fn returned(&mut self, backend: &str, connection: Option<u64>) -> bool {
         let closed = |(held, slot): &(String, LeaseSlot)| {
             held == backend && (connection.is_none() || slot.tls_connection() == connection)
         };
-        // A name that an earlier agent gave says nothing to us.
+        // This agent does not know the names that an earlier one gave.
         let unnamed = |(held, slot): &(String, LeaseSlot)| held == backend && slot.tls_connection().is_none();
         let slot = self.slots.iter().position(closed).or_else(|| self.slots.iter().position(unnamed));
         slot.map(|index| self.slots.swap_remove(index)).is_some()
     }
 
-    /// The next key of a connection whose TLS was handed over. None when there is none to be had.
+    /// The next traffic key of a connection whose TLS was handed over; `None` when there is none.
     pub(super) fn next_key(&self, connection: u64, flow: Flow) -> Option<TrafficKey> {
         let slot = self.slots.iter().find(|(_, slot)| slot.tls_connection() == Some(connection));
         slot.and_then(|(_, slot)| slot.next_key(flow))
     }
 
-    /// A connection from the pool at once; or one is begun, and comes out of [`Grants::next`].
+    /// A connection from the pool at once; otherwise one is made, and [`Grants::next`] returns it.
     pub(super) fn first(&mut self, pool: &Pool) -> (Grant, Option<OwnedFd>) {
         let wanted_at = Instant::now();
         if let Some(lease) = pool.try_lease() {
@@ -84,7 +84,7 @@ impl Grants {
             let left = at.saturating_duration_since(Instant::now()).as_nanos();
             now_ns().saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
         });
-        // Tickets come before the answer to a login. Without one they may be still to come.
+        // A server sends its tickets before the answer to a login. Without a login they may still come.
         let tls = match (self.tls, &lease.session) {
             (TlsMode::Kernel, Session::Tcp) => TlsMode::HandOver,
             (mode, _) => mode,
@@ -100,27 +100,27 @@ impl Grants {
         )
     }
 
-    /// The next connection that was begun, or why there is none. Pends while none is being made.
+    /// The next connection that is made, or why there is none. Pends while none is being made.
     pub(super) async fn next(&mut self) -> (Grant, Option<OwnedFd>) {
         match self.connecting.join_next().await {
             Some(Ok((backend, wanted_at, Ok(lease)))) => self.hold(backend, wanted_at, lease),
             Some(Ok((backend, _, Err(error)))) => failed(backend, &error),
-            // A task of ours ends early only while the runtime shuts down.
+            // A task ends early only while the runtime shuts down.
             Some(Err(_)) | None => std::future::pending().await,
         }
     }
 
-    /// A grant went out.
+    /// A grant was sent.
     pub(super) fn sent(&mut self) {
         self.sent.push_back(Instant::now());
     }
 
-    /// The oldest one arrived. False when none was under way.
+    /// The instance has acknowledged the oldest grant. False when there is none.
     pub(super) fn acknowledged(&mut self) -> bool {
         self.sent.pop_front().is_some()
     }
 
-    /// The instance was frozen, and could not acknowledge anything.
+    /// Starts the time of every grant again, because the instance was frozen and could not acknowledge any.
     pub(super) fn renew(&mut self) {
         self.sent.iter_mut().for_each(|sent| *sent = Instant::now());
     }

@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 
-/// Listens at these ports of 127.0.0.1 in a network namespace. Only who is in it can connect.
+/// Listens at these ports of 127.0.0.1 in a network namespace. Only processes in that namespace can connect.
 pub(super) fn listen(
     network: &File,
     ports: impl Iterator<Item = u16> + Send,
@@ -16,7 +16,7 @@ pub(super) fn listen(
         setns(network, CloneFlags::CLONE_NEWNET)?;
         ports.map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).collect()
     };
-    // A namespace belongs to a thread: to one that does nothing else.
+    // setns(2) changes the namespace of one thread, so a thread of its own does it and ends.
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, enter_and_bind)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that listens died")))

@@ -5,7 +5,7 @@ use headstart_wire::{Channel, Direction, GrantStatus, ToAgent, ToFunction};
 use std::os::fd::AsRawFd;
 use tokio::net::TcpListener;
 
-/// A process that never ends and owns whoever it is told to.
+/// A process that never ends; `owns` is its answer about every peer.
 struct Still {
     owns: bool,
 }
@@ -39,7 +39,7 @@ impl Process for Still {
 
 const OWN: Still = Still { owns: true };
 
-/// A pool over a server that accepts and says nothing. The server must be kept.
+/// A pool over a server that accepts and sends nothing. The caller must keep the server.
 async fn pool(name: &str, idle: usize) -> (Pool, TcpListener) {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::Tcp(server.local_addr().unwrap().to_string());
@@ -88,7 +88,7 @@ const READY: ToAgent = ToAgent::Ready { ready_ns: 3 };
 const SERVED: ToAgent = ToAgent::Served { accept_ns: 4, first_response_ns: 5 };
 
 #[tokio::test]
-async fn the_lease_is_there_before_the_function_says_a_word() {
+async fn the_lease_is_there_before_the_function_sends_a_message() {
     let (pool, _server) = pool("db", 1).await;
     let (_conversation, function) = inherited(vec![pool.clone()]);
     let received = function.recv::<ToFunction>().unwrap();
@@ -99,7 +99,7 @@ async fn the_lease_is_there_before_the_function_says_a_word() {
 }
 
 #[tokio::test]
-async fn a_good_life_is_told_in_order_and_gives_its_place_back() {
+async fn events_are_reported_in_order_and_the_slot_goes_back_to_the_pool() {
     let (pool, _server) = pool("db", 1).await;
     let (mut conversation, function) = inherited(vec![pool.clone()]);
     say(&function, &[HELLO, ACK, READY, SERVED]);
@@ -114,7 +114,7 @@ async fn a_good_life_is_told_in_order_and_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn words_out_of_order_close_the_socket() {
+async fn messages_out_of_order_close_the_socket() {
     for (before, wrong) in [
         (vec![], ACK),
         (vec![], READY),
@@ -214,17 +214,17 @@ fn connect(path: &std::path::Path) -> Channel {
 }
 
 #[tokio::test]
-async fn an_instance_that_connects_gets_its_lease_and_a_stranger_does_not() {
+async fn an_instance_that_connects_gets_its_lease_and_another_process_does_not() {
     let (_directory, path, listener) = listening();
     let mut conversation =
         Conversation::begin(resources(Vec::new()), "orders-1", Control::Listening(listener), page()).unwrap();
 
-    let stranger = connect(&path);
+    let other = connect(&path);
     tokio::select! {
         event = conversation.next(&Still { owns: false }) => panic!("{event:?}"),
         () = async { for _ in 0..100 { tokio::task::yield_now().await; } } => {}
     }
-    assert!(stranger.recv::<ToFunction>().is_err(), "turned away without a word");
+    assert!(other.recv::<ToFunction>().is_err(), "closed without a message");
 
     let instance = connect(&path);
     say(&instance, &[HELLO]);

@@ -1,6 +1,6 @@
-//! What is kept of running instances: for each the control socket and the activity page, under one name.
+//! The descriptors of running instances that the service manager stores: for each the control socket and the activity
+//! page, under one name.
 
-use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -10,36 +10,21 @@ use socket2::{Domain, SockRef, Type};
 
 use super::notify::{NotifySocket, WhenFull};
 
-/// Without these a peer could truncate the page under whoever has mapped it (memfd_create(2)).
+/// Without these seals a peer could truncate the page while another process has it mapped (memfd_create(2)).
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
-/// Why an instance is not kept: the next agent cannot take it over, and asks it to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why the descriptors of an instance are not stored. The next agent cannot take the instance over, and asks it to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// There is no service manager that keeps descriptors.
+    /// No service manager stores descriptors for the agent.
+    #[error("no service manager stores descriptors")]
     NoManager,
-    /// It does not read what it is told, or is gone.
+    /// The manager does not read its messages, or is gone.
+    #[error("the service manager does not read its messages")]
     NotReading,
 }
 
-impl StoreError {
-    /// The metric label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoManager => "no_manager",
-            Self::NotReading => "deaf",
-        }
-    }
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Has instances kept by the service manager. Never waits for it. Clones are the same.
+/// Stores descriptors of instances with the service manager, and never waits for it. Clones share one connection.
 #[derive(Clone, Default)]
 pub struct DescriptorStore(Option<Arc<NotifySocket>>);
 
@@ -48,10 +33,11 @@ impl DescriptorStore {
         Self(notify)
     }
 
-    /// Has both descriptors of an instance kept for the next agent. One message: it keeps both or none.
+    /// Stores both descriptors of an instance for the next agent. One message carries both, so the manager stores both
+    /// or none.
     ///
     /// # Errors
-    /// When the manager cannot be told so now. That it was told does not mean that it has room.
+    /// When the message cannot be sent now. Success does not mean that the manager has room for the descriptors.
     pub fn store_instance(
         &self,
         instance: &str,
@@ -61,8 +47,8 @@ impl DescriptorStore {
         self.tell(&format!("FDSTORE=1\nFDNAME={}", name(instance)), &[control, page])
     }
 
-    /// Has what is kept of an instance closed. What stays because the manager does not listen is closed by the
-    /// next agent.
+    /// Tells the manager to close the descriptors of an instance. If the message cannot be sent, the next agent closes
+    /// them.
     pub fn remove_instance(&self, instance: &str) {
         let _closed_later = self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={}", name(instance)), &[]);
     }
@@ -71,18 +57,19 @@ impl DescriptorStore {
         let notify = self.0.as_deref().ok_or(StoreError::NoManager)?;
         notify.send(state, descriptors, WhenFull::Fail).map_err(|error| {
             let notification = state.replace('\n', " ");
-            tracing::warn!(notification, "the service manager does not listen: {error}");
+            tracing::warn!(notification, "the service manager cannot be notified: {error}");
             StoreError::NotReading
         })
     }
 }
 
-/// Both descriptors have it. An instance's name is as `FDNAME` allows it, and much shorter.
+/// The name of both descriptors. The name of an instance has only characters that `FDNAME` allows, and is much shorter
+/// than its limit.
 pub(super) fn name(instance: &str) -> String {
     format!("instance-{instance}")
 }
 
-/// Whether it can be a control socket: a connected unix socket of packets in sequence.
+/// Whether it can be a control socket: a connected unix socket of type `SOCK_SEQPACKET`.
 pub(super) fn is_control(descriptor: &OwnedFd) -> bool {
     let socket = SockRef::from(descriptor);
     let fits = || {

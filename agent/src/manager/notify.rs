@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
-/// How long a manager may leave a message unread before it is given up.
+/// How long the agent waits for a manager that does not read its messages.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to do while the manager's queue is full.
 #[derive(Clone, Copy)]
 pub(super) enum WhenFull {
-    /// Wait for room, at most [`PATIENCE`]: while the agent is set up, or leaves.
+    /// Wait for room, at most [`PATIENCE`]: while the agent starts or ends.
     Wait,
-    /// Give up.
+    /// Return an error.
     Fail,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct NotifySocket {
 }
 
 impl NotifySocket {
-    /// To the value of `NOTIFY_SOCKET`: a path, or `@` and a name in the abstract namespace.
+    /// Makes a socket to the value of `NOTIFY_SOCKET`: a path, or `@` and a name in the abstract namespace.
     pub(super) fn to(path: &OsStr) -> io::Result<Self> {
         let manager = match path.as_bytes() {
             [b'/', ..] => UnixAddr::new(path)?,

@@ -10,15 +10,15 @@ use super::metrics::{
 /// A metric, the name of its label, and the label.
 type MetricSeries = (&'static str, &'static str, &'static str);
 
-/// Shows every counter of the kernel half before it counts, and where there is none.
+/// Shows every counter of the kernel half before it counts, and also when there is no kernel half.
 pub(super) fn declare() {
     for stat in Stat::ALL {
         add(stat, |counter| counter.increment(0));
     }
 }
 
-/// What the kernel half has counted since its maps were made. They may be older than this agent: the
-/// counters go on where they were.
+/// Takes the totals that the kernel half has counted since its maps were made. The maps may be older than this agent:
+/// the counters go on where they were.
 pub fn syn_counters(counters: &[(Stat, u64)]) {
     for (stat, total) in counters {
         add(*stat, |counter| counter.absolute(*total));
@@ -34,8 +34,8 @@ fn add(stat: Stat, update: impl Fn(metrics::Counter)) {
     }
 }
 
-/// Where a counter shows: what became of a packet on an interface is one of [`SYN_PACKETS`], and some of
-/// that also counts among what an operator looks for.
+/// The series in which a counter shows. Each outcome of a packet on an interface is one of [`SYN_PACKETS`], and some
+/// outcomes also count in a metric that operators watch.
 fn series(stat: Stat) -> &'static [MetricSeries] {
     const PACKET: (&str, &str) = (SYN_PACKETS, "kind");
     const KNOCK: (&str, &str) = (KNOCKS, "outcome");

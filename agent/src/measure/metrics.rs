@@ -45,7 +45,7 @@ enum MetricKind {
 }
 use MetricKind::{Counter, Gauge, Histogram};
 
-/// Name, kind, unit and help of every metric there is.
+/// Name, kind, unit and help of every metric.
 const DECLARED: [(&str, MetricKind, Unit, &str); 28] = [
     (
         SYN_EVENTS,
@@ -122,7 +122,8 @@ const DECLARED: [(&str, MetricKind, Unit, &str); 28] = [
     ),
 ];
 
-/// The reasons of [`REFUSED`] beside a closed socket: those of `inject::ProtocolViolation`, and a strange peer.
+/// The reasons of [`REFUSED`]: those of `inject::ProtocolViolation` except a closed socket, and a peer outside the
+/// instance.
 const REFUSED_REASONS: [&str; 11] = [
     "peer",
     "oversized",
@@ -191,7 +192,7 @@ pub fn install() -> Result<Export, BuildError> {
     Ok(Export(handle))
 }
 
-/// Shows a function's counters before they count: an alert on what is absent never fires.
+/// Shows a function's counters before they count: an alert on an absent series never fires.
 pub fn declare(function: &str) {
     for name in [SYN_SPENT, UNUSED] {
         counter!(name, "function" => function.to_owned()).increment(0);
@@ -237,7 +238,7 @@ pub fn record_thaw(function: &str, demand: &Demand, thawed_ns: u64) {
         .record(seconds(thawed_ns.saturating_sub(demand.at_ns)));
 }
 
-/// Clients were told that nobody serves them.
+/// The agent answered clients that no instance serves.
 pub fn record_overload(function: &str, reason: Reason, clients: u32) {
     counter!(OVERLOAD, "function" => function.to_owned(), "reason" => reason.as_str())
         .increment(clients.into());
@@ -284,12 +285,12 @@ pub fn record_inject(backend: &str, seconds: f64) {
     histogram!(INJECT, "backend" => backend.to_owned()).record(seconds);
 }
 
-/// A control socket was closed because of what came through it.
+/// A control socket was closed because its peer broke the protocol.
 pub fn record_refused(reason: &'static str) {
     counter!(REFUSED, "reason" => reason).increment(1);
 }
 
-/// Values that are read when somebody looks, not counted as they happen.
+/// Values that are read when `/metrics` is asked for, not counted as they happen.
 pub mod scrape {
     pub use super::kernel::syn_counters;
 

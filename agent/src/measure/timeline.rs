@@ -50,7 +50,7 @@ pub struct Timeline {
     pub syn_ns: u64,
     /// The agent learned of it.
     pub event_ns: u64,
-    /// The lease is queued and the runtime is told to let the container go.
+    /// The lease is queued and the runtime is told to release the container.
     pub start_ns: u64,
     /// The container exec'd the function.
     pub exec_ns: Option<u64>,
@@ -91,7 +91,7 @@ pub struct Stages {
     pub first_response: Option<f64>,
     /// SYN to ready.
     pub total: Option<f64>,
-    /// The part of `total` that ran before a client could be kept waiting by it.
+    /// The part of `total` that ran before a connected client could wait for it.
     pub hidden: Option<f64>,
     /// The part of `total` during which a connected client waited.
     pub exposed: Option<f64>,
@@ -138,7 +138,7 @@ impl Timeline {
         }
     }
 
-    /// Takes a time that the function reports: never before `after_ns`, never
+    /// Limits a time that the function reports: not before `after_ns`, and not
     /// after `now_ns`, when the report arrived.
     #[must_use]
     pub fn clamp(reported_ns: u64, after_ns: u64, now_ns: u64) -> u64 {
@@ -149,8 +149,8 @@ impl Timeline {
     pub fn update(&mut self) {
         let started = Some(self.start_ns);
         let total = between(Some(self.syn_ns), self.ready_ns);
-        // A client can be kept waiting from the moment its connection is
-        // complete; without one by the time of ready, everything was hidden.
+        // A client can wait from the moment its connection is complete.
+        // If none is complete when the function is ready, the whole start was hidden.
         let exposed = self.ready_ns.map(|ready| match self.connected_ns {
             Some(connected) => seconds(ready.saturating_sub(connected.max(self.syn_ns))),
             None => 0.0,
