@@ -108,13 +108,8 @@ impl Fingerprint {
 
     fn runtime(&mut self, runtime: &Runtime) {
         self.add("runtime", runtime.as_str());
-        match runtime {
-            Runtime::Oci { rootfs } => self.add("rootfs", rootfs.as_os_str().as_bytes()),
-            Runtime::Docker { image, network } => {
-                self.add("image", image);
-                self.add("network", network.as_str());
-            }
-            Runtime::Process => {}
+        for (key, value) in runtime.settings() {
+            self.add(key, value);
         }
     }
 

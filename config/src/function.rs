@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::problem::Origin;
 
 mod read;
+mod runtime;
+
+pub use runtime::{Network, Runtime};
 
 /// The most backends of one function.
 pub const MAX_FUNCTION_BACKENDS: usize = 16;
@@ -163,58 +165,6 @@ impl FreezeBackends {
         match self {
             Self::Keep => "keep",
             Self::Return => "return",
-        }
-    }
-}
-
-/// How instances of a function are run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Runtime {
-    /// `oci`: a container of the OCI runtime, which can be prepared ahead.
-    Oci {
-        /// Directory of the container's root file system; an absolute path. Required.
-        rootfs: PathBuf,
-    },
-    /// `docker`: a container of the Docker daemon.
-    Docker {
-        /// The image, as in `orders:1`. Required; it is not pulled.
-        image: String,
-        /// Default `none`.
-        network: Network,
-    },
-    /// `process`: a process of this host in namespaces of its own, without a container runtime.
-    Process,
-}
-
-impl Runtime {
-    /// The word in the file, which is the `runtime` label of metrics too.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Oci { .. } => "oci",
-            Self::Docker { .. } => "docker",
-            Self::Process => "process",
-        }
-    }
-}
-
-/// The network of a Docker container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Network {
-    /// `none`: the quickest to start. The function has only the sockets it is given.
-    None,
-    /// `bridge`: Docker's default network.
-    Bridge,
-    /// A network of this name.
-    Named(String),
-}
-
-impl Network {
-    /// The network's name, as the Docker API takes it.
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::None => "none",
-            Self::Bridge => "bridge",
-            Self::Named(name) => name,
         }
     }
 }

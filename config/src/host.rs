@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::keys::Keys;
-use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Runtime, Syn};
+use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Syn};
 
 /// As the kernel's limit of symbolic links in a path (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -79,24 +79,8 @@ impl Backend {
 impl Function {
     /// A root file system or a program that is missing.
     pub fn check_host(&self) -> Vec<Problem> {
-        let program = self.command.first().map(Path::new);
-        let problem = match (&self.runtime, program) {
-            (Runtime::Oci { rootfs }, _) if !rootfs.is_dir() => {
-                let message =
-                    format!("{} is not a directory: unpack the function's root there", rootfs.display());
-                Some(self.origin.problem("rootfs", message))
-            }
-            (Runtime::Oci { rootfs }, Some(program)) => {
-                check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
-                    .err()
-                    .map(|message| self.origin.problem("command", message))
-            }
-            (Runtime::Process, Some(program)) => check_program(Ok(program.to_owned()), program, "")
-                .err()
-                .map(|message| self.origin.problem("command", message)),
-            (Runtime::Docker { .. }, _) | (_, None) => None,
-        };
-        problem.into_iter().collect()
+        let problem = self.runtime.check_host(&self.command).err();
+        problem.into_iter().map(|(key, message)| self.origin.problem(key, message)).collect()
     }
 }
 
@@ -134,7 +118,7 @@ fn check_secret_file(path: &Path, what: &str) -> Result<(), String> {
 }
 
 /// `file` is where `program` was found; `place` completes "there is no program ..".
-fn check_program(file: io::Result<PathBuf>, program: &Path, place: &str) -> Result<(), String> {
+pub(crate) fn check_program(file: io::Result<PathBuf>, program: &Path, place: &str) -> Result<(), String> {
     let shown = program.display();
     let metadata = file.and_then(fs::metadata).map_err(|error| {
         format!("there is no program {shown}{place} ({error}): build it, or correct the path")
@@ -150,7 +134,7 @@ fn check_program(file: io::Result<PathBuf>, program: &Path, place: &str) -> Resu
 
 /// Where `path` leads once `root` is the root directory: absolute links start again at `root`, and `..` does
 /// not leave it. Good enough to give advice; the container runtime resolves the path again by itself.
-fn resolve_in(root: &Path, path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn resolve_in(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let mut inside = PathBuf::new();
     let mut links = 0;
     let mut pending = components(path);

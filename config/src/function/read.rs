@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Network, Overload, RequireAuth, Runtime};
+use super::runtime::RuntimeKind;
+use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
 use crate::config::{Known, Taker};
 use crate::table::{Table, Value, closest};
 use crate::units;
@@ -19,9 +20,8 @@ impl Function {
         let id = id.and_then(|v| function_id(&v, name.as_deref(), known));
         let listen = table.require("listen", "", |v| listen(&v, name.as_deref(), names_itself, known));
         let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, known));
-        let kind =
-            table.require("runtime", ": \"oci\", \"docker\" or \"process\"", |v| v.choice(&Kind::WORDS));
-        let runtime = runtime(&mut table, kind);
+        let kind = RuntimeKind::read(&mut table);
+        let runtime = RuntimeKind::read_keys(kind, &mut table);
         let command = command(&mut table, kind);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
         let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());
@@ -32,8 +32,11 @@ impl Function {
         match kind {
             _ if backend_ports.is_empty() => {}
             _ if !backend_sockets => table.refuse("backend_ports", "needs backend_sockets = true"),
-            Some(Kind::Docker | Kind::Process) => table.refuse("backend_ports", "needs runtime = \"oci\""),
-            Some(Kind::Oci) | None => {}
+            Some(kind) if !kind.has_ports() => {
+                let others = RuntimeKind::list(RuntimeKind::has_ports);
+                table.refuse("backend_ports", &format!("needs runtime = {others}"));
+            }
+            Some(_) | None => {}
         }
         let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
         Some(Self {
@@ -139,80 +142,12 @@ fn listen(
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Oci,
-    Docker,
-    Process,
-}
-
-impl Kind {
-    const WORDS: [(&'static str, Self); 3] =
-        [("oci", Self::Oci), ("docker", Self::Docker), ("process", Self::Process)];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Oci => "oci",
-            Self::Docker => "docker",
-            Self::Process => "process",
-        }
-    }
-}
-
-fn runtime(table: &mut Table<'_>, kind: Option<Kind>) -> Option<Runtime> {
-    for (key, owner) in [("rootfs", Kind::Oci), ("image", Kind::Docker), ("network", Kind::Docker)] {
-        match kind {
-            Some(kind) if kind != owner => {
-                let (owner, kind) = (owner.as_str(), kind.as_str());
-                table.refuse(
-                    key,
-                    &format!("belongs to runtime = \"{owner}\", and this function is \"{kind}\""),
-                );
-            }
-            Some(_) => {}
-            // Which keys belong here is not known: none of them is wrong.
-            None => drop(table.get(key)),
-        }
-    }
-    match kind? {
-        Kind::Oci => {
-            let rootfs = table.require("rootfs", " by runtime = \"oci\"", |v| v.absolute_path())?;
-            Some(Runtime::Oci { rootfs })
-        }
-        Kind::Docker => {
-            let image = table.require("image", " by runtime = \"docker\"", |v| {
-                let plain = |text: &str| text.bytes().all(|b| b.is_ascii_graphic()) && !text.starts_with('-');
-                v.matching("the name of an image, as in \"orders:1\"", |text| !text.is_empty() && plain(text))
-            });
-            let network = table.or("network", Network::None, |v| network(&v));
-            Some(Runtime::Docker { image: image?, network })
-        }
-        Kind::Process => Some(Runtime::Process),
-    }
-}
-
-fn network(value: &Value<'_>) -> Option<Network> {
-    let name = value.matching("\"none\", \"bridge\" or the name of a Docker network", |text| {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-        text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.bytes().all(plain)
-    })?;
-    Some(match name.as_str() {
-        "none" => Network::None,
-        "bridge" => Network::Bridge,
-        _ => Network::Named(name),
-    })
-}
-
-fn command(table: &mut Table<'_>, kind: Option<Kind>) -> Option<Vec<String>> {
-    let why = match kind {
-        Some(Kind::Oci) => " by runtime = \"oci\"",
-        Some(Kind::Process) => " by runtime = \"process\"",
-        Some(Kind::Docker) | None => {
-            let read = |v: Value<'_>| words(&v).map(|(words, _)| words);
-            return Some(table.or("command", Vec::new(), read));
-        }
+fn command(table: &mut Table<'_>, kind: Option<RuntimeKind>) -> Option<Vec<String>> {
+    let Some(kind) = kind.filter(|kind| kind.needs_command()) else {
+        let read = |v: Value<'_>| words(&v).map(|(words, _)| words);
+        return Some(table.or("command", Vec::new(), read));
     };
-    table.require("command", why, |v| {
+    table.require("command", &kind.because(), |v| {
         let (words, complete) = words(&v)?;
         match words.first() {
             None if complete => v.fail("must not be empty"),
@@ -272,7 +207,7 @@ fn backend_ports(table: &Table<'_>, backends: &[String]) -> Vec<(String, u16)> {
         if !backends.iter().any(|backend| backend == name) {
             value.fail::<()>("is no backend of this function: add it to backends");
         }
-        // Lower ones are for the privileged, which the agent is not any more when it binds them.
+        // Lower ones need a privilege, which the agent has given up when it binds them.
         let Some(port) = value.integer(1024..=65_535) else { continue };
         match ports.iter().find(|(_, other)| *other == port) {
             Some((other, _)) => drop(value.fail::<()>(format!("{port} is the port of {other:?}"))),

@@ -1,0 +1,228 @@
+//! How instances of a function are run: all that the configuration knows of each runtime.
+//!
+//! A runtime is a variant of [`Runtime`] and one of [`RuntimeKind`], whose methods say what it adds to a `[[function]]`
+//! section. No other file of this crate tells runtimes apart.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::host::{check_program, resolve_in};
+use crate::table::{Table, Value};
+
+/// How instances of a function are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// `oci`: a container of the OCI runtime, which can be prepared ahead.
+    Oci {
+        /// Directory of the container's root file system; an absolute path. Required.
+        rootfs: PathBuf,
+    },
+    /// `docker`: a container of the Docker daemon.
+    Docker {
+        /// The image, as in `orders:1`. Required; it is not pulled.
+        image: String,
+        /// Default `none`.
+        network: Network,
+    },
+    /// `process`: a process of this host in namespaces of its own, without a container runtime.
+    Process,
+}
+
+/// The network of a Docker container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// `none`: the quickest to start. The function has only the sockets it is given.
+    None,
+    /// `bridge`: Docker's default network.
+    Bridge,
+    /// A network of this name.
+    Named(String),
+}
+
+/// A runtime of which nothing but the word is known yet.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum RuntimeKind {
+    Oci,
+    Docker,
+    Process,
+}
+
+impl Runtime {
+    /// Every word that the file can have here.
+    pub const WORDS: [&'static str; RuntimeKind::ALL.len()] = {
+        let mut words = [""; RuntimeKind::ALL.len()];
+        let mut at = 0;
+        while at < words.len() {
+            words[at] = RuntimeKind::ALL[at].as_str();
+            at += 1;
+        }
+        words
+    };
+
+    fn kind(&self) -> RuntimeKind {
+        match self {
+            Self::Oci { .. } => RuntimeKind::Oci,
+            Self::Docker { .. } => RuntimeKind::Docker,
+            Self::Process => RuntimeKind::Process,
+        }
+    }
+
+    /// The word in the file, which is the `runtime` label of metrics too.
+    pub fn as_str(&self) -> &'static str {
+        self.kind().as_str()
+    }
+
+    /// The settings that only this runtime has, for the fingerprint. Every field is named, so that a new one has to
+    /// take a side.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, &[u8])> {
+        match self {
+            Self::Oci { rootfs } => vec![("rootfs", rootfs.as_os_str().as_bytes())],
+            Self::Docker { image, network } => {
+                vec![("image", image.as_bytes()), ("network", network.as_str().as_bytes())]
+            }
+            Self::Process => Vec::new(),
+        }
+    }
+
+    /// Compares it with the host: the key that is wrong, and what to do.
+    pub(crate) fn check_host(&self, command: &[String]) -> Result<(), (&'static str, String)> {
+        let program = command.first().map(Path::new);
+        match (self, program) {
+            (Self::Oci { rootfs }, _) if !rootfs.is_dir() => {
+                let message =
+                    format!("{} is not a directory: unpack the function's root there", rootfs.display());
+                Err(("rootfs", message))
+            }
+            (Self::Oci { rootfs }, Some(program)) => {
+                check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
+                    .map_err(|message| ("command", message))
+            }
+            (Self::Process, Some(program)) => {
+                check_program(Ok(program.to_owned()), program, "").map_err(|message| ("command", message))
+            }
+            (Self::Docker { .. }, _) | (_, None) => Ok(()),
+        }
+    }
+}
+
+impl Network {
+    /// The network's name, as the Docker API takes it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::None => "none",
+            Self::Bridge => "bridge",
+            Self::Named(name) => name,
+        }
+    }
+}
+
+impl RuntimeKind {
+    const ALL: [Self; 3] = [Self::Oci, Self::Docker, Self::Process];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Oci => "oci",
+            Self::Docker => "docker",
+            Self::Process => "process",
+        }
+    }
+
+    /// The keys of a section that only this runtime has.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Oci => &["rootfs"],
+            Self::Docker => &["image", "network"],
+            Self::Process => &[],
+        }
+    }
+
+    /// Whether a section must have a command. An image has one of its own.
+    pub(super) fn needs_command(self) -> bool {
+        match self {
+            Self::Oci | Self::Process => true,
+            Self::Docker => false,
+        }
+    }
+
+    /// Whether an instance has a network namespace of its own before it runs, in which the agent can listen.
+    pub(super) fn has_ports(self) -> bool {
+        match self {
+            Self::Oci => true,
+            Self::Docker | Self::Process => false,
+        }
+    }
+
+    /// Reads the key `runtime`.
+    pub(super) fn read(table: &mut Table<'_>) -> Option<Self> {
+        let why = format!(": {}", Self::list(|_| true));
+        table.require("runtime", &why, |v| v.choice(&Self::ALL.map(|kind| (kind.as_str(), kind))))
+    }
+
+    /// The words of those that fit, as in `"a", "b" or "c"`.
+    pub(super) fn list(fits: impl Fn(Self) -> bool) -> String {
+        let words: Vec<_> = Self::ALL
+            .into_iter()
+            .filter(|kind| fits(*kind))
+            .map(|kind| format!("\"{}\"", kind.as_str()))
+            .collect();
+        match words.split_last() {
+            Some((last, [])) => last.clone(),
+            Some((last, others)) => format!("{} or {last}", others.join(", ")),
+            None => String::new(),
+        }
+    }
+
+    /// Reads the keys of the section's runtime, and refuses those of others.
+    pub(super) fn read_keys(kind: Option<Self>, table: &mut Table<'_>) -> Option<Runtime> {
+        for (owner, key) in
+            Self::ALL.iter().flat_map(|owner| owner.keys().iter().map(move |key| (owner, key)))
+        {
+            match kind {
+                Some(kind) if kind != *owner => {
+                    let (owner, kind) = (owner.as_str(), kind.as_str());
+                    table.refuse(
+                        key,
+                        &format!("belongs to runtime = \"{owner}\", and this function is \"{kind}\""),
+                    );
+                }
+                Some(_) => {}
+                // Which keys belong here is not known: none of them is wrong.
+                None => drop(table.get(key)),
+            }
+        }
+        match kind? {
+            Self::Oci => {
+                let rootfs = table.require("rootfs", &Self::Oci.because(), |v| v.absolute_path())?;
+                Some(Runtime::Oci { rootfs })
+            }
+            Self::Docker => {
+                let image = table.require("image", &Self::Docker.because(), |v| image(&v));
+                let network = table.or("network", Network::None, |v| network(&v));
+                Some(Runtime::Docker { image: image?, network })
+            }
+            Self::Process => Some(Runtime::Process),
+        }
+    }
+
+    /// Completes "is required".
+    pub(super) fn because(self) -> String {
+        format!(" by runtime = \"{}\"", self.as_str())
+    }
+}
+
+fn image(value: &Value<'_>) -> Option<String> {
+    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_graphic()) && !text.starts_with('-');
+    value.matching("the name of an image, as in \"orders:1\"", |text| !text.is_empty() && plain(text))
+}
+
+fn network(value: &Value<'_>) -> Option<Network> {
+    let name = value.matching("\"none\", \"bridge\" or the name of a Docker network", |text| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.bytes().all(plain)
+    })?;
+    Some(match name.as_str() {
+        "none" => Network::None,
+        "bridge" => Network::Bridge,
+        _ => Network::Named(name),
+    })
+}
