@@ -1,16 +1,15 @@
 //! `headstart doctor`: what this host can do, and what each lack costs.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 
-use headstart_config::Config;
 use headstart_config::keys::Keys;
+use headstart_config::{Agent, Config};
 use headstart_wire::ktls;
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
 
+use crate::start::{Drivers, Lack};
 use crate::syn::{Kernel, Part, uplinks};
 
 /// Descriptors for a node of a few hundred functions with their pools.
@@ -20,12 +19,14 @@ const OPEN_FILES_MIN: u64 = 65_536;
 struct Finding {
     what: &'static str,
     /// What was found; or what is missing, what that costs, and what to do.
-    found: Result<String, String>,
+    found: Result<String, Lack>,
 }
 
-/// Prints one line for each thing that Headstart can use, also of what `config` names.
+/// Prints one line for each thing that Headstart can use: of what `config` names, or of the defaults.
 pub fn print(config: Option<&Config>) {
-    for Finding { what, found } in findings().into_iter().chain(config.and_then(keys)) {
+    let agent = config.map_or_else(Agent::default, |config| config.agent.clone());
+    let findings = findings(&Drivers::new(&agent));
+    for Finding { what, found } in findings.into_iter().chain(config.and_then(keys)) {
         match found {
             Ok(found) => println!("ok       {what:<14} {found}"),
             Err(lack) => println!("missing  {what:<14} {lack}"),
@@ -33,7 +34,7 @@ pub fn print(config: Option<&Config>) {
     }
 }
 
-fn findings() -> Vec<Finding> {
+fn findings(drivers: &Drivers) -> Vec<Finding> {
     let mut findings = vec![
         Finding { what: "kernel", found: kernel() },
         Finding { what: "privileges", found: privileges() },
@@ -46,11 +47,10 @@ fn findings() -> Vec<Finding> {
         Finding { what: "interfaces", found: interfaces() },
         Finding { what: "accept queue", found: Ok("always there: starts functions without eBPF".into()) },
         Finding { what: "cgroups", found: cgroups() },
-        Finding {
-            what: "runc",
-            found: version("runc", "--version", "runtime = \"oci\" does not work: install runc"),
-        },
-        Finding { what: "docker", found: docker() },
+    ]);
+    findings
+        .extend(drivers.checks().into_iter().map(|check| Finding { what: check.what, found: check.found }));
+    findings.extend([
         Finding { what: "ktls", found: kernel_tls() },
         Finding { what: "syn cookies", found: syn_cookies() },
         Finding { what: "open files", found: open_files() },
@@ -62,11 +62,11 @@ fn read(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-fn kernel() -> Result<String, String> {
+fn kernel() -> Result<String, Lack> {
     read("/proc/sys/kernel/osrelease").ok_or_else(|| "/proc is not mounted: nothing works without it".into())
 }
 
-fn privileges() -> Result<String, String> {
+fn privileges() -> Result<String, Lack> {
     if nix::unistd::geteuid().is_root() {
         Ok("root".into())
     } else {
@@ -82,22 +82,23 @@ const CAPABILITIES: [(&str, CapabilitySet); 3] = [
     ("CAP_PERFMON", CapabilitySet::PERFMON),
 ];
 
-fn capabilities() -> Result<String, String> {
+fn capabilities() -> Result<String, Lack> {
     let own = rustix::thread::capabilities(None).map_err(|error| error.to_string())?.effective;
     let lacking: Vec<_> =
         CAPABILITIES.iter().filter(|(_, needed)| !own.contains(*needed)).map(|(name, _)| *name).collect();
     if lacking.is_empty() {
         return Ok("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, to load and attach the eBPF programs".into());
     }
-    Err(format!("no eBPF, starts happen one round trip later: {} is not here", lacking.join(", ")))
+    Err(format!("no eBPF, starts happen one round trip later: {} is not here", lacking.join(", ")).into())
 }
 
-fn btf() -> Result<String, String> {
+fn btf() -> Result<String, Lack> {
     let path = "/sys/kernel/btf/vmlinux";
     match Path::new(path).exists() {
         true => Ok("the kernel describes its types".into()),
         false => {
-            Err(format!("no eBPF, starts happen one round trip later: {path} needs CONFIG_DEBUG_INFO_BTF"))
+            Err(format!("no eBPF, starts happen one round trip later: {path} needs CONFIG_DEBUG_INFO_BTF")
+                .into())
         }
     }
 }
@@ -119,9 +120,9 @@ fn sensors() -> Vec<Finding> {
         let found = match &kernel {
             Ok(kernel) => match kernel.refused().get(&part) {
                 None => Ok(does.to_owned()),
-                Some(error) => Err(error.to_string()),
+                Some(error) => Err(error.to_string().into()),
             },
-            Err(error) => Err(format!("{}: {error}", part.cost())),
+            Err(error) => Err(format!("{}: {error}", part.cost()).into()),
         };
         Finding { what, found }
     };
@@ -132,14 +133,14 @@ fn sensors() -> Vec<Finding> {
 fn keys(config: &Config) -> Option<Finding> {
     let file = config.syn.key_file.as_ref()?;
     let found = match Keys::load(file) {
-        Ok(keys) if keys.is_empty() => Err(format!("{}: nobody has a key", file.display())),
+        Ok(keys) if keys.is_empty() => Err(format!("{}: no client has a key", file.display()).into()),
         Ok(keys) => Ok(format!("{}: {} keys", file.display(), keys.iter().count())),
-        Err(error) => Err(format!("nobody has a key: {error}")),
+        Err(error) => Err(format!("no client has a key: {error}").into()),
     };
     Some(Finding { what: "key file", found })
 }
 
-fn pinning() -> Result<String, String> {
+fn pinning() -> Result<String, Lack> {
     let mounted = read("/proc/self/mounts").unwrap_or_default();
     let dir = mounted.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);
@@ -155,7 +156,7 @@ fn pinning() -> Result<String, String> {
     }
 }
 
-fn interfaces() -> Result<String, String> {
+fn interfaces() -> Result<String, Lack> {
     let uplinks = uplinks();
     if uplinks.is_empty() {
         return Err(
@@ -165,7 +166,7 @@ fn interfaces() -> Result<String, String> {
     Ok(format!("[\"auto\"] means {}", uplinks.join(", ")))
 }
 
-fn cgroups() -> Result<String, String> {
+fn cgroups() -> Result<String, Lack> {
     let v2 = read("/sys/fs/cgroup/cgroup.controllers").is_some_and(|list| list.contains("memory"));
     let v1 = Path::new("/sys/fs/cgroup/memory").is_dir() && Path::new("/sys/fs/cgroup/pids").is_dir();
     match (v2, v1) {
@@ -177,21 +178,7 @@ fn cgroups() -> Result<String, String> {
     }
 }
 
-fn version(program: &str, flag: &str, lack: &str) -> Result<String, String> {
-    let output = Command::new(program).arg(flag).output().map_err(|_| lack.to_owned())?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().next().unwrap_or("installed").to_owned())
-}
-
-fn docker() -> Result<String, String> {
-    let socket = "/var/run/docker.sock";
-    match UnixStream::connect(socket) {
-        Ok(_) => Ok(format!("a daemon listens on {socket}")),
-        Err(error) => Err(format!("runtime = \"docker\" does not work: {socket}: {error}; start dockerd")),
-    }
-}
-
-fn kernel_tls() -> Result<String, String> {
+fn kernel_tls() -> Result<String, Lack> {
     match (ktls::load(), ktls::can_rekey()) {
         (true, true) => Ok("tls_hand_over: the kernel goes on with TLS sessions".into()),
         (true, false) => {
@@ -207,19 +194,20 @@ fn kernel_tls() -> Result<String, String> {
     }
 }
 
-fn syn_cookies() -> Result<String, String> {
+fn syn_cookies() -> Result<String, Lack> {
     match read("/proc/sys/net/ipv4/tcp_syncookies").as_deref() {
         Some("0") => Err("a SYN flood can fill the listeners: sysctl net.ipv4.tcp_syncookies=1".into()),
         _ => Ok("on: listeners survive a SYN flood".into()),
     }
 }
 
-fn open_files() -> Result<String, String> {
+fn open_files() -> Result<String, Lack> {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| error.to_string())?;
     if soft < OPEN_FILES_MIN {
         return Err(format!(
             "{soft} bounds functions and pooled connections: LimitNOFILE={OPEN_FILES_MIN} in the unit"
-        ));
+        )
+        .into());
     }
     Ok(soft.to_string())
 }

@@ -19,12 +19,7 @@ use crate::inject::Resources;
 use crate::manager::{ListenerKey, ServiceManager};
 use crate::node::{AllowList, Service};
 use crate::serve::{self, ListenError};
-use crate::start::{
-    ContainerSpec, Runtime,
-    docker::Docker,
-    oci::Oci,
-    process::{Helper, Plain},
-};
+use crate::start::{ContainerSpec, Drivers};
 use crate::syn::{self, Kernel, ListenerSupport, PinError, Pins, Sensing, SynError};
 pub(crate) use backend::{Credentials, credentials, pool};
 
@@ -58,6 +53,7 @@ pub struct Served {
 #[must_use]
 pub fn build(
     config: &Config,
+    drivers: &Drivers,
     manager: &mut ServiceManager,
     support: Result<&ListenerSupport, &String>,
 ) -> Setup {
@@ -75,7 +71,7 @@ pub fn build(
     for function in &config.functions {
         let served = door(function, place(function, &shared), support).and_then(|door| {
             let listener = listener(manager, &door, function.backlog).map_err(|error| error.to_string())?;
-            service(config, function, &pools, &door, Arc::new(listener))
+            service(config, function, drivers, &pools, &door, Arc::new(listener))
         });
         match served {
             Ok(service) => services.push(service),
@@ -106,6 +102,7 @@ pub fn ports_are_free(config: &Config, manager: &ServiceManager) -> bool {
 pub(crate) fn service(
     config: &Config,
     function: &config::Function,
+    drivers: &Drivers,
     pools: &Pools,
     door: &Door<'_>,
     listener: Arc<OwnedFd>,
@@ -116,6 +113,8 @@ pub(crate) fn service(
         None => Err(format!("there is no backend {name:?}")),
     });
     let pools = own.collect::<Result<_, _>>()?;
+    let container = container(config, function);
+    let runtime = drivers.runtime(&function.runtime, &container).map_err(|error| error.to_string())?;
     Ok(Service {
         name: function.name.clone(),
         listen: function.listen,
@@ -140,7 +139,7 @@ pub(crate) fn service(
         overload: function.overload,
         freeze_backends: function.freeze_backends,
         stop_grace: function.stop_grace,
-        runtime: runtime(config, function),
+        runtime,
         resources: Resources {
             function: function.name.clone(),
             listener,
@@ -280,31 +279,18 @@ fn variables(config: &Config, function: &config::Function) -> Vec<(String, Strin
     variables
 }
 
-fn runtime(config: &Config, function: &config::Function) -> Arc<dyn Runtime> {
-    let agent = &config.agent;
+/// What its driver needs to know of a function.
+fn container(config: &Config, function: &config::Function) -> ContainerSpec {
     let mut env: Vec<_> =
         function.env.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     env.extend(variables(config, function));
-    let spec = ContainerSpec {
+    ContainerSpec {
         function: function.name.clone(),
         command: function.command.clone(),
         env,
         memory_bytes: function.memory_bytes,
         pids: u64::from(function.pids),
         backends: function.backend_sockets,
-    };
-    match &function.runtime {
-        config::Runtime::Oci { rootfs } => {
-            Arc::new(Oci::new(spec, rootfs.clone(), agent.runc.clone(), &agent.state_dir))
-        }
-        config::Runtime::Docker { image, network } => Arc::new(Docker::new(
-            spec,
-            image.clone(),
-            network.as_str().to_owned(),
-            agent.docker_socket.clone(),
-            &agent.state_dir,
-        )),
-        config::Runtime::Process => Arc::new(Plain::new(spec, Helper::default(), &agent.state_dir)),
     }
 }
 

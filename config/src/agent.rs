@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::problem::Origin;
-use crate::table::{Table, Value};
+use crate::table::{Report, Table, Value};
 
 /// The daemon's own settings. All have defaults, so the section may be left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,13 @@ pub enum LogFormat {
     Text,
     /// `json`: one JSON object a line.
     Json,
+}
+
+impl Default for Agent {
+    /// As if the section were left out.
+    fn default() -> Self {
+        Self::read(Table::absent(&Report::new("", ""), "agent"))
+    }
 }
 
 impl Agent {

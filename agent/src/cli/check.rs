@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::arguments::ConfigArgs;
+use crate::start::Drivers;
 
 /// Prints every problem, or that there is none.
 pub(super) fn run(args: &ConfigArgs) -> ExitCode {
@@ -10,7 +11,8 @@ pub(super) fn run(args: &ConfigArgs) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    let problems = config.check_host();
+    let mut problems = config.check_host();
+    problems.extend(Drivers::new(&config.agent).problems(&config.agent, &config.functions));
     for problem in &problems {
         eprintln!("{problem}");
     }

@@ -9,7 +9,7 @@ use crate::doctor;
 /// `headstart doctor`.
 #[derive(Debug, clap::Args)]
 pub(super) struct DoctorArgs {
-    /// A configuration, whose key file is checked too.
+    /// A configuration: its runtimes are checked instead of the defaults, and its key file too.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use headstart_config::{Config, LogFormat};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::thread::CapabilitySet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing_subscriber::EnvFilter;
@@ -20,6 +21,7 @@ use crate::manager::ServiceManager;
 use crate::measure::{self, StartHistory};
 use crate::node::{Node, NodeHandle};
 use crate::setup::reload::Reload;
+use crate::start::Drivers;
 use crate::syn::{self, Kernel, Reader, Sensing, Watching};
 use crate::{adopt, privilege, setup, start};
 
@@ -65,8 +67,8 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
     let pins = setup::pins(&config, !unpin)?;
     let export = measure::install()?;
     let listener = server::listen(config.agent.admin).await.map_err(anyhow::Error::msg)?;
-    let node = &config.agent;
-    let mut survivors = start::Survivors::find(&node.state_dir, &node.runc, &node.docker_socket).await;
+    let drivers = Drivers::new(&config.agent);
+    let mut survivors = drivers.survivors().await;
     let grace = config.functions.iter().map(|function| function.stop_grace).max().unwrap_or_default();
     tokio::select! {
         () = survivors.make_room(grace, || setup::ports_are_free(&config, &manager)) => {}
@@ -77,7 +79,7 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
     }
     let kernel = setup::kernel(&config, pins.clone());
     let support = kernel.as_ref().map(Kernel::listeners).map_err(Clone::clone);
-    let setup = setup::build(&config, &mut manager, support.as_ref());
+    let setup = setup::build(&config, &drivers, &mut manager, support.as_ref());
     let sensing = setup::watch(&config, kernel, &setup.served.services);
     let starts = Arc::new(StartHistory::default());
     let attached = sensing.as_ref().map_or_else(|| watch::channel(Vec::new()).1, |s| s.attached.clone());
@@ -92,7 +94,8 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
         manager.descriptor_store(),
     );
     setup::kernel_tls(&config);
-    give_up_privileges(&privilege::needs(&config, !survivors.is_empty()));
+    let of_drivers = drivers.capabilities(&config.functions);
+    give_up_privileges(privilege::needs(&config, of_drivers, !survivors.is_empty()));
     // The first threads besides this one: they have no more privileges than it has left.
     let data = DataThreads::start(config.agent.data_threads).context("cannot start the data threads")?;
     setup.served.pools.values().flatten().for_each(|pool| pool.start(data.handle()));
@@ -101,6 +104,7 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
     let mut reload = Reload::new(
         file.to_owned(),
         config,
+        drivers,
         support,
         setup.served,
         manager.without_inherited(),
@@ -155,7 +159,7 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
 
 /// Everything that needs them is done. No thread may exist yet: look-ups of names begin threads, so
 /// the pools, which are spawned already, must not have run.
-fn give_up_privileges(needs: &[privilege::Need]) {
+fn give_up_privileges(needs: CapabilitySet) {
     match privilege::drop_all_but(needs) {
         Ok(kept) => tracing::info!(?kept, "capabilities dropped that are not needed any more"),
         Err(error) => tracing::error!("{error}"),

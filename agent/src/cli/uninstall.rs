@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use headstart_config::Agent;
 
 use super::arguments::ConfigArgs;
 use super::state_dir;
-use crate::{start, syn};
+use crate::start::Drivers;
+use crate::syn;
 
 /// Removes pins, containers and the state directory.
 ///
@@ -18,7 +18,7 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
-    let Agent { state_dir, runc, docker_socket, .. } = &config.agent;
+    let state_dir = &config.agent.state_dir;
     let _lock = state_dir::lock(state_dir)?;
     if syn::is_pinned(&config.syn.pin_dir) {
         syn::Pins::open(&config.syn.pin_dir, false)?.clear()?;
@@ -27,7 +27,7 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let grace = config.functions.iter().map(|function| function.stop_grace).max().unwrap_or_default();
     runtime.block_on(async {
-        start::Survivors::find(state_dir, runc, docker_socket).await.end(grace).await;
+        Drivers::new(&config.agent).survivors().await.end(grace).await;
     });
     std::fs::remove_dir_all(state_dir).with_context(|| format!("cannot remove {}", state_dir.display()))?;
     println!("removed the containers of earlier agents and {}", state_dir.display());

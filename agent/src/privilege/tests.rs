@@ -3,6 +3,7 @@ use std::process::Command;
 use headstart_config::Config;
 
 use super::*;
+use crate::start::Drivers;
 
 /// Set where a test runs alone in its process, which it makes powerless.
 const ALONE: &str = "HEADSTART_TEST_ALONE";
@@ -23,37 +24,33 @@ const OCI: &str = "runtime = \"oci\"\nrootfs = \"/rootfs\"\ncommand = [\"/f\"]";
 const DOCKER: &str = "runtime = \"docker\"\nimage = \"f:1\"";
 const PROCESS: &str = "runtime = \"process\"\ncommand = [\"/f\"]";
 
-fn names(config: &Config) -> Vec<&'static str> {
-    named(&needs_on((6, 6), config, false))
-}
-
-fn named(needs: &[Need]) -> Vec<&'static str> {
-    let kept = wanted(needs);
-    TABLE.iter().filter(|row| kept.contains(row.capability)).map(|row| row.name).collect()
+/// What its functions need, and the agent itself.
+fn needed(config: &Config) -> CapabilitySet {
+    Drivers::new(&config.agent).capabilities(&config.functions) | needs_on((6, 6), config, false)
 }
 
 #[test]
 fn each_runtime_keeps_its_own() {
     // The limit of open files is this machine's own.
     let kept = |runtime: &str| {
-        let mut kept = names(&config("[]", &function(runtime)));
+        let mut kept = names(needed(&config("[]", &function(runtime))));
         kept.retain(|name| *name != "SYS_RESOURCE");
         kept
     };
     let process = ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "SYS_PTRACE", "SYS_NICE"];
     assert_eq!(kept(PROCESS), [&process[..], &["DAC_OVERRIDE"]].concat());
     assert_eq!(kept(OCI), [&process[..], &["CHOWN", "FOWNER", "DAC_OVERRIDE", "NET_ADMIN"]].concat());
-    assert_eq!(names(&config("[\"eth7\"]", "")), [""; 0]);
+    assert_eq!(names(needed(&config("[\"eth7\"]", ""))), [""; 0]);
 }
 
 #[test]
 fn an_older_kernel_and_what_is_left_need_more() {
     let (sensor, none) = (config("[\"eth7\"]", ""), config("[]", ""));
-    let on = |release, config| named(&needs_on(release, config, false));
+    let on = |release, config| names(needs_on(release, config, false));
     assert_eq!(on((6, 5), &sensor), ["NET_ADMIN"]);
     assert_eq!(on((5, 18), &sensor), ["NET_ADMIN", "BPF"]);
     assert_eq!(on((5, 18), &none), [""; 0]);
-    assert_eq!(named(&needs_on((6, 6), &none, true)), ["KILL"]);
+    assert_eq!(names(needs_on((6, 6), &none, true)), ["KILL"]);
 }
 
 #[test]
@@ -64,7 +61,7 @@ fn a_place_of_another_user_needs_more() {
         let text = docker.clone();
         let agent = format!("docker_socket = {:?}\n", path.join("docker.sock"));
         let config = config(&format!("[]\n{agent}"), &text);
-        names(&config)
+        names(needed(&config))
     };
     if !nix::unistd::geteuid().is_root() {
         assert_eq!(at(directory.path()), ["DAC_OVERRIDE"], "everything here is mine");
@@ -76,9 +73,11 @@ fn a_place_of_another_user_needs_more() {
 }
 
 #[test]
-fn what_loads_and_listens_is_kept_by_nobody() {
-    let all = [Need::Oci, Need::Process, Need::Limits, Need::Foreign, Need::Survivors, Need::OldTc];
-    let kept = wanted(&all);
+fn what_loads_and_listens_is_never_kept() {
+    let mut kept = FOREIGN | SURVIVORS | OLD_TC | CapabilitySet::SYS_RESOURCE;
+    for runtime in [OCI, DOCKER, PROCESS] {
+        kept |= needed(&config("[]", &function(runtime)));
+    }
     for never in [
         CapabilitySet::BPF,
         CapabilitySet::PERFMON,
@@ -98,7 +97,9 @@ fn what_loads_and_listens_is_kept_by_nobody() {
     ] {
         assert!(!kept.contains(never), "{never:?}");
     }
-    assert_eq!(wanted(&[Need::OldBpf]), CapabilitySet::BPF);
+    assert_eq!(OLD_BPF, CapabilitySet::BPF);
+    let nameless = kept - NAMES.iter().fold(CapabilitySet::empty(), |all, (named, _)| all | *named);
+    assert_eq!(nameless, CapabilitySet::empty(), "logs do not show it");
 }
 
 #[test]
@@ -132,7 +133,7 @@ fn env_is_set() -> bool {
 fn drop_here() {
     // The runner's main thread waits with all that it had: it is the one that is reported.
     let others = fs::read_dir("/proc/self/task").unwrap().count() - 1;
-    match drop_all_but(&[Need::OldTc]) {
+    match drop_all_but(OLD_TC) {
         Ok(kept) => assert_eq!((others, kept), (0, vec!["NET_ADMIN"])),
         Err(PrivilegeError::Threads(count)) => assert_eq!(count, others),
         Err(error) => panic!("{error}"),
@@ -153,6 +154,6 @@ fn drop_here() {
         assert_eq!(field("NoNewPrivs"), "1");
     }
     // A second time is harmless, though the right to change the bounding set is gone.
-    assert!(matches!(drop_all_but(&[]), Ok(kept) if kept.is_empty()) || others > 0);
+    assert!(matches!(drop_all_but(CapabilitySet::empty()), Ok(kept) if kept.is_empty()) || others > 0);
     assert_eq!(rustix::thread::capabilities(None).unwrap().permitted, CapabilitySet::empty());
 }

@@ -33,12 +33,14 @@ use crate::measure;
 use crate::node::{FunctionChange, NodeHandle, Service};
 use crate::privilege;
 use crate::setup::{self, Credentials, Pools, Served, unavailable};
+use crate::start::Drivers;
 use crate::syn::{KeyStore, ListenerSupport};
 
 /// Reads the configuration again.
 pub struct Reload {
     file: PathBuf,
     config: Config,
+    drivers: Drivers,
     support: Result<ListenerSupport, String>,
     services: HashMap<String, Service>,
     pools: Pools,
@@ -92,6 +94,7 @@ impl Reload {
     pub fn new(
         file: PathBuf,
         config: Config,
+        drivers: Drivers,
         support: Result<ListenerSupport, String>,
         served: Served,
         manager: ServiceManager,
@@ -105,6 +108,7 @@ impl Reload {
         let mut reload = Self {
             file,
             config,
+            drivers,
             support,
             services,
             pools,
@@ -190,8 +194,10 @@ impl Reload {
 
     /// What the agent gave up when it had started it does not get back.
     fn privileges(&self, config: &Config) -> Result<(), String> {
-        let (before, after) = (privilege::needs(&self.config, false), privilege::needs(config, false));
-        let missing = privilege::missing(&after, &before).map_err(|error| error.to_string())?;
+        let needs =
+            |config: &Config| privilege::needs(config, self.drivers.capabilities(&config.functions), false);
+        let missing =
+            privilege::missing(needs(config), needs(&self.config)).map_err(|error| error.to_string())?;
         if missing.is_empty() {
             return Ok(());
         }
@@ -325,7 +331,7 @@ impl Reload {
                 listener
             }
         };
-        setup::service(config, function, &plan.pools, &door, listener)
+        setup::service(config, function, &self.drivers, &plan.pools, &door, listener)
     }
 
     async fn apply(&mut self, config: Config, plan: Plan) -> ReloadOutcome {

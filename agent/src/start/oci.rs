@@ -1,122 +1,116 @@
 //! OCI containers, made by runc (or any runtime with its command line).
 //!
 //! `runc create` does all the work and leaves the container's init blocked in
-//! the open of a FIFO, `exec.fifo`; it execs the function as soon as somebody
-//! reads. `runc start` is a new process that reads it; here the agent reads the
+//! the open of a FIFO, `exec.fifo`; it execs the function as soon as a process
+//! reads it. `runc start` is a new process that reads it; here the agent reads the
 //! FIFO itself. To the end of a program that ends at once, reading it
 //! ourselves took a quarter of the time (medians of 30, by turns, two cores: the
-//! ignored test `measure_letting_go`).
-//!
-//! End-of-file alone does not tell the moment of the exec: since the fix of
-//! CVE-2024-21626 the init closes everything a little before. So we look at the
-//! program it runs until that is another.
-//!
-//! Like `runc start`, we remove the FIFO afterwards: that is how `runc state`
-//! knows a running container from a created one.
+//! ignored test `measure_releasing`).
 //!
 //! The rootfs needs the directories `/proc`, `/dev` and `/tmp`; runc makes them
 //! when they are missing.
 
-mod left;
+mod host;
+mod release;
 mod seccomp;
 mod spec;
-
-pub(super) use left::survivors;
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use headstart_config::{Agent, Runtime as Configured};
 use headstart_wire::{CONTROL_FD, Channel};
-use rustix::process::Signal;
+use rustix::thread::CapabilitySet;
 use tokio::net::unix::pipe;
-use tokio::process::Command;
-use tokio::sync::Mutex;
 
-use super::cgroup::{Cgroup, freezer};
+use self::host::OciHost;
+use self::release::ExecFifo;
+use super::driver::{Driver, HostCheck, Lack};
 use super::error::within;
+use super::local::{self, LocalContainer, LocalHost};
 use super::logs::{self, Logs};
-use super::survivors::PARKED_FILE;
-use super::tick::Ticks;
-use super::watch::{Image, Watch};
-use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name, nice};
-use crate::manager;
+use super::survivors::Survivor;
+use super::{BoxFuture, ContainerSpec, Control, Parked, Process, Runtime, StartError, directory, name, nice};
+
+/// The word in the configuration.
+const NAME: &str = "oci";
 
 /// `runc create` takes some 40 ms; a node that starts many at once may need seconds.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// From letting go to the exec: milliseconds, unless the node is out of memory.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Drives the program that `[agent]` names.
+pub(super) fn driver(agent: &Agent) -> Box<dyn Driver> {
+    Box::new(OciDriver(Arc::new(OciHost::new(agent.runc.clone(), &agent.state_dir))))
+}
 
-/// For a killed container to be gone, and for `runc delete`, each.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
+struct OciDriver(Arc<OciHost>);
 
-/// Between looks for the exec, which comes some 300 us after end-of-file.
-/// Looking without a pause would take the processor from the very exec we wait
-/// for: on two cores that made it ten times slower.
-const LOOK_INTERVAL: Duration = Duration::from_micros(100);
+impl Driver for OciDriver {
+    fn name(&self) -> &'static str {
+        NAME
+    }
 
-/// How long we look so often, and the interval after that.
-const LOOK_OFTEN: Duration = Duration::from_millis(10);
+    fn check(&self) -> Option<HostCheck> {
+        let version = |runc: &Path| {
+            let output =
+                Command::new(runc).arg("--version").output().map_err(|error| missing(runc, &error))?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            Ok(text.lines().next().unwrap_or("installed").to_owned())
+        };
+        Some(HostCheck { what: "runc", key: "runc", found: version(self.0.runc()) })
+    }
 
-/// For the last words of a container whose exec failed.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+    /// More than every local container needs: runc makes devices, sets the loopback interface up, gives the function
+    /// its output (without `CHOWN` it could not open its `/dev/stdout`), and changes modes below the root file system,
+    /// which may be another user's.
+    fn capabilities(&self) -> CapabilitySet {
+        local::capabilities() | CapabilitySet::CHOWN | CapabilitySet::FOWNER | CapabilitySet::NET_ADMIN
+    }
 
-/// runc's own state, below the state directory.
-const ROOT: &str = "runc";
+    fn runtime(&self, configured: &Configured, spec: &ContainerSpec) -> Option<Arc<dyn Runtime>> {
+        let Configured::Oci { rootfs } = configured else { return None };
+        Some(Arc::new(Oci { host: Arc::clone(&self.0), spec: spec.clone(), rootfs: rootfs.clone() }))
+    }
 
-/// One directory per instance is in here, below the state directory.
-const BUNDLES: &str = "oci";
+    fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>> {
+        let host: Arc<dyn LocalHost> = Arc::clone(&self.0) as _;
+        Box::pin(async move { Ok(local::survivors(&host)) })
+    }
+}
 
-/// On which the parked init waits, in runc's state of a container.
-const FIFO: &str = "exec.fifo";
-
-/// What to do when runc cannot be run.
-const INSTALL: &str = "install runc (`apt install runc`), or use another `runtime`";
+/// What is said of a runc that cannot be run.
+fn missing(runc: &Path, error: &io::Error) -> Lack {
+    let lack = "runtime = \"oci\" does not work: install runc";
+    if runc == Path::new("runc") {
+        return lack.into();
+    }
+    format!("{lack}, or correct `runc` in [agent]: {}: {error}", runc.display()).into()
+}
 
 /// Makes OCI containers of one function.
-pub struct Oci {
-    node: Arc<Node>,
-}
-
-/// What the containers of a function share.
-struct Node {
+struct Oci {
+    host: Arc<OciHost>,
     spec: ContainerSpec,
     rootfs: PathBuf,
-    runc: PathBuf,
-    /// runc's own state.
-    root: PathBuf,
-    /// One directory per instance: configuration, PID file, runc's log.
-    bundles: PathBuf,
-}
-
-impl Oci {
-    /// A runtime for containers over the directory `rootfs`, made by the
-    /// program `runc`, that keep their state under `state_dir`.
-    #[must_use]
-    pub fn new(spec: ContainerSpec, rootfs: PathBuf, runc: PathBuf, state_dir: &Path) -> Self {
-        let (root, bundles) = (state_dir.join(ROOT), state_dir.join(BUNDLES));
-        Self { node: Arc::new(Node { spec, rootfs, runc, root, bundles }) }
-    }
 }
 
 impl Runtime for Oci {
     fn name(&self) -> &'static str {
-        "oci"
+        NAME
     }
 
     fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
         Box::pin(async move {
-            name::check(instance, &self.node.spec.function)?;
-            let prepared = self.node.create(instance).await;
+            name::check(instance, &self.spec.function)?;
+            let prepared = self.create(instance).await;
             if prepared.is_err() {
-                let cleaned = self.node.delete(instance).await;
+                let cleaned = self.host.delete(instance).await;
                 tracing::debug!(instance, ?cleaned, "removed what a failed create left");
             }
             prepared
@@ -125,14 +119,15 @@ impl Runtime for Oci {
 
     fn adopt<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>> {
         Box::pin(async move {
-            name::check(instance, &self.node.spec.function)?;
-            Ok(Arc::new(self.node.adopt(instance)?) as Arc<dyn Process>)
+            name::check(instance, &self.spec.function)?;
+            let container = LocalContainer::adopt(Arc::clone(&self.host) as _, instance)?;
+            Ok(Arc::new(container) as Arc<dyn Process>)
         })
     }
 }
 
-impl Node {
-    async fn create(self: &Arc<Self>, instance: &str) -> Result<Parked, StartError> {
+impl Oci {
+    async fn create(&self, instance: &str) -> Result<Parked, StartError> {
         if !self.rootfs.is_dir() {
             return Err(StartError::RootfsMissing { path: self.rootfs.clone() });
         }
@@ -142,35 +137,25 @@ impl Node {
             source: io::Error::other(error),
         })?;
         let output = self.run_create(instance, &bundle, function.into()).await?;
-        let pid = fs::read_to_string(bundle.join("pid"))
+        let pid = fs::read_to_string(bundle.join(host::PID_FILE))
             .and_then(|text| text.trim().parse().map_err(io::Error::other))
             .map_err(StartError::system("reading a container's PID file"))?;
-        let cgroup = Cgroup::of(instance);
-        let oom = cgroup.clone();
-        let watch = Watch::new(pid, move || oom.oom_killed())?;
-        let parked = Image::of(pid);
-        if let Some(parked) = &parked {
-            fs::write(bundle.join(PARKED_FILE), parked.to_line())
-                .map_err(StartError::system("noting what a parked container runs"))?;
-        }
-        let container = Container {
-            node: Arc::clone(self),
-            instance: instance.to_owned(),
-            bundle,
-            logs: Some(Logs::follow(&self.spec.function, instance, output)),
-            parked,
-            watch,
-            cgroup,
-            released: AtomicBool::new(false),
-            removal: Mutex::new(()),
+        let watch = local::watch(instance, pid)?;
+        let fifo = ExecFifo {
+            path: self.host.fifo(instance),
+            parked: local::note_image(&bundle, pid)?,
+            program: self.spec.program().to_owned(),
         };
+        let logs = Logs::follow(&self.spec.function, instance, output);
+        let host = Arc::clone(&self.host);
+        let container = LocalContainer::parked(host, instance, watch, logs, Box::new(fifo));
         Ok(Parked { control: Control::Connected(agent), process: Arc::new(container) })
     }
 
     fn write_bundle(&self, instance: &str) -> Result<PathBuf, StartError> {
-        let bundle = self.bundles.join(instance);
-        super::private_directory(&bundle).map_err(StartError::system("making a bundle"))?;
-        let backends = super::make_backends_directory(&self.spec, &bundle)?;
+        let bundle = self.host.directory(instance);
+        directory::make_private(&bundle).map_err(StartError::system("making a bundle"))?;
+        let backends = directory::make_backends(&self.spec, &bundle)?;
         let config = spec::build(&self.spec, &self.rootfs, instance, backends.as_deref())
             .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
@@ -189,10 +174,10 @@ impl Node {
         let step = "making an output pipe";
         let (output, stdout) = logs::pipe().map_err(StartError::system(step))?;
         let stderr = stdout.try_clone().map_err(StartError::system(step))?;
-        let mut command = self.command();
+        let mut command = self.host.command();
         command.arg("--log").arg(bundle.join("log")).args(["--log-format", "json"]);
         command.arg("create").arg("--bundle").arg(bundle);
-        command.arg("--pid-file").arg(bundle.join("pid")).args(["--preserve-fds", "1", instance]);
+        command.arg("--pid-file").arg(bundle.join(host::PID_FILE)).args(["--preserve-fds", "1", instance]);
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).kill_on_drop(true);
         let mapping = FdMapping { parent_fd: control, child_fd: CONTROL_FD };
         command
@@ -200,7 +185,7 @@ impl Node {
             .fd_mappings(vec![mapping])
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
         let child = nice::spawn_in_background(|| command.spawn());
-        let mut child = child.map_err(|error| self.spawn_error(error))?;
+        let mut child = child.map_err(|error| self.host.spawn_error(error))?;
         // Our copies of the function's ends live in the command: they must go, or no end-of-file ever comes.
         drop(command);
         let status = within(CREATE_TIMEOUT, "runc create", child.wait())
@@ -210,25 +195,6 @@ impl Node {
             return Err(self.create_error(&bundle.join("log")));
         }
         pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::system(step))
-    }
-
-    /// runc, without what the service manager told the agent: it would pass it on to the function.
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.runc);
-        for variable in manager::VARIABLES {
-            command.env_remove(variable);
-        }
-        command.arg("--root").arg(&self.root);
-        command
-    }
-
-    fn spawn_error(&self, error: io::Error) -> StartError {
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                StartError::RuntimeMissing { path: self.runc.clone(), hint: INSTALL }
-            }
-            _ => StartError::System { step: "running runc", source: error },
-        }
     }
 
     /// What runc wrote to its log, as one of our errors.
@@ -245,170 +211,5 @@ impl Node {
             return StartError::CommandMissing { command: self.spec.program().to_owned(), place };
         }
         StartError::Create { detail }
-    }
-
-    /// Removes every trace of a container, whatever its state. Can be repeated.
-    async fn delete(&self, instance: &str) -> Result<(), StartError> {
-        let state = self.root.join(instance);
-        if state.exists() {
-            let mut command = self.command();
-            command.args(["delete", "--force", instance]);
-            command.stdin(Stdio::null()).kill_on_drop(true);
-            let output = within(REMOVE_TIMEOUT, "runc delete", command.output())
-                .await?
-                .map_err(|error| self.spawn_error(error))?;
-            if state.exists() {
-                let detail = format!("runc delete: {}", String::from_utf8_lossy(&output.stderr).trim());
-                return Err(StartError::Left { detail });
-            }
-        }
-        Cgroup::of(instance)
-            .remove()
-            .await
-            .map_err(|error| StartError::Left { detail: format!("cgroup {error}") })?;
-        super::remove_directory(&self.bundles.join(instance))
-    }
-}
-
-/// One container.
-struct Container {
-    node: Arc<Node>,
-    instance: String,
-    bundle: PathBuf,
-    watch: Watch,
-    /// Unless it was taken over, and has put something else there.
-    logs: Option<Logs>,
-    cgroup: Cgroup,
-    /// What the parked init runs, to tell it from the function.
-    parked: Option<Image>,
-    released: AtomicBool,
-    /// Removals take turns.
-    removal: Mutex<()>,
-}
-
-impl Process for Container {
-    fn release(&self) -> BoxFuture<'_, Result<u64, StartError>> {
-        Box::pin(async move {
-            if self.released.swap(true, Ordering::Relaxed) {
-                return Err(StartError::AlreadyReleased);
-            }
-            nice::to_foreground(self.watch.pid());
-            let fifo = self.node.root.join(&self.instance).join(FIFO);
-            let let_go = async {
-                self.read_fifo(&fifo).await?;
-                self.exec().await
-            };
-            let exec_ns = within(RELEASE_TIMEOUT, "letting a container go", let_go).await?;
-            if let Err(error) = fs::remove_file(&fifo) {
-                tracing::debug!(instance = self.instance, %error, "the exec FIFO was not removed");
-            }
-            exec_ns
-        })
-    }
-
-    fn exited(&self) -> BoxFuture<'_, Exit> {
-        Box::pin(self.watch.exited())
-    }
-
-    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>> {
-        Box::pin(freezer::freeze(&self.cgroup, &self.watch))
-    }
-
-    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>> {
-        Box::pin(async { freezer::thaw(&self.cgroup) })
-    }
-
-    fn terminate(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.watch.signal(Signal::TERM);
-            self.cgroup.ensure_thawed();
-        })
-    }
-
-    fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
-        Box::pin(async move {
-            let _turn = self.removal.lock().await;
-            self.watch.signal(Signal::KILL);
-            self.cgroup.ensure_thawed();
-            within(REMOVE_TIMEOUT, "killing a container", self.watch.exited()).await?;
-            self.node.delete(&self.instance).await
-        })
-    }
-
-    fn directory(&self) -> &Path {
-        &self.bundle
-    }
-
-    fn network(&self) -> io::Result<fs::File> {
-        // The number is still this container's: nobody waits for it before it is removed.
-        fs::File::open(format!("/proc/{}/ns/net", self.watch.pid()))
-    }
-
-    fn owns(&self, pid: i32) -> bool {
-        self.cgroup.contains(pid) || self.watch.shares_namespace(pid)
-    }
-}
-
-impl Container {
-    /// Lets the init behind `fifo` go; returns when it has closed its end.
-    async fn read_fifo(&self, fifo: &Path) -> Result<(), StartError> {
-        let failed = StartError::system("reading the exec FIFO");
-        let receiver = pipe::OpenOptions::new().open_receiver(fifo).map_err(&failed)?;
-        let mut buffer = [0u8; 16];
-        let mut begun = false;
-        loop {
-            tokio::select! {
-                biased;
-                ready = receiver.readable() => ready.map_err(&failed)?,
-                exit = self.watch.exited() => {
-                    // It may have run to its end before we came to read its byte.
-                    let ran = begun || matches!(nix::unistd::read(&receiver, &mut buffer), Ok(1..));
-                    return if ran { Ok(()) } else { Err(StartError::Died { exit }) };
-                }
-            }
-            match receiver.try_read(&mut buffer) {
-                // Before init has opened its end, a read finds no writer either: that is not the end.
-                Ok(0) if begun => return Ok(()),
-                Ok(0) => tokio::task::yield_now().await,
-                Ok(_) => begun = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-    }
-
-    /// Waits until the init, let go, has exec'd, and returns when that was, in
-    /// nanoseconds of `CLOCK_MONOTONIC`.
-    async fn exec(&self) -> Result<u64, StartError> {
-        let asked = Instant::now();
-        let ticks = Ticks::every(LOOK_INTERVAL).map_err(StartError::system("making a timer"))?;
-        loop {
-            let now_ns = headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock"))?;
-            match (&self.parked, Image::of(self.watch.pid())) {
-                (Some(parked), Some(now)) if parked.replaced_by(&now) => return Ok(now_ns),
-                (_, Some(now)) if now.is_alive() => {}
-                // Gone, perhaps after a short and happy life: only its last words are left to tell.
-                (_, now) => return self.ended(now.is_some()).await.map(|()| now_ns),
-            }
-            if asked.elapsed() < LOOK_OFTEN {
-                ticks.next().await.map_err(StartError::system("waiting for a tick"))?;
-            } else {
-                tokio::time::sleep(LOOK_OFTEN).await;
-            }
-        }
-    }
-
-    /// Tells a function that has ended already from an init that could not exec it.
-    async fn ended(&self, certainly_failed: bool) -> Result<(), StartError> {
-        let exit = self.watch.exited().await;
-        let detail = match &self.logs {
-            Some(logs) => logs.last(LAST_WORDS_TIMEOUT).await,
-            None => String::new(),
-        };
-        if certainly_failed || (exit.code == Some(1) && detail.contains("exec")) {
-            let command = self.node.spec.program().to_owned();
-            return Err(StartError::Exec { command, detail });
-        }
-        Ok(())
     }
 }

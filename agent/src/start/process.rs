@@ -11,13 +11,11 @@
 //! `nobody`, with a `/tmp`, `/proc` and network namespace of its own, and no
 //! filter on system calls: a shorter way, for programs that are trusted.
 
-mod left;
+mod host;
 pub mod park;
-
-pub(super) use left::{noted, survivors};
+mod release;
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -28,88 +26,104 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use headstart_config::{Agent, Runtime as Configured};
 use headstart_wire::{CONTROL_FD, Channel};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use rustix::thread::CapabilitySet;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::Command;
-use tokio::sync::Mutex;
 
-use self::park::{Order, Report};
-use super::cgroup::{Cgroup, freezer};
+use self::host::ProcessHost;
+use self::park::{ParkOrder, ParkReport};
+use self::release::ReleaseSocket;
+use super::cgroup::Cgroup;
+use super::driver::{Driver, HostCheck};
 use super::error::within;
+use super::local::{self, LocalContainer, LocalHost};
 use super::logs::{self, Logs};
-use super::survivors::PARKED_FILE;
-use super::watch::{Image, Watch};
-use super::{BoxFuture, ContainerSpec, Control, Exit, Parked, Process, Runtime, StartError, name, nice};
+use super::survivors::Survivor;
+use super::{BoxFuture, ContainerSpec, Control, Parked, Process, Runtime, StartError, directory, name, nice};
+
+/// The word in the configuration.
+const NAME: &str = "process";
 
 /// Making namespaces takes milliseconds; a node that starts many at once may need seconds.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From letting go to the exec: well under a millisecond, unless the node is out of memory.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// For a killed process to be gone.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// One directory per instance is in here, below the state directory.
-const DIRECTORY: &str = "process";
-
-/// Longest report of the helper, in bytes.
-const REPORT_BYTES: u64 = 4096;
-
 /// How the agent's program is called to park a process.
 #[derive(Debug, Clone)]
-pub struct Helper {
+pub(super) struct ParkHelper {
     /// The program.
-    pub program: PathBuf,
+    pub(super) program: PathBuf,
     /// Arguments before the marker that selects the hidden mode.
-    pub args: Vec<OsString>,
+    pub(super) args: Vec<OsString>,
 }
 
-impl Default for Helper {
+impl Default for ParkHelper {
     /// This very program, also after its file was replaced by an upgrade.
     fn default() -> Self {
         Self { program: PathBuf::from("/proc/self/exe"), args: Vec::new() }
     }
 }
 
-/// Runs programs of this node as instances of one function.
-pub struct Plain {
-    node: Arc<Node>,
+/// Drives the agent's own program.
+pub(super) fn driver(agent: &Agent) -> Box<dyn Driver> {
+    driver_with(ParkHelper::default(), &agent.state_dir)
 }
 
-struct Node {
+/// Drives another program, which knows the hidden mode.
+pub(super) fn driver_with(helper: ParkHelper, state_dir: &Path) -> Box<dyn Driver> {
+    Box::new(ProcessDriver(Arc::new(ProcessHost::new(helper, state_dir))))
+}
+
+struct ProcessDriver(Arc<ProcessHost>);
+
+impl Driver for ProcessDriver {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn check(&self) -> Option<HostCheck> {
+        None
+    }
+
+    fn capabilities(&self) -> CapabilitySet {
+        local::capabilities()
+    }
+
+    fn runtime(&self, configured: &Configured, spec: &ContainerSpec) -> Option<Arc<dyn Runtime>> {
+        let Configured::Process = configured else { return None };
+        let (host, spec) = (Arc::clone(&self.0), spec.clone());
+        Some(Arc::new(Plain { host, spec, warned: AtomicBool::new(false) }))
+    }
+
+    fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>> {
+        let host: Arc<dyn LocalHost> = Arc::clone(&self.0) as _;
+        Box::pin(async move { Ok(local::survivors(&host)) })
+    }
+}
+
+/// Runs programs of this node as instances of one function.
+struct Plain {
+    host: Arc<ProcessHost>,
     spec: ContainerSpec,
-    helper: Helper,
-    /// One directory per instance, with the file `pid`: what a sweep goes by.
-    directory: PathBuf,
     /// Whether it was said that there are no limits here.
     warned: AtomicBool,
 }
 
-impl Plain {
-    /// A runtime that parks processes in `helper` and notes them under `state_dir`.
-    #[must_use]
-    pub fn new(spec: ContainerSpec, helper: Helper, state_dir: &Path) -> Self {
-        let directory = state_dir.join(DIRECTORY);
-        Self { node: Arc::new(Node { spec, helper, directory, warned: AtomicBool::new(false) }) }
-    }
-}
-
 impl Runtime for Plain {
     fn name(&self) -> &'static str {
-        "process"
+        NAME
     }
 
     fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
         Box::pin(async move {
-            name::check(instance, &self.node.spec.function)?;
-            let parking = within(PREPARE_TIMEOUT, "parking a process", self.node.park(instance));
+            name::check(instance, &self.spec.function)?;
+            let parking = within(PREPARE_TIMEOUT, "parking a process", self.park(instance));
             let parked = parking.await.and_then(|parked| parked);
             if parked.is_err() {
-                let cleaned = self.node.clean(instance).await;
+                let cleaned = self.host.clean(instance).await;
                 tracing::debug!(instance, ?cleaned, "removed what a failed start left");
             }
             parked
@@ -118,17 +132,18 @@ impl Runtime for Plain {
 
     fn adopt<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>> {
         Box::pin(async move {
-            name::check(instance, &self.node.spec.function)?;
-            Ok(Arc::new(self.node.adopt(instance)?) as Arc<dyn Process>)
+            name::check(instance, &self.spec.function)?;
+            let container = LocalContainer::adopt(Arc::clone(&self.host) as _, instance)?;
+            Ok(Arc::new(container) as Arc<dyn Process>)
         })
     }
 }
 
-impl Node {
-    async fn park(self: &Arc<Self>, instance: &str) -> Result<Parked, StartError> {
+impl Plain {
+    async fn park(&self, instance: &str) -> Result<Parked, StartError> {
         let system = StartError::system;
-        let directory = self.directory.join(instance);
-        super::private_directory(&directory).map_err(system("making an instance's directory"))?;
+        let own = self.host.directory(instance);
+        directory::make_private(&own).map_err(system("making an instance's directory"))?;
         let cgroup = Cgroup::of(instance);
         let join_files = self.make_cgroup(&cgroup);
         let (agent, function) = Channel::pair().map_err(|error| StartError::System {
@@ -138,35 +153,25 @@ impl Node {
         let (release, theirs) = StdStream::pair().map_err(system("making a release socket"))?;
         let output = self.spawn(instance, join_files, function.into(), theirs).await?;
         release.set_nonblocking(true).map_err(system("making a release socket"))?;
-        let mut release =
-            BufReader::new(UnixStream::from_std(release).map_err(system("making a release socket"))?);
-        let backends = super::make_backends_directory(&self.spec, &directory)?;
+        let release = UnixStream::from_std(release).map_err(system("making a release socket"))?;
+        let mut release = ReleaseSocket::new(release, self.spec.program());
+        let backends = directory::make_backends(&self.spec, &own)?;
         self.send_order(&mut release, backends).await?;
 
-        let Report::Pid(pid) = self.read_report(&mut release).await? else {
+        let ParkReport::Pid(pid) = release.report().await? else {
             return Err(StartError::Create { detail: "the helper said no process number".to_owned() });
         };
-        fs::write(directory.join("pid"), marker(pid)).map_err(system("noting an instance"))?;
-        let oom = cgroup.clone();
-        let watch = Watch::new(pid, move || oom.oom_killed())?;
-        match self.read_report(&mut release).await? {
-            Report::Parked => {}
+        self.host.note_pid(instance, pid).map_err(system("noting an instance"))?;
+        let watch = local::watch(instance, pid)?;
+        match release.report().await? {
+            ParkReport::Parked => {}
             other => return Err(StartError::Create { detail: format!("the helper said {other:?}") }),
         }
-        if let Some(parked) = Image::of(pid) {
-            fs::write(directory.join(PARKED_FILE), parked.to_line()).map_err(system("noting an instance"))?;
-        }
-        let instance = Instance {
-            node: Arc::clone(self),
-            instance: instance.to_owned(),
-            directory,
-            _logs: Some(Logs::follow(&self.spec.function, instance, output)),
-            watch,
-            cgroup,
-            release: Mutex::new(Some(release)),
-            removal: Mutex::new(()),
-        };
-        Ok(Parked { control: Control::Connected(agent), process: Arc::new(instance) })
+        local::note_image(&own, pid)?;
+        let logs = Logs::follow(&self.spec.function, instance, output);
+        let host = Arc::clone(&self.host);
+        let container = LocalContainer::parked(host, instance, watch, logs, Box::new(release));
+        Ok(Parked { control: Control::Connected(agent), process: Arc::new(container) })
     }
 
     /// Without cgroups a function runs all the same, but without limits.
@@ -194,8 +199,8 @@ impl Node {
         let step = "making an output pipe";
         let (output, stdout) = logs::pipe().map_err(StartError::system(step))?;
         let stderr = stdout.try_clone().map_err(StartError::system(step))?;
-        let mut command = Command::new(&self.helper.program);
-        command.args(&self.helper.args).arg(park::OUTER).arg(instance).args(join_files);
+        let mut command = Command::new(&self.host.helper().program);
+        command.args(&self.host.helper().args).arg(park::OUTER).arg(instance).args(join_files);
         command.env_clear().stdin(Stdio::from(OwnedFd::from(release))).stdout(stdout).stderr(stderr);
         let mapping = FdMapping { parent_fd: control, child_fd: CONTROL_FD };
         command
@@ -207,7 +212,7 @@ impl Node {
         drop(command);
         let mut child = child.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => StartError::RuntimeMissing {
-                path: self.helper.program.clone(),
+                path: self.host.helper().program.clone(),
                 hint: "it is the agent's own program: do not remove it while it runs",
             },
             _ => StartError::System { step: "running the helper", source },
@@ -219,149 +224,14 @@ impl Node {
 
     async fn send_order(
         &self,
-        release: &mut BufReader<UnixStream>,
+        release: &mut ReleaseSocket,
         backends: Option<PathBuf>,
     ) -> Result<(), StartError> {
         let (command, env) = (self.spec.command.clone(), self.spec.environment_with_control());
-        let order = Order { command, env, backends };
+        let order = ParkOrder { command, env, backends };
         let mut line =
             serde_json::to_vec(&order).map_err(|error| StartError::Create { detail: error.to_string() })?;
         line.push(b'\n');
-        release.get_mut().write_all(&line).await.map_err(StartError::system("ordering the helper"))
-    }
-
-    async fn read_report(&self, release: &mut BufReader<UnixStream>) -> Result<Report, StartError> {
-        let mut line = String::new();
-        release
-            .take(REPORT_BYTES)
-            .read_line(&mut line)
-            .await
-            .map_err(StartError::system("hearing from the helper"))?;
-        let report = Report::parse(line.trim_end());
-        let command = self.spec.program().to_owned();
-        match report {
-            Some(Report::Missing) => Err(StartError::CommandMissing {
-                command,
-                place: "the node's file system as nobody sees it, with an empty /tmp".to_owned(),
-            }),
-            Some(Report::Failed(detail)) => Err(StartError::Create { detail }),
-            Some(Report::NotExecuted(errno)) => {
-                let detail = io::Error::from_raw_os_error(errno).to_string();
-                Err(StartError::Exec { command, detail })
-            }
-            Some(report) => Ok(report),
-            None => Err(StartError::Create { detail: format!("the helper ended after {line:?}") }),
-        }
-    }
-
-    /// Ends whatever runs of an instance and removes its traces.
-    async fn clean(&self, instance: &str) -> Result<(), StartError> {
-        let (cgroup, directory) = (Cgroup::of(instance), self.directory.join(instance));
-        cgroup.kill();
-        if let Some(first) = noted(&directory).and_then(Pid::from_raw) {
-            // Without a cgroup. Gone in between is what is wanted.
-            let _gone = kill_process(first, Signal::KILL);
-        }
-        cgroup.remove().await.map_err(|error| StartError::Left { detail: format!("cgroup {error}") })?;
-        super::remove_directory(&directory)
-    }
-}
-
-/// A process number with its namespace, which tells it from a later process of the same number.
-fn marker(pid: i32) -> String {
-    let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap_or_default();
-    format!("{pid} {}", namespace.display())
-}
-
-/// One process.
-struct Instance {
-    node: Arc<Node>,
-    instance: String,
-    directory: PathBuf,
-    watch: Watch,
-    /// Unless it was taken over, and has put something else there.
-    _logs: Option<Logs>,
-    cgroup: Cgroup,
-    /// Taken by the release.
-    release: Mutex<Option<BufReader<UnixStream>>>,
-    /// Removals take turns.
-    removal: Mutex<()>,
-}
-
-impl Instance {
-    async fn let_go(&self, mut release: BufReader<UnixStream>) -> Result<u64, StartError> {
-        if let Some(exit) = self.watch.now() {
-            return Err(StartError::Died { exit });
-        }
-        let mut answer = Vec::new();
-        let exchange = async {
-            release.get_mut().write_all(&[park::GO]).await?;
-            release.take(REPORT_BYTES).read_to_end(&mut answer).await
-        };
-        match exchange.await {
-            Ok(0) => headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock")),
-            Ok(_) => {
-                let mut answer = answer.as_slice();
-                let mut line = String::new();
-                io::BufRead::read_line(&mut answer, &mut line)
-                    .map_err(StartError::system("reading a report"))?;
-                let errno = match Report::parse(line.trim_end()) {
-                    Some(Report::NotExecuted(errno)) => errno,
-                    _ => 0,
-                };
-                let command = self.node.spec.program().to_owned();
-                let detail = io::Error::from_raw_os_error(errno).to_string();
-                Err(StartError::Exec { command, detail })
-            }
-            // Nobody at the other end: the parked process is gone.
-            Err(_) => Err(StartError::Died { exit: self.watch.exited().await }),
-        }
-    }
-}
-
-impl Process for Instance {
-    fn release(&self) -> BoxFuture<'_, Result<u64, StartError>> {
-        Box::pin(async move {
-            let release = self.release.lock().await.take().ok_or(StartError::AlreadyReleased)?;
-            nice::to_foreground(self.watch.pid());
-            within(RELEASE_TIMEOUT, "letting a process go", self.let_go(release)).await?
-        })
-    }
-
-    fn exited(&self) -> BoxFuture<'_, Exit> {
-        Box::pin(self.watch.exited())
-    }
-
-    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>> {
-        Box::pin(freezer::freeze(&self.cgroup, &self.watch))
-    }
-
-    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>> {
-        Box::pin(async { freezer::thaw(&self.cgroup) })
-    }
-
-    fn terminate(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.watch.signal(Signal::TERM);
-            self.cgroup.ensure_thawed();
-        })
-    }
-
-    fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
-        Box::pin(async move {
-            let _turn = self.removal.lock().await;
-            self.watch.signal(Signal::KILL);
-            self.cgroup.ensure_thawed();
-            within(REMOVE_TIMEOUT, "killing a process", self.watch.exited()).await?;
-            self.node.clean(&self.instance).await
-        })
-    }
-
-    fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    fn owns(&self, pid: i32) -> bool {
-        self.cgroup.contains(pid) || self.watch.shares_namespace(pid)
+        release.stream().write_all(&line).await.map_err(StartError::system("ordering the helper"))
     }
 }

@@ -11,10 +11,11 @@ use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use headstart_config::Agent;
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::*;
-use crate::privilege::{self, Need};
+use crate::privilege;
 use adopt::*;
 use bed::Bed;
 use freeze::*;
@@ -266,7 +267,7 @@ async fn nothing_is_left(bed: Bed) {
     bed.assert_no_trace();
 }
 
-/// A function that says goodbye, and that has begun when its `sleep` runs.
+/// A function that ends when it is asked to, and that has begun when its `sleep` runs.
 const POLITE: &str = "trap 'exit 5' TERM; sleep 65 & while :; do sleep 0.02; done";
 
 async fn survivors_may_finish_and_the_parked_go(bed: Bed) {
@@ -323,24 +324,23 @@ async fn room_is_made_as_needed_only(bed: Bed) {
 
 #[test]
 fn kept_privileges_suffice_for_oci() {
-    kept_privileges_suffice(bed::Kind::Oci, Need::Oci, "start::tests::kept_privileges_suffice_for_oci");
+    kept_privileges_suffice(bed::Kind::Oci, "start::tests::kept_privileges_suffice_for_oci");
 }
 
 #[test]
 fn kept_privileges_suffice_for_process() {
-    let test = "start::tests::kept_privileges_suffice_for_process";
-    kept_privileges_suffice(bed::Kind::Process, Need::Process, test);
+    kept_privileges_suffice(bed::Kind::Process, "start::tests::kept_privileges_suffice_for_process");
 }
 
 /// Again what needs most, in a process that has given up all that the agent does.
-fn kept_privileges_suffice(kind: bed::Kind, need: Need, test: &str) {
+fn kept_privileges_suffice(kind: bed::Kind, test: &str) {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all();
     if std::env::var_os(ALONE).is_none() {
         return runtime.build().unwrap().block_on(alone_as(test));
     }
     // The test runner's own thread keeps what it has, and that is reported. Those that begin now do not.
-    let dropped = privilege::drop_all_but(&[need]);
+    let dropped = privilege::drop_all_but(bed::driver(kind, &Agent::default()).capabilities());
     assert!(matches!(dropped, Ok(_) | Err(privilege::PrivilegeError::Threads(1))), "{dropped:?}");
     runtime.build().unwrap().block_on(async {
         let Some(bed) = bed::lay(kind).await else { return };

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::fd;
 
 /// A timer that fires again and again (timerfd_create(2)).
 pub(super) struct Ticks(AsyncFd<OwnedFd>);
@@ -18,7 +21,7 @@ impl Ticks {
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
         let every = Expiration::Interval(TimeSpec::from_duration(interval));
         timer.set(every, TimerSetTimeFlags::empty())?;
-        super::watch::readiness(timer.into()).map(Self)
+        fd::register(timer.into(), Interest::READABLE).map(Self)
     }
 
     /// Waits for the next tick.

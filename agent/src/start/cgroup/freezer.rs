@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::Cgroup;
 use crate::start::StartError;
-use crate::start::watch::Watch;
+use crate::start::pid_watch::PidWatch;
 
 /// The v1 hierarchy.
 pub(super) const HIERARCHY: &str = "freezer";
@@ -31,16 +31,16 @@ const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What the freezer says.
-enum State {
+enum FreezerState {
     Thawed,
     Freezing,
     Frozen,
 }
 
-/// Thaws again what was not frozen to the end, also when nobody waits for that any more.
-struct Undo<'a>(Option<&'a Cgroup>);
+/// Thaws a cgroup again that was not frozen to the end, also when the future that froze it was dropped.
+struct ThawOnDrop<'a>(Option<&'a Cgroup>);
 
-impl Drop for Undo<'_> {
+impl Drop for ThawOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(cgroup) = self.0 {
             cgroup.ensure_thawed();
@@ -49,7 +49,7 @@ impl Drop for Undo<'_> {
 }
 
 /// Freezes the instance whose first process is watched. On an error it runs again.
-pub(in crate::start) async fn freeze(cgroup: &Cgroup, watch: &Watch) -> Result<(), StartError> {
+pub(in crate::start) async fn freeze(cgroup: &Cgroup, watch: &PidWatch) -> Result<(), StartError> {
     let failed = |detail| StartError::Freeze { detail };
     if let Some(exit) = watch.now() {
         return Err(failed(format!("it has ended ({exit})")));
@@ -67,12 +67,12 @@ impl Cgroup {
     async fn freeze(&self) -> io::Result<()> {
         let deadline = Instant::now() + FREEZE_TIMEOUT;
         self.order(true)?;
-        let mut undo = Undo(Some(self));
+        let mut undo = ThawOnDrop(Some(self));
         loop {
             match self.state()? {
-                State::Frozen => break,
-                State::Thawed => return Err(io::Error::other("it was thawed at the same time")),
-                State::Freezing if Instant::now() >= deadline => {
+                FreezerState::Frozen => break,
+                FreezerState::Thawed => return Err(io::Error::other("it was thawed at the same time")),
+                FreezerState::Freezing if Instant::now() >= deadline => {
                     let detail = format!(
                         "a process of it did not stop within {} s: look for one that waits for a device or a \
                          network file system (state D)",
@@ -80,7 +80,7 @@ impl Cgroup {
                     );
                     return Err(io::Error::new(io::ErrorKind::TimedOut, detail));
                 }
-                State::Freezing => tokio::time::sleep(LOOK_INTERVAL).await,
+                FreezerState::Freezing => tokio::time::sleep(LOOK_INTERVAL).await,
             }
         }
         undo.0 = None;
@@ -137,20 +137,20 @@ impl Cgroup {
         }
     }
 
-    fn state(&self) -> io::Result<State> {
+    fn state(&self) -> io::Result<FreezerState> {
         let order = fs::read_to_string(self.order_file())?;
         if !self.is_unified() {
             return Ok(match order.trim_end() {
-                "FROZEN" => State::Frozen,
-                "FREEZING" => State::Freezing,
-                _ => State::Thawed,
+                "FROZEN" => FreezerState::Frozen,
+                "FREEZING" => FreezerState::Freezing,
+                _ => FreezerState::Thawed,
             });
         }
         let events = fs::read_to_string(self.controller("").join("cgroup.events"))?;
         Ok(match (order.trim_end(), events.lines().any(|line| line == "frozen 1")) {
-            ("1", true) => State::Frozen,
-            ("1", false) => State::Freezing,
-            _ => State::Thawed,
+            ("1", true) => FreezerState::Frozen,
+            ("1", false) => FreezerState::Freezing,
+            _ => FreezerState::Thawed,
         })
     }
 }

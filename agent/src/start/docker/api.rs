@@ -1,29 +1,25 @@
 //! The few calls of the daemon's API that are needed, each with a deadline.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bollard::ClientVersion;
 use bollard::container::LogOutput;
 use bollard::errors::Error;
-use bollard::models::{
-    ContainerCreateBody, ContainerSummaryStateEnum as State, HostConfig, HostConfigLogConfig, Mount,
-    MountType, ResourcesUlimits,
-};
+use bollard::models::{ContainerCreateBody, ContainerSummaryStateEnum as State};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
     WaitContainerOptions, WaitContainerOptionsBuilder,
 };
 use futures_util::StreamExt as _;
-use headstart_wire::{BACKENDS_PATH, CONTROL_PATH};
 use tokio::sync::OnceCell;
 
-use super::{INSTANCE_LABEL, Node};
+use super::INSTANCE_LABEL;
 use crate::start::error::within;
 use crate::start::logs::Lines;
-use crate::start::{ContainerSpec, Exit, OPEN_FILES, StartError, TMP_BYTES};
+use crate::start::{Exit, StartError, name};
 
 /// Making a container takes some 100 ms, starting it 200 to 300; a daemon
 /// under load has been seen to take many seconds.
@@ -48,7 +44,7 @@ pub(super) fn container_name(instance: &str) -> String {
 }
 
 /// A container that the daemon has.
-pub(super) struct Listed {
+pub(super) struct ListedContainer {
     pub(super) id: String,
     pub(super) instance: String,
     /// It was started and has not ended.
@@ -101,25 +97,24 @@ impl Api {
     /// Creates a container; returns its id.
     pub(super) async fn create(
         &self,
-        node: &Node,
         instance: &str,
-        control: &Path,
-        backends: Option<&Path>,
+        image: &str,
+        body: ContainerCreateBody,
     ) -> Result<String, StartError> {
         let name = CreateContainerOptionsBuilder::default().name(&container_name(instance)).build();
-        let call = self.client().await?.create_container(Some(name), body(node, instance, control, backends));
+        let call = self.client().await?.create_container(Some(name), body);
         match within(CALL_TIMEOUT, "creating a container", call).await? {
             Ok(created) => Ok(created.id),
             Err(Error::DockerResponseServerError { status_code: 404, message })
                 if message.contains("image") =>
             {
-                Err(StartError::ImageMissing { image: node.image.clone() })
+                Err(StartError::ImageMissing { image: image.to_owned() })
             }
             Err(error) => Err(self.explain(error)),
         }
     }
 
-    pub(super) async fn start(&self, id: &str, spec: &ContainerSpec) -> Result<(), StartError> {
+    pub(super) async fn start(&self, id: &str, program: &str) -> Result<(), StartError> {
         let call = self.client().await?.start_container(id, None::<StartContainerOptions>);
         let error = match within(CALL_TIMEOUT, "starting a container", call).await? {
             Ok(()) => return Ok(()),
@@ -128,10 +123,10 @@ impl Api {
         let Error::DockerResponseServerError { status_code, message } = error else {
             return Err(self.explain(error));
         };
-        let command = spec.program().to_owned();
+        let command = program.to_owned();
         let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
         Err(match status_code {
-            // No such container: somebody removed it.
+            // No such container: it was removed from outside.
             404 if says(&["No such container"]) => StartError::Died { exit: KILLED },
             _ if says(&["exec: "]) && says(&["no such file or directory", "not found"]) => {
                 StartError::CommandMissing { command, place: "the image".to_owned() }
@@ -181,7 +176,7 @@ impl Api {
     }
 
     /// Logs what a started container prints, until it ends.
-    pub(super) async fn follow_logs(&self, id: &str, function: &str, instance: &str, output: Output) {
+    pub(super) async fn follow_logs(&self, id: &str, instance: &str, output: Output) {
         let Ok(client) = self.client().await else { return };
         let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true);
         let options = match output {
@@ -190,7 +185,7 @@ impl Api {
         };
         let options = options.build();
         let mut output = std::pin::pin!(client.logs(id, Some(options)));
-        let mut lines = Lines::new(function, instance);
+        let mut lines = Lines::new(name::function_of(instance), instance);
         while let Some(Ok(LogOutput::StdOut { message } | LogOutput::StdErr { message })) =
             output.next().await
         {
@@ -252,7 +247,7 @@ impl Api {
     }
 
     /// All containers with these labels, running or not.
-    pub(super) async fn list(&self, labels: &[(&str, String)]) -> Result<Vec<Listed>, StartError> {
+    pub(super) async fn list(&self, labels: &[(&str, String)]) -> Result<Vec<ListedContainer>, StartError> {
         let labels = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let filters = HashMap::from([("label".to_owned(), labels)]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
@@ -264,7 +259,7 @@ impl Api {
             let state = container.state?;
             let frozen = state == State::PAUSED;
             let runs = frozen || matches!(state, State::RUNNING | State::RESTARTING | State::STOPPING);
-            Some(Listed { id: container.id?, instance, runs, frozen })
+            Some(ListedContainer { id: container.id?, instance, runs, frozen })
         });
         Ok(listed.collect())
     }
@@ -286,59 +281,4 @@ impl Api {
 
 fn is_status(error: &Error, status: u16) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code, .. } if *status_code == status)
-}
-
-fn body(node: &Node, instance: &str, control: &Path, backends: Option<&Path>) -> ContainerCreateBody {
-    let spec = &node.spec;
-    let env = spec.environment().into_iter();
-    // An image knows its own PATH best.
-    let own_path = spec.env.iter().any(|(name, _)| name == "PATH");
-    let env =
-        env.filter(|(name, _)| own_path || name != "PATH").map(|(name, value)| format!("{name}={value}"));
-    let labels = node.labels().into_iter().chain([(INSTANCE_LABEL, instance.to_owned())]);
-    ContainerCreateBody {
-        image: Some(node.image.clone()),
-        hostname: Some(crate::start::name::host(instance).to_owned()),
-        env: Some(env.collect()),
-        cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
-        labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).collect()),
-        host_config: Some(host_config(node, control, backends)),
-        ..Default::default()
-    }
-}
-
-fn host_config(node: &Node, control: &Path, backends: Option<&Path>) -> HostConfig {
-    let memory_bytes = i64::try_from(node.spec.memory_bytes).unwrap_or(i64::MAX);
-    let open_files = i64::try_from(OPEN_FILES).ok();
-    let limit =
-        |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value };
-    let control = Some((control, CONTROL_PATH, false));
-    let backends = backends.map(|backends| (backends, BACKENDS_PATH, true));
-    let mounts = control.into_iter().chain(backends).map(|(source, target, read_only)| Mount {
-        typ: Some(MountType::BIND),
-        source: Some(source.display().to_string()),
-        target: Some(target.to_owned()),
-        read_only: Some(read_only),
-        ..Default::default()
-    });
-    let log_options = [("max-size", "1m"), ("max-file", "1")];
-    HostConfig {
-        network_mode: Some(node.network.clone()),
-        cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec!["no-new-privileges".to_owned()]),
-        readonly_rootfs: Some(true),
-        tmpfs: Some(HashMap::from([("/tmp".to_owned(), format!("mode=1777,size={TMP_BYTES}"))])),
-        memory: Some(memory_bytes),
-        memory_swap: Some(memory_bytes),
-        pids_limit: Some(i64::try_from(node.spec.pids).unwrap_or(i64::MAX)),
-        ulimits: Some(vec![limit("nofile", open_files), limit("core", Some(0))]),
-        auto_remove: Some(false),
-        // Bounded on disk: the agent's log is where they are kept.
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_owned()),
-            config: Some(log_options.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
-        }),
-        mounts: Some(mounts.collect()),
-        ..Default::default()
-    }
 }

@@ -44,7 +44,7 @@ use crate::start::{DEFAULT_PATH, FUNCTION_ID, OPEN_FILES, TMP_BYTES};
 pub(super) const OUTER: &str = "__park";
 const INNER: &str = "__park-inner";
 
-/// The byte that lets a parked process go.
+/// The byte that releases a parked process.
 pub(super) const GO: u8 = b'!';
 
 /// Longest order, in bytes: far above the kernel's limit for arguments and environment of most programs.
@@ -52,7 +52,7 @@ const ORDER_BYTES: usize = 1024 * 1024;
 
 /// What to run.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Order {
+pub(super) struct ParkOrder {
     pub(super) command: Vec<String>,
     pub(super) env: Vec<(String, String)>,
     /// What is to be seen at [`BACKENDS_PATH`].
@@ -61,7 +61,7 @@ pub(super) struct Order {
 
 /// What the helpers say, one line each.
 #[derive(Debug)]
-pub(super) enum Report {
+pub(super) enum ParkReport {
     /// The inner helper's process number, in the agent's namespace.
     Pid(i32),
     /// It waits.
@@ -74,7 +74,7 @@ pub(super) enum Report {
     NotExecuted(i32),
 }
 
-impl Report {
+impl ParkReport {
     pub(super) fn parse(line: &str) -> Option<Self> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
@@ -121,20 +121,31 @@ pub fn park_main() -> ExitCode {
     let done = match after {
         [instance, join_files @ ..] if args[at] == OUTER => outer(before, instance, join_files, &release),
         [instance] => inner(instance, &release),
-        _ => Err("called with the wrong arguments".to_owned()),
+        _ => Err(ParkError::Arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(text) => {
-            Report::Failed(text).send(&release);
+        Err(error) => {
+            ParkReport::Failed(error.to_string()).send(&release);
             ExitCode::FAILURE
         }
     }
 }
 
+/// Why no process is parked. The agent gets it as text.
+#[derive(Debug, thiserror::Error)]
+enum ParkError {
+    #[error("{step}: {detail}")]
+    Step { step: &'static str, detail: String },
+    #[error("called with the wrong arguments")]
+    Arguments,
+    #[error("the order ended early, or is too long")]
+    Order,
+}
+
 /// Names the step of a failed call.
-fn at<E: std::fmt::Display>(step: &'static str) -> impl Fn(E) -> String {
-    move |error| format!("{step}: {error}")
+fn at<E: std::fmt::Display>(step: &'static str) -> impl Fn(E) -> ParkError {
+    move |error| ParkError::Step { step, detail: error.to_string() }
 }
 
 fn outer(
@@ -142,7 +153,7 @@ fn outer(
     instance: &OsString,
     join_files: &[OsString],
     release: &UnixStream,
-) -> Result<(), String> {
+) -> Result<(), ParkError> {
     for file in join_files {
         fs::write(file, "0").map_err(at("entering the cgroup"))?;
     }
@@ -160,11 +171,11 @@ fn outer(
         .arg(instance)
         .spawn()
         .map_err(at("starting the inner helper"))?;
-    Report::Pid(i32::try_from(inner.id()).unwrap_or(0)).send(release);
+    ParkReport::Pid(i32::try_from(inner.id()).unwrap_or(0)).send(release);
     Ok(())
 }
 
-fn inner(instance: &OsString, release: &UnixStream) -> Result<(), String> {
+fn inner(instance: &OsString, release: &UnixStream) -> Result<(), ParkError> {
     let order = read_order(release)?;
     // It may be below what is covered.
     let backends = order.backends.as_ref().map(File::open).transpose();
@@ -181,12 +192,12 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), String> {
     limit(Resource::Core, 0).map_err(at("limiting core files"))?;
     let null = File::open("/dev/null").map_err(at("opening /dev/null"))?;
     dup2_stdin(&null).map_err(at("replacing standard input"))?;
-    // Whoever started the agent may have left descriptors open that were never meant for a function.
+    // The process that started the agent may have left descriptors open that were never meant for a function.
     close_fds::set_fds_cloexec(CONTROL_FD + 1, &[]);
     drop_privileges()?;
 
     let Some(program) = find(&order) else {
-        Report::Missing.send(release);
+        ParkReport::Missing.send(release);
         return Ok(());
     };
     let text = |string: &str| CString::new(string).map_err(at("reading the order"));
@@ -197,17 +208,17 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), String> {
         .map(|(name, value)| text(&format!("{name}={value}")))
         .collect::<Result<Vec<_>, _>>()?;
     let path = CString::new(program.as_os_str().as_bytes()).map_err(at("reading the order"))?;
-    Report::Parked.send(release);
+    ParkReport::Parked.send(release);
 
     let mut byte = [0];
-    let mut ear = release;
-    match ear.read(&mut byte) {
+    let mut socket = release;
+    match socket.read(&mut byte) {
         Ok(1) if byte == [GO] => {}
-        // The agent is gone, or lets us go for good.
+        // The agent is gone, or discards this process.
         _ => return Ok(()),
     }
     let Err(errno) = nix::unistd::execve(&path, &args, &env);
-    Report::NotExecuted(errno as i32).send(release);
+    ParkReport::NotExecuted(errno as i32).send(release);
     Ok(())
 }
 
@@ -215,21 +226,21 @@ fn limit(resource: Resource, value: u64) -> rustix::io::Result<()> {
     setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
 }
 
-fn read_order(mut release: &UnixStream) -> Result<Order, String> {
+fn read_order(mut release: &UnixStream) -> Result<ParkOrder, ParkError> {
     let mut line = Vec::new();
     let mut chunk = [0; 4096];
     // The agent says nothing more until it has heard from us, so nothing after the line is lost.
     while line.last() != Some(&b'\n') {
         let length = release.read(&mut chunk).map_err(at("reading the order"))?;
         if length == 0 || line.len() + length > ORDER_BYTES {
-            return Err("the order ended early, or is too long".to_owned());
+            return Err(ParkError::Order);
         }
         line.extend_from_slice(&chunk[..length]);
     }
     serde_json::from_slice(&line).map_err(at("reading the order"))
 }
 
-/// Its own `/proc` (for the PID namespace), `/tmp` and `/dev/shm`, seen by nobody else.
+/// Its own `/proc` (for the PID namespace), `/tmp` and `/dev/shm`, which no other instance sees.
 fn mounts() -> nix::Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
@@ -258,7 +269,7 @@ fn show(backends: &File) -> io::Result<()> {
 }
 
 /// Gives up groups, user, every capability, and the way to get any back.
-fn drop_privileges() -> Result<(), String> {
+fn drop_privileges() -> Result<(), ParkError> {
     privilege::bound(CapabilitySet::empty()).map_err(at("dropping a capability"))?;
     setgroups(&[]).map_err(at("dropping groups"))?;
     let (user, group) = (Uid::from_raw(FUNCTION_ID), Gid::from_raw(FUNCTION_ID));
@@ -275,7 +286,7 @@ fn drop_privileges() -> Result<(), String> {
 }
 
 /// The program, looked for as execvp(3) would in the function's own `PATH`, with the function's rights.
-fn find(order: &Order) -> Option<PathBuf> {
+fn find(order: &ParkOrder) -> Option<PathBuf> {
     let name = order.command.first().filter(|name| !name.is_empty())?;
     let fits = |path: &PathBuf| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
     if name.contains('/') {

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 use crate::event::Trigger;
 
-/// An instance that an earlier agent let go, and the runtime of the next.
-async fn left(bed: &Bed, script: &str) -> (String, Box<dyn Runtime>) {
+/// An instance that an earlier agent released, and the runtime of the next.
+async fn left(bed: &Bed, script: &str) -> (String, Arc<dyn Runtime>) {
     let runtime = bed.runtime(&["/bin/sh", "-c", script]);
     let instance = bed.instance();
     let parked = runtime.prepare(&instance).await.unwrap();

@@ -1,6 +1,5 @@
 //! What the tests stand on: a root file system, a state directory, a runtime.
 
-#[path = "daemon.rs"]
 mod daemon;
 
 use std::collections::BTreeMap;
@@ -11,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use headstart_config::{Agent, Network, Runtime as Configured};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, accept, connect, socket};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::super::*;
 use super::SOON;
+use crate::start::driver::Driver;
 
 /// A program that is executable by its mode only.
 const UNFIT: &str = "unfit";
@@ -133,10 +134,6 @@ impl Bed {
         self.directory.path().join("rootfs")
     }
 
-    pub(super) fn daemon(&self) -> PathBuf {
-        daemon::socket()
-    }
-
     pub(super) fn state_dir(&self) -> PathBuf {
         self.directory.path().join("state")
     }
@@ -149,11 +146,11 @@ impl Bed {
         self.kind != Kind::Docker
     }
 
-    pub(super) fn runtime(&self, command: &[&str]) -> Box<dyn Runtime> {
+    pub(super) fn runtime(&self, command: &[&str]) -> Arc<dyn Runtime> {
         self.runtime_for("f", command)
     }
 
-    pub(super) fn runtime_for(&self, function: &str, command: &[&str]) -> Box<dyn Runtime> {
+    pub(super) fn runtime_for(&self, function: &str, command: &[&str]) -> Arc<dyn Runtime> {
         let spec = ContainerSpec {
             function: self.function(function),
             command: command.iter().map(|&word| word.to_owned()).collect(),
@@ -162,23 +159,25 @@ impl Bed {
             pids: 32,
             backends: false,
         };
-        match self.kind {
-            Kind::Oci => {
-                Box::new(oci::Oci::new(spec, self.rootfs(), find("runc").unwrap(), &self.state_dir()))
-            }
-            Kind::Process => Box::new(process::Plain::new(spec, helper(), &self.state_dir())),
-            Kind::Docker => {
-                let (image, network) = (daemon::IMAGE.to_owned(), "none".to_owned());
-                Box::new(docker::Docker::new(spec, image, network, daemon::socket(), &self.state_dir()))
-            }
-        }
+        let configured = match self.kind {
+            Kind::Oci => Configured::Oci { rootfs: self.rootfs() },
+            Kind::Process => Configured::Process,
+            Kind::Docker => Configured::Docker { image: daemon::IMAGE.to_owned(), network: Network::None },
+        };
+        driver(self.kind, &self.agent()).runtime(&configured, &spec).unwrap()
+    }
+
+    /// `[agent]` of this test.
+    pub(super) fn agent(&self) -> Agent {
+        let docker_socket =
+            if self.kind == Kind::Docker { daemon::socket() } else { "/no/docker.sock".into() };
+        let runc = find("runc").unwrap_or_default();
+        Agent { state_dir: self.state_dir(), runc, docker_socket, ..Agent::default() }
     }
 
     /// What the next agent would find.
     pub(super) async fn survivors(&self) -> Survivors {
-        let docker = if self.kind == Kind::Docker { daemon::socket() } else { "/no/docker.sock".into() };
-        let runc = find("runc").unwrap_or_default();
-        Survivors::find(&self.state_dir(), &runc, &docker).await
+        Drivers::new(&self.agent()).survivors().await
     }
 
     pub(super) fn instance(&self) -> String {
@@ -329,10 +328,19 @@ fn children() -> usize {
     lists.map(|list| list.split_whitespace().count()).sum()
 }
 
+/// The driver of this kind.
+pub(super) fn driver(kind: Kind, agent: &Agent) -> Box<dyn Driver> {
+    match kind {
+        Kind::Oci => oci::driver(agent),
+        Kind::Process => process::driver_with(helper(), &agent.state_dir),
+        Kind::Docker => docker::driver(agent),
+    }
+}
+
 /// How this test program is called to park a process: as one test of it.
-fn helper() -> process::Helper {
+fn helper() -> process::ParkHelper {
     let args = ["--exact", "start::tests::bed::park_entry", "--nocapture", "--test-threads=1"];
-    process::Helper { program: std::env::current_exe().unwrap(), args: args.map(Into::into).into() }
+    process::ParkHelper { program: std::env::current_exe().unwrap(), args: args.map(Into::into).into() }
 }
 
 /// Not a test: where the helper begins. The markers are filters that fit no test.

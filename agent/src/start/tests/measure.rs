@@ -1,4 +1,4 @@
-//! How long preparing and letting go take: `cargo test measure -- --ignored --nocapture`.
+//! How long preparing and releasing take: `cargo test measure -- --ignored --nocapture`.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Instant;
@@ -59,7 +59,7 @@ async fn measure_runtimes() {
 /// From the decision to the end of a program that ends at once, by turns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures, promises nothing"]
-async fn measure_letting_go() {
+async fn measure_releasing() {
     let Some(bed) = bed::lay(Kind::Oci).await else { return };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::start::logs::Logs;
-use crate::start::watch::Watch;
+use crate::start::pid_watch::PidWatch;
 
 #[test]
 fn the_last_dash_separates_function_and_instance() {
@@ -68,9 +68,9 @@ async fn output_outlives_its_reader_and_is_followed_again() {
     let mut go = || std::io::Write::write_all(&mut stdin, b"\n").unwrap();
     go();
     let pid = child.id() as i32;
-    // That of a survivor takes nothing from whoever takes the instance over.
-    let _unread = super::super::survivors::output_of("f-1", pid).expect("a pipe");
-    let logs = super::super::survivors::follow_again("f-1", pid).expect("a pipe");
+    // That of a survivor takes nothing from the agent that takes the instance over.
+    let _unread = local::output_of("f-1", pid).expect("a pipe");
+    let logs = local::follow_again("f-1", pid).expect("a pipe");
     go();
     assert_eq!(logs.last(SOON).await, "two");
     assert!(child.wait().unwrap().success(), "no line was its end");
@@ -82,7 +82,7 @@ async fn what_is_still_being_made_is_ended_first() {
     let state = tempfile::tempdir().unwrap();
     let bundle = state.path().join("oci/f-1");
     std::fs::create_dir_all(&bundle).unwrap();
-    let runc = Path::new("/no/runc");
+    let agent = Agent { state_dir: state.path().to_owned(), runc: "/no/runc".into(), ..Agent::default() };
     let mut command = std::process::Command::new("sleep");
     let mut other = command.arg("59").spawn().unwrap();
     let mut command = std::process::Command::new("sh");
@@ -95,7 +95,7 @@ async fn what_is_still_being_made_is_ended_first() {
         .unwrap();
     // A process that has only just exec'd has no command line yet.
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
-    let survivors = oci::survivors(state.path(), runc);
+    let survivors = oci::driver(&agent).survivors().await.unwrap();
     assert!(survivors.len() == 1 && !survivors[0].runs());
     survivors[0].remove().await.unwrap();
     let status = child.wait().unwrap();
@@ -108,10 +108,10 @@ async fn what_is_still_being_made_is_ended_first() {
 
 #[test]
 fn a_parked_image_is_read_back() {
-    let image = watch::Image::of(std::process::id() as i32).unwrap();
-    assert_eq!(watch::Image::parse(&image.to_line()), Some(image));
+    let image = pid_watch::Image::of(std::process::id() as i32).unwrap();
+    assert_eq!(pid_watch::Image::parse(&image.to_line()), Some(image));
     for strange in ["", "1", "1 2", "x 2 name", "1 y name"] {
-        assert_eq!(watch::Image::parse(strange), None, "{strange:?}");
+        assert_eq!(pid_watch::Image::parse(strange), None, "{strange:?}");
     }
 }
 
@@ -119,7 +119,7 @@ fn a_parked_image_is_read_back() {
 async fn a_child_is_watched_to_its_end() {
     #[expect(clippy::zombie_processes, reason = "the watch waits for it")]
     let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-    let watch = Watch::new(child.id() as i32, || true).unwrap();
+    let watch = PidWatch::child(child.id() as i32, || true).unwrap();
     assert_eq!(watch.now(), None);
     watch.signal(rustix::process::Signal::KILL);
     let exit = watch.exited().await;

@@ -1,4 +1,4 @@
-//! One task per container waits for its first process; anyone may ask how it ended.
+//! One task per container waits for its first process; any number of others may ask how it ended.
 
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -13,23 +13,24 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::{Exit, StartError};
+use crate::fd;
 
-/// Where the end of a process is told.
-type Ending = watch::Sender<Option<Exit>>;
+/// Sends how a process ended.
+type ExitSender = watch::Sender<Option<Exit>>;
 
 /// A container's first process. The number of a child of the agent cannot be
 /// reused before the task here has waited for it.
-pub(super) struct Watch {
+pub(super) struct PidWatch {
     pid: i32,
     pidfd: OwnedFd,
     exit: watch::Receiver<Option<Exit>>,
     namespace: Option<PathBuf>,
 }
 
-impl Watch {
+impl PidWatch {
     /// Begins to watch `pid`; its former parent must be gone. `oom` tells,
     /// after the end, whether the kernel killed for lack of memory.
-    pub(super) fn new(pid: i32, oom: impl Fn() -> bool + Send + 'static) -> Result<Self, StartError> {
+    pub(super) fn child(pid: i32, oom: impl Fn() -> bool + Send + 'static) -> Result<Self, StartError> {
         let (watch, pidfd, sender) = Self::begin(pid)?;
         tokio::spawn(async move {
             let mut end = wait(&pidfd).await;
@@ -39,9 +40,9 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Begins to watch somebody else's child: that it ended will be seen, but not
-    /// how. It is let alone when nobody asks any more.
-    pub(super) fn stranger(pid: i32) -> Result<Self, StartError> {
+    /// Begins to watch a process that is not the agent's child: that it ended will be seen, but not
+    /// how. The watch ends with its last user.
+    pub(super) fn foreign(pid: i32) -> Result<Self, StartError> {
         let (watch, pidfd, sender) = Self::begin(pid)?;
         tokio::spawn(async move {
             tokio::select! {
@@ -53,11 +54,13 @@ impl Watch {
         Ok(watch)
     }
 
-    fn begin(pid: i32) -> Result<(Self, AsyncFd<OwnedFd>, Ending), StartError> {
+    fn begin(pid: i32) -> Result<(Self, AsyncFd<OwnedFd>, ExitSender), StartError> {
         let failed = StartError::system("watching a container");
         let number = Pid::from_raw(pid).ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
-        let ready = pidfd.try_clone().and_then(readiness).map_err(failed)?;
+        // It is readable when its process is gone (pidfd_open(2)).
+        let ready =
+            pidfd.try_clone().and_then(|pidfd| fd::register(pidfd, Interest::READABLE)).map_err(failed)?;
         let (sender, exit) = watch::channel(None);
         Ok((Self { pid, pidfd, exit, namespace: namespace_of(pid) }, ready, sender))
     }
@@ -91,15 +94,6 @@ impl Watch {
     }
 }
 
-/// Waits for a descriptor to be readable. A pidfd is when its process is gone (pidfd_open(2)).
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe, for types that lie about their descriptor: OwnedFd does not"
-)]
-pub(super) fn readiness(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(descriptor, Interest::READABLE)
-}
-
 async fn wait(pidfd: &AsyncFd<OwnedFd>) -> Exit {
     loop {
         let Ok(mut ready) = pidfd.readable().await else { return Exit::default() };
@@ -127,9 +121,9 @@ pub(super) struct Image {
 
 impl Image {
     /// What `pid` runs now; `None` when it is gone and waited for. A zombie
-    /// has no file any more, but still its name.
+    /// no longer has a file, but still its name.
     pub(super) fn of(pid: i32) -> Option<Self> {
-        // In this order: once there is no file any more, the name is final.
+        // In this order: once there is no file, the name is final.
         let file = fs::metadata(format!("/proc/{pid}/exe")).ok().map(|file| (file.dev(), file.ino()));
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         Some(Self { file, name })
@@ -156,7 +150,7 @@ impl Image {
 
     /// Whether `later` shows that the process has exec'd since. The kernel
     /// changes the file before it closes the close-on-exec descriptors, and the
-    /// name after: the name only counts when there is no file any more.
+    /// name after: the name only counts when there is no file.
     pub(super) fn replaced_by(&self, later: &Self) -> bool {
         match later.file {
             Some(file) => self.file != Some(file),

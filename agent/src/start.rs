@@ -1,4 +1,4 @@
-//! `start`: parked containers, let go at the SYN.
+//! `start`: parked containers, released at the SYN.
 //!
 //! ```text
 //!                                   ┌──freeze──┐
@@ -11,47 +11,56 @@
 //!
 //! Everything that does not depend on the request (root file system,
 //! namespaces, cgroup) is done by [`Runtime::prepare`]; [`Process::release`]
-//! only lets the container exec. Each runtime is one file beside this one, and
-//! only that file names what it drives.
+//! only lets the container exec. Each runtime is one file beside this one, with
+//! the folder of its name, and only these name what it drives. The rest of the agent
+//! asks [`Drivers`].
 //!
 //! | file | isolates with | passes the control socket | parks in |
 //! |---|---|---|---|
-//! | [`oci`] | an OCI runtime | inherited, descriptor 3 | the runtime's init, before its exec |
+//! | `oci` | an OCI runtime | inherited, descriptor 3 | the runtime's init, before its exec |
 //! | [`process`] | its own namespaces | inherited, descriptor 3 | a copy of the agent's program |
-//! | [`docker`] | a daemon | bind-mounted socket file | a container that is created, not started |
+//! | `docker` | a daemon | bind-mounted socket file | a container that is created, not started |
 //!
-//! Containers of the first two become children of the agent, which must call
-//! [`become_subreaper`] before it prepares any.
+//! The first two share `local`: their containers become children of the agent, which must
+//! call [`become_subreaper`] before it prepares any.
 
 use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, Channel};
 
-pub mod docker;
-pub mod oci;
+mod docker;
+mod oci;
 pub mod process;
 
+mod driver;
+mod local;
+mod survivors;
+
 mod cgroup;
+mod directory;
 mod error;
 mod logs;
 mod name;
 mod nice;
 mod note;
-mod survivors;
+mod pid_watch;
 mod tick;
-mod watch;
 
+pub use directory::backends_directory;
+pub use driver::{Drivers, HostCheck, Lack, NoDriver};
 pub use error::StartError;
 pub use note::Note;
 pub use survivors::Survivors;
+
+/// Every runtime. A new one is a file beside this one, its `mod` line, and its place here.
+const DRIVERS: [fn(&headstart_config::Agent) -> Box<dyn driver::Driver>; 3] =
+    [oci::driver, process::driver, docker::driver];
 
 /// `PATH` of an instance whose configuration sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -70,7 +79,7 @@ pub(crate) const OPEN_FILES: u64 = 4096;
 /// A boxed future, so that runtimes can stand behind one `dyn` type.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// How containers are made on this node.
+/// Makes the containers of one function.
 pub trait Runtime: Send + Sync {
     /// The label of this runtime in logs and metrics.
     fn name(&self) -> &'static str;
@@ -163,7 +172,7 @@ impl fmt::Display for Exit {
 
 /// One container, parked or running.
 pub trait Process: Send + Sync {
-    /// Lets a parked container go. Resolves when it has exec'd, with the time
+    /// Releases a parked container. Resolves when it has exec'd, with the time
     /// of that in nanoseconds of `CLOCK_MONOTONIC`.
     fn release(&self) -> BoxFuture<'_, Result<u64, StartError>>;
 
@@ -208,61 +217,9 @@ pub fn become_subreaper() -> std::io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }
 
-/// Ends and removes, without any grace, what an earlier agent left under `state_dir`.
-pub async fn sweep(state_dir: &Path, runc: &Path, docker_socket: &Path) {
-    Survivors::find(state_dir, runc, docker_socket).await.end(Duration::ZERO).await;
-}
-
-/// What a runtime needs to know to remove the containers of an earlier agent: nothing of their functions.
-fn nobody() -> ContainerSpec {
-    ContainerSpec {
-        function: String::new(),
-        command: Vec::new(),
-        env: Vec::new(),
-        memory_bytes: 0,
-        pids: 0,
-        backends: false,
-    }
-}
-
 /// Removes what instances share and none of them can remove: call it when all are gone.
 pub fn tidy() {
     cgroup::remove_parents();
-}
-
-/// Makes a directory, and those above it, that only root can look into.
-fn private_directory(directory: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
-}
-
-/// The part of an instance's own directory for the sockets of its backends.
-#[must_use]
-pub fn backends_directory(directory: &Path) -> PathBuf {
-    directory.join("backends")
-}
-
-/// Makes that part, if the instance is to see one. The directory around it is root's, this one any user's who sees it.
-fn make_backends_directory(spec: &ContainerSpec, directory: &Path) -> Result<Option<PathBuf>, StartError> {
-    if !spec.backends {
-        return Ok(None);
-    }
-    let backends = backends_directory(directory);
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&backends)
-        .map_err(StartError::system("making a directory for sockets"))?;
-    Ok(Some(backends))
-}
-
-/// Removes a directory with all it holds, if it is there.
-fn remove_directory(directory: &Path) -> Result<(), StartError> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StartError::Left { detail: format!("{}: {error}", directory.display()) })
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,191 @@
+//! One container of the daemon, of this agent or taken over from an earlier one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{Mutex, watch};
+
+use super::api::{KILLED, ListedContainer, Output};
+use super::{DockerHost, INSTANCE_LABEL, RETRY_PAUSE, STATE_DIR_LABEL};
+use crate::start::{BoxFuture, Exit, Process, StartError, directory};
+
+/// One container.
+pub(super) struct DockerContainer {
+    host: Arc<DockerHost>,
+    instance: String,
+    /// What errors call the function's program.
+    program: String,
+    directory: PathBuf,
+    id: String,
+    ended: Arc<watch::Sender<Option<Exit>>>,
+    released: AtomicBool,
+    /// It is paused, or about to be: a call of the daemon is saved otherwise.
+    frozen: AtomicBool,
+    /// Removals take turns.
+    removal: Mutex<()>,
+}
+
+impl DockerContainer {
+    /// One that is created and not released.
+    pub(super) fn created(host: &Arc<DockerHost>, instance: &str, program: &str, id: String) -> Self {
+        let ended = Arc::new(watch::channel(None).0);
+        tokio::spawn(watch_removal(Arc::clone(host), id.clone(), Arc::clone(&ended)));
+        Self {
+            host: Arc::clone(host),
+            instance: instance.to_owned(),
+            program: program.to_owned(),
+            directory: host.directory.join(instance),
+            id,
+            ended,
+            released: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
+            removal: Mutex::new(()),
+        }
+    }
+
+    /// Takes over one that runs.
+    pub(super) async fn adopt(
+        host: &Arc<DockerHost>,
+        instance: &str,
+        program: &str,
+    ) -> Result<Self, StartError> {
+        let labels =
+            [(STATE_DIR_LABEL, host.state_dir.display().to_string()), (INSTANCE_LABEL, instance.to_owned())];
+        let running = host.api.list(&labels).await?.into_iter().find(|listed| listed.runs);
+        let Some(ListedContainer { id, frozen, .. }) = running else {
+            return Err(StartError::Adopt { instance: instance.to_owned(), detail: "it does not run" });
+        };
+        let container = Self::created(host, instance, program, id);
+        container.released.store(true, Ordering::Relaxed);
+        container.frozen.store(frozen, Ordering::Relaxed);
+        container.follow(Output::New);
+        Ok(container)
+    }
+
+    /// Follows a started container: its output, and how it ends.
+    fn follow(&self, output: Output) {
+        let (host, id) = (Arc::clone(&self.host), self.id.clone());
+        let instance = self.instance.clone();
+        let ended = Arc::clone(&self.ended);
+        tokio::spawn(async move {
+            let logs = host.api.follow_logs(&id, &instance, output);
+            let end = async {
+                loop {
+                    match host.api.wait(&id).await {
+                        Ok(exit) => break ended.send_replace(Some(exit)),
+                        Err(error) => {
+                            tracing::warn!(instance, %error, "waiting for a container is interrupted");
+                            tokio::time::sleep(RETRY_PAUSE).await;
+                        }
+                    }
+                }
+            };
+            tokio::join!(logs, end);
+        });
+    }
+
+    /// Nothing reaches a frozen container.
+    async fn ensure_thawed(&self) {
+        if let Err(error) = self.thaw().await {
+            tracing::warn!(instance = self.instance, "cannot be thawed: {error}");
+        }
+    }
+}
+
+impl Process for DockerContainer {
+    fn release(&self) -> BoxFuture<'_, Result<u64, StartError>> {
+        Box::pin(async move {
+            if self.released.swap(true, Ordering::Relaxed) {
+                return Err(StartError::AlreadyReleased);
+            }
+            let started = self.host.api.start(&self.id, &self.program).await;
+            if let Err(error @ StartError::Died { exit }) = started {
+                self.ended.send_replace(Some(exit));
+                return Err(error);
+            }
+            started?;
+            let exec_ns = headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock"))?;
+            self.follow(Output::Whole);
+            Ok(exec_ns)
+        })
+    }
+
+    fn exited(&self) -> BoxFuture<'_, Exit> {
+        Box::pin(async {
+            let mut ended = self.ended.subscribe();
+            ended.wait_for(Option::is_some).await.ok().and_then(|exit| *exit).unwrap_or_default()
+        })
+    }
+
+    fn freeze(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async {
+            if let Some(exit) = *self.ended.borrow() {
+                return Err(StartError::Freeze { detail: format!("it has ended ({exit})") });
+            }
+            self.frozen.store(true, Ordering::Relaxed);
+            let frozen = self.host.api.pause(&self.id).await;
+            if frozen.is_err() {
+                self.ensure_thawed().await;
+            }
+            frozen
+        })
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async {
+            if self.frozen.load(Ordering::Relaxed) {
+                self.host.api.unpause(&self.id).await?;
+                self.frozen.store(false, Ordering::Relaxed);
+            }
+            Ok(())
+        })
+    }
+
+    fn terminate(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if let Err(error) = self.host.api.terminate(&self.id).await {
+                tracing::debug!(instance = self.instance, %error, "a container was not asked to stop");
+            }
+            self.ensure_thawed().await;
+        })
+    }
+
+    fn remove(&self) -> BoxFuture<'_, Result<(), StartError>> {
+        Box::pin(async move {
+            let _turn = self.removal.lock().await;
+            self.ensure_thawed().await;
+            self.host.api.remove(&self.id).await?;
+            set_killed(&self.ended);
+            directory::remove(&self.directory)
+        })
+    }
+
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn owns(&self, pid: i32) -> bool {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        groups.lines().any(|line| line.contains(&self.id))
+    }
+}
+
+/// A parked container has no process that could end, but others may remove it.
+async fn watch_removal(host: Arc<DockerHost>, id: String, ended: Arc<watch::Sender<Option<Exit>>>) {
+    while let Err(error) = host.api.wait_removed(&id).await {
+        tracing::debug!(id, %error, "waiting for a container's removal is interrupted");
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+    set_killed(&ended);
+}
+
+/// Notes that a container is gone, unless it is known how it ended.
+fn set_killed(ended: &watch::Sender<Option<Exit>>) {
+    ended.send_if_modified(|exit| {
+        let unknown = exit.is_none();
+        exit.get_or_insert(KILLED);
+        unknown
+    });
+}

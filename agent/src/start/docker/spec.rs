@@ -1,0 +1,77 @@
+//! What the daemon is told of a container.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+};
+use headstart_wire::{BACKENDS_PATH, CONTROL_PATH};
+
+use super::{Docker, FUNCTION_LABEL, INSTANCE_LABEL, STATE_DIR_LABEL};
+use crate::start::{OPEN_FILES, TMP_BYTES, name};
+
+/// What the daemon is told of an instance. The container sees `control`, and what is in `backends`.
+pub(super) fn body(
+    runtime: &Docker,
+    instance: &str,
+    control: &Path,
+    backends: Option<&Path>,
+) -> ContainerCreateBody {
+    let spec = &runtime.spec;
+    let env = spec.environment().into_iter();
+    // An image knows its own PATH best.
+    let own_path = spec.env.iter().any(|(name, _)| name == "PATH");
+    let env =
+        env.filter(|(name, _)| own_path || name != "PATH").map(|(name, value)| format!("{name}={value}"));
+    let labels = [
+        (FUNCTION_LABEL, spec.function.clone()),
+        (STATE_DIR_LABEL, runtime.host.state_dir.display().to_string()),
+        (INSTANCE_LABEL, instance.to_owned()),
+    ];
+    ContainerCreateBody {
+        image: Some(runtime.image.clone()),
+        hostname: Some(name::host(instance).to_owned()),
+        env: Some(env.collect()),
+        cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
+        labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
+        host_config: Some(host_config(runtime, control, backends)),
+        ..Default::default()
+    }
+}
+
+fn host_config(runtime: &Docker, control: &Path, backends: Option<&Path>) -> HostConfig {
+    let memory_bytes = i64::try_from(runtime.spec.memory_bytes).unwrap_or(i64::MAX);
+    let open_files = i64::try_from(OPEN_FILES).ok();
+    let limit =
+        |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value };
+    let control = Some((control, CONTROL_PATH, false));
+    let backends = backends.map(|backends| (backends, BACKENDS_PATH, true));
+    let mounts = control.into_iter().chain(backends).map(|(source, target, read_only)| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Default::default()
+    });
+    let log_options = [("max-size", "1m"), ("max-file", "1")];
+    HostConfig {
+        network_mode: Some(runtime.network.clone()),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        readonly_rootfs: Some(true),
+        tmpfs: Some(HashMap::from([("/tmp".to_owned(), format!("mode=1777,size={TMP_BYTES}"))])),
+        memory: Some(memory_bytes),
+        memory_swap: Some(memory_bytes),
+        pids_limit: Some(i64::try_from(runtime.spec.pids).unwrap_or(i64::MAX)),
+        ulimits: Some(vec![limit("nofile", open_files), limit("core", Some(0))]),
+        auto_remove: Some(false),
+        // Bounded on disk: the agent's log is where they are kept.
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(log_options.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+        }),
+        mounts: Some(mounts.collect()),
+        ..Default::default()
+    }
+}
