@@ -40,6 +40,8 @@ pub struct Setup {
 pub struct Served {
     /// The functions. A function's number is its place.
     pub services: Vec<Service>,
+    /// What makes their containers.
+    pub drivers: Drivers,
     /// The pools. They do not connect yet.
     pub pools: Pools,
     /// What these pools, and later ones, share.
@@ -53,7 +55,7 @@ pub struct Served {
 #[must_use]
 pub fn build(
     config: &Config,
-    drivers: &Drivers,
+    drivers: Drivers,
     manager: &mut ServiceManager,
     support: Result<&ListenerSupport, &String>,
 ) -> Setup {
@@ -71,7 +73,7 @@ pub fn build(
     for function in &config.functions {
         let served = door(function, place(function, &shared), support).and_then(|door| {
             let listener = listener(manager, &door, function.backlog).map_err(|error| error.to_string())?;
-            service(config, function, drivers, &pools, &door, Arc::new(listener))
+            service(config, function, &drivers, &pools, &door, Arc::new(listener))
         });
         match served {
             Ok(service) => services.push(service),
@@ -80,7 +82,7 @@ pub fn build(
     }
     let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
     let allow = AllowList::new(&config.syn.allow);
-    Setup { served: Served { services, pools, quotas, unavailable }, admission, allow }
+    Setup { served: Served { services, drivers, pools, quotas, unavailable }, admission, allow }
 }
 
 /// Also logs it.

@@ -59,8 +59,7 @@ pub use note::Note;
 pub use survivors::Survivors;
 
 /// Every runtime. A new one is a file beside this one, its `mod` line, and its place here.
-const DRIVERS: [fn(&headstart_config::Agent) -> Box<dyn driver::Driver>; 3] =
-    [oci::driver, process::driver, docker::driver];
+const DRIVERS: [driver::MakeDriver; 3] = [oci::driver, process::driver, docker::driver];
 
 /// `PATH` of an instance whose configuration sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

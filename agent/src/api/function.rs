@@ -76,7 +76,7 @@ pub struct FunctionStatus {
     pub id: Option<u32>,
     /// What clients need a key for: `no`, `wake` or `connect`.
     pub require_auth: Cow<'static, str>,
-    /// The word for it in the configuration, such as `oci`.
+    /// The runtime, as the configuration names it.
     pub runtime: Cow<'static, str>,
     /// The function as a whole.
     pub state: FunctionSummary,

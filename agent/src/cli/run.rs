@@ -79,7 +79,7 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
     }
     let kernel = setup::kernel(&config, pins.clone());
     let support = kernel.as_ref().map(Kernel::listeners).map_err(Clone::clone);
-    let setup = setup::build(&config, &drivers, &mut manager, support.as_ref());
+    let setup = setup::build(&config, drivers, &mut manager, support.as_ref());
     let sensing = setup::watch(&config, kernel, &setup.served.services);
     let starts = Arc::new(StartHistory::default());
     let attached = sensing.as_ref().map_or_else(|| watch::channel(Vec::new()).1, |s| s.attached.clone());
@@ -94,7 +94,7 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
         manager.descriptor_store(),
     );
     setup::kernel_tls(&config);
-    let of_drivers = drivers.capabilities(&config.functions);
+    let of_drivers = setup.served.drivers.capabilities(&config.functions);
     give_up_privileges(privilege::needs(&config, of_drivers, !survivors.is_empty()));
     // The first threads besides this one: they have no more privileges than it has left.
     let data = DataThreads::start(config.agent.data_threads).context("cannot start the data threads")?;
@@ -104,7 +104,6 @@ async fn agent(file: &Path, config: Config, mut manager: ServiceManager, unpin: 
     let mut reload = Reload::new(
         file.to_owned(),
         config,
-        drivers,
         support,
         setup.served,
         manager.without_inherited(),

@@ -40,7 +40,7 @@ pub struct Timeline {
     pub function: String,
     /// Name of the instance, unique on the node.
     pub instance: String,
-    /// The word for it in the configuration, such as `oci`.
+    /// The runtime, as the configuration names it.
     pub runtime: Cow<'static, str>,
     /// What asked for the start.
     pub trigger: Trigger,

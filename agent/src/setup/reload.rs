@@ -94,14 +94,13 @@ impl Reload {
     pub fn new(
         file: PathBuf,
         config: Config,
-        drivers: Drivers,
         support: Result<ListenerSupport, String>,
         served: Served,
         manager: ServiceManager,
         node: NodeHandle,
         data: DataHandle,
     ) -> Self {
-        let Served { services, pools, quotas, unavailable } = served;
+        let Served { services, drivers, pools, quotas, unavailable } = served;
         let services: HashMap<_, _> =
             services.into_iter().map(|service| (service.name.clone(), service)).collect();
         let overview = watch::Sender::new(Overview { pools: running(&config, &pools), unavailable });

@@ -27,6 +27,9 @@ pub(super) trait Driver: Send + Sync {
     fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>>;
 }
 
+/// Makes a runtime's driver for a node with this `[agent]` section.
+pub(super) type MakeDriver = fn(&Agent) -> Box<dyn Driver>;
+
 /// Whether this host has what a runtime needs.
 pub struct HostCheck {
     /// What was looked for, in a word.
