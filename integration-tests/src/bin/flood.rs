@@ -13,7 +13,6 @@ use headstart_integration_tests::lab::asker::{self, Asker};
 use headstart_integration_tests::lab::node::{headstart, trigger};
 use headstart_integration_tests::lab::siege::{CLOSED, CLOSED_ID, Siege, last_cpu};
 use headstart_integration_tests::lab::usage;
-use headstart_statistics::percentile;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -61,17 +60,12 @@ fn measure(run: &mut Run) -> Result<()> {
         }
     }
     drop(client);
-    let mut cold = Where::ALL.map(|flood| {
-        let mut samples = run.samples.get(COLD, &[("flood", flood.name())]).to_vec();
-        samples.sort_by(f64::total_cmp);
-        (flood, samples)
-    });
-    let [bases @ .., (_, here)] = &mut cold;
-    for (base, samples) in bases {
+    for base in [Where::Nowhere, Where::Elsewhere] {
         for (name, percent) in [("p50", 50.0), ("p90", 90.0), ("p99", 99.0)] {
-            let ratio = percentile(here, percent) / percentile(samples, percent);
+            let of = (COLD, &[("flood", Where::Here.name())][..]);
+            let to = (COLD, &[("flood", base.name())][..]);
             let labels = [("of", name), ("against", base.name())];
-            run.samples.add("flood_cold_ratio", &labels, "ratio", ratio);
+            run.samples.derive_ratio("flood_cold_ratio", &labels, percent, of, to);
         }
     }
     Ok(())

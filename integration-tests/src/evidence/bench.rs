@@ -158,7 +158,7 @@ impl Run {
         let file = directory.join(format!("{}.json", self.name));
         let figures = [self.samples.figures()?, self.figures.clone()].concat();
         let figures: Vec<_> = figures.iter().map(Figure::value).collect();
-        let part = json!({ "figures": figures, "partial": partial, "seed": self.seed, "notes": self.notes });
+        let part = json!({ "figures": figures, "partial": partial, "quick": self.quick, "seed": self.seed, "notes": self.notes });
         fs::write(&file, serde_json::to_string_pretty(&part)? + "\n")
             .with_context(|| format!("writing {}", file.display()))?;
         Ok(file)

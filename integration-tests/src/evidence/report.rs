@@ -2,11 +2,12 @@
 //!
 //! ```json
 //! {"figures":[{"name","labels":{..},"unit","n","p50","p50_low","p50_high","p90","p95","p99","min","max","mean",
-//!              "variance"}],"machine":{..},"notes":{..},"seed","partial"}
+//!              "variance","basis":{"n","needs"}}],"machine":{..},"notes":{..},"seed","partial","quick"}
 //! ```
 //!
 //! `p50_low` and `p50_high` are the 95 % interval of the median (bootstrap); `variance` is that of a sample (n - 1), `null`
-//! for a single one. What `partial` marks has not measured everything, or not often enough.
+//! for a single one. What `partial` marks has not measured everything, or not often enough. `basis` is there where a figure
+//! was computed from the samples of others: how many those are, and how many it takes before the figure says anything.
 //!
 //! Percentiles are by nearest rank: the smallest sample that at least that part of all samples do not exceed.
 //! So each is a value that was measured; with n samples the highest percentile that is not simply the maximum
@@ -29,6 +30,22 @@ pub mod promise;
 /// The columns of a figure that are numbers, in their order.
 const COLUMNS: [&str; 8] = ["n", "p50 [low, high]", "p90", "p95", "p99", "min", "max", "mean"];
 
+/// The samples that a figure was computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basis {
+    /// How many there are; of several series, in the smallest.
+    pub samples: usize,
+    /// How many it takes before the figure says anything.
+    pub needs: usize,
+}
+
+/// How many samples there must be before the percentile `percent` is not simply the maximum.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
+pub fn samples_needed(percent: f64) -> usize {
+    // By nearest rank it is the maximum as long as ceil(n percent / 100) = n.
+    (100.0 / (100.0 - percent)).ceil() as usize
+}
+
 /// What one series of samples says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
@@ -40,6 +57,7 @@ pub struct Figure {
     pub unit: String,
     /// The samples, ascending; at least one.
     sorted: Vec<f64>,
+    basis: Option<Basis>,
 }
 
 impl Figure {
@@ -50,7 +68,18 @@ impl Figure {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Ok(Self { name: name.to_owned(), labels: labels.collect(), unit: unit.to_owned(), sorted })
+        Ok(Self {
+            name: name.to_owned(),
+            labels: labels.collect(),
+            unit: unit.to_owned(),
+            sorted,
+            basis: None,
+        })
+    }
+
+    /// The same, computed from the samples of others.
+    pub fn based_on(self, basis: Option<Basis>) -> Self {
+        Self { basis, ..self }
     }
 
     /// The percentile `percent`, by nearest rank.
@@ -61,7 +90,7 @@ impl Figure {
     /// As it stands in the report.
     pub fn value(&self) -> Value {
         let (low, high) = statistics::median_interval(&self.sorted);
-        json!({
+        let mut value = json!({
             "name": self.name,
             "labels": self.labels,
             "unit": self.unit,
@@ -76,7 +105,11 @@ impl Figure {
             "max": round(self.percentile(100.0)),
             "mean": round(statistics::mean(&self.sorted)),
             "variance": variance(&self.sorted),
-        })
+        });
+        if let Some(Basis { samples, needs }) = self.basis {
+            value["basis"] = json!({ "n": samples, "needs": needs });
+        }
+        value
     }
 }
 
@@ -88,6 +121,7 @@ pub struct Report {
     notes: BTreeMap<String, String>,
     seed: Option<u64>,
     partial: bool,
+    quick: bool,
 }
 
 impl Report {
@@ -99,6 +133,7 @@ impl Report {
             notes: BTreeMap::new(),
             seed: None,
             partial: false,
+            quick: false,
         })
     }
 
@@ -127,8 +162,13 @@ impl Report {
         self.partial
     }
 
+    /// Whether a part of it was a quick run, which has too few samples for some statistics.
+    pub const fn is_quick(&self) -> bool {
+        self.quick
+    }
+
     /// Adds the figures that another bench has written to `file`: a list, or an object that has it as `figures`, with
-    /// its `notes`, `seed` and whether it is `partial`. The first seed counts; another is noted with its file.
+    /// its `notes`, `seed` and whether it is `partial` or `quick`. The first seed counts; another is noted with its file.
     /// False when there is no such file.
     pub fn merge(&mut self, file: &Path) -> Result<bool> {
         let text = match fs::read_to_string(file) {
@@ -152,6 +192,7 @@ impl Report {
             );
         }
         self.partial |= found["partial"] == true;
+        self.quick |= found["quick"] == true;
         Ok(true)
     }
 
@@ -163,6 +204,7 @@ impl Report {
             "notes": self.notes,
             "seed": self.seed,
             "partial": self.partial,
+            "quick": self.quick,
         })
     }
 
@@ -276,91 +318,4 @@ fn machine() -> Result<Value> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lab::Scratch;
-
-    #[test]
-    fn no_samples_and_no_numbers_are_no_figure() {
-        assert!(Figure::new("a_ms", &[], "ms", &[]).is_err());
-        assert!(Figure::new("a_ms", &[], "ms", &[1.0, f64::NAN]).is_err());
-    }
-
-    #[test]
-    fn a_report_holds_what_was_added_and_what_others_measured() {
-        let files = Scratch::new("report").unwrap();
-        let other = files.path().join("xdp_ns.json");
-        let mut report = Report::new().unwrap();
-        assert!(!report.merge(&other).unwrap());
-        fs::write(
-            &other,
-            r#"{"figures":[{"name":"xdp_ns","labels":{"case":"udp"},"unit":"ns","n":7,"p50":3}]}"#,
-        )
-        .unwrap();
-        assert!(report.merge(&other).unwrap());
-        for flood in ["off", "on"] {
-            report.add(&Figure::new("cold_ms", &[("flood", flood)], "ms", &[1.0, 2.25]).unwrap());
-        }
-        report.write(files.path()).unwrap();
-
-        let read = |name: &str| fs::read_to_string(files.path().join(name)).unwrap();
-        let json: Value = serde_json::from_str(&read("report.json")).unwrap();
-        let names: Vec<_> =
-            json["figures"].as_array().unwrap().iter().map(|figure| &figure["name"]).collect();
-        assert_eq!(names, ["xdp_ns", "cold_ms", "cold_ms"]);
-        assert_eq!(json["figures"][2]["labels"]["flood"], "on");
-        assert_eq!(json["figures"][2]["p50"], 1.0);
-        assert_eq!(json["figures"][2]["n"], 2);
-        assert!(json["machine"]["cpus"].as_u64().unwrap() >= 1);
-        let text = read("report.md");
-        for line in ["## xdp_ns (ns)", "| case=udp | 7 | 3 | - | - | - | - | - | - |", "## cold_ms (ms)"] {
-            assert!(text.contains(line), "{text}");
-        }
-        assert!(
-            text.contains("| flood=on | 2 | 1.0 [1.0, 2.25] | 2.25 | 2.25 | 2.25 | 1.0 | 2.25 | 1.625 |"),
-            "{text}"
-        );
-        fs::write(&other, "{}").unwrap();
-        assert!(report.merge(&other).unwrap_err().to_string().contains("no list of figures"));
-    }
-
-    #[test]
-    fn a_figure_says_how_sure_it_is_of_its_median_and_how_far_samples_are_apart() {
-        let value =
-            Figure::new("a_ms", &[], "ms", &[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).unwrap().value();
-        // The squares of the distances from the mean, 5, are 32 together.
-        assert_eq!(value["variance"], 4.571_429);
-        assert_eq!((&value["p50"], &value["p95"]), (&json!(4.0), &json!(9.0)));
-        let [low, high] = ["p50_low", "p50_high"].map(|key| value[key].as_f64().unwrap());
-        assert!((2.0..=4.0).contains(&low) && (5.0..=9.0).contains(&high), "{value}");
-        assert!(Figure::new("a_ms", &[], "ms", &[3.0]).unwrap().value()["variance"].is_null());
-    }
-
-    #[test]
-    fn what_is_partial_says_so_and_notes_and_seeds_of_parts_are_kept() {
-        let files = Scratch::new("report").unwrap();
-        let mut report = Report::new().unwrap();
-        assert!(!report.markdown().unwrap().contains("PARTIAL"));
-        for (file, text) in [
-            ("a.json", r#"{"figures":[],"seed":7,"notes":{"postgres":"15.1"}}"#),
-            ("b.json", r#"{"figures":[],"seed":8,"partial":true}"#),
-        ] {
-            assert!(!report.is_partial());
-            let file = files.path().join(file);
-            fs::write(&file, text).unwrap();
-            assert!(report.merge(&file).unwrap());
-        }
-        assert!(report.is_partial());
-        report.note("rustc", "1.95");
-        let (value, text) = (report.value(), report.markdown().unwrap());
-        assert_eq!((&value["seed"], &value["partial"]), (&json!(7), &json!(true)));
-        assert_eq!(value["notes"], json!({"postgres": "15.1", "rustc": "1.95", "seed of b.json": "8"}));
-        assert_eq!(value["machine"]["clock"], "CLOCK_MONOTONIC");
-        for line in ["# PARTIAL", "- postgres: 15.1", "- seed: 7", "- clock: CLOCK_MONOTONIC"] {
-            assert!(text.contains(line), "{text}");
-        }
-        report.set_partial(false);
-        report.set_seed(9);
-        assert!(report.markdown().unwrap().contains("- seed: 9") && !report.is_partial());
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use headstart_integration_tests::evidence::bench::Run;
-use headstart_integration_tests::evidence::report::levene::levene;
+use headstart_integration_tests::evidence::report::levene;
 use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
 use headstart_integration_tests::lab::{
     Agent, AgentSetup, Distance, Link, Namespace, Postgres, PostgresSetup, Process, Rootfs, Scratch,
@@ -152,8 +152,9 @@ pub(super) fn first_results(run: &mut Run) -> Result<()> {
         let labels = |way| [("way", way), at];
         let samples =
             ["direct", "injected"].map(|way| run.samples.get(GETTING, &[("way", way), at]).to_vec());
-        let p = levene(&[&samples[0], &samples[1]])?.p;
-        run.samples.add("inject_getting_levene_p", &[at], "1", p);
+        let groups = [&samples[0][..], &samples[1]];
+        let p = levene::levene(&groups)?.p;
+        run.samples.derive("inject_getting_levene_p", &[at], "1", p, levene::basis(&groups));
         let more = run.samples.median(FIRST_RESULT, &labels("socket"))
             - run.samples.median(FIRST_RESULT, &labels("injected"));
         run.samples.add("inject_socket_more_ms", &[at], "ms", more);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use headstart_integration_tests::evidence::bench::Run;
-use headstart_integration_tests::evidence::report::levene::levene;
+use headstart_integration_tests::evidence::report::levene;
 use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
 use headstart_integration_tests::lab::{
     AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, client, free_port, run_within,
@@ -139,7 +139,8 @@ fn compare(run: &mut Run, what: &str, at: &str, [direct, injected]: &[Vec<f64>; 
         headstart_statistics::percentile(&sorted, 50.0)
     };
     run.samples.add(ratio, &[("added_ms", at)], "ratio", median(direct) / median(injected));
-    run.samples.add(p, &[("added_ms", at)], "1", levene(&[direct, injected])?.p);
+    let groups = [&direct[..], injected];
+    run.samples.derive(p, &[("added_ms", at)], "1", levene::levene(&groups)?.p, levene::basis(&groups));
     Ok(())
 }
 

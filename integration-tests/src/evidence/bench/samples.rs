@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::evidence::report::Figure;
+use crate::evidence::report::{Basis, Figure, samples_needed};
 
 /// Series of samples in the order in which they began.
 #[derive(Debug, Default)]
@@ -14,6 +14,7 @@ struct Series {
     labels: Vec<(&'static str, String)>,
     unit: &'static str,
     samples: Vec<f64>,
+    basis: Option<Basis>,
 }
 
 impl Samples {
@@ -31,7 +32,37 @@ impl Samples {
             return;
         }
         let labels = labels.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-        self.0.push(Series { name, labels, unit, samples: vec![sample] });
+        self.0.push(Series { name, labels, unit, samples: vec![sample], basis: None });
+    }
+
+    /// Adds a figure that was computed from the samples of others.
+    pub fn derive(
+        &mut self,
+        name: &'static str,
+        labels: &[(&'static str, &str)],
+        unit: &'static str,
+        value: f64,
+        basis: Basis,
+    ) {
+        self.add(name, labels, unit, value);
+        if let Some(series) = self.0.iter_mut().find(|series| series.is(name, labels)) {
+            series.basis = Some(basis);
+        }
+    }
+
+    /// The ratio of a percentile of two series, as a figure of its own.
+    pub fn derive_ratio(
+        &mut self,
+        name: &'static str,
+        labels: &[(&'static str, &str)],
+        percent: f64,
+        of: (&str, &[(&'static str, &str)]),
+        to: (&str, &[(&'static str, &str)]),
+    ) {
+        let samples = self.get(of.0, of.1).len().min(self.get(to.0, to.1).len());
+        let basis = Basis { samples, needs: samples_needed(percent) };
+        let ratio = self.percentile(of.0, of.1, percent) / self.percentile(to.0, to.1, percent);
+        self.derive(name, labels, "ratio", ratio, basis);
     }
 
     /// The samples of a series in the order in which they came; none of one that has not begun.
@@ -65,7 +96,7 @@ impl Samples {
     pub fn figures(&self) -> Result<Vec<Figure>> {
         let figure = |series: &Series| {
             let labels: Vec<_> = series.labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
-            Figure::new(series.name, &labels, series.unit, &series.samples)
+            Ok(Figure::new(series.name, &labels, series.unit, &series.samples)?.based_on(series.basis))
         };
         self.0.iter().map(figure).collect()
     }
@@ -94,5 +125,19 @@ mod tests {
         let names: Vec<_> =
             samples.figures().unwrap().iter().map(|figure| figure.labels["way"].clone()).collect();
         assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_ratio_knows_how_many_samples_it_is_of() {
+        let mut samples = Samples::default();
+        for value in [2.0, 4.0, 6.0] {
+            samples.add("x_ms", &[("way", "a")], "ms", value);
+        }
+        samples.add("x_ms", &[("way", "b")], "ms", 2.0);
+        let (a, b) = (("x_ms", &[("way", "a")][..]), ("x_ms", &[("way", "b")][..]));
+        samples.derive_ratio("x_ratio", &[], 99.0, a, b);
+        let value = samples.figures().unwrap().pop().unwrap().value();
+        assert_eq!((value["p50"].as_f64(), &value["basis"]["n"]), (Some(3.0), &1.into()));
+        assert_eq!(value["basis"]["needs"], 100);
     }
 }

@@ -3,6 +3,8 @@
 use anyhow::{Result, ensure};
 use headstart_statistics::mean;
 
+use super::Basis;
+
 /// The statistic, and how likely one as large is when all groups vary equally.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Levene {
@@ -11,6 +13,11 @@ pub struct Levene {
     /// P(F >= W).
     pub p: f64,
 }
+
+/// How many samples each group needs before a p that is not small says anything. Of samples with the tail of latencies
+/// (exponential), one group with seven times the variance of the other, the test tells 99 of 100 pairs of groups of 60 apart
+/// at p = 0.01, and 30 of 100 pairs of groups of 10 (by simulation).
+pub const SAMPLES_NEEDED: usize = 60;
 
 /// The classic form, with distances from each group's mean (H. Levene, Robust tests for equality of variances, in:
 /// Contributions to Probability and Statistics, 1960, pages 278-292); Brown and Forsythe's has medians in their place.
@@ -40,6 +47,12 @@ pub fn levene(groups: &[&[f64]]) -> Result<Levene> {
     // The upper tail of F as an incomplete beta function (Abramowitz and Stegun, 26.6.2).
     let p = incomplete_beta(below / (above * w + below), below / 2.0, above / 2.0);
     Ok(Levene { w, p })
+}
+
+/// What a test of these groups is based on.
+pub fn basis(groups: &[&[f64]]) -> Basis {
+    let samples = groups.iter().map(|group| group.len()).min().unwrap_or_default();
+    Basis { samples, needs: SAMPLES_NEEDED }
 }
 
 /// The regularised incomplete beta function by its continued fraction (NIST Digital Library of Mathematical Functions,

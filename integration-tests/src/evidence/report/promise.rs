@@ -1,13 +1,27 @@
 //! SPECIFICATION.md against a report.
 //!
 //! In its tables a code span such as `flood_cold_ratio{of="p99", against="none"}.p50 <= 1.5` is a promise: every figure of
-//! this name that has these labels, perhaps among others, has a value in this column that is within the bound.
+//! this name that has these labels, perhaps among others, has a value in this column that is within the bound. A figure with
+//! fewer samples than its statistic needs is not judged.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+
+use super::{Basis, samples_needed};
+
+/// The columns that a promise may name, and the percentile that is in it.
+const COLUMNS: [(&str, Option<f64>); 7] = [
+    ("p50", Some(50.0)),
+    ("p90", Some(90.0)),
+    ("p95", Some(95.0)),
+    ("p99", Some(99.0)),
+    ("min", None),
+    ("max", None),
+    ("mean", None),
+];
 
 /// What is promised.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +42,8 @@ pub enum Verdict {
     Held(f64),
     /// The value furthest beyond it.
     Broken(f64),
+    /// No figure is beyond the bound, but this one has fewer samples than it needs.
+    NotJudged(Basis),
     /// It has no such figure.
     NotMeasured,
 }
@@ -37,6 +53,9 @@ impl fmt::Display for Verdict {
         match self {
             Self::Held(value) => write!(f, "held: {value}"),
             Self::Broken(value) => write!(f, "BROKEN: {value}"),
+            Self::NotJudged(Basis { samples, needs }) => {
+                write!(f, "not judged: {samples} samples, needs {needs}")
+            }
             Self::NotMeasured => f.write_str("not measured"),
         }
     }
@@ -63,7 +82,7 @@ impl Promise {
         let (figure, bound) = text.split_once(if at_most { "<=" } else { ">=" }).context(form)?;
         let bound = bound.trim().parse().with_context(|| format!("{form}: the bound is no number"))?;
         let (figure, column) = figure.trim().rsplit_once('.').context(form)?;
-        ensure!(["p50", "p90", "p95", "p99", "min", "max", "mean"].contains(&column), "no column {column:?}");
+        ensure!(COLUMNS.iter().any(|(name, _)| *name == column), "no column {column:?}");
         let (name, labels) = match figure.split_once('{') {
             None => (figure, ""),
             Some((name, labels)) => (name, labels.strip_suffix('}').context(form)?),
@@ -91,19 +110,36 @@ impl Promise {
             figure["name"] == *self.name
                 && self.labels.iter().all(|(key, value)| figure["labels"][key] == *value)
         });
-        let values = matching.map(|figure| figure[&self.column].as_f64().unwrap_or(f64::NAN));
+        let matching: Vec<&Value> = matching.collect();
+        let values = matching.iter().filter(|figure| self.lacking(figure).is_none());
+        let values = values.map(|figure| figure[&self.column].as_f64().unwrap_or(f64::NAN));
         // What is not a number is not within any bound.
         let worst = if self.at_most {
             values.reduce(|worst, value| if value <= worst { worst } else { value })
         } else {
             values.reduce(|worst, value| if value >= worst { worst } else { value })
         };
-        match worst {
-            None => Verdict::NotMeasured,
-            Some(value) if self.at_most && value <= self.bound => Verdict::Held(value),
-            Some(value) if !self.at_most && value >= self.bound => Verdict::Held(value),
-            Some(value) => Verdict::Broken(value),
+        let within = |value: f64| if self.at_most { value <= self.bound } else { value >= self.bound };
+        match (worst, matching.iter().find_map(|figure| self.lacking(figure))) {
+            (Some(value), _) if !within(value) => Verdict::Broken(value),
+            (_, Some(basis)) => Verdict::NotJudged(basis),
+            (Some(value), None) => Verdict::Held(value),
+            (None, None) => Verdict::NotMeasured,
         }
+    }
+
+    /// The basis of a figure that has fewer samples than it needs to be judged.
+    fn lacking(&self, figure: &Value) -> Option<Basis> {
+        let number = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+        let percent = COLUMNS.iter().find(|(name, _)| *name == self.column).and_then(|(_, percent)| *percent);
+        let own = number(&figure["n"]).zip(percent).map(|(samples, percent)| Basis {
+            samples,
+            // The median of a figure that was computed once is that figure.
+            needs: if percent > 50.0 { samples_needed(percent) } else { 1 },
+        });
+        let basis = number(&figure["basis"]["n"]).zip(number(&figure["basis"]["needs"]));
+        let basis = basis.map(|(samples, needs)| Basis { samples, needs });
+        [own, basis].into_iter().flatten().find(|basis| basis.samples < basis.needs)
     }
 }
 
@@ -138,6 +174,29 @@ mod tests {
         for text in ["y.p50 <= 1", "y.p50 >= 1", "y.p99 <= 1"] {
             assert!(matches!(one(text).unwrap().verdict(&report), Verdict::Broken(_)), "{text}");
         }
+    }
+
+    #[test]
+    fn what_has_too_few_samples_is_not_judged() {
+        let few = |n: u64, needs: u64| json!({ "n": n, "needs": needs });
+        let report = json!({ "figures": [
+            { "name": "few_p", "labels": { "at": "0" }, "n": 1, "p50": 0.12, "basis": few(10, 60) },
+            { "name": "few_p", "labels": { "at": "1" }, "n": 1, "p50": 0.5, "basis": few(60, 60) },
+            { "name": "x_ms", "labels": {}, "n": 99, "p50": 1.0, "p99": 9.0 },
+        ]});
+        let lacks = |samples, needs| Verdict::NotJudged(Basis { samples, needs });
+        for (text, verdict) in [
+            (r#"few_p{at="0"}.p50 <= 0.01"#, lacks(10, 60)),
+            (r#"few_p{at="1"}.p50 <= 0.01"#, Verdict::Broken(0.5)),
+            // What can be judged is.
+            ("few_p.p50 <= 0.01", Verdict::Broken(0.5)),
+            ("few_p.p50 <= 0.6", lacks(10, 60)),
+            ("x_ms.p50 <= 2", Verdict::Held(1.0)),
+            ("x_ms.p99 <= 2", lacks(99, 100)),
+        ] {
+            assert_eq!(one(text).unwrap().verdict(&report), verdict, "{text}");
+        }
+        assert_eq!(lacks(10, 60).to_string(), "not judged: 10 samples, needs 60");
     }
 
     #[test]
