@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use headstart_integration_tests::lab::client::{self, Reply};
 use headstart_integration_tests::lab::leaks::{Snapshot, Watch};
-use headstart_integration_tests::lab::site::{Function, LIMIT, STAGES};
+use headstart_integration_tests::lab::site::{Function, LIMIT, STAGES, TOTALS};
 use headstart_integration_tests::lab::{
     self, Agent, AgentSetup, Link, Namespace, Postgres, Scratch, cli, fixture, free_port, privilege,
 };
@@ -72,7 +72,11 @@ fn the_pages_tell_of_a_cold_start() {
     })
     .unwrap();
     let stage = |name: &str| start["stages"][name].as_f64().unwrap_or_else(|| panic!("no {name}: {start}"));
-    for name in STAGES.into_iter().chain(["total", "hidden", "exposed"]) {
+    let names: Vec<_> = STAGES.into_iter().chain(TOTALS).collect();
+    let mut own: Vec<_> = start["stages"].as_object().unwrap().keys().map(String::as_str).collect();
+    own.sort_by_key(|own| names.iter().position(|name| name == own));
+    assert_eq!(own, names, "demo and benches name them as timelines do");
+    for name in names {
         assert!((0.0..10.0).contains(&stage(name)), "{name}: {start}");
     }
     let sum: f64 = STAGES[..6].iter().map(|name| stage(name)).sum();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use headstart_integration_tests::evidence::interrupt::Interrupt;
 use headstart_integration_tests::evidence::usual::Usual;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, Site};
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, Site, TOTALS};
 use headstart_integration_tests::lab::{self, Agent, Lease, client, free_port, privilege};
 use serde_json::{Value, json};
 
@@ -142,9 +142,9 @@ fn report(samples: &Samples, agent: &Agent) -> Result<Value> {
     let starts = agent.starts()?;
     let starts = starts.as_array().context("the agent's timelines are a list")?;
     let mut stages = serde_json::Map::new();
-    for stage in STAGES.into_iter().chain(["total", "hidden", "exposed"]) {
+    for stage in STAGES.into_iter().chain(TOTALS) {
         let seconds = starts.iter().skip(1).filter_map(|start| start["stages"][stage].as_f64());
-        stages.insert(format!("{stage}_ms"), round(median(seconds.map(|seconds| seconds * 1e3).collect())));
+        stages.insert(stage.to_owned(), round(median(seconds.map(|seconds| seconds * 1e3).collect())));
     }
     let milliseconds = |duration: Duration| json!(duration.as_millis());
     Ok(json!({
@@ -155,7 +155,7 @@ fn report(samples: &Samples, agent: &Agent) -> Result<Value> {
         "warm_ms": round(median(samples.warm.clone())),
         "cold_headstart_ms": round(median(samples.headstart.clone())),
         "cold_usual_ms": round(median(samples.usual.clone())),
-        "stages": stages,
+        "stages_ms": stages,
     }))
 }
 
@@ -190,8 +190,8 @@ fn draw(report: &Value, samples: &Samples) {
         println!("  {name:<20} {} {:.1} ms ({low:.1} to {high:.1})", bar(0.0, ms(key) * scale), ms(key));
     }
     println!("\nInside the cold start with Headstart, from the moment its SYN reaches this host:\n");
-    let stages = &report["stages"];
-    let stage = |name: &str| stages[format!("{name}_ms")].as_f64().unwrap_or_default();
+    let stages = &report["stages_ms"];
+    let stage = |name: &str| stages[name].as_f64().unwrap_or_default();
     let scale = WIDTH / STAGES.into_iter().map(stage).sum::<f64>().max(1.0);
     let mut at = 0.0;
     for name in STAGES {

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use headstart_integration_tests::evidence::bench::{self, Run, Samples};
 use headstart_integration_tests::evidence::gateway::{Gateway, When};
 use headstart_integration_tests::lab::node::newest_start;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, unbounded};
+use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, TOTALS, unbounded};
 use headstart_integration_tests::lab::{
     Agent, AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, client, free_port,
 };
@@ -41,8 +41,8 @@ const RUNTIMES: [&str; 5] = ["process", MAIN, "oci", "docker", "docker-bridge"];
 const ROUNDS: usize = 10;
 const QUICK_ROUNDS: usize = 2;
 const FIGURE: &str = "syn_response_ms";
-/// From the SYN to ready.
-const START: &str = "syn_start_ms";
+/// The stages of the starts, under the names that timelines have for them.
+const STAGE: &str = "syn_stage_ms";
 
 fn main() -> ExitCode {
     bench::main("syn", measure)
@@ -123,14 +123,20 @@ fn measure(run: &mut Run) -> Result<()> {
                 run.samples.add("syn_early", &way.labels(way.trigger, &round_trip), "starts", early);
                 if let Some(warm) = warm {
                     run.samples.add(FIGURE, &way.labels("warm", &round_trip), "ms", warm);
-                    let total = start["stages"]["total"].as_f64().context("a start that is over")?;
-                    run.samples.add(START, &[("runtime", way.served.runtime)], "ms", total * 1e3);
+                    ensure!(start["stages"]["total"].is_number(), "this start is not over: {start}");
+                    for stage in STAGES.into_iter().chain(TOTALS) {
+                        // The first response may not have been reported yet.
+                        if let Some(seconds) = start["stages"][stage].as_f64() {
+                            let labels = [("runtime", way.served.runtime), ("stage", stage)];
+                            run.samples.add(STAGE, &labels, "ms", seconds * 1e3);
+                        }
+                    }
                 }
             }
         }
     }
     let found = found_break(&run.samples, &round_trips).context("no break")?;
-    let start = run.samples.median(START, &[("runtime", MAIN)]);
+    let start = run.samples.median(STAGE, &[("runtime", MAIN), ("stage", "total")]);
     run.samples.add("syn_break_ms", &[("runtime", MAIN)], "ms", found);
     run.samples.add("syn_break_ratio", &[("runtime", MAIN)], "ratio", found / start);
     ensure!(watching.stop()?.success() && waiting.stop()?.success());

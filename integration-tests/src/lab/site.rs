@@ -30,6 +30,9 @@ pub const STAGES: [&str; 8] = [
     "first_response",
 ];
 
+/// What timelines say of a cold start as a whole, beside [`STAGES`].
+pub const TOTALS: [&str; 3] = ["total", "hidden", "exposed"];
+
 /// The database's port in its namespace.
 const DATABASE_PORT: u16 = 5432;
 

@@ -39,10 +39,11 @@ const CHATTERING: usize = 64;
 const EVERY_MS: u64 = 10;
 /// What a load must have moved before it counts as under way, in bytes.
 const UNDER_WAY_BYTES: u64 = 4096;
-/// Figures: from the agent's knowledge to its order to start, from the SYN to ready, and from the SYN to the whole answer.
-const EVENT_TO_START: &str = "relay_load_event_to_start_ms";
-const SYN_TO_READY: &str = "relay_load_syn_to_ready_ms";
+/// Figures: stages of the starts, under the names that timelines have for them, and from the SYN to the whole answer.
+const STAGE: &str = "relay_load_stage_ms";
 const ANSWER: &str = "relay_load_answer_ms";
+/// From the agent's knowledge to its order to start, and from the SYN to ready.
+const STAGES: [&str; 2] = ["event_to_start", "total"];
 const PERCENTILES: [(&str, f64); 3] = [("p50", 50.0), ("p95", 95.0), ("p99", 99.0)];
 
 #[derive(Debug, Parser)]
@@ -141,8 +142,10 @@ fn measure(run: &mut Run, arguments: &RelayLoadArguments) -> Result<()> {
             let samples = node.measure_block(load, requests)?;
             // The first warms caches.
             if block > 0 {
-                for (figure, unit, sample) in samples {
-                    run.samples.add(figure, &node.labels(load.name, load.path), unit, sample);
+                for (figure, stage, unit, sample) in samples {
+                    let labels = node.stage_labels(load.name, load.path, stage.unwrap_or_default());
+                    let count = labels.len() - usize::from(stage.is_none());
+                    run.samples.add(figure, &labels[..count], unit, sample);
                 }
             }
         }
@@ -160,15 +163,12 @@ fn measure(run: &mut Run, arguments: &RelayLoadArguments) -> Result<()> {
 /// How many times as long with the load through the agent as with the same load beside it.
 fn compare_paths(run: &mut Run, node: &LoadedNode) {
     for load in ["socket", "tls", "chatter"] {
-        for (figure, ratio) in [
-            (EVENT_TO_START, "relay_load_event_to_start_ratio"),
-            (SYN_TO_READY, "relay_load_syn_to_ready_ratio"),
-        ] {
+        for stage in STAGES {
             for (of, percent) in PERCENTILES {
-                let [beside, through] = ["beside", "agent"]
-                    .map(|path| run.samples.percentile(figure, &node.labels(load, path), percent));
-                let labels = [("agent", node.label), ("load", load), ("of", of)];
-                run.samples.add(ratio, &labels, "ratio", through / beside);
+                let [beside, through] = ["beside", "agent"].map(|path| node.stage_labels(load, path, stage));
+                let labels = [("agent", node.label), ("load", load), ("stage", stage), ("of", of)];
+                let (through, beside) = ((STAGE, &through[..]), (STAGE, &beside[..]));
+                run.samples.derive_ratio("relay_load_stage_ratio", &labels, percent, through, beside);
             }
         }
     }
@@ -176,23 +176,20 @@ fn compare_paths(run: &mut Run, node: &LoadedNode) {
 
 /// How many times as long with this agent as with the one before, under each load.
 fn compare_agents(run: &mut Run, this: &LoadedNode, before: &LoadedNode) {
-    for load in LOADS {
-        for (figure, ratio) in [
-            (EVENT_TO_START, "relay_load_event_to_start_vs_before"),
-            (SYN_TO_READY, "relay_load_syn_to_ready_vs_before"),
-        ] {
+    for Load { name, path, .. } in LOADS {
+        for stage in STAGES {
             for (of, percent) in PERCENTILES {
-                let [this, before] = [this, before]
-                    .map(|node| run.samples.percentile(figure, &node.labels(load.name, load.path), percent));
-                let labels = [("load", load.name), ("path", load.path), ("of", of)];
-                run.samples.add(ratio, &labels, "ratio", this / before);
+                let [this, before] = [this, before].map(|node| node.stage_labels(name, path, stage));
+                let labels = [("load", name), ("path", path), ("stage", stage), ("of", of)];
+                let (this, before) = ((STAGE, &this[..]), (STAGE, &before[..]));
+                run.samples.derive_ratio("relay_load_vs_before", &labels, percent, this, before);
             }
         }
     }
 }
 
-/// Figure, unit and sample.
-type NamedSample = (&'static str, &'static str, f64);
+/// A figure, the stage if it is one of a stage, the unit, and the sample.
+type NamedSample = (&'static str, Option<&'static str>, &'static str, f64);
 
 /// A node with an agent, the function that is started cold, those that make the loads, and what they talk to.
 #[derive(Debug)]
@@ -229,8 +226,9 @@ impl LoadedNode {
         Ok(Self { label, agent, cold, loads, node, _servers: servers })
     }
 
-    fn labels<'a>(&self, load: &'a str, path: &'a str) -> [(&'static str, &'a str); 3] {
-        [("agent", self.label), ("load", load), ("path", path)]
+    /// The labels of a figure of a stage; other figures have all but the last.
+    fn stage_labels<'a>(&self, load: &'a str, path: &'a str, stage: &'a str) -> [(&'static str, &'a str); 4] {
+        [("agent", self.label), ("load", load), ("path", path), ("stage", stage)]
     }
 
     /// Cold starts while the load is under way, and how fast it was.
@@ -242,18 +240,18 @@ impl LoadedNode {
             ensure!(reply.status == 200, "{reply:?}\n{}", self.agent.log());
             let start = newest_start(&self.agent, COLD)?;
             ensure!(start["trigger"] == "syn", "{start}");
-            for (figure, stage) in [(EVENT_TO_START, "event_to_start"), (SYN_TO_READY, "total")] {
-                let seconds =
-                    start["stages"][stage].as_f64().with_context(|| format!("no {stage} in {start}"))?;
-                samples.push((figure, "ms", seconds * 1e3));
+            for stage in STAGES {
+                let seconds = start["stages"][stage].as_f64();
+                let seconds = seconds.with_context(|| format!("no {stage} in {start}"))?;
+                samples.push((STAGE, Some(stage), "ms", seconds * 1e3));
             }
-            samples.push((ANSWER, "ms", reply.timings.total.as_secs_f64() * 1e3));
+            samples.push((ANSWER, None, "ms", reply.timings.total.as_secs_f64() * 1e3));
             self.cold.cool(&self.agent, COLD)?;
         }
         if let (Some(function), Some((began, before))) = (load.function, before) {
             let bytes = float(self.moved(function)? - before);
             let rate = bytes / 1e6 / began.elapsed().as_secs_f64();
-            samples.push(("relay_load_mb_per_second", "MB/s", rate));
+            samples.push(("relay_load_mb_per_second", None, "MB/s", rate));
             self.function(function)?.cool(&self.agent, function.name)?;
         }
         Ok(samples)
