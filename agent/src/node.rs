@@ -1,4 +1,4 @@
-//! The one task that owns the state of every function, and carries out what is decided.
+//! The one task that owns the state of every function, and carries out what the decision orders.
 
 mod allow;
 mod change;
@@ -30,18 +30,18 @@ pub use entry::Service;
 pub use handle::NodeHandle;
 use handle::NodeMessage;
 
-/// Events that may wait for the owner of the state. Senders other than the
-/// ring wait for room; a SYN that finds none is left to the accept queue.
+/// Messages that may wait for the node. Senders other than the rings wait for room. An event of a ring that finds none
+/// is dropped; the accept queue reports its connection.
 const INBOX_MAX: usize = 4096;
 
 /// Containers created at the same time: creating is CPU work beside the starts.
 const PREPARES_MAX: usize = 2;
 
-/// How often the queue of a function is looked at whose instances accept everything that comes: only one that hangs
-/// would be news.
+/// The pause between two reports of the accept queue of a function whose instances accept all connections: only an
+/// instance that hangs is news.
 const SLOW_WATCH: Duration = Duration::from_millis(250);
 
-/// The owner of the state.
+/// The owner of the state of every function.
 pub struct Node {
     entries: BTreeMap<FunctionId, FunctionRecord>,
     admission: Admission,
@@ -53,7 +53,7 @@ pub struct Node {
     tasks: JoinSet<()>,
     prepares: Arc<Semaphore>,
     descriptor_store: DescriptorStore,
-    /// The rings, if there are any.
+    /// The rings with SYNs, if the kernel half runs.
     rings: Option<Reader>,
 }
 
@@ -89,7 +89,8 @@ impl Node {
         (node, handle)
     }
 
-    /// There are rings with SYNs: they are looked at before a connection that they may have led to.
+    /// Gives the node the rings with SYNs. It reads them before it decides about connections, because a connection that
+    /// waits may have a SYN in a ring.
     pub fn look_into(&mut self, rings: Reader) {
         self.rings = Some(rings);
     }
@@ -108,7 +109,7 @@ impl Node {
         self.close().await;
     }
 
-    /// The next message, a timer that is due, or `None` when nobody can send any more.
+    /// The next message or timer event; `None` when all senders are gone.
     async fn next(&mut self) -> Option<NodeMessage> {
         loop {
             let due = self.timers.peek().map(|Reverse((at_ns, _))| *at_ns);
@@ -188,7 +189,7 @@ impl Node {
                     entry.removing += 1;
                 }
             }
-            // That one hung says something about the next as well, until it has served somebody.
+            // An instance hung: the next may hang too, until it has served a client.
             Event::Ready(_) if entry.hung => {}
             Event::Ready(_) | Event::Served(_) => (entry.last_error, entry.hung) = (None, false),
             _ => {}
@@ -197,7 +198,7 @@ impl Node {
         let now_ns = now_ns();
         let load = entry.load(now_ns);
         if load.queued > 0 && !matches!(&event, Event::Demand(demand) if demand.client.is_some()) {
-            // The SYNs of those in the queue were written before. Theirs is the demand.
+            // The SYNs of the connections in the queue were written before, and the demand is theirs.
             return self.event_after_syns(function, event);
         }
         self.decide(function, event, &load, now_ns);
@@ -273,7 +274,7 @@ impl Node {
         });
     }
 
-    /// An instance is stopped for what it did not do.
+    /// Logs why an instance is stopped that did not become ready or does not accept.
     fn failed(&mut self, function: FunctionId, instance: InstanceId, reason: Reason) {
         let Some(entry) = self.entry(function) else { return };
         let service = &entry.service;
@@ -294,7 +295,10 @@ impl Node {
             && let Err(error) = sensor.warm(function, warm)
             && let Some(entry) = self.entry(function)
         {
-            tracing::warn!(function = entry.service.name, "the kernel half keeps an old state: {error}");
+            tracing::warn!(
+                function = entry.service.name,
+                "the kernel half cannot be told whether the function is ready: {error}"
+            );
         }
     }
 
@@ -316,12 +320,12 @@ impl Node {
         measure::scrape::budget(None, self.admission.rate());
         match self.sensor.as_ref().map(Sensor::counters) {
             Some(Ok(counters)) => measure::scrape::syn_counters(&counters),
-            Some(Err(error)) => tracing::warn!("the kernel half does not give its counters: {error}"),
+            Some(Err(error)) => tracing::warn!("the counters of the kernel half cannot be read: {error}"),
             None => {}
         }
     }
 
-    /// Stops everything and waits for it, within the longest grace period.
+    /// Stops everything and waits for its end, for the longest grace period and 10 s at most.
     async fn close(&mut self) {
         let grace = self.entries.values().map(|entry| entry.service.stop_grace).max().unwrap_or_default();
         let deadline = Instant::now() + grace + Duration::from_secs(10);
@@ -343,7 +347,7 @@ impl Node {
     }
 }
 
-/// Whether the demand counts as seen: another report of it does not, nor a connection that an instance takes.
+/// Whether the demand counts in the metrics: a second report of it does not, nor a connection that an instance accepts.
 fn is_news(demand: &Demand, actions: &[Action]) -> bool {
     if demand.trigger == Trigger::Accept {
         return actions.iter().any(|action| {

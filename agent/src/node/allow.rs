@@ -1,6 +1,6 @@
 //! The sources that an operator allows: no budget applies to them.
 //!
-//! The kernel half has the same list for its own budgets; its events do not say who was on it.
+//! The kernel half has the same list for its own budgets. Its events do not say whether a source is on it.
 
 use headstart_config::Cidr;
 use headstart_ebpf::event::Addr;
@@ -10,7 +10,7 @@ use headstart_ebpf::maps::source_prefix;
 #[derive(Debug, Default)]
 pub struct AllowList(Vec<AddressPrefix>);
 
-/// Of addresses as 128-bit numbers, IPv4 as v4-mapped.
+/// A prefix of addresses as 128-bit numbers, IPv4 as v4-mapped.
 #[derive(Debug)]
 struct AddressPrefix {
     network: u128,
@@ -24,7 +24,7 @@ impl AllowList {
         Self(list.iter().map(prefix).collect())
     }
 
-    /// Whether a client at `source` is on it.
+    /// Whether `source` is on the list.
     pub(super) fn contains(&self, source: Addr) -> bool {
         let source = u128::from_be_bytes(source);
         self.0.iter().any(|prefix| source & prefix.mask == prefix.network)

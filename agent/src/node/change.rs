@@ -1,27 +1,28 @@
-//! What is served changes while the node runs.
+//! Changes of what is served, while the node runs.
 
 use super::Node;
 use super::entry::{FunctionRecord, Service};
 use crate::decision::Reason;
 use crate::event::{Event, FunctionId};
 
-/// One function is served from now on, in another way, or not any more.
+/// A change of one function.
 pub enum FunctionChange {
-    /// A new one.
+    /// Serve a new function.
     Add(Box<Service>),
-    /// One that is served, by its name. Its place stays, and its listener.
+    /// Serve a function differently. It keeps its number and its listener.
     Alter {
-        /// What holds from now on.
+        /// The function from now on; its name says which one it is.
         service: Box<Service>,
-        /// Instances of before are of no use any more.
+        /// Existing instances must be replaced.
         replace: bool,
     },
-    /// Its instances are stopped, those who wait are answered, and then it is forgotten.
+    /// Stop the instances of the function with this name, answer its clients, and forget it.
     Remove(String),
 }
 
 impl Node {
-    /// The kernel is told first: what it does not know any more cannot be asked for while it goes.
+    /// Carries out changes. The kernel half is updated first, so that a function that is removed gets no more SYNs while
+    /// it drains.
     pub(super) fn change(&mut self, changes: Vec<FunctionChange>) {
         let mut events = Vec::new();
         for change in changes {
@@ -63,13 +64,13 @@ impl Node {
         }
     }
 
-    /// The function with this name that is to stay.
+    /// The function with this name, if it is not being removed.
     pub(super) fn find(&self, name: &str) -> Option<FunctionId> {
         let mut found = self.entries.iter().filter(|(_, entry)| !entry.leaving && entry.service.name == name);
         found.next().map(|(function, _)| *function)
     }
 
-    /// The lowest number that nobody has, not even one that leaves.
+    /// The lowest number that no function has, not even one that is being removed.
     fn free_number(&self) -> FunctionId {
         let taken = self.entries.keys().zip(0..).find(|(number, place)| *number != place);
         taken.map_or_else(
@@ -78,14 +79,17 @@ impl Node {
         )
     }
 
-    /// Forgets a function that leaves when nothing of it is left. Its listener closes with it.
+    /// Forgets a removed function once nothing of it is left. Its listener closes then.
     pub(super) fn forget(&mut self, function: FunctionId) {
         if self.entries.get(&function).is_some_and(|entry| entry.leaving && entry.is_gone())
             && let Some(mut entry) = self.entries.remove(&function)
         {
             entry.answer(u32::MAX, Reason::Closed);
             entry.scrape();
-            tracing::info!(function = entry.service.name, "not configured any more, and gone");
+            tracing::info!(
+                function = entry.service.name,
+                "removed from the configuration, and nothing of it is left"
+            );
         }
     }
 }

@@ -1,25 +1,29 @@
-//! Containers on behalf of the node: prepared, let go, removed, each by a task of its own.
+//! The containers of the node: prepared, released and removed, each by a task of its own.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use headstart_injector::Sockets;
 use headstart_wire::Activity;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::Node;
 use super::entry::{ActivityPage, ParkedContainer, RunningInstance};
 use super::handle::{NodeHandle, NodeMessage};
 use crate::event::{Demand, Event, FunctionId, InstanceEnd, InstanceId};
+use crate::inject::Resources;
 use crate::instance::{self, InstanceCommand, InstanceOrigin, InstanceReport, Launch, Reporter};
-use crate::start::{Note, Parked, Process};
+use crate::start::{Note, Parked, Process, StartError};
 
-/// Orders that may wait for an instance: it is told to freeze, to thaw and to stop, each once.
+/// Commands that may wait for an instance's task. The decision orders a freeze, a thaw and a stop at most once each at a
+/// time.
 const COMMANDS_MAX: usize = 8;
 
-/// A running instance of an earlier agent, with all that its successor needs.
+/// A running instance of an earlier agent, with all that this agent needs of it.
 pub struct AdoptedInstance {
-    /// Which function's.
+    /// The function that it serves.
     pub function: FunctionId,
     /// The container's name.
     pub instance: String,
@@ -27,16 +31,30 @@ pub struct AdoptedInstance {
     pub process: Arc<dyn Process>,
     /// The agent's end of its control socket.
     pub control: OwnedFd,
-    /// What it counts its connections on,
+    /// The page on which it counts its connections.
     pub page: OwnedFd,
-    /// mapped.
+    /// The same page, mapped.
     pub activity: Activity,
-    /// What was noted of it last.
+    /// Its last note.
     pub note: Note,
 }
 
+/// Why a container could not be prepared.
+#[derive(Debug, thiserror::Error)]
+enum PrepareError {
+    /// The runtime could not make it.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The sockets of its backends could not be made.
+    #[error("no sockets for its backends: {0}")]
+    Sockets(io::Error),
+    /// The page on which it counts its connections could not be made.
+    #[error("no page for its activity: {0}")]
+    Page(io::Error),
+}
+
 impl Node {
-    /// Takes over running instances. To be done before anything else happens to their functions.
+    /// Takes over running instances. Must be called before any event of their functions.
     pub fn adopt(&mut self, instances: Vec<AdoptedInstance>) {
         for AdoptedInstance { function, instance: name, process, control, page, activity, note } in instances
         {
@@ -44,10 +62,13 @@ impl Node {
             let instance = InstanceId::try_from(entry.running.len()).unwrap_or_default() + 1;
             let page = ActivityPage { activity: Arc::new(activity), descriptor: page };
             let sockets = entry.service.resources.sockets(&name, &*process).unwrap_or_else(|error| {
-                tracing::error!(instance = name, "its backends cannot be reached any more: {error}");
+                tracing::error!(
+                    instance = name,
+                    "the sockets of its backends cannot be made, so it no longer reaches them: {error}"
+                );
                 None
             });
-            self.live(
+            self.start_task(
                 function,
                 instance,
                 name,
@@ -59,6 +80,7 @@ impl Node {
         }
     }
 
+    /// Starts a task that makes a container.
     pub(super) fn prepare(&mut self, function: FunctionId, instance: InstanceId) {
         let Some(entry) = self.entry(function) else { return };
         let runtime = Arc::clone(&entry.service.runtime);
@@ -66,53 +88,43 @@ impl Node {
         let name = instance_name(&service, entry.boot, instance);
         let (prepares, handle) = (Arc::clone(&self.prepares), self.handle.clone());
         self.tasks.spawn(async move {
-            // The semaphore is never closed; without a permit there would only be less order.
+            // The semaphore is never closed. Without a permit more containers would be made at a time, nothing else.
             let _permit = prepares.acquire_owned().await.ok();
-            let parked = runtime.prepare(&name).await.map_err(|error| {
+            let parked = runtime.prepare(&name).await.inspect_err(|error| {
                 tracing::error!(
                     function = service,
                     reason = error.reason(),
                     "no container prepared: {error}"
                 );
-                error.to_string()
             });
             handle.send(NodeMessage::Prepared(function, instance, parked)).await;
         });
     }
 
+    /// The runtime has made a container, or has failed to.
     pub(super) fn prepared(
         &mut self,
         function: FunctionId,
         instance: InstanceId,
-        parked: Result<Parked, String>,
+        parked: Result<Parked, StartError>,
     ) {
         let Some(entry) = self.entry(function) else { return };
         let name = instance_name(&entry.service.name, entry.boot, instance);
-        let resources = &entry.service.resources;
-        let sockets = parked.as_ref().ok().and_then(|parked| {
-            let sockets = resources.sockets(&name, &*parked.process).transpose()?;
-            Some(sockets.map_err(|error| format!("no sockets for its backends: {error}")))
+        let process = parked.as_ref().ok().map(|parked| Arc::clone(&parked.process));
+        let equipped = parked.map_err(PrepareError::from).and_then(|parked| {
+            let (page, sockets) = equip(&parked, &name, &entry.service.resources)?;
+            Ok((parked, page, sockets))
         });
-        let page = Activity::create().map_err(|error| format!("no page for its activity: {error}"));
-        let with = page.and_then(|page| Ok((page, sockets.transpose()?)));
-        let event = match (parked, with) {
-            (Ok(parked), Ok(((activity, descriptor), sockets))) => {
-                let (process, handle) = (Arc::clone(&parked.process), self.handle.clone());
-                let watch = self.tasks.spawn(async move {
-                    process.exited().await;
-                    handle.event(function, Event::Gone { instance, end: InstanceEnd::Crashed }).await;
-                });
+        let event = match equipped {
+            Ok((parked, page, sockets)) => {
+                let watch = self.watch_parked(function, instance, Arc::clone(&parked.process));
                 let Some(entry) = self.entry(function) else { return };
-                let page = ActivityPage { activity: Arc::new(activity), descriptor };
                 entry.parked.insert(instance, ParkedContainer { parked, page, sockets, watch });
                 Event::Parked(instance)
             }
-            (parked, with) => {
-                let unused = parked.as_ref().ok().map(|parked| Arc::clone(&parked.process));
-                if let Some(entry) = self.entry(function) {
-                    entry.last_error = parked.err().or(with.err());
-                }
-                if let Some(process) = unused {
+            Err(error) => {
+                entry.last_error = Some(error.to_string());
+                if let Some(process) = process {
                     self.remove(function, process);
                 }
                 Event::PrepareFailed(instance)
@@ -121,6 +133,21 @@ impl Node {
         self.event(function, event);
     }
 
+    /// Starts a task that reports the death of a parked container.
+    fn watch_parked(
+        &mut self,
+        function: FunctionId,
+        instance: InstanceId,
+        process: Arc<dyn Process>,
+    ) -> AbortHandle {
+        let handle = self.handle.clone();
+        self.tasks.spawn(async move {
+            process.exited().await;
+            handle.event(function, Event::Gone { instance, end: InstanceEnd::Crashed }).await;
+        })
+    }
+
+    /// Releases a parked container for this demand.
     pub(super) fn release(&mut self, function: FunctionId, instance: InstanceId, demand: Demand) {
         let Some(entry) = self.entry(function) else { return };
         let Some(ParkedContainer { parked, page, sockets, watch }) = entry.parked.remove(&instance) else {
@@ -131,11 +158,11 @@ impl Node {
             sockets.expect_clients();
         }
         let name = instance_name(&entry.service.name, entry.boot, instance);
-        self.live(function, instance, name, page, sockets, InstanceOrigin::New { parked, demand });
+        self.start_task(function, instance, name, page, sockets, InstanceOrigin::New { parked, demand });
     }
 
-    /// Begins the task of an instance.
-    pub(super) fn live(
+    /// Starts the task of an instance.
+    pub(super) fn start_task(
         &mut self,
         function: FunctionId,
         instance: InstanceId,
@@ -165,7 +192,7 @@ impl Node {
         };
         entry.running.insert(instance, RunningInstance { name, commands, activity });
         self.tasks.spawn(async move {
-            // They end with the instance.
+            // The sockets close when the instance has ended.
             let _sockets = sockets;
             let reporter = NodeReporter { handle, function, instance };
             instance::run(launch, command_inbox, &reporter).await;
@@ -173,7 +200,7 @@ impl Node {
         });
     }
 
-    /// Tells the task of an instance to do something. One that is at its end does not listen any more.
+    /// Sends a command to the task of an instance. A task that is at its end no longer reads it.
     pub(super) fn send_command(
         &mut self,
         function: FunctionId,
@@ -184,18 +211,24 @@ impl Node {
             return;
         };
         if let Err(mpsc::error::TrySendError::Full(command)) = running.commands.try_send(command) {
-            tracing::error!(instance = running.name, ?command, "the instance's task does not listen");
+            tracing::error!(
+                instance = running.name,
+                ?command,
+                "the task of the instance does not read its commands"
+            );
         }
     }
 
+    /// Removes a parked container that is not needed.
     pub(super) fn discard(&mut self, function: FunctionId, instance: InstanceId) {
-        let Some(waiting) = self.entry(function).and_then(|entry| entry.parked.remove(&instance)) else {
+        let Some(container) = self.entry(function).and_then(|entry| entry.parked.remove(&instance)) else {
             return;
         };
-        waiting.watch.abort();
-        self.remove(function, waiting.parked.process);
+        container.watch.abort();
+        self.remove(function, container.parked.process);
     }
 
+    /// Starts a task that removes a container.
     pub(super) fn remove(&mut self, function: FunctionId, process: Arc<dyn Process>) {
         let handle = self.handle.clone();
         let Some(entry) = self.entry(function) else { return };
@@ -210,7 +243,7 @@ impl Node {
     }
 }
 
-/// Turns what an instance's task reports into events.
+/// Turns the reports of an instance's task into events of the node.
 struct NodeReporter {
     handle: NodeHandle,
     function: FunctionId,
@@ -239,6 +272,17 @@ impl Reporter for NodeReporter {
         };
         self.handle.event(self.function, event).await;
     }
+}
+
+/// Makes the page and the sockets of a parked container.
+fn equip(
+    parked: &Parked,
+    name: &str,
+    resources: &Resources,
+) -> Result<(ActivityPage, Option<Sockets>), PrepareError> {
+    let (activity, descriptor) = Activity::create().map_err(PrepareError::Page)?;
+    let sockets = resources.sockets(name, &*parked.process).map_err(PrepareError::Sockets)?;
+    Ok((ActivityPage { activity: Arc::new(activity), descriptor }, sockets))
 }
 
 fn instance_name(function: &str, boot: u32, instance: InstanceId) -> String {

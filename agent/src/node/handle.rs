@@ -1,4 +1,4 @@
-//! How others speak to the node.
+//! The messages to the node, and the handle through which they are sent.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::api::server::Control;
 use crate::api::{FunctionStatus, Operation};
 use crate::event::{Client, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
-use crate::start::Parked;
+use crate::start::{Parked, StartError};
 use crate::syn::Seen;
 
-/// What the owner of the state reads.
+/// A message to the node.
 pub(super) enum NodeMessage {
     Event(FunctionId, Event),
-    Prepared(FunctionId, InstanceId, Result<Parked, String>),
+    Prepared(FunctionId, InstanceId, Result<Parked, StartError>),
     /// What went wrong with an instance.
     Failed(FunctionId, String),
     Removed(FunctionId),
@@ -29,7 +29,7 @@ pub(super) enum NodeMessage {
     Shutdown,
 }
 
-/// How others speak to the node.
+/// Sends messages to the node. Clones share one inbox.
 #[derive(Clone)]
 pub struct NodeHandle {
     pub(super) inbox: mpsc::Sender<NodeMessage>,
@@ -37,8 +37,9 @@ pub struct NodeHandle {
 }
 
 impl NodeHandle {
-    /// Something came out of a ring. Events of clients with a key may fill the inbox, the others only half of it, so that
-    /// a flood leaves room. False, and counted, when it means nothing or has to be left to the accept queue.
+    /// Sends the demand that an event of a ring stands for. Events of clients with a key may fill the inbox, the others
+    /// only half of it, so that a flood leaves room. False, and counted, when the event is invalid or there is no room;
+    /// then the accept queue reports the connection.
     pub fn seen(&self, seen: &Seen) -> bool {
         let Some((function, demand)) = self.demand(seen) else { return false };
         let crowded = self.inbox.capacity() <= self.inbox.max_capacity() / 2;
@@ -51,7 +52,7 @@ impl NodeHandle {
         true
     }
 
-    /// What it means. `None`, counted, when it means nothing.
+    /// The demand that an event of a ring stands for. `None`, and counted, when the event is stale or invalid.
     pub(super) fn demand(&self, seen: &Seen) -> Option<(FunctionId, Demand)> {
         let event = match seen {
             Seen::Event(event) => event,
@@ -70,7 +71,7 @@ impl NodeHandle {
         Some((event.function, Demand { trigger, trusted, client, at_ns, seen_ns }))
     }
 
-    /// Changes what is served. It is done when this returns, but that containers come and go takes longer.
+    /// Changes what is served. The changes hold when this returns; containers are made and removed later.
     pub async fn change(&self, changes: Vec<FunctionChange>) {
         self.ask(|answer| NodeMessage::Change(changes, answer)).await;
     }
@@ -80,12 +81,12 @@ impl NodeHandle {
         self.send(NodeMessage::Shutdown).await;
     }
 
-    /// Something happened to a function.
+    /// Sends an event of a function.
     pub(super) async fn event(&self, function: FunctionId, event: Event) {
         self.send(NodeMessage::Event(function, event)).await;
     }
 
-    /// Waits for room; while the agent is leaving there is nobody left to tell.
+    /// Sends a message, waiting for room. While the agent is leaving, the message is dropped.
     pub(super) async fn send(&self, message: NodeMessage) {
         drop(self.inbox.send(message).await);
     }
