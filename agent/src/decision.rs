@@ -55,7 +55,7 @@ mod waiting;
 pub use action::{Action, QueueWatchRate, Reason};
 pub use admission::Admission;
 pub use budget::{Budget, Rates};
-pub use load::{InstanceLoad, Load};
+pub use load::{FunctionLoad, InstanceLoad};
 pub use policy::Policy;
 pub use state::{Instance, InstanceState, Summary};
 
@@ -190,7 +190,13 @@ impl FunctionState {
     /// Takes one event at time `now_ns` (nanoseconds of `CLOCK_MONOTONIC`) and returns what the agent has to do, in
     /// order. `load` is what is seen of the function's connections, `node` what all functions of the node share.
     /// Events of instances that are gone are ignored.
-    pub fn on(&mut self, event: Event, load: &Load, now_ns: u64, node: &mut Admission) -> Vec<Action> {
+    pub fn on(
+        &mut self,
+        event: Event,
+        load: &FunctionLoad,
+        now_ns: u64,
+        node: &mut Admission,
+    ) -> Vec<Action> {
         let mut actions = Vec::new();
         for expected in self.waiting.observe(load, now_ns) {
             self.expected_came(&expected, now_ns, node);
@@ -241,7 +247,7 @@ impl FunctionState {
     fn demand(
         &mut self,
         demand: Demand,
-        load: &Load,
+        load: &FunctionLoad,
         now_ns: u64,
         node: &mut Admission,
         actions: &mut Vec<Action>,
@@ -286,7 +292,14 @@ impl FunctionState {
     }
 
     /// Expects the connection that `demand` announces.
-    fn expect(&mut self, demand: Demand, paid: bool, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    fn expect(
+        &mut self,
+        demand: Demand,
+        paid: bool,
+        load: &FunctionLoad,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let joins = self.fits(load);
         let state = match (self.is_uncounted(load), joins) {
             (true, _) => ExpectedState::Untracked,
@@ -302,7 +315,7 @@ impl FunctionState {
     }
 
     /// Why this demand needs nothing, or `None` when it may need something.
-    fn needless(&self, demand: &Demand, load: &Load, now_ns: u64) -> Option<Reason> {
+    fn needless(&self, demand: &Demand, load: &FunctionLoad, now_ns: u64) -> Option<Reason> {
         let any = |wanted: fn(InstanceState) -> bool| self.instances.values().any(|one| wanted(one.state));
         let with_room = self.count(InstanceState::has_room);
         if self.closed {
@@ -336,19 +349,19 @@ impl FunctionState {
     }
 
     /// Whether an instance that does not count its connections is ready.
-    fn is_uncounted(&self, load: &Load) -> bool {
+    fn is_uncounted(&self, load: &FunctionLoad) -> bool {
         self.instances
             .iter()
             .any(|(id, one)| one.state == InstanceState::Ready && load.of(*id).open.is_none())
     }
 
     /// Whether the instances that are ready, starting or thawing have room for one more connection.
-    fn fits(&self, load: &Load) -> bool {
+    fn fits(&self, load: &FunctionLoad) -> bool {
         self.units(load) < self.policy.places(self.count(InstanceState::has_room))
     }
 
     /// Demand: connections that are open, wait in the queue, or are expected.
-    fn units(&self, load: &Load) -> u64 {
+    fn units(&self, load: &FunctionLoad) -> u64 {
         let serving = self.instances.iter().filter(|(_, instance)| instance.state.has_room());
         let open = serving.map(|(id, _)| u64::from(load.of(*id).open.unwrap_or(0)));
         open.sum::<u64>() + self.waiting.demand()

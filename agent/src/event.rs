@@ -68,7 +68,7 @@ impl fmt::Display for Trigger {
 
 /// A client, as far as it takes to tell two reports of one SYN from two SYNs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Client {
+pub struct ClientIdentity {
     /// Its address and port.
     pub address: SocketAddr,
     /// The initial sequence number of its SYN; 0 where the sensor does not know it.
@@ -84,7 +84,7 @@ pub struct Demand {
     /// The client has a key, or the operator allows its source: no budget applies.
     pub trusted: bool,
     /// The client, if a packet shows it.
-    pub client: Option<Client>,
+    pub client: Option<ClientIdentity>,
     /// When it happened: for a SYN or a knock, when the packet passed the kernel half.
     pub at_ns: u64,
     /// When the agent learned of it.

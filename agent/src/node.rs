@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::api::Operation;
-use crate::decision::{Action, Admission, InstanceState, Load, QueueWatchRate, Reason};
+use crate::decision::{Action, Admission, FunctionLoad, InstanceState, QueueWatchRate, Reason};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::instance::InstanceCommand;
 use crate::manager::DescriptorStore;
@@ -218,7 +218,7 @@ impl Node {
         self.decide(function, event, &load, now_ns);
     }
 
-    fn decide(&mut self, function: FunctionId, event: Event, load: &Load, now_ns: u64) {
+    fn decide(&mut self, function: FunctionId, event: Event, load: &FunctionLoad, now_ns: u64) {
         let Some(entry) = self.entries.get_mut(&function) else { return };
         let actions = entry.state.on(event, load, now_ns, &mut self.admission);
         if let Event::Demand(demand) = &event

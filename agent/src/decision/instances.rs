@@ -3,7 +3,8 @@
 use super::budget::Budget;
 use super::failure::Failures;
 use super::{
-    Action, Admission, FunctionState, HEALTHY_AFTER, Instance, InstanceState, Load, Policy, Reason, nanos,
+    Action, Admission, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceState, Policy, Reason,
+    nanos,
 };
 use crate::event::{Demand, InstanceEnd, InstanceId, Trigger};
 
@@ -78,7 +79,7 @@ impl FunctionState {
 
     /// An instance that does not count its connections reports that it has answered one. A false report only keeps the
     /// budgets at their maximum.
-    pub(super) fn served(&mut self, id: InstanceId, load: &Load, now_ns: u64, node: &mut Admission) {
+    pub(super) fn served(&mut self, id: InstanceId, load: &FunctionLoad, now_ns: u64, node: &mut Admission) {
         if self.instances.contains_key(&id)
             && load.of(id).open.is_none()
             && let Some(expected) = self.waiting.take_first()
@@ -87,7 +88,13 @@ impl FunctionState {
         }
     }
 
-    pub(super) fn frozen(&mut self, id: InstanceId, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn frozen(
+        &mut self,
+        id: InstanceId,
+        load: &FunctionLoad,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
         if self.state(id) != Some(InstanceState::Freezing) {
             return;
         }

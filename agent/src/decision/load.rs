@@ -5,7 +5,7 @@ use crate::event::InstanceId;
 
 /// The connections of one function, read just before an event is decided.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct FunctionLoad {
     /// Complete connections that are not accepted yet.
     pub queued: u32,
     /// Connections accepted so far: by instances that count, and by the agent itself.
@@ -14,7 +14,7 @@ pub struct Load {
     pub instances: Vec<(InstanceId, InstanceLoad)>,
 }
 
-impl Load {
+impl FunctionLoad {
     /// The load of one instance.
     pub(super) fn of(&self, instance: InstanceId) -> InstanceLoad {
         let found = self.instances.iter().find(|(known, _)| *known == instance);

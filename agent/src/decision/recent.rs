@@ -6,7 +6,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
-use crate::event::{Client, Demand, FunctionId, Trigger};
+use crate::event::{ClientIdentity, Demand, FunctionId, Trigger};
 
 /// Clients that are remembered: slots of a set-associative cache. A new client replaces the oldest in its set. A client
 /// that is forgotten too early costs at most one start from the budget.
@@ -22,7 +22,7 @@ const WINDOW_NS: u64 = 10_000_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct RecentClient {
     function: FunctionId,
-    client: Client,
+    client: ClientIdentity,
     knock: bool,
     at_ns: u64,
     /// The budgets refused it.

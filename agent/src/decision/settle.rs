@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Demand, FunctionState, HEALTHY_AFTER, Instance, InstanceLoad, InstanceState, Load, Policy,
-    QueueWatchRate, Reason, Trigger, nanos,
+    Action, Demand, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceLoad, InstanceState,
+    Policy, QueueWatchRate, Reason, Trigger, nanos,
 };
 use crate::event::InstanceId;
 
@@ -19,7 +19,7 @@ const HUNG_MIN: Duration = Duration::from_secs(1);
 const HUNG_CHECKS: u32 = 50;
 
 impl FunctionState {
-    pub(super) fn settle(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn settle(&mut self, load: &FunctionLoad, now_ns: u64, actions: &mut Vec<Action>) {
         if !self.closed {
             self.stop_late(now_ns, actions);
             self.recover(now_ns);
@@ -58,7 +58,7 @@ impl FunctionState {
     /// waited. A wait of less than [`HUNG_MIN`] says nothing, because any function may pause that long. The time counts
     /// from when the instance had room. An instance that does not count its connections always has room if
     /// `concurrency` is not limited, and is left out otherwise.
-    fn stop_hung(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    fn stop_hung(&mut self, load: &FunctionLoad, now_ns: u64, actions: &mut Vec<Action>) {
         let head_ns = self.waiting.head_ns();
         let patience_ns = nanos(self.policy.queue_timeout.max(HUNG_MIN));
         let over = |since_ns: u64| now_ns.saturating_sub(since_ns) >= patience_ns;
@@ -86,7 +86,7 @@ impl FunctionState {
     }
 
     /// Thaws, releases and orders as many instances as the demand needs.
-    fn scale(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    fn scale(&mut self, load: &FunctionLoad, now_ns: u64, actions: &mut Vec<Action>) {
         let requested = u64::from(self.requested.is_some());
         let wanted = self.policy.instances_for(self.units(load).max(requested));
         let coming = self.count(|state| state.has_room() || state == InstanceState::Freezing);
@@ -177,7 +177,7 @@ impl FunctionState {
     }
 
     /// Freezes and stops instances that have had no connection for long enough.
-    fn rest_idle(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    fn rest_idle(&mut self, load: &FunctionLoad, now_ns: u64, actions: &mut Vec<Action>) {
         let idle = self.idle(load);
         if idle.is_empty() {
             return;
@@ -204,12 +204,12 @@ impl FunctionState {
     }
 
     /// Instances that neither the demand nor `min_ready` needs.
-    fn spare(&self, load: &Load) -> u32 {
+    fn spare(&self, load: &FunctionLoad) -> u32 {
         self.count(InstanceState::has_room).saturating_sub(self.policy.instances_for(self.units(load)))
     }
 
     /// Instances without a connection, and since when they have had none.
-    fn idle(&self, load: &Load) -> Vec<(InstanceId, u64)> {
+    fn idle(&self, load: &FunctionLoad) -> Vec<(InstanceId, u64)> {
         let idle_ns = |id: InstanceId, instance: &Instance| match instance.state {
             InstanceState::Frozen => Some(instance.idle_ns),
             InstanceState::Ready => {
@@ -265,7 +265,7 @@ impl FunctionState {
     }
 
     /// Asks for a timer event when something may have to be done next.
-    fn set_timer(&mut self, load: &Load, now_ns: u64, actions: &mut Vec<Action>) {
+    fn set_timer(&mut self, load: &FunctionLoad, now_ns: u64, actions: &mut Vec<Action>) {
         if self.closed {
             return;
         }
@@ -297,7 +297,7 @@ impl FunctionState {
     /// busy instances are checked after the shortest idle time, and not more often than every [`CHECK_PAUSE_NS`]. An
     /// instance that has been idle for long enough and is still needed waits for an event, or for the check of a busy
     /// one.
-    fn rest_ns(&self, load: &Load, now_ns: u64) -> Option<u64> {
+    fn rest_ns(&self, load: &FunctionLoad, now_ns: u64) -> Option<u64> {
         let after_ns = nanos(self.policy.idle_after()?);
         let stop_ns = self.policy.stop_after.map(nanos);
         let idle = self.idle(load);

@@ -51,13 +51,13 @@ fn demand(at_ns: u64) -> Demand {
 struct Alone {
     function: FunctionState,
     node: Admission,
-    load: Load,
+    load: FunctionLoad,
 }
 
 impl Alone {
     fn new(policy: Policy) -> Self {
         let node = Admission::new(PLENTY, UNUSED_AFTER);
-        Self { function: FunctionState::new(0, policy), node, load: Load::default() }
+        Self { function: FunctionState::new(0, policy), node, load: FunctionLoad::default() }
     }
 
     /// With containers parked, numbered from 1.

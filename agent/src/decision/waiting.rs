@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::load::Load;
+use super::load::FunctionLoad;
 use crate::event::Demand;
 
 /// Expected connections that are remembered. Only a flood announces more, and then the accept queue counts the
@@ -75,7 +75,7 @@ pub(super) struct WaitingClients {
 impl WaitingClients {
     /// Takes in what is seen now. Returns the expected connections that have come: which of several clients has
     /// connected does not matter, so it is always the first that was announced.
-    pub(super) fn observe(&mut self, load: &Load, now_ns: u64) -> Vec<ExpectedConnection> {
+    pub(super) fn observe(&mut self, load: &FunctionLoad, now_ns: u64) -> Vec<ExpectedConnection> {
         let total = load.accepted.saturating_add(u64::from(load.queued));
         let new = total.saturating_sub(self.arrived);
         // A connection that an instance without a count accepts is not seen to have come. Then only the queue is
@@ -214,8 +214,8 @@ mod tests {
     use super::*;
     use crate::event::Trigger;
 
-    fn load(queued: u32, accepted: u64) -> Load {
-        Load { queued, accepted, instances: Vec::new() }
+    fn load(queued: u32, accepted: u64) -> FunctionLoad {
+        FunctionLoad { queued, accepted, instances: Vec::new() }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
-use crate::decision::{self, Action, InstanceLoad, InstanceState, Load, Policy, Reason, Summary};
+use crate::decision::{self, Action, FunctionLoad, InstanceLoad, InstanceState, Policy, Reason, Summary};
 use crate::event::{FunctionId, InstanceId};
 use crate::inject::Resources;
 use crate::instance::InstanceCommand;
@@ -134,7 +134,7 @@ impl FunctionRecord {
 
     /// What is to be seen of its connections now. The pages are read first: a connection that is accepted meanwhile is
     /// in neither, for a moment, rather than in both.
-    pub(super) fn load(&self, now_ns: u64) -> Load {
+    pub(super) fn load(&self, now_ns: u64) -> FunctionLoad {
         let instances: Vec<_> =
             self.running.iter().map(|(id, running)| (*id, seen(&running.activity))).collect();
         let accepted = instances
@@ -149,7 +149,7 @@ impl FunctionRecord {
         } else {
             let _ = self.connected_ns.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed);
         }
-        Load { queued, accepted, instances }
+        FunctionLoad { queued, accepted, instances }
     }
 
     /// An instance is gone: what it has accepted is not forgotten. False when it was not known to run.

@@ -9,7 +9,7 @@ use super::allow::AllowList;
 use super::change::FunctionChange;
 use crate::api::server::Control;
 use crate::api::{FunctionStatus, Operation};
-use crate::event::{Client, Demand, Event, FunctionId, InstanceId, Trigger};
+use crate::event::{ClientIdentity, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
 use crate::start::{Parked, StartError};
 use crate::syn::Seen;
@@ -66,7 +66,7 @@ impl NodeHandle {
             None => return lost("record_kind"),
         };
         let trusted = event.is_authenticated() || self.allow.contains(event.src);
-        let client = Some(Client { address: event.source(), isn: event.isn });
+        let client = Some(ClientIdentity { address: event.source(), isn: event.isn });
         let (at_ns, seen_ns) = (event.timestamp_ns, now_ns());
         Some((event.function, Demand { trigger, trusted, client, at_ns, seen_ns }))
     }

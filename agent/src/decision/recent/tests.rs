@@ -3,7 +3,7 @@ use super::*;
 const SECOND: u64 = 1_000_000_000;
 
 fn syn(address: &str, isn: u32) -> Demand {
-    let client = Some(Client { address: address.parse().unwrap(), isn });
+    let client = Some(ClientIdentity { address: address.parse().unwrap(), isn });
     Demand { trigger: Trigger::Syn, trusted: false, client, at_ns: 0, seen_ns: 0 }
 }
 

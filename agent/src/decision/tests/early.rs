@@ -3,13 +3,13 @@
 mod flood;
 
 use super::*;
-use crate::event::Client;
+use crate::event::ClientIdentity;
 
 /// A node of functions with one parked container each, numbered 1. Their instances count no connections: what is
 /// known of those is the queue, and what the instances report.
 struct Node {
     functions: Vec<FunctionState>,
-    loads: Vec<Load>,
+    loads: Vec<FunctionLoad>,
     admission: Admission,
 }
 
@@ -19,12 +19,12 @@ impl Node {
         let policy = Policy { starts: own, ..policy(1) };
         let cold = |number| {
             let mut function = FunctionState::new(number, policy);
-            function.on(Event::Configured, &Load::default(), 0, &mut admission);
-            function.on(Event::Parked(1), &Load::default(), 0, &mut admission);
+            function.on(Event::Configured, &FunctionLoad::default(), 0, &mut admission);
+            function.on(Event::Parked(1), &FunctionLoad::default(), 0, &mut admission);
             function
         };
         let functions: Vec<_> = (0..functions).map(cold).collect();
-        Self { loads: vec![Load::default(); functions.len()], functions, admission }
+        Self { loads: vec![FunctionLoad::default(); functions.len()], functions, admission }
     }
 
     fn on(&mut self, function: usize, event: Event, now_ns: u64) -> Vec<Action> {
@@ -67,7 +67,7 @@ fn rates(min: u32, max: u32) -> Rates {
 fn from(client: u16, trigger: Trigger) -> Demand {
     let address = format!("198.51.100.7:{client}").parse().unwrap();
     let isn = if trigger == Trigger::Syn { u32::from(client) + 1 } else { 0 };
-    Demand { trigger, client: Some(Client { address, isn }), ..demand(0) }
+    Demand { trigger, client: Some(ClientIdentity { address, isn }), ..demand(0) }
 }
 
 /// Told of at once.

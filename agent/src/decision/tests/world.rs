@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use super::*;
-use crate::event::Client;
+use crate::event::ClientIdentity;
 use outside::random_policy;
 use rng::Rng;
 

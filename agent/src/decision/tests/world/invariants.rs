@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     /// No more instances than the demand needs were started.
-    pub(super) fn is_needed(&mut self, load: &Load) -> Result<(), String> {
+    pub(super) fn is_needed(&mut self, load: &FunctionLoad) -> Result<(), String> {
         let has_room: Vec<_> =
             self.function.instances().filter(|(_, one)| coming(one.state)).map(|(id, _)| id).collect();
         let open: u64 = has_room.iter().map(|id| u64::from(load.of(*id).open.unwrap_or(0))).sum();
@@ -24,7 +24,7 @@ impl World {
 
     /// The instances that remain have room for every connection that is seen. Expected connections are left out: only the
     /// decision knows which of them are still expected.
-    pub(super) fn is_spare(&self, load: &Load, answered: u32) -> Result<(), String> {
+    pub(super) fn is_spare(&self, load: &FunctionLoad, answered: u32) -> Result<(), String> {
         let left: Vec<_> =
             self.function.instances().filter(|(_, one)| coming(one.state)).map(|(id, _)| id).collect();
         let open: u64 = left.iter().map(|id| u64::from(load.of(*id).open.unwrap_or(0))).sum();

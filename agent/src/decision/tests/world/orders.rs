@@ -3,7 +3,7 @@
 use super::*;
 
 impl World {
-    pub(super) fn load(&mut self) -> Load {
+    pub(super) fn load(&mut self) -> FunctionLoad {
         for (client, seen_ns) in &mut self.queue {
             seen_ns.get_or_insert(self.now_ns);
             self.arrived.insert(*client);
@@ -12,7 +12,7 @@ impl World {
         let instances: Vec<_> =
             self.instances.iter().filter(|(_, one)| alive(one)).map(|(id, one)| (*id, one.seen)).collect();
         let accepted = self.accepted + instances.iter().map(|(_, seen)| seen.accepted).sum::<u64>();
-        Load { queued: u32::try_from(self.queue.len()).unwrap(), accepted, instances }
+        FunctionLoad { queued: u32::try_from(self.queue.len()).unwrap(), accepted, instances }
     }
 
     /// An event reaches the function; what it orders is carried out, and all is checked.
@@ -74,7 +74,7 @@ impl World {
         &mut self,
         action: Action,
         why: &[(InstanceId, Reason)],
-        load: &Load,
+        load: &FunctionLoad,
     ) -> Result<(), String> {
         let is = |id: &InstanceId, reason| {
             why.iter().rev().find(|(moved, _)| moved == id).map(|(_, why)| *why) == Some(reason)

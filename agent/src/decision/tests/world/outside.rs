@@ -45,12 +45,13 @@ impl World {
         let syn = Demand {
             trigger: Trigger::Syn,
             trusted: self.rng.percent(50),
-            client: Some(Client { address, isn: 1 + u32::from(client) }),
+            client: Some(ClientIdentity { address, isn: 1 + u32::from(client) }),
             at_ns: syn_ns,
             seen_ns: syn_ns,
         };
         let again = self.rng.percent(self.faults.syn_again);
-        let lookup = Demand { trigger: Trigger::Lookup, client: Some(Client { address, isn: 0 }), ..syn };
+        let lookup =
+            Demand { trigger: Trigger::Lookup, client: Some(ClientIdentity { address, isn: 0 }), ..syn };
         for report in [Some(syn), again.then_some(syn), again.then_some(lookup)].into_iter().flatten() {
             if !self.rng.percent(self.faults.syn_lost) {
                 let late_ns =
