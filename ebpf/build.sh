@@ -1,12 +1,12 @@
 #!/bin/sh
-# Builds the kernel programs (usage below). Installs or builds what it lacks, and says so; the second run only builds.
+# Builds the kernel programs (usage below). Installs or builds missing tools, with a message; a second run only builds.
 set -eu
 
 usage="usage: ebpf/build.sh [OUT_DIR]    build OUT_DIR/headstart-*.o (default: target/ebpf)
        ebpf/build.sh --update     build, then replace the objects in ebpf/prebuilt/ and their source hash
        ebpf/build.sh --hash       print the hash of the sources"
 
-# What a node loads, what a client's cgroup gets, and what benches need.
+# The objects of a node, of a client's cgroup, and of benches.
 OBJECTS="headstart-ebpf headstart-tag headstart-bench"
 LINKER_VERSION=0.13.0 # of bpf-linker; must support the LLVM that $LLVM holds and rustc uses
 PACKAGES="rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev"
@@ -29,8 +29,8 @@ source_hash() {
     )
 }
 
-# A compiler that knows the core library's source. Debian's "web" packages are recent enough; anywhere else
-# a nightly toolchain does, which also needs no RUSTC_BOOTSTRAP.
+# A compiler with the core library's source. Debian's "web" packages are recent enough; elsewhere a nightly
+# toolchain serves, which needs no RUSTC_BOOTSTRAP.
 find_compiler() {
     if command -v apt-get >/dev/null; then
         missing=

@@ -1,8 +1,9 @@
-//! Who may wake a function: tags that prove the knowledge of a key, in one packet.
+//! Tags: each proves in one packet that its sender knows a key.
 //!
-//! A tag is SipHash-2-4 (Aumasson and Bernstein, 2012) over 24 bytes: what is asked for, when, and a number
-//! that only this request has. Keys have numbers from 1 to 15, so that a new one can be known before the old
-//! one goes. Time is counted in epochs of 30 seconds; the last, the current and the next are accepted.
+//! A tag is SipHash-2-4 (Aumasson and Bernstein, 2012) over 24 bytes: the requested function, the
+//! time, and a number that only this request has. Keys have numbers from 1 to 15, so that a node can know a new
+//! key before it forgets the old one. Time is counted in epochs of 30 seconds; a node accepts the last epoch, the
+//! current one and the next one.
 
 /// Length of an epoch in seconds.
 pub const EPOCH_SECONDS: u64 = 30;
@@ -12,8 +13,8 @@ pub type Key = [u64; 2];
 
 /// What a tag covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The whole epoch, of which packets carry the lowest byte: a tag does not come back every two hours.
+pub struct TagClaim {
+    /// The whole epoch. A SYN carries only its lowest byte, so a tag of two hours ago is still wrong.
     pub epoch: u64,
     /// The function's ID; 0 for the port's default function.
     pub function: u32,
@@ -21,14 +22,14 @@ pub struct Claim {
     pub port: u16,
     /// The key's number, 1 to 15.
     pub key: u8,
-    /// What the tag is on: a tag of a SYN is no tag of a knock.
+    /// The kind of packet: a tag of a SYN is not valid in a knock.
     pub on: Carrier,
-    /// The initial sequence number of a SYN, the nonce of a knock: two requests have two tags, and one that
-    /// comes again is a retransmission or a replay.
+    /// The initial sequence number of a SYN, or the nonce of a knock. Two requests have two tags, so a tag that
+    /// arrives twice is a retransmission or a replay.
     pub unique: u64,
 }
 
-/// What carries a tag.
+/// The kind of packet that carries a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Carrier {
@@ -38,7 +39,7 @@ pub enum Carrier {
     Knock = 2,
 }
 
-impl Claim {
+impl TagClaim {
     /// The tag of this claim under `key`.
     #[inline(always)]
     pub fn tag(&self, key: Key) -> u64 {
@@ -55,10 +56,10 @@ pub const fn epoch(unix_seconds: u64) -> u64 {
     unix_seconds / EPOCH_SECONDS
 }
 
-/// The epoch next to `now` whose lowest byte is `low`, if it is one of the three that are accepted.
+/// The epoch nearest to `now` whose lowest byte is `low`; `None` when it is none of the three accepted epochs.
 #[inline(always)]
 pub fn recent_epoch(now: u64, low: u8) -> Option<u64> {
-    // -1, 0 or 1, as a byte.
+    // -1, 0 or 1 as a byte.
     let ahead = low.wrapping_sub(now as u8);
     match ahead {
         0 => Some(now),

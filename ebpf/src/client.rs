@@ -1,7 +1,7 @@
-//! The client's side: the contract between the program that writes the option into SYNs (`tag.rs`) and
+//! The contract between the program that writes the option into a client's SYNs (`kernel/tag.rs`) and
 //! `headstart tag`, which loads it.
 //!
-//! Same layout rules as [`crate::event`]. Nothing here is pinned: program and maps live as long as the process.
+//! The layout rules of [`crate::event`] apply. Nothing is pinned: program and maps live as long as the process.
 
 use core::mem::size_of;
 
@@ -10,9 +10,9 @@ use crate::option::FunctionOption;
 
 /// The `sock_ops` program.
 pub const PROGRAM: &str = "headstart_tag";
-/// Hash: [`crate::maps::PortKey`] of a destination, exact or any address -> [`Tag`].
+/// Hash: [`crate::maps::PortKey`] of a destination (an exact address, or any) -> [`ClientTag`].
 pub const TAGS: &str = "TAGS";
-/// Array with one `u64`: what makes `CLOCK_BOOTTIME` Unix time, in nanoseconds. Wraps: it may be "negative".
+/// Array with one `u64`: Unix time minus `CLOCK_BOOTTIME`, in nanoseconds, modulo 2^64.
 pub const CLOCK: &str = "CLOCK";
 
 /// Most entries of [`TAGS`].
@@ -20,11 +20,11 @@ pub const TAGS_MAX: usize = 256;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// Value of [`TAGS`]: what the SYNs to one destination carry. No `Debug`: it holds a secret.
+/// Value of [`TAGS`]: what SYNs to one destination carry. No `Debug`, because it holds a secret.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct Tag {
-    /// The key; zero where there is none.
+pub struct ClientTag {
+    /// The key; zero when there is none.
     pub key: Key,
     /// The function's ID; 0 for the port's default function.
     pub function: u32,
@@ -32,11 +32,11 @@ pub struct Tag {
     pub number: u32,
 }
 
-const _: () = assert!(size_of::<Tag>() == 24 && align_of::<Tag>() == 8);
+const _: () = assert!(size_of::<ClientTag>() == 24 && align_of::<ClientTag>() == 8);
 
-impl Tag {
-    /// The option for a SYN to `port` with sequence number `isn`, at `boot_ns` of `CLOCK_BOOTTIME` with
-    /// [`CLOCK`] at `offset_ns`.
+impl ClientTag {
+    /// The option for a SYN to `port` with sequence number `isn`. `boot_ns` is `CLOCK_BOOTTIME`, `offset_ns` the
+    /// value of [`CLOCK`], both in nanoseconds.
     #[inline(always)]
     pub fn option(&self, boot_ns: u64, offset_ns: u64, port: u16, isn: u32) -> FunctionOption {
         if self.number == 0 {

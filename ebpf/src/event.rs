@@ -1,8 +1,8 @@
-//! What the kernel programs tell user space: the record of the rings, and the counters.
+//! What the kernel programs send to user space: the record of the rings, and the counters.
 //!
-//! Everything is `repr(C)`, native-endian, with padding spelled out as fields that are always zero: the
-//! kernel compares map keys byte by byte, and ring records must not carry uninitialised memory. The object
-//! is little-endian (`bpfel`), so user space must run on a little-endian machine.
+//! Every type is `repr(C)` and native-endian. Padding is an explicit field that is always zero, because the kernel
+//! compares map keys byte by byte, and because ring records must not carry uninitialised memory. The object is
+//! little-endian (`bpfel`), so user space must run on a little-endian machine.
 
 use core::mem::size_of;
 use core::net::{Ipv6Addr, SocketAddr};
@@ -12,26 +12,26 @@ use crate::packet::Syn;
 /// An address as 16 bytes in network order; IPv4 is v4-mapped, `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 pub type Addr = [u8; 16];
 
-/// What saw the connection attempt ([`SynEvent::kind`]).
+/// Which program saw the connection attempt ([`SynEvent::kind`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum EventKind {
-    /// The XDP program saw a SYN.
+    /// The XDP or tcx program saw a SYN.
     Syn = 1,
-    /// The socket lookup saw a new connection. Its sequence number is not known there: `isn` is 0.
+    /// The socket lookup saw a new connection. It does not know the sequence number: `isn` is 0.
     Lookup = 2,
     /// A valid knock: `dst_port` is the knock's port, `isn` is 0.
     Knock = 3,
 }
 
-/// [`SynEvent::flags`]: a key that this node knows vouched for it.
+/// [`SynEvent::flags`]: the packet proved a key that this node knows.
 pub const AUTHENTICATED: u8 = 1;
 
-/// One record of the rings: a client has just asked for a connection to a function.
+/// One record of the rings: a client asks for a connection to a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct SynEvent {
-    /// When the program ran, in nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
+    /// The time at which the program ran, in nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
     pub timestamp_ns: u64,
     /// The function's number, copied from [`crate::maps::FunctionEntry::function`].
     pub function: u32,
@@ -39,13 +39,13 @@ pub struct SynEvent {
     pub isn: u32,
     /// The client's address.
     pub src: Addr,
-    /// The address the client asked for.
+    /// The destination address.
     pub dst: Addr,
     /// The client's port, host order.
     pub src_port: u16,
-    /// The port the client asked for, host order.
+    /// The destination port, host order.
     pub dst_port: u16,
-    /// An [`EventKind`] as its number; see [`SynEvent::kind`].
+    /// The number of an [`EventKind`]; see [`SynEvent::kind`].
     pub kind: u8,
     /// 4 or 6, as on the wire.
     pub ip_version: u8,
@@ -55,14 +55,14 @@ pub struct SynEvent {
     pub pad: u8,
 }
 
-/// Index into [`Counters`].
+/// Index into [`SensorCounters`].
 ///
-/// A frame that the XDP or tcx program is given counts once in `Packets` and once in exactly one of the
-/// counters up to `KnockReplayed`; those after it count beside, and for the other programs.
+/// Each frame of the XDP or tcx program counts once in `Packets`, and once in exactly one of the counters up to
+/// `KnockReplayed`. The counters after `KnockReplayed` count in addition, and serve the other programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stat {
-    /// Frames that a program was given.
+    /// Frames that a program received.
     Packets,
     /// Frames whose headers contradict themselves or are cut off.
     Malformed,
@@ -70,19 +70,20 @@ pub enum Stat {
     NotSyn,
     /// SYNs to an address and port that no function owns.
     Unowned,
-    /// SYNs to a function that has an instance ([`crate::maps::FUNCTION_WARM`]).
+    /// SYNs to a function with a running instance ([`crate::maps::FUNCTION_WARM`]).
     Warm,
     /// Authenticated SYNs written to their ring.
     Authenticated,
     /// Open SYNs written to their ring.
     Event,
-    /// Authenticated SYNs, and knocks, lost because their ring was full. Such a knock is consumed, and opens.
+    /// Authenticated SYNs and knocks lost because their ring was full. Such a knock is still consumed, and still
+    /// opens its function.
     AuthenticatedRingFull,
-    /// SYNs lost because the ring was full; the function's start then waits for the accept queue.
+    /// SYNs lost because the ring was full; the function then starts when its accept queue becomes readable.
     RingFull,
-    /// SYNs from a source that is to be ignored.
+    /// SYNs from a source that the operator ignores.
     Ignored,
-    /// Unauthenticated SYNs, passed without an event, to a function that starts early for others only.
+    /// Unauthenticated SYNs, passed without an event, to a function that starts early only for authenticated ones.
     Unauthenticated,
     /// Unauthenticated SYNs, dropped, to a function that is closed to them.
     Refused,
@@ -92,34 +93,34 @@ pub enum Stat {
     FunctionBudget,
     /// Open SYNs over the budget of the node.
     GlobalBudget,
-    /// Valid knocks, consumed.
+    /// Valid knocks; consumed.
     Knock,
-    /// Packets to the knock's port that are no knock, or not a valid one; passed.
+    /// Packets to the knock port that hold no valid knock; passed.
     KnockInvalid,
-    /// Knocks that were seen before, consumed.
+    /// Knocks that arrived before; consumed.
     KnockReplayed,
 
-    /// Tags that did not verify.
+    /// Tags that do not match.
     BadTag,
-    /// Tags of a key that is not known here.
+    /// Tags of a key that this node does not know.
     UnknownKey,
-    /// Tags of an epoch that is over, or has not come yet.
+    /// Tags of an epoch outside the three accepted ones.
     BadEpoch,
-    /// Tags that another connection used before.
+    /// Tags that another connection has used.
     Replayed,
-    /// Options of our kind and experiment that are not ours, or not whole.
+    /// Options of our kind and experiment with another length or version, or cut off.
     BadOption,
-    /// Connections that the socket lookup gave to the function whose ID their SYN named.
+    /// Connections that the socket lookup gave to the function that their SYN named.
     Steered,
-    /// Connections of ignored sources that the socket lookup gave to the agent instead of a cold function.
+    /// Connections of ignored sources that the socket lookup gave to the agent's lobby instead of a cold function.
     Lobby,
-    /// Lookups for a function without an instance that were written to the ring.
+    /// Lookups for a cold function, written to the ring.
     LookupEvent,
     /// Lookups over one of the budgets.
     LookupBudget,
     /// Lookups lost because the ring was full.
     LookupRingFull,
-    /// SYNs that a listener's own filter dropped, as no key vouched for them.
+    /// Unauthenticated SYNs that a listener's own filter dropped.
     GateRefused,
 }
 
@@ -159,11 +160,11 @@ impl Stat {
 }
 
 /// One CPU's counters since the maps were made, indexed by [`Stat`].
-pub type Counters = [u64; Stat::ALL.len()];
+pub type SensorCounters = [u64; Stat::ALL.len()];
 
 /// Sums the per-CPU values of [`crate::maps::STATS`].
-pub fn total<'a>(per_cpu: impl IntoIterator<Item = &'a Counters>) -> Counters {
-    let mut sum = Counters::default();
+pub fn total<'a>(per_cpu: impl IntoIterator<Item = &'a SensorCounters>) -> SensorCounters {
+    let mut sum = SensorCounters::default();
     for counters in per_cpu {
         for (into, value) in sum.iter_mut().zip(counters) {
             *into = into.wrapping_add(*value);
@@ -178,7 +179,7 @@ impl SynEvent {
     /// Length of a record in bytes.
     pub const SIZE: usize = 56;
 
-    /// The record for `syn`, seen now.
+    /// The record of `syn`.
     #[inline(always)]
     pub fn new(syn: &Syn, function: u32, kind: EventKind, flags: u8, timestamp_ns: u64) -> Self {
         Self {
@@ -216,7 +217,7 @@ impl SynEvent {
         })
     }
 
-    /// What saw it; `None` for a number this build does not know.
+    /// Which program saw it; `None` for a number that this build does not know.
     pub fn kind(&self) -> Option<EventKind> {
         match self.kind {
             1 => Some(EventKind::Syn),
@@ -226,17 +227,17 @@ impl SynEvent {
         }
     }
 
-    /// Whether a key vouched for it ([`AUTHENTICATED`]).
+    /// Whether the packet proved a key ([`AUTHENTICATED`]).
     pub fn is_authenticated(&self) -> bool {
         self.flags & AUTHENTICATED != 0
     }
 
-    /// The client, IPv4 as IPv4.
+    /// The client's address and port; an IPv4 address as IPv4.
     pub fn source(&self) -> SocketAddr {
         SocketAddr::new(Ipv6Addr::from(self.src).to_canonical(), self.src_port)
     }
 
-    /// The address and port the client asked for, IPv4 as IPv4.
+    /// The destination address and port; an IPv4 address as IPv4.
     pub fn destination(&self) -> SocketAddr {
         SocketAddr::new(Ipv6Addr::from(self.dst).to_canonical(), self.dst_port)
     }

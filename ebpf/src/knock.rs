@@ -1,15 +1,15 @@
-//! A knock: one UDP packet that asks for a function before anybody connects to it. Forty bytes of payload:
+//! A knock: one UDP packet that asks for a function before its client connects. The payload has 40 bytes:
 //!
 //! ```text
 //! magic "HSKN"  version  key  zero  function ID  zero  epoch  nonce  tag
 //! 4             1        1    2     4            4     8      8      8     bytes, network order
 //! ```
 
-use crate::auth::{Carrier, Claim, Key};
+use crate::auth::{Carrier, Key, TagClaim};
 
-/// Of the payload, in bytes.
+/// Length of the payload in bytes.
 pub const LEN: usize = 40;
-/// The first bytes.
+/// The first bytes of the payload.
 pub const MAGIC: [u8; 4] = *b"HSKN";
 /// The version of this format.
 pub const VERSION: u8 = 1;
@@ -23,14 +23,14 @@ pub struct Knock {
     pub key: u8,
     /// The whole epoch.
     pub epoch: u64,
-    /// Random: two knocks differ.
+    /// Random, so that two knocks differ.
     pub nonce: u64,
     /// The tag.
     pub tag: u64,
 }
 
 impl Knock {
-    /// A knock for the function `function`, proved with the key number `number`.
+    /// A knock for the function ID `function`, with a tag of the key number `number`.
     pub fn new(key: Key, number: u8, epoch: u64, function: u32, nonce: u64) -> Self {
         let mut knock = Self { function, key: number, epoch, nonce, tag: 0 };
         knock.tag = knock.claim().tag(key);
@@ -39,8 +39,8 @@ impl Knock {
 
     /// What the tag covers.
     #[inline(always)]
-    pub fn claim(&self) -> Claim {
-        Claim {
+    pub fn claim(&self) -> TagClaim {
+        TagClaim {
             epoch: self.epoch,
             function: self.function,
             port: 0,
@@ -63,7 +63,7 @@ impl Knock {
         bytes
     }
 
-    /// Reads a payload; `None` when it is no knock. The tag is not verified.
+    /// Reads a payload; `None` when it is no knock. This does not verify the tag.
     #[inline(always)]
     pub fn decode(bytes: &[u8; LEN]) -> Option<Self> {
         let [m0, m1, m2, m3, version, key, z0, z1, f0, f1, f2, f3, z2, z3, z4, z5, rest @ ..] = *bytes;

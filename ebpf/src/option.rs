@@ -6,20 +6,20 @@
 //! 253   16      2      4 + 4 bits    1       4              6      bytes, network order
 //! ```
 //!
-//! Sixteen bytes fit beside what a Linux SYN carries, and beside MPTCP; a SYN with a Fast Open cookie has no
-//! room, and then the option is left out. Without a key, key, epoch and tag are zero.
+//! Sixteen bytes fit beside the options of a Linux SYN, and beside MPTCP. A SYN with a Fast Open cookie has no room,
+//! and goes without the option. Without a key, the fields key, epoch and tag are zero.
 
-use crate::auth::{Carrier, Claim, Key};
+use crate::auth::{Carrier, Key, TagClaim};
 
 /// RFC 4727: experimental.
 pub const KIND: u8 = 253;
-/// Of the whole option, in bytes.
+/// Length of the whole option in bytes.
 pub const LEN: usize = 16;
 /// Our experiment (RFC 6994), "HS". It is not registered with IANA.
 pub const EXID: [u8; 2] = *b"HS";
 /// The version of this format.
 pub const VERSION: u8 = 1;
-/// Bytes of a tag that are sent.
+/// Number of bytes of a tag that the option carries.
 pub const TAG_LEN: usize = 6;
 
 /// The option, decoded.
@@ -31,7 +31,7 @@ pub struct FunctionOption {
     pub key: u8,
     /// The lowest byte of the epoch.
     pub epoch: u8,
-    /// The tag, its first 48 bits.
+    /// The first 48 bits of the tag.
     pub tag: [u8; TAG_LEN],
 }
 
@@ -58,7 +58,7 @@ impl FunctionOption {
         [KIND, LEN as u8, x0, x1, version, self.epoch, f0, f1, f2, f3, t0, t1, t2, t3, t4, t5]
     }
 
-    /// Reads the sixteen bytes of an option; `None` when they are not ours.
+    /// Reads the 16 bytes of an option; `None` when it is not this option.
     #[inline(always)]
     pub fn decode(bytes: &[u8; LEN]) -> Option<Self> {
         let [kind, len, x0, x1, version, epoch, f0, f1, f2, f3, tag @ ..] = *bytes;
@@ -71,11 +71,11 @@ impl FunctionOption {
 
 /// What the tag of a SYN covers.
 #[inline(always)]
-pub fn claim(key: u8, epoch: u64, function: u32, port: u16, isn: u32) -> Claim {
-    Claim { epoch, function, port, key, on: Carrier::Syn, unique: isn as u64 }
+pub fn claim(key: u8, epoch: u64, function: u32, port: u16, isn: u32) -> TagClaim {
+    TagClaim { epoch, function, port, key, on: Carrier::Syn, unique: isn as u64 }
 }
 
-/// The part of a tag that is sent.
+/// The part of a tag that the option carries.
 #[inline(always)]
 pub fn shorten(tag: u64) -> [u8; TAG_LEN] {
     let [a, b, c, d, e, f, ..] = tag.to_le_bytes();

@@ -1,13 +1,12 @@
-//! Recognises the packets that matter: the SYN with which a client opens a TCP connection, and UDP, which may
-//! be a knock.
+//! Recognises the packets that matter: the SYN that opens a TCP connection, and UDP, which may be a knock.
 //!
-//! Ethernet, up to two VLAN tags, IPv4 with options or IPv6 with extension headers, TCP or UDP. [`read`] is
-//! the same code in the kernel, where [`Bytes`] is an XDP frame or a socket buffer, and on the host, where it
-//! is a slice. The order of the checks serves the packets that are *not* SYNs, which are nearly all: they are
-//! left after one look at each header; addresses and lengths are read for SYNs only.
+//! It reads Ethernet, up to two VLAN tags, IPv4 with options or IPv6 with extension headers, TCP or UDP. [`read`] is
+//! the same code in the kernel, where [`Bytes`] is an XDP frame or a socket buffer, and on the host, where it is a
+//! slice. The order of the checks favours packets that are *not* SYNs, which are nearly all: [`read`] leaves them
+//! after one look at each header, and reads addresses and lengths of SYNs only.
 //!
-//! Checksums are not verified: a SYN from the same machine carries only the pseudo-header's sum. Tunnels
-//! (IPIP, GRE, VXLAN) are not opened: the inner SYN is for somebody else until the kernel has unwrapped it.
+//! It does not verify checksums: a SYN from the same machine carries only the pseudo-header's sum. It does not open
+//! tunnels (IPIP, GRE, VXLAN): the inner SYN has another destination until the kernel has unwrapped it.
 
 mod ip;
 pub mod options;
@@ -17,19 +16,19 @@ pub use ip::IpWords;
 pub use options::{BadOption, Options};
 pub use udp::Udp;
 
-/// Bytes of a frame that may be read; every read is bounds-checked.
+/// The readable bytes of a frame; every read is bounds-checked.
 pub trait Bytes {
-    /// `N` bytes at `offset`, or `None` when they are not all there.
+    /// `N` bytes at `offset`; `None` when the frame does not have them all.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
     /// Whether the first `len` bytes can be read.
     fn holds(&self, len: usize) -> bool;
 
-    /// Whether the frame has at least `len` bytes, also where only its start can be read.
+    /// Whether the frame has at least `len` bytes, even if only its start can be read.
     fn reaches(&self, len: usize) -> bool;
 
-    /// [`options::find`] in the `len` bytes from `start`; [`options::ABSENT`] also when they are not all
-    /// there, or more than [`options::OPTIONS_MAX`].
+    /// [`options::find`] in the `len` bytes from `start`. Also [`options::ABSENT`] when the frame does not have them
+    /// all, or when `len` exceeds [`options::OPTIONS_MAX`].
     fn find_option(&self, start: usize, len: usize) -> u32;
 }
 
@@ -47,7 +46,7 @@ impl Bytes for [u8] {
     }
 
     fn find_option(&self, start: usize, len: usize) -> u32 {
-        let mut area: options::Area = [0; _];
+        let mut area: options::OptionArea = [0; _];
         let (Some(to), Some(from)) = (area.get_mut(..len), self.get(start..start + len)) else {
             return options::ABSENT;
         };
@@ -56,12 +55,12 @@ impl Bytes for [u8] {
     }
 }
 
-/// What a frame holds that may matter here.
+/// The content of a frame, if it may matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packet {
-    /// A request for a connection, and where its options are.
+    /// A request for a connection, and the position of its options.
     Syn(Syn, Options),
-    /// UDP, not looked into.
+    /// UDP; its payload is unread.
     Udp(Udp),
 }
 
@@ -70,11 +69,11 @@ pub enum Packet {
 pub struct Syn {
     /// The client's address.
     pub src: IpWords,
-    /// The address asked for.
+    /// The destination address.
     pub dst: IpWords,
     /// The client's port, host order.
     pub src_port: u16,
-    /// The port asked for, host order.
+    /// The destination port, host order.
     pub dst_port: u16,
     /// The client's initial sequence number, host order.
     pub isn: u32,
@@ -82,26 +81,26 @@ pub struct Syn {
     pub ip_version: u8,
 }
 
-/// Why a frame starts nothing. It is passed on untouched all the same.
+/// Why a frame starts nothing. The programs pass such a frame unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// Another protocol, a tunnel, more than two VLAN tags or more than six extension headers. [`parse`]
-    /// counts UDP among them.
+    /// Another protocol, a tunnel, more than two VLAN tags or more than six extension headers; for [`parse`], UDP
+    /// too.
     NotTcp,
     /// TCP, but not the first packet of a connection.
     NotSyn,
     /// A fragment other than the first: it has no TCP header.
     Fragment,
-    /// A SYN that no client sends, and that Linux would not answer: port 0, a multicast, broadcast,
-    /// loopback, unspecified or v4-mapped IPv6 address, source and destination identical (LAND), or
-    /// routed to some other host first. Real loopback traffic is the socket lookup's business.
+    /// A SYN that no client sends, and that Linux does not answer: port 0; a multicast, broadcast, loopback,
+    /// unspecified or v4-mapped IPv6 address; source and destination identical (LAND); or a route through another
+    /// host first. The socket lookup sees real loopback traffic.
     Refused,
-    /// Cut off, or with lengths or versions that contradict each other; also when headers are further apart
-    /// than [`Bytes::holds`].
+    /// Cut off, or with lengths or versions that contradict each other. Also when [`Bytes::holds`] does not cover
+    /// all headers.
     Malformed,
 }
 
-/// Ethernet header, and the types read here (IEEE 802.3; `include/uapi/linux/if_ether.h`).
+/// Length of the Ethernet header, and the EtherTypes that [`read`] knows (IEEE 802.3; `include/uapi/linux/if_ether.h`).
 const ETHERNET_LEN: usize = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -110,9 +109,9 @@ const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
 const VLAN_TAG_LEN: usize = 4;
 const VLAN_TAGS_MAX: usize = 2;
 
-/// TCP header without options in bytes (RFC 9293, 3.1).
+/// Length of a TCP header without options, in bytes (RFC 9293, 3.1).
 pub const TCP_LEN: usize = 20;
-/// Its start: ports, sequence number, acknowledgement, data offset, flags.
+/// The start of a TCP header: ports, sequence number, acknowledgement, data offset, flags.
 type TcpStart = [u8; 14];
 /// Flag bits.
 const FIN: u8 = 0x01;
@@ -120,17 +119,17 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// Where the parts of an IP packet are, as offsets into the frame.
+/// The positions of an IP packet's parts, as offsets into the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Network {
+struct IpPacket {
     ip_version: u8,
-    /// Whether it carries UDP; else it is TCP.
+    /// Whether it carries UDP; otherwise it carries TCP.
     is_udp: bool,
-    /// Of the IP header.
+    /// Offset of the IP header.
     header: usize,
-    /// Of the TCP or UDP header.
+    /// Offset of the TCP or UDP header.
     transport: usize,
-    /// Of the first byte after the packet, by the IP header's own account.
+    /// Offset of the first byte after the packet, by the IP header's length field.
     end: usize,
 }
 
@@ -159,7 +158,7 @@ pub fn read<B: Bytes + ?Sized>(frame: &B) -> Result<Packet, Skip> {
     if tcp_len < TCP_LEN || tcp + tcp_len > network.end {
         return Err(Skip::Malformed);
     }
-    // Where headers are split over buffers, the caller comes back with one that can read all of them.
+    // If the headers are split over buffers, the caller tries again with a `Bytes` that can read all of them.
     let is_whole = frame.holds(network.end) || frame.holds(tcp + tcp_len) && frame.reaches(network.end);
     if !is_whole {
         return Err(Skip::Malformed);
@@ -168,7 +167,7 @@ pub fn read<B: Bytes + ?Sized>(frame: &B) -> Result<Packet, Skip> {
     Ok(Packet::Syn(syn, Options::new(tcp + TCP_LEN, tcp_len - TCP_LEN)))
 }
 
-/// [`read`] for those to whom only a request for a connection matters.
+/// [`read`] for callers to whom only a request for a connection matters.
 ///
 /// # Errors
 /// [`Skip`] says why the frame is none.
@@ -180,18 +179,18 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Result<Syn, Skip> {
     }
 }
 
-/// Whether TCP flags are those of a connection's first packet.
+/// Whether `flags` are those of a connection's first packet.
 ///
-/// As Linux treats a listening socket: ACK is reset, RST and SYN+FIN are dropped, and the other flags (URG,
-/// PSH, ECE, CWR) do not matter (`tcp_rcv_state_process`; RFC 9293, 3.10.7.2).
+/// As Linux treats a packet to a listening socket: it resets ACK, drops RST and SYN+FIN, and ignores the other flags
+/// (URG, PSH, ECE, CWR) (`tcp_rcv_state_process`; RFC 9293, 3.10.7.2).
 #[inline(always)]
 pub const fn is_syn(flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN
 }
 
-/// The SYN, once it is known to be one: from here on, a packet in a thousand.
+/// Reads addresses and ports of a packet that is a SYN. About one packet in a thousand gets here.
 #[inline(always)]
-fn request<B: Bytes + ?Sized>(frame: &B, network: &Network, tcp: &TcpStart) -> Result<Syn, Skip> {
+fn request<B: Bytes + ?Sized>(frame: &B, network: &IpPacket, tcp: &TcpStart) -> Result<Syn, Skip> {
     let [s0, s1, d0, d1, i0, i1, i2, i3, ..] = *tcp;
     let (src, dst) = ip::addresses(frame, network)?;
     let syn = Syn {
@@ -222,14 +221,14 @@ fn ethernet<B: Bytes + ?Sized>(frame: &B) -> Result<(u16, usize), Skip> {
     Err(Skip::NotTcp)
 }
 
-/// Whether the frame was sent to a multicast or broadcast MAC; Linux accepts no TCP from those. This also
-/// covers a subnet's own broadcast address, which an IP header alone does not give away.
+/// Whether the frame's destination is a multicast or broadcast MAC; Linux accepts no TCP from those. This also covers
+/// a subnet's broadcast address, which the IP header alone does not show.
 #[inline(always)]
 fn is_group_frame<B: Bytes + ?Sized>(frame: &B) -> bool {
     matches!(frame.load(0), Some([first]) if first & 1 == 1)
 }
 
-/// A SYN that claims to come from the very socket it is sent to (CERT CA-1997-28).
+/// Whether the SYN claims to come from the socket that it is sent to (CERT CA-1997-28).
 #[inline(always)]
 fn is_land(syn: &Syn) -> bool {
     syn.src_port == syn.dst_port && syn.src == syn.dst

@@ -1,9 +1,9 @@
-//! How often each source has asked, in fixed memory: a count-min sketch (Cormode and Muthukrishnan, 2005).
+//! The number of requests of each source, in fixed memory: a count-min sketch (Cormode and Muthukrishnan, 2005).
 //!
-//! Two rows of counters, each source in one cell of each; the smaller of the two is at least the true count.
-//! A cell remembers the window it counted in and starts over in the next, so nothing is ever cleared. Under
-//! a flood from random sources every cell is busy, and innocent sources are refused too: a lookup costs the
-//! same for any number of sources, and a refused source only loses its head start.
+//! There are two rows of counters. Each source has one cell in each row; the smaller of the two counts is at least
+//! the true count. A cell stores the window in which it counted, and starts again in the next one, so no code has
+//! to clear it. Under a flood from random sources every cell is busy, and the sketch refuses innocent sources too.
+//! A refused source only loses its head start, and a look-up costs the same for any number of sources.
 
 /// Cells of a row, a power of two.
 pub const CELLS: usize = 1_024;
@@ -25,8 +25,8 @@ impl Default for Sketch {
 }
 
 impl Sketch {
-    /// Counts one event of the source `hash` (all 64 bits of it must be well mixed); false when the source
-    /// had `limit` in this window already.
+    /// Counts one event of the source `hash`, whose 64 bits must be well mixed. False when the source has already
+    /// had `limit` events in this window.
     #[inline(always)]
     pub fn pass(&mut self, hash: u64, now_ns: u64, limit: u32) -> bool {
         let window = ((now_ns >> WINDOW_SHIFT) as u32) << 16;
@@ -38,7 +38,7 @@ impl Sketch {
         if seen >= limit.min(0xffff) {
             return false;
         }
-        // Conservative update: only what determines the estimate grows.
+        // Conservative update: only the cells that determine the estimate grow.
         self.rows[0][first] = window | in_first.max(seen + 1);
         self.rows[1][second] = window | in_second.max(seen + 1);
         true

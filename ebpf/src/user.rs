@@ -1,16 +1,16 @@
-//! What only user space needs: the compiled programs, and leave to copy the map types as plain bytes.
+//! What only user space needs: the compiled programs, and `Pod` for the map types.
 
 #![expect(unsafe_code, reason = "aya::Pod is an unsafe trait; each impl says why its type qualifies")]
 
-use crate::client::Tag;
-use crate::maps::{Flow, FunctionEntry, KeySlot, OpenedKey, PortKey, Settings};
+use crate::client::ClientTag;
+use crate::maps::{FunctionEntry, KeySlot, OpenedKey, PacketFlow, PortKey, Settings};
 
 /// The programs of a node as an ELF object with BTF, little-endian, aligned for aya's parser.
 ///
-/// Built by `ebpf/build.sh --update`; `tests/prebuilt.rs` fails when it is older than its sources.
+/// `ebpf/build.sh --update` builds it; `tests/prebuilt.rs` fails when it is older than its sources.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../prebuilt/headstart-ebpf.o");
 
-/// The `sock_ops` program of clients (`src/tag.rs`), built and checked like [`OBJECT`].
+/// The `sock_ops` program of clients (`src/kernel/tag.rs`), built and checked like [`OBJECT`].
 pub const TAG_OBJECT: &[u8] = aya::include_bytes_aligned!("../prebuilt/headstart-tag.o");
 
 // SAFETY: repr(C), only integers and byte arrays, padding is an explicit field, any bit pattern is valid.
@@ -26,10 +26,10 @@ unsafe impl aya::Pod for Settings {}
 unsafe impl aya::Pod for KeySlot {}
 
 // SAFETY: repr(C), two u64 and two u32 without padding, any bit pattern is valid.
-unsafe impl aya::Pod for Tag {}
+unsafe impl aya::Pod for ClientTag {}
 
 // SAFETY: repr(C), only integers, padding is an explicit field, any bit pattern is valid.
-unsafe impl aya::Pod for Flow {}
+unsafe impl aya::Pod for PacketFlow {}
 
 // SAFETY: repr(C), only integers, padding is an explicit field, any bit pattern is valid.
 unsafe impl aya::Pod for OpenedKey {}

@@ -2,13 +2,13 @@
 
 use std::hash::Hasher as _;
 
-use headstart_ebpf::auth::{Carrier, Claim, EPOCH_SECONDS, Key, epoch, recent_epoch, siphash24};
+use headstart_ebpf::auth::{Carrier, EPOCH_SECONDS, Key, TagClaim, epoch, recent_epoch, siphash24};
 use proptest::prelude::*;
 
 const KEY: Key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
 
-const CLAIM: Claim =
-    Claim { epoch: 59_000_000, function: 7, port: 8081, key: 1, on: Carrier::Syn, unique: 0xdead_beef };
+const CLAIM: TagClaim =
+    TagClaim { epoch: 59_000_000, function: 7, port: 8081, key: 1, on: Carrier::Syn, unique: 0xdead_beef };
 
 /// The standard library's SipHash-2-4 of the same 24 bytes.
 fn reference(key: Key, words: [u64; 3]) -> u64 {
@@ -43,27 +43,27 @@ fn a_claim_is_hashed_as_three_words() {
     // Fixed here because clients and nodes of different versions must agree on it.
     let what = 7 | 8081 << 32 | 1 << 48 | 1 << 56;
     assert_eq!(CLAIM.tag(KEY), reference(KEY, [59_000_000, what, 0xdead_beef]));
-    let knock = Claim { on: Carrier::Knock, port: 0, key: 15, unique: u64::MAX, ..CLAIM };
+    let knock = TagClaim { on: Carrier::Knock, port: 0, key: 15, unique: u64::MAX, ..CLAIM };
     assert_eq!(knock.tag(KEY), reference(KEY, [59_000_000, 7 | 15 << 48 | 2 << 56, u64::MAX]));
 }
 
 #[test]
 fn every_bit_of_a_claim_and_of_the_key_changes_the_tag() {
-    let mut tags = vec![CLAIM.tag(KEY), Claim { on: Carrier::Knock, ..CLAIM }.tag(KEY)];
+    let mut tags = vec![CLAIM.tag(KEY), TagClaim { on: Carrier::Knock, ..CLAIM }.tag(KEY)];
     for bit in 0..64 {
-        tags.push(Claim { epoch: CLAIM.epoch ^ 1 << bit, ..CLAIM }.tag(KEY));
-        tags.push(Claim { unique: CLAIM.unique ^ 1 << bit, ..CLAIM }.tag(KEY));
+        tags.push(TagClaim { epoch: CLAIM.epoch ^ 1 << bit, ..CLAIM }.tag(KEY));
+        tags.push(TagClaim { unique: CLAIM.unique ^ 1 << bit, ..CLAIM }.tag(KEY));
         tags.push(CLAIM.tag([KEY[0] ^ 1 << bit, KEY[1]]));
         tags.push(CLAIM.tag([KEY[0], KEY[1] ^ 1 << bit]));
     }
     for bit in 0..32 {
-        tags.push(Claim { function: CLAIM.function ^ 1 << bit, ..CLAIM }.tag(KEY));
+        tags.push(TagClaim { function: CLAIM.function ^ 1 << bit, ..CLAIM }.tag(KEY));
     }
     for bit in 0..16 {
-        tags.push(Claim { port: CLAIM.port ^ 1 << bit, ..CLAIM }.tag(KEY));
+        tags.push(TagClaim { port: CLAIM.port ^ 1 << bit, ..CLAIM }.tag(KEY));
     }
     for bit in 0..4 {
-        tags.push(Claim { key: CLAIM.key ^ 1 << bit, ..CLAIM }.tag(KEY));
+        tags.push(TagClaim { key: CLAIM.key ^ 1 << bit, ..CLAIM }.tag(KEY));
     }
     let made = tags.len();
     tags.sort_unstable();
@@ -100,7 +100,7 @@ fn the_first_and_the_last_epoch_have_neighbours_too() {
 
 #[test]
 fn a_tag_does_not_come_back_when_the_lowest_byte_of_the_epoch_does() {
-    let later = Claim { epoch: CLAIM.epoch + 256, ..CLAIM };
+    let later = TagClaim { epoch: CLAIM.epoch + 256, ..CLAIM };
     assert_eq!(later.epoch as u8, CLAIM.epoch as u8);
     assert_ne!(later.tag(KEY), CLAIM.tag(KEY));
 }

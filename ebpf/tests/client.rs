@@ -1,10 +1,10 @@
 //! What the client's program writes: the right epoch, whichever clock the kernel offers.
 
-use headstart_ebpf::client::Tag;
+use headstart_ebpf::client::ClientTag;
 use headstart_ebpf::option::FunctionOption;
 
 const SECOND: u64 = 1_000_000_000;
-const TAG: Tag = Tag { key: [1, 2], function: 7, number: 3 };
+const TAG: ClientTag = ClientTag { key: [1, 2], function: 7, number: 3 };
 
 #[test]
 fn the_epoch_is_that_of_the_clock_and_its_offset() {
@@ -23,6 +23,6 @@ fn the_epoch_is_that_of_the_clock_and_its_offset() {
 
 #[test]
 fn without_a_key_nothing_is_proved() {
-    let open = Tag { number: 0, ..TAG };
+    let open = ClientTag { number: 0, ..TAG };
     assert_eq!(open.option(SECOND, SECOND, 8081, 9), FunctionOption::open(7));
 }

@@ -1,6 +1,6 @@
 //! A knock's forty bytes: what goes in comes out, and nothing else passes.
 
-use headstart_ebpf::auth::{Carrier, Claim, Key};
+use headstart_ebpf::auth::{Carrier, Key, TagClaim};
 use headstart_ebpf::knock::{Knock, LEN, MAGIC, VERSION};
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn the_bytes_stand_where_the_format_says() {
 
 #[test]
 fn the_tag_covers_all_that_a_knock_says() {
-    let expected = Claim {
+    let expected = TagClaim {
         epoch: 0x0102_0304_0506_0708,
         function: 0x1112_1314,
         port: 0,
@@ -56,7 +56,7 @@ fn a_flip_of_any_bit_makes_it_foreign_or_void() {
 #[test]
 fn a_tag_of_a_knock_is_no_tag_of_a_syn() {
     let claim = knock().claim();
-    assert_ne!(Claim { on: Carrier::Syn, ..claim }.tag(KEY), knock().tag);
+    assert_ne!(TagClaim { on: Carrier::Syn, ..claim }.tag(KEY), knock().tag);
 }
 
 proptest! {

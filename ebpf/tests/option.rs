@@ -1,6 +1,6 @@
 //! The option's sixteen bytes: what goes in comes out, and nothing else passes.
 
-use headstart_ebpf::auth::{Carrier, Claim, Key, recent_epoch};
+use headstart_ebpf::auth::{Carrier, Key, TagClaim, recent_epoch};
 use headstart_ebpf::option::{EXID, FunctionOption, KIND, LEN, TAG_LEN, VERSION, claim, shorten};
 use proptest::prelude::*;
 
@@ -35,8 +35,14 @@ fn the_bytes_stand_where_the_format_says() {
 
 #[test]
 fn the_tag_covers_what_the_claim_says() {
-    let expected =
-        Claim { epoch: EPOCH, function: FUNCTION, port: PORT, key: 5, on: Carrier::Syn, unique: ISN.into() };
+    let expected = TagClaim {
+        epoch: EPOCH,
+        function: FUNCTION,
+        port: PORT,
+        key: 5,
+        on: Carrier::Syn,
+        unique: ISN.into(),
+    };
     assert_eq!(claim(5, EPOCH, FUNCTION, PORT, ISN), expected);
 }
 

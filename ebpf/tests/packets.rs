@@ -1,17 +1,9 @@
 //! The parser on the host, against the table of packets it must survive, and against noise.
 
-mod common {
-    pub(crate) mod frames;
-    pub(crate) mod mutate;
-    #[expect(dead_code, reason = "what the kernel makes of them is for its tests")]
-    pub(crate) mod proofs;
-    pub(crate) mod rows;
-}
-
 use std::collections::HashSet;
 
-use common::{mutate, rows};
 use headstart_ebpf::packet::parse;
+use headstart_ebpf_test_support::{mutate, rows};
 use proptest::prelude::*;
 
 #[test]

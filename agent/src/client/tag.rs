@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};
 
 use clap::{ArgGroup, Args};
-use headstart_ebpf::client::{TAGS_MAX, Tag};
+use headstart_ebpf::client::{ClientTag, TAGS_MAX};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -67,14 +67,14 @@ pub fn tag(args: &TagArgs) -> Result<ExitCode, ClientError> {
     })
 }
 
-fn wanted(args: &TagArgs) -> Result<Tag, ClientError> {
+fn wanted(args: &TagArgs) -> Result<ClientTag, ClientError> {
     let function = args.function;
     let Some(file) = &args.key_file else {
-        let open = Tag { key: [0; 2], function, number: 0 };
+        let open = ClientTag { key: [0; 2], function, number: 0 };
         return if function == 0 { Err(ClientError::NothingToSay) } else { Ok(open) };
     };
     let (number, key) = key(file, args.key)?;
-    Ok(Tag { key, function, number: number.into() })
+    Ok(ClientTag { key, function, number: number.into() })
 }
 
 /// Tags until a signal comes.
@@ -94,7 +94,7 @@ async fn hold(mut tagger: Tagger, mut signals: Signals, args: &TagArgs) -> Resul
 async fn run(
     command: &[OsString],
     to: &[SocketAddr],
-    tag: Tag,
+    tag: ClientTag,
     mut signals: Signals,
 ) -> Result<ExitCode, ClientError> {
     // Dropped in reverse order: detached, then removed.

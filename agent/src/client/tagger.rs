@@ -14,7 +14,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{CgroupAttachMode, SockOps};
 use headstart_ebpf::auth::EPOCH_SECONDS;
-use headstart_ebpf::client::{CLOCK, PROGRAM, TAGS, Tag};
+use headstart_ebpf::client::{CLOCK, ClientTag, PROGRAM, TAGS};
 use headstart_ebpf::maps::PortKey;
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -34,12 +34,12 @@ impl Tagger {
     ///
     /// # Errors
     /// [`ClientError`] of the cgroup, or of the kernel that refuses the program.
-    pub(super) fn attach(path: &Path, to: &[SocketAddr], tag: Tag) -> Result<Self, ClientError> {
+    pub(super) fn attach(path: &Path, to: &[SocketAddr], tag: ClientTag) -> Result<Self, ClientError> {
         let cgroup = cgroup::open(path)?;
         let mut ebpf =
             Ebpf::load(headstart_ebpf::TAG_OBJECT).map_err(|error| ClientError::Load(chain(&error)))?;
         let mut take = |name| ebpf.take_map(name).ok_or(ClientError::Object(name));
-        let mut tags: HashMap<MapData, PortKey, Tag> = HashMap::try_from(take(TAGS)?)?;
+        let mut tags: HashMap<MapData, PortKey, ClientTag> = HashMap::try_from(take(TAGS)?)?;
         let mut clock = Array::try_from(take(CLOCK)?)?;
         for address in to {
             tags.insert(PortKey::listener(*address), tag, 0)?;

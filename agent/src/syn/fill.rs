@@ -6,7 +6,7 @@ use aya::maps::LpmTrie;
 use aya::maps::lpm_trie::Key;
 use headstart_config::Syn;
 use headstart_ebpf::event::Addr;
-use headstart_ebpf::maps::{self, Source, source_prefix};
+use headstart_ebpf::maps::{self, SourceRule, source_prefix};
 
 use super::SynError;
 
@@ -40,8 +40,8 @@ impl Maps<'_> {
 }
 
 fn wanted_sources(config: &Syn) -> HashMap<(u32, Addr), u32> {
-    let allow = config.allow.iter().map(|cidr| (cidr, Source::Allow));
-    let ignore = config.ignore.iter().map(|cidr| (cidr, Source::Ignore));
+    let allow = config.allow.iter().map(|cidr| (cidr, SourceRule::Allow));
+    let ignore = config.ignore.iter().map(|cidr| (cidr, SourceRule::Ignore));
     allow
         .chain(ignore)
         .map(|(cidr, source)| (source_prefix(cidr.address, cidr.bits), source as u32))
@@ -60,7 +60,7 @@ mod tests {
         let [v4, v6] = ["::ffff:10.0.0.0", "2001:db8::"]
             .map(|text| text.parse::<std::net::Ipv6Addr>().unwrap().octets());
         assert_eq!(sources.len(), 2);
-        assert_eq!(sources[&(104, v4)], Source::Allow as u32);
-        assert_eq!(sources[&(32, v6)], Source::Ignore as u32);
+        assert_eq!(sources[&(104, v4)], SourceRule::Allow as u32);
+        assert_eq!(sources[&(32, v6)], SourceRule::Ignore as u32);
     }
 }

@@ -15,12 +15,12 @@ use std::mem::size_of;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, PinnedLink};
-use headstart_ebpf::event::{Counters, SynEvent};
+use headstart_ebpf::event::{SensorCounters, SynEvent};
 use headstart_ebpf::maps::{
-    self, ENTRIES_MAX, EVENTS_BYTES, FUNCTIONS_MAX, Flow, FunctionEntry, KEYS_MAX, KeySlot, LISTENERS_MAX,
-    OpenedKey, PortKey, REMEMBERED_MAX, SOURCES_MAX, Settings, Told,
+    self, ENTRIES_MAX, EVENTS_BYTES, FUNCTIONS_MAX, FunctionEntry, KEYS_MAX, KeySlot, LISTENERS_MAX,
+    OpenedKey, PacketFlow, PortKey, REMEMBERED_MAX, ReportedSyns, SOURCES_MAX, Settings,
 };
-use headstart_ebpf::replay::{SETS, Set};
+use headstart_ebpf::replay::{ReplaySet, SETS};
 use headstart_ebpf::sketch::Sketch;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -243,11 +243,11 @@ fn layout() -> u64 {
         size_of::<Settings>(),
         size_of::<KeySlot>(),
         size_of::<Sketch>(),
-        size_of::<Set>(),
-        size_of::<Told>(),
-        size_of::<Flow>(),
+        size_of::<ReplaySet>(),
+        size_of::<ReportedSyns>(),
+        size_of::<PacketFlow>(),
         size_of::<OpenedKey>(),
-        size_of::<Counters>(),
+        size_of::<SensorCounters>(),
         size_of::<SynEvent>(),
         ENTRIES_MAX,
         FUNCTIONS_MAX,

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap as Known};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, SockMap};
-use headstart_ebpf::event::{Counters, Stat};
-use headstart_ebpf::maps::{self, FUNCTION_WARM, Flow, FunctionEntry, LOBBY, OpenedKey, PortKey};
+use headstart_ebpf::event::{SensorCounters, Stat};
+use headstart_ebpf::maps::{self, FUNCTION_WARM, FunctionEntry, LOBBY, OpenedKey, PacketFlow, PortKey};
 use socket2::Socket;
 
 use super::SynError;
@@ -18,8 +18,8 @@ pub struct Sensor {
     ports: Array<MapData, u64>,
     listeners: SockMap<MapData>,
     opened: HashMap<MapData, OpenedKey, u64>,
-    steered: HashMap<MapData, Flow, u32>,
-    stats: PerCpuArray<MapData, Counters>,
+    steered: HashMap<MapData, PacketFlow, u32>,
+    stats: PerCpuArray<MapData, SensorCounters>,
     /// Clients may have keys.
     keys: bool,
     /// Each function's entries, cold.

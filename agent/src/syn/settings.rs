@@ -103,7 +103,7 @@ fn unix_seconds() -> u64 {
 mod tests {
     use super::*;
     use headstart_config::Config;
-    use headstart_ebpf::gate::pass;
+    use headstart_ebpf::rate_limit::pass;
 
     fn config(text: &str) -> Syn {
         Config::parse("test.toml", text).unwrap().syn

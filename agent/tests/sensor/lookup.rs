@@ -9,7 +9,7 @@ use headstart_agent::serve;
 use headstart_agent::syn::{Kernel, Route, Seen, SynError};
 use headstart_config::RequireAuth;
 use headstart_ebpf::event::{EventKind, Stat};
-use headstart_ebpf::maps::{Flow, STEERED};
+use headstart_ebpf::maps::{PacketFlow, STEERED};
 use socket2::{Domain, Socket, Type};
 
 use super::{Listener, first};
@@ -52,7 +52,7 @@ fn a_steered_connection_reaches_the_hidden_listener_of_the_function_it_named() {
             let client = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
             client.bind(&SocketAddr::new(address, 0).into()).unwrap();
             let from = client.local_addr().unwrap().as_socket().unwrap();
-            let mut steered: HashMap<_, Flow, u32> =
+            let mut steered: HashMap<_, PacketFlow, u32> =
                 HashMap::try_from(Map::LruHashMap(MapData::from_pin(map(STEERED)).unwrap())).unwrap();
             steered.insert(flow(from, to), 1, 0).unwrap();
             client.connect(&to.into()).unwrap();
@@ -67,12 +67,12 @@ fn a_steered_connection_reaches_the_hidden_listener_of_the_function_it_named() {
     });
 }
 
-fn flow(src: SocketAddr, dst: SocketAddr) -> Flow {
+fn flow(src: SocketAddr, dst: SocketAddr) -> PacketFlow {
     let words = |address: SocketAddr| match address.ip() {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets().into(),
         IpAddr::V6(v6) => v6.octets().into(),
     };
-    Flow { src: words(src), dst: words(dst), src_port: src.port(), dst_port: dst.port(), pad: 0 }
+    PacketFlow { src: words(src), dst: words(dst), src_port: src.port(), dst_port: dst.port(), pad: 0 }
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

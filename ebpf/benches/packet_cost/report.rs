@@ -1,17 +1,20 @@
-//! Figures: printed, and written for the bench report.
+//! CaseFigures: printed, and written for the bench report.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// Rounds that a best one needs: of fewer, other load may have slowed each.
+const JUDGED_MIN: usize = 20;
+
 /// One case: nanoseconds per packet above the floor, sorted.
-pub(crate) struct Figure {
+pub(crate) struct CaseFigure {
     case: &'static str,
     floor_ns: f64,
     above_ns: Vec<f64>,
 }
 
-impl Figure {
-    /// From rounds of (program, floor). What else the machine does only adds, so the floor is its best round.
+impl CaseFigure {
+    /// From rounds of (program, floor). Other load of the machine only adds, so the floor is its best round.
     pub(crate) fn new(case: &'static str, rounds: &[(f64, f64)]) -> Self {
         let floor_ns = rounds.iter().map(|(_, floor_ns)| *floor_ns).fold(f64::INFINITY, f64::min);
         let mut above_ns: Vec<f64> = rounds.iter().map(|(ns, _)| ns - floor_ns).collect();
@@ -30,7 +33,7 @@ impl Figure {
         self.above_ns[rank]
     }
 
-    fn min(&self) -> f64 {
+    pub(crate) fn min(&self) -> f64 {
         self.above_ns[0]
     }
 
@@ -60,24 +63,42 @@ impl Figure {
     }
 }
 
-/// A table: nanoseconds, and the best as a multiple of the reference's best.
-pub(crate) fn print(figures: &[Figure], reference: &Figure) {
+/// A case, and what one unit of its ratio costs: the best times of the work that it is compared with.
+pub(crate) struct Row {
+    pub(crate) figure: CaseFigure,
+    pub(crate) one_ns: f64,
+}
+
+/// A table: nanoseconds, and the best as a multiple of the same work alone.
+pub(crate) fn print(rows: &[Row], of_work: &[CaseFigure]) {
     println!(
         "{:<24}{:>7}{:>7}{:>7}{:>7}{:>7}{:>7}",
         "ns above the floor", "min", "p50", "p90", "max", "floor", "ratio"
     );
-    for figure in figures.iter().chain([reference]) {
+    let line = |figure: &CaseFigure, ratio: &str| {
         let (min, p50, p90, max) = (figure.min(), figure.percentile(50), figure.percentile(90), figure.max());
-        let (case, floor, ratio) = (figure.case, figure.floor_ns, min / reference.min());
-        println!("{case:<24}{min:>7}{p50:>7}{p90:>7}{max:>7}{floor:>7}{ratio:>7.2}");
+        let (case, floor) = (figure.case, figure.floor_ns);
+        println!("{case:<24}{min:>7.1}{p50:>7.1}{p90:>7.1}{max:>7.1}{floor:>7.1}{ratio:>7}");
+    };
+    for row in rows {
+        let samples = row.figure.above_ns.len();
+        let ratio = if samples < JUDGED_MIN {
+            format!("  not judged: {samples} samples, needs {JUDGED_MIN}")
+        } else {
+            format!("{:.2}", row.figure.min() / row.one_ns)
+        };
+        line(&row.figure, &ratio);
+    }
+    for figure in of_work {
+        line(figure, "");
     }
 }
 
 /// Writes `target/bench/xdp_ns.json` beside the build's other output.
-pub(crate) fn write(figures: &[Figure], reference: &Figure, floor: &Figure) {
-    let best = reference.min();
-    let ns = figures.iter().chain([reference, floor]).map(|figure| figure.json("xdp_ns", "ns", 1.0));
-    let ratios = figures.iter().map(|figure| figure.json("xdp_ratio", "1", best));
+pub(crate) fn write(rows: &[Row], of_work: &[CaseFigure], floor: &CaseFigure) {
+    let figures = rows.iter().map(|row| &row.figure).chain(of_work).chain([floor]);
+    let ns = figures.map(|figure| figure.json("xdp_ns", "ns", 1.0));
+    let ratios = rows.iter().map(|row| row.figure.json("xdp_ratio", "1", row.one_ns));
     let lines: Vec<_> = ns.chain(ratios).collect();
     let json = format!("[\n  {}\n]\n", lines.join(",\n  "));
     let target = std::env::var_os("CARGO_TARGET_DIR")

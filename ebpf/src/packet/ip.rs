@@ -1,6 +1,6 @@
-//! The two IP headers: where the TCP or UDP header is, and between whom.
+//! The two IP headers: the position of the TCP or UDP header, and the addresses.
 
-use super::{Bytes, Network, Skip};
+use super::{Bytes, IpPacket, Skip};
 use crate::event::Addr;
 
 /// IPv4 (RFC 791, 3.1).
@@ -21,16 +21,16 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// Extension headers walked before giving up; RFC 8200 (4.1) foresees at most six before TCP.
+/// Most extension headers that [`v6`] walks; RFC 8200 (4.1) allows at most six before TCP.
 const EXTENSIONS_MAX: usize = 6;
 /// The shortest extension header, and the unit of their length field (RFC 8200, 4.2).
 const EXTENSION_UNIT: usize = 8;
 
 /// Reads the IPv4 header at `header`.
 ///
-/// A first fragment (offset 0) carries the TCP header and counts as the packet.
+/// A first fragment (offset 0) carries the TCP header, so it counts as the packet.
 #[inline(always)]
-pub(super) fn v4<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<Network, Skip> {
+pub(super) fn v4<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<IpPacket, Skip> {
     let ip: [u8; V4_LEN] = frame.load(header).ok_or(Skip::Malformed)?;
     let header_len = usize::from(ip[0] & 0x0f) * 4;
     if ip[0] >> 4 != 4 || header_len < V4_LEN {
@@ -41,15 +41,15 @@ pub(super) fn v4<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<Network,
         return Err(Skip::Fragment);
     }
     let end = header + usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-    Ok(Network { ip_version: 4, is_udp, header, transport: header + header_len, end })
+    Ok(IpPacket { ip_version: 4, is_udp, header, transport: header + header_len, end })
 }
 
 /// Reads the IPv6 header at `header` and walks its extension headers.
 ///
 /// Hop-by-hop options are legal in first place only (RFC 8200, 4.1). An atomic fragment (RFC 6946) is a
-/// packet, and a first fragment must hold all headers (RFC 7112), so both are read on.
+/// packet, and a first fragment must hold all headers (RFC 7112), so the walk goes on after both.
 #[inline(always)]
-pub(super) fn v6<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<Network, Skip> {
+pub(super) fn v6<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<IpPacket, Skip> {
     let ip: [u8; V6_LEN] = frame.load(header).ok_or(Skip::Malformed)?;
     if ip[0] >> 4 != 6 {
         return Err(Skip::Malformed);
@@ -68,10 +68,10 @@ pub(super) fn v6<B: Bytes + ?Sized>(frame: &B, header: usize) -> Result<Network,
     }
     let is_udp = is_udp(next)?;
     let end = header + V6_LEN + usize::from(u16::from_be_bytes([ip[4], ip[5]]));
-    Ok(Network { ip_version: 6, is_udp, header, transport: offset, end })
+    Ok(IpPacket { ip_version: 6, is_udp, header, transport: offset, end })
 }
 
-/// Whether a packet is UDP; it is TCP, or of no interest.
+/// Whether a packet is UDP; false for TCP. Other protocols are skipped.
 #[inline(always)]
 fn is_udp(protocol: u8) -> Result<bool, Skip> {
     match protocol {
@@ -88,14 +88,14 @@ fn extension_len(kind: u8, extension: &[u8; EXTENSION_UNIT]) -> Result<usize, Sk
         // Bits 3..16 are the offset; the reserved bits and "more fragments" do not matter here.
         FRAGMENT if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 => Err(Skip::Fragment),
         FRAGMENT => Ok(EXTENSION_UNIT),
-        // Segments left: the destination is a stop on the way.
+        // Segments are left: the destination address is not the final one.
         ROUTING if extension[3] != 0 => Err(Skip::Refused),
         _ => Ok((usize::from(extension[1]) + 1) * EXTENSION_UNIT),
     }
 }
 
-/// An IP address as two machine words of network bytes, IPv4 as v4-mapped: what the kernel program moves
-/// around instead of sixteen single bytes.
+/// An IP address as two machine words of network bytes, IPv4 as v4-mapped. The kernel programs copy two words instead
+/// of sixteen single bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct IpWords {
@@ -123,7 +123,7 @@ impl IpWords {
         octets
     }
 
-    /// The source network that budgets go by: an IPv4 address, or the /64 of an IPv6 address.
+    /// The source network that has a budget: an IPv4 address, or the /64 of an IPv6 address.
     #[inline(always)]
     pub fn network(self) -> Self {
         let v4 = self.high == 0 && u64::from_be(self.low) >> 32 == V4_MAPPED >> 32;
@@ -136,13 +136,13 @@ impl IpWords {
         Self { high: 0, low: (u32::from_be_bytes(octets) as u64 | V4_MAPPED).to_be() }
     }
 
-    /// An address of two words as they are in memory.
+    /// The address of two words in their order in memory.
     #[inline(always)]
     pub const fn from_halves(high: u64, low: u64) -> Self {
         Self { high, low }
     }
 
-    /// The two words, as they are in memory.
+    /// The two words in their order in memory.
     #[inline(always)]
     pub const fn words(self) -> [u64; 2] {
         [self.high, self.low]
@@ -161,15 +161,15 @@ impl IpWords {
     }
 
     /// Not 0.0.0.0, loopback (127/8), multicast (224/4) or limited broadcast. 240/4 and the rest of 0/8 are
-    /// unicast to Linux, and in use.
+    /// unicast addresses to Linux, and in use.
     #[inline(always)]
     fn v4_possible(self) -> bool {
         let v4 = u64::from_be(self.low) as u32;
         v4 != 0 && v4 >> 24 != 127 && v4 >> 28 != 0xe && v4 != u32::MAX
     }
 
-    /// Not `::`, `::1`, multicast (`ff00::/8`), or v4-mapped, which must not appear on the wire and would be
-    /// taken for IPv4 here.
+    /// Not `::`, `::1`, multicast (`ff00::/8`) or v4-mapped. A v4-mapped address must not appear on the wire, and would
+    /// look like IPv4 here.
     #[inline(always)]
     fn v6_possible(self) -> bool {
         let (high, low) = (u64::from_be(self.high), u64::from_be(self.low));
@@ -178,9 +178,12 @@ impl IpWords {
     }
 }
 
-/// Source and destination, refused when a TCP connection cannot have such an end.
+/// Source and destination; [`Skip::Refused`] when a TCP connection cannot have such an address.
 #[inline(always)]
-pub(super) fn addresses<B: Bytes + ?Sized>(frame: &B, network: &Network) -> Result<(IpWords, IpWords), Skip> {
+pub(super) fn addresses<B: Bytes + ?Sized>(
+    frame: &B,
+    network: &IpPacket,
+) -> Result<(IpWords, IpWords), Skip> {
     let (src, dst, possible) = if network.ip_version == 4 {
         let src = IpWords::v4(frame, network.header + V4_SOURCE)?;
         let dst = IpWords::v4(frame, network.header + V4_SOURCE + 4)?;

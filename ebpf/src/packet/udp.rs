@@ -1,29 +1,29 @@
-//! UDP, as far as it may be a knock.
+//! UDP: its port, and the knock that it may hold.
 
-use super::{Bytes, Network, Skip, Syn, ip};
+use super::{Bytes, IpPacket, Skip, Syn, ip};
 use crate::knock::{Knock, LEN};
 
-/// UDP header, and an offset into it (RFC 768).
+/// Length of the UDP header, and an offset in it (RFC 768).
 const UDP_LEN: usize = 8;
 const UDP_DST_PORT: usize = 2;
 
-/// A UDP packet of which only the port was read.
+/// A UDP packet of which only the port has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Udp {
-    network: Network,
-    /// The port it is for, host order.
+    network: IpPacket,
+    /// The destination port, host order.
     pub dst_port: u16,
 }
 
 impl Udp {
     #[inline(always)]
-    pub(super) fn read<B: Bytes + ?Sized>(frame: &B, network: Network) -> Result<Self, Skip> {
+    pub(super) fn read<B: Bytes + ?Sized>(frame: &B, network: IpPacket) -> Result<Self, Skip> {
         let port = frame.load(network.transport + UDP_DST_PORT).ok_or(Skip::Malformed)?;
         Ok(Self { network, dst_port: u16::from_be_bytes(port) })
     }
 
-    /// The knock it holds, unverified, and between whom, as a [`Syn`] without sequence number; `None` when it
-    /// is anything else. The UDP header's own length counts: Ethernet pads short packets.
+    /// The knock in the payload, not verified, and its addresses and ports as a [`Syn`] without sequence number; `None`
+    /// when the payload is no knock. The length comes from the UDP header, since Ethernet pads short packets.
     #[inline(always)]
     pub fn knock<B: Bytes + ?Sized>(&self, frame: &B) -> Option<(Syn, Knock)> {
         let at = self.network.transport;

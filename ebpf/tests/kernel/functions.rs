@@ -1,12 +1,12 @@
 //! Who is meant by a plain SYN, and who is not announced.
 
 use headstart_ebpf::event::Stat;
-use headstart_ebpf::maps::{FUNCTION_AUTH_WAKE, FUNCTION_WARM, PortKey, Source};
+use headstart_ebpf::maps::{FUNCTION_AUTH_WAKE, FUNCTION_WARM, PortKey, SourceRule};
 
 use super::FUNCTION;
-use super::common::frames::*;
-use super::common::kernel::{Hook, Kernel, counted, untimed};
-use super::common::model::passed;
+use headstart_ebpf_test_support::frames::*;
+use headstart_ebpf_test_support::kernel::{Hook, Kernel, counted, untimed};
+use headstart_ebpf_test_support::model::passed;
 
 #[test]
 fn an_exact_address_beats_any_address() {
@@ -56,9 +56,9 @@ fn ignored_sources_wake_nobody_and_the_longest_prefix_decides() {
     kernel.own(PortKey::any(PORT + 2), FUNCTION, FUNCTION_AUTH_WAKE);
     let frame = |last: u8| with(tcp_v4(SYN, &[], &[]), V4_AT + 15, &[last]);
     let to = |port: u16| with(frame(10), V4_TCP_AT + 2, &port.to_be_bytes());
-    kernel.say("192.0.2.0".parse().unwrap(), 24, Source::Ignore);
-    kernel.say("192.0.2.128".parse().unwrap(), 25, Source::Allow);
-    kernel.say("2001:db8::".parse().unwrap(), 48, Source::Ignore);
+    kernel.say("192.0.2.0".parse().unwrap(), 24, SourceRule::Ignore);
+    kernel.say("192.0.2.128".parse().unwrap(), 25, SourceRule::Allow);
+    kernel.say("2001:db8::".parse().unwrap(), 48, SourceRule::Ignore);
     for hook in Hook::ALL {
         let mut counts = |frame: &[u8], stat| assert_eq!(kernel.run(hook, frame).counted, counted(&[stat]));
         counts(&frame(10), Stat::Ignored);

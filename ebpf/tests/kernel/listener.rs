@@ -12,9 +12,9 @@ use headstart_ebpf::packet::IpWords;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::FUNCTION;
-use super::common::kernel::Kernel;
-use super::common::proofs::{CLOSED, EPOCH, KEY, WRONG_KEY};
 use super::namespace::alone;
+use headstart_ebpf_test_support::kernel::Kernel;
+use headstart_ebpf_test_support::proofs::{CLOSED, EPOCH, KEY, WRONG_KEY};
 
 const CLOSED_FLAGS: u32 = FUNCTION_OPTION | FUNCTION_AUTH_CONNECT;
 

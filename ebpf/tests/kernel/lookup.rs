@@ -2,17 +2,17 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use headstart_ebpf::event::{Counters, EventKind, Stat};
+use headstart_ebpf::event::{EventKind, SensorCounters, Stat};
 use headstart_ebpf::maps::{
-    FUNCTION_AUTH_WAKE, FUNCTION_NONE, FUNCTION_OPTION, FUNCTION_WARM, Flow, LOBBY, PortKey, SETTINGS_LOBBY,
-    Source,
+    FUNCTION_AUTH_WAKE, FUNCTION_NONE, FUNCTION_OPTION, FUNCTION_WARM, LOBBY, PacketFlow, PortKey,
+    SETTINGS_LOBBY, SourceRule,
 };
 use headstart_ebpf::packet::IpWords;
 use socket2::{Domain, Socket, Type};
 
 use super::FUNCTION;
-use super::common::kernel::Kernel;
 use super::namespace::{ADDRESS, alone, attach_lookup};
+use headstart_ebpf_test_support::kernel::Kernel;
 
 const HOUR_NS: u64 = 3_600_000_000_000;
 
@@ -89,7 +89,7 @@ fn only_a_cold_and_open_functions_connections_raise_an_event() {
         let (_listener, unowned) = listen("127.0.0.1:0");
         let _client = TcpStream::connect(unowned).unwrap();
         assert_eq!(kernel.take_events().0, []);
-        assert_eq!(kernel.counters(), Counters::default());
+        assert_eq!(kernel.counters(), SensorCounters::default());
     });
 }
 
@@ -123,7 +123,7 @@ fn a_steered_connection_reaches_the_function_it_named() {
             SocketAddr::V4(v4) => IpWords::from_v4(v4.ip().octets()),
             SocketAddr::V6(v6) => v6.ip().octets().into(),
         };
-        let flow = |function: SocketAddr| Flow {
+        let flow = |function: SocketAddr| PacketFlow {
             src: words(from),
             dst: words(function),
             src_port: from.port(),
@@ -141,7 +141,7 @@ fn a_steered_connection_reaches_the_function_it_named() {
         drop(named);
         let late = bound_client("127.0.0.1:0");
         let from = late.local_addr().unwrap().as_socket().unwrap();
-        kernel.steered.insert(Flow { src_port: from.port(), ..flow(port) }, 2, 0).unwrap();
+        kernel.steered.insert(PacketFlow { src_port: from.port(), ..flow(port) }, 2, 0).unwrap();
         late.connect(&port.into()).unwrap();
         assert_eq!(accepted(&default), from);
         assert_eq!(counted(&kernel, Stat::Steered), 1);
@@ -161,7 +161,7 @@ fn ignored_sources_wait_in_the_lobby_while_their_function_is_cold() {
         let (listener, bound) = listen("127.0.0.1:0");
         let (lobby, _) = listen("127.0.0.1:0");
         kernel.own(PortKey::listener(bound), FUNCTION, 0);
-        kernel.say("127.0.0.0".parse().unwrap(), 8, Source::Ignore);
+        kernel.say("127.0.0.0".parse().unwrap(), 8, SourceRule::Ignore);
         // No lobby: the function's own listener.
         let client = TcpStream::connect(bound).unwrap();
         assert_eq!(accepted(&listener), client.local_addr().unwrap());

@@ -3,17 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of a test are as much a test as it is")]
 
-#[path = "../common"]
-mod common {
-    pub(crate) mod agreement;
-    pub(crate) mod frames;
-    pub(crate) mod kernel;
-    pub(crate) mod model;
-    pub(crate) mod mutate;
-    pub(crate) mod proofs;
-    pub(crate) mod rows;
-}
-
 mod functions;
 mod listener;
 mod lookup;

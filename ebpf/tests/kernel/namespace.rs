@@ -7,7 +7,7 @@ use aya::programs::SkLookup;
 use headstart_ebpf::maps::PROGRAM_LOOKUP;
 use nix::sched::{CloneFlags, unshare};
 
-use super::common::kernel::Kernel;
+use headstart_ebpf_test_support::kernel::Kernel;
 
 /// An address that is the namespace's own and not of the loopback network, which sensors on interfaces refuse.
 pub(crate) const ADDRESS: &str = "192.0.2.1";

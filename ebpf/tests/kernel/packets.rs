@@ -7,11 +7,11 @@ use headstart_ebpf::maps::PortKey;
 use headstart_ebpf::packet::parse;
 
 use super::FUNCTION;
-use super::common::frames::*;
-use super::common::kernel::{FRAME_MIN, Hook, Kernel, untimed};
-use super::common::model::Model;
-use super::common::proofs::*;
-use super::common::rows;
+use headstart_ebpf_test_support::frames::*;
+use headstart_ebpf_test_support::kernel::{FRAME_MIN, Hook, Kernel, untimed};
+use headstart_ebpf_test_support::model::Model;
+use headstart_ebpf_test_support::proofs::*;
+use headstart_ebpf_test_support::rows;
 
 #[test]
 fn every_row_passes_and_does_what_the_table_says() {

@@ -1,15 +1,15 @@
 //! Options, tags and knocks; and mutants of all packets there are.
 
 use headstart_ebpf::event::Stat;
-use headstart_ebpf::maps::Flow;
+use headstart_ebpf::maps::PacketFlow;
 use headstart_ebpf::option::FunctionOption;
 use headstart_ebpf::packet::parse;
 
-use super::common::agreement::compare;
-use super::common::frames::*;
-use super::common::kernel::{Hook, Kernel, counted, untimed};
-use super::common::model::{Model, flow};
-use super::common::proofs::{self, *};
+use headstart_ebpf_test_support::agreement::compare;
+use headstart_ebpf_test_support::frames::*;
+use headstart_ebpf_test_support::kernel::{Hook, Kernel, counted, untimed};
+use headstart_ebpf_test_support::model::{Model, flow};
+use headstart_ebpf_test_support::proofs::{self, *};
 
 #[test]
 fn options_tags_and_knocks_do_what_the_table_says() {
@@ -39,7 +39,7 @@ fn the_named_function_gets_the_event_and_the_connection() {
         let Some(mut kernel) = Kernel::open() else { return };
         Model::of_every_kind(&mut kernel);
         let ours = |id: u32| FunctionOption::open(id).encode();
-        let flow_of = |frame: &[u8]| -> Flow { flow(&parse(frame).unwrap()) };
+        let flow_of = |frame: &[u8]| -> PacketFlow { flow(&parse(frame).unwrap()) };
 
         let plain = syn_to(SHARED, 1, &[]);
         assert_eq!(kernel.run(hook, &plain).open[0].function, 1);

@@ -2,13 +2,13 @@
 
 use aya::programs::TestRunOptions;
 use headstart_ebpf::event::{Stat, SynEvent};
-use headstart_ebpf::maps::{EVENTS_BYTES, PortKey, Source};
+use headstart_ebpf::maps::{EVENTS_BYTES, PortKey, SourceRule};
 
 use super::FUNCTION;
-use super::common::frames::*;
-use super::common::kernel::{Hook, Kernel, counted};
-use super::common::model::Model;
-use super::common::proofs::*;
+use headstart_ebpf_test_support::frames::*;
+use headstart_ebpf_test_support::kernel::{Hook, Kernel, counted};
+use headstart_ebpf_test_support::model::Model;
+use headstart_ebpf_test_support::proofs::*;
 
 /// A ring record takes a header of 8 bytes (`kernel/bpf/ringbuf.c`).
 const RECORDS_MAX: usize = EVENTS_BYTES / (SynEvent::SIZE + 8);
@@ -108,7 +108,7 @@ fn allowed_and_authenticated_clients_have_no_budget() {
         let tagged = tagged_syn(SHARED, isn, KEY, 1, EPOCH, 0);
         assert_eq!(kernel.run(Hook::Xdp, &tagged).counted, counted(&[Stat::Authenticated]));
     }
-    kernel.say("192.0.2.0".parse().unwrap(), 24, Source::Allow);
+    kernel.say("192.0.2.0".parse().unwrap(), 24, SourceRule::Allow);
     for _ in 0..5 {
         assert_eq!(kernel.run(Hook::Xdp, &stranger).counted, counted(&[Stat::Event]));
     }

@@ -10,8 +10,8 @@ use headstart_ebpf::event::{EventKind, Stat};
 use headstart_ebpf::maps::{PROGRAM_TCX, PROGRAM_XDP, PortKey};
 
 use super::FUNCTION;
-use super::common::kernel::{Hook, Kernel};
 use super::namespace::{ADDRESS, alone, attach_lookup};
+use headstart_ebpf_test_support::kernel::{Hook, Kernel};
 
 fn attach(kernel: &mut Kernel, hook: Hook) {
     match hook {

@@ -1,5 +1,4 @@
-//! Packets as the parser wants them: an XDP frame or a socket buffer, read where it is or through the kernel.
-//! Part of the programs (`main.rs`), not of the library.
+//! Packets for the parser: an XDP frame or a socket buffer, read in place or with a helper of the kernel.
 
 use core::ffi::c_void;
 use core::hint::black_box;
@@ -12,28 +11,28 @@ use headstart_ebpf::packet::{Bytes, options};
 
 use crate::tables::OPTIONS;
 
-/// Far above the last byte a parser can ask for; tells the verifier that offsets are small.
+/// Above the largest offset that the parser uses; tells the verifier that offsets are small.
 const OFFSET_MAX: usize = 0x7fff;
 
-/// What the kernel gives a program that sees packets.
-pub(crate) trait Buffer {
-    /// Address of the first byte, and of the one after the last that can be read there.
+/// The packet that the kernel passes to a program.
+pub(crate) trait PacketBuffer {
+    /// Address of the first byte that can be read in place, and of the byte after the last one.
     fn linear(&self) -> (usize, usize);
 
-    /// Length of the whole packet, wherever its bytes are.
+    /// Length of the whole packet, also of bytes that cannot be read in place.
     fn total_len(&self) -> usize;
 
-    /// Copies `len` bytes from `offset`, wherever they are; false when they are not all there.
+    /// Copies `len` bytes from `offset` of the whole packet; false when the packet is too short.
     ///
     /// # Safety
-    /// `to` must have room for them.
+    /// `to` must have room for `len` bytes.
     unsafe fn copy(&self, offset: u32, to: *mut c_void, len: u32) -> bool;
 
     /// [`Bytes::find_option`].
     fn find_option(&self, start: u64, len: u64) -> u32;
 }
 
-impl Buffer for XdpContext {
+impl PacketBuffer for XdpContext {
     #[inline(always)]
     fn linear(&self) -> (usize, usize) {
         (self.data(), self.data_end())
@@ -47,7 +46,7 @@ impl Buffer for XdpContext {
 
     #[inline(always)]
     unsafe fn copy(&self, offset: u32, to: *mut c_void, len: u32) -> bool {
-        // SAFETY: the context is the kernel's; the caller vouches for `to`.
+        // SAFETY: the context is the kernel's; the caller guarantees room at `to`.
         unsafe { bpf_xdp_load_bytes(self.ctx, offset, to, len) == 0 }
     }
 
@@ -57,7 +56,7 @@ impl Buffer for XdpContext {
     }
 }
 
-impl Buffer for SkBuffContext {
+impl PacketBuffer for SkBuffContext {
     #[inline(always)]
     fn linear(&self) -> (usize, usize) {
         (0, 0)
@@ -70,7 +69,7 @@ impl Buffer for SkBuffContext {
 
     #[inline(always)]
     unsafe fn copy(&self, offset: u32, to: *mut c_void, len: u32) -> bool {
-        // SAFETY: the context is the kernel's; the caller vouches for `to`.
+        // SAFETY: the context is the kernel's; the caller guarantees room at `to`.
         unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), offset, to, len) == 0 }
     }
 
@@ -80,7 +79,7 @@ impl Buffer for SkBuffContext {
     }
 }
 
-impl Buffer for TcContext {
+impl PacketBuffer for TcContext {
     #[inline(always)]
     fn linear(&self) -> (usize, usize) {
         (self.data(), self.data_end())
@@ -93,7 +92,7 @@ impl Buffer for TcContext {
 
     #[inline(always)]
     unsafe fn copy(&self, offset: u32, to: *mut c_void, len: u32) -> bool {
-        // SAFETY: the context is the kernel's; the caller vouches for `to`.
+        // SAFETY: the context is the kernel's; the caller guarantees room at `to`.
         unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), offset, to, len) == 0 }
     }
 
@@ -103,10 +102,10 @@ impl Buffer for TcContext {
     }
 }
 
-/// The part of a packet that can be read where it is: all of it, nearly always.
-pub(crate) struct Linear<'a, B>(pub(crate) &'a B);
+/// The part of a packet that can be read in place, which is nearly always all of it.
+pub(crate) struct LinearPacket<'a, B>(pub(crate) &'a B);
 
-impl<B: Buffer> Bytes for Linear<'_, B> {
+impl<B: PacketBuffer> Bytes for LinearPacket<'_, B> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if offset > OFFSET_MAX {
@@ -124,8 +123,8 @@ impl<B: Buffer> Bytes for Linear<'_, B> {
 
     #[inline(always)]
     fn holds(&self, len: usize) -> bool {
-        // To the verifier of Linux 6.1, a length in network byte order is any number at all until it is
-        // compared: this very copy of it, which the compiler must take for a number it knows nothing about.
+        // The verifier of Linux 6.1 knows nothing about a length in network byte order until the program compares
+        // it. `black_box` makes the compiler compare and use the same copy.
         let len = black_box(len);
         let (data, data_end) = self.0.linear();
         len <= OFFSET_MAX && data + len <= data_end
@@ -142,12 +141,12 @@ impl<B: Buffer> Bytes for Linear<'_, B> {
     }
 }
 
-/// All of a packet, byte ranges copied one by one: for those whose headers are split over buffers, and for
-/// programs that may not read packets where they are. It costs some ten nanoseconds per range.
-pub(crate) struct Copied<'a, B>(pub(crate) &'a B);
+/// All of a packet; each read copies a range of bytes. For packets whose headers are split over buffers, and for
+/// programs that may not read packets in place. A read costs about ten nanoseconds.
+pub(crate) struct CopiedPacket<'a, B>(pub(crate) &'a B);
 
-impl<B: Buffer> Copied<'_, B> {
-    /// Whether there is more of the packet than [`Linear`] can read.
+impl<B: PacketBuffer> CopiedPacket<'_, B> {
+    /// Whether there is more of the packet than [`LinearPacket`] can read.
     #[inline(always)]
     pub(crate) fn has_more(&self) -> bool {
         let (data, data_end) = self.0.linear();
@@ -155,7 +154,7 @@ impl<B: Buffer> Copied<'_, B> {
     }
 }
 
-impl<B: Buffer> Bytes for Copied<'_, B> {
+impl<B: PacketBuffer> Bytes for CopiedPacket<'_, B> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
@@ -182,15 +181,15 @@ impl<B: Buffer> Bytes for Copied<'_, B> {
     }
 }
 
-/// [`Bytes::find_option`] of an XDP frame. Global: the verifier looks at it once, for any start and length,
-/// and not again for each way that leads here; that makes the difference between acceptable and too complex.
+/// [`Bytes::find_option`] of an XDP frame. A global function: the verifier checks it once, for any start and length,
+/// instead of once per path to each call, which would exceed its limit.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn headstart_option_xdp(ctx: *mut xdp_md, start: u64, len: u64) -> u32 {
     find(&XdpContext::new(ctx), start, len)
 }
 
-/// The same of a socket buffer.
+/// [`Bytes::find_option`] of a socket buffer.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn headstart_option_skb(ctx: *mut __sk_buff, start: u64, len: u64) -> u32 {
@@ -198,10 +197,10 @@ extern "C" fn headstart_option_skb(ctx: *mut __sk_buff, start: u64, len: u64) ->
 }
 
 #[inline(always)]
-fn find<B: Buffer>(buffer: &B, start: u64, len: u64) -> u32 {
+fn find<B: PacketBuffer>(buffer: &B, start: u64, len: u64) -> u32 {
     let Some(area) = OPTIONS.get_ptr_mut(0) else { return options::ABSENT };
-    // One less is compared, for the verifier of Linux 6.1, which learns nothing from "not 0"; and hidden from the
-    // compiler, which would compare the length itself.
+    // The comparison is with `len - 1`, because the verifier of Linux 6.1 learns nothing from "not 0". `black_box`
+    // keeps the compiler from comparing `len` itself.
     let rest = black_box(len.wrapping_sub(1));
     if rest >= options::OPTIONS_MAX as u64 {
         return options::ABSENT;

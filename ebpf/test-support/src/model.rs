@@ -3,34 +3,34 @@
 
 use std::collections::HashMap;
 
-use headstart_ebpf::auth::{Claim, Key, recent_epoch};
+use headstart_ebpf::auth::{Key, TagClaim, recent_epoch};
 use headstart_ebpf::event::{AUTHENTICATED, EventKind, Stat, SynEvent};
 use headstart_ebpf::maps::{
-    FUNCTION_AUTH_CONNECT, FUNCTION_AUTH_WAKE, FUNCTION_NONE, FUNCTION_OPTION, FUNCTION_WARM, Flow,
-    FunctionEntry, PortKey,
+    FUNCTION_AUTH_CONNECT, FUNCTION_AUTH_WAKE, FUNCTION_NONE, FUNCTION_OPTION, FUNCTION_WARM, FunctionEntry,
+    PacketFlow, PortKey,
 };
 use headstart_ebpf::option::{FunctionOption, claim, shorten};
 use headstart_ebpf::packet::{Options, Packet, Skip, Syn, read};
 
-use super::kernel::{Kernel, Run, counted};
-use super::proofs::{
+use crate::kernel::{Kernel, Run, counted};
+use crate::proofs::{
     CLOSED, CONNECT, CONNECT_WARM, EPOCH, GUEST, KEY, KNOCK_PORT, NOBODY, SHARED, WAKE, WARM,
 };
 
 /// A node as the tests configure it, without budgets.
 #[derive(Default)]
-pub(crate) struct Model {
+pub struct Model {
     functions: HashMap<PortKey, FunctionEntry>,
     keys: HashMap<u8, Key>,
     epoch: u64,
     knock_port: u16,
-    used: HashMap<(u64, u64, u32), Flow>,
+    used: HashMap<(u64, u64, u32), PacketFlow>,
     opened: Vec<([u64; 2], u32)>,
 }
 
 impl Model {
     /// A node with every kind of function, see [`super::proofs`].
-    pub(crate) fn of_every_kind(kernel: &mut Kernel) -> Self {
+    pub fn of_every_kind(kernel: &mut Kernel) -> Self {
         let mut model = Self::default();
         let shared = FUNCTION_OPTION;
         let any = PortKey::any;
@@ -56,13 +56,13 @@ impl Model {
     }
 
     /// Makes `key` belong to `function`, here and in the kernel.
-    pub(crate) fn own(&mut self, kernel: &mut Kernel, key: PortKey, function: u32, flags: u32) {
+    pub fn own(&mut self, kernel: &mut Kernel, key: PortKey, function: u32, flags: u32) {
         kernel.own(key, function, flags);
         self.functions.insert(key, FunctionEntry { function, flags });
     }
 
     /// Sets key 1, the epoch, and the port of knocks, here and in the kernel.
-    pub(crate) fn trust(&mut self, kernel: &mut Kernel, key: Key, epoch: u64, knock_port: u16) {
+    pub fn trust(&mut self, kernel: &mut Kernel, key: Key, epoch: u64, knock_port: u16) {
         kernel.know(1, key);
         kernel.set(|settings| {
             (settings.epoch, settings.knock_port) = (epoch, knock_port);
@@ -73,7 +73,7 @@ impl Model {
     }
 
     /// What a frame must lead to; its times are 0.
-    pub(crate) fn run(&mut self, frame: &[u8]) -> Run {
+    pub fn run(&mut self, frame: &[u8]) -> Run {
         match read(frame) {
             Ok(Packet::Syn(syn, options)) => self.syn(frame, &syn, &options),
             Ok(Packet::Udp(udp)) if self.knock_port == 0 || udp.dst_port != self.knock_port => {
@@ -174,15 +174,15 @@ impl Model {
     }
 }
 
-fn used(claim: &Claim, key: Key) -> (u64, u64, u32) {
+fn used(claim: &TagClaim, key: Key) -> (u64, u64, u32) {
     (claim.tag(key), claim.epoch, claim.function)
 }
 
-pub(crate) fn flow(syn: &Syn) -> Flow {
-    Flow { src: syn.src, dst: syn.dst, src_port: syn.src_port, dst_port: syn.dst_port, pad: 0 }
+pub fn flow(syn: &Syn) -> PacketFlow {
+    PacketFlow { src: syn.src, dst: syn.dst, src_port: syn.src_port, dst_port: syn.dst_port, pad: 0 }
 }
 
 /// A packet that goes on and raises no event.
-pub(crate) fn passed(stats: &[Stat]) -> Run {
+pub fn passed(stats: &[Stat]) -> Run {
     Run { dropped: false, mean_ns: 0, counted: counted(stats), open: vec![], authenticated: vec![] }
 }

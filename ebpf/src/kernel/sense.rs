@@ -1,29 +1,32 @@
-//! What the sensors on the way in, XDP and tcx, do with a packet.
+//! What the sensors on an interface, XDP and tcx, do with a packet.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use headstart_ebpf::event::{EventKind, Stat};
 use headstart_ebpf::maps::{
-    FUNCTION_AUTH_CONNECT, FUNCTION_OPTION, FunctionEntry, OpenedKey, PortKey, Settings, Source,
+    FUNCTION_AUTH_CONNECT, FUNCTION_OPTION, FunctionEntry, OpenedKey, PortKey, Settings, SourceRule,
 };
 use headstart_ebpf::packet::{Bytes, Options, Packet, Skip, Syn, Udp, read};
-use headstart_ebpf::replay::Use;
+use headstart_ebpf::replay::TagUse;
 
 use crate::budget::{announce, announce_authenticated, spend};
-use crate::frame::{Buffer, Copied, Linear};
-use crate::tables::{OPENED, STATS, STEERED, entry, exactly, is_ignored, is_owned, settings, source, tell};
-use crate::who::{asked, flow, is_none, is_opened, tag, use_tag, wants_key};
+use crate::frame::{CopiedPacket, LinearPacket, PacketBuffer};
+use crate::request::{flow, is_none, is_opened, requested_function, tag, use_tag, wants_key};
+use crate::tables::{
+    OPENED, STATS, STEERED, entry, exact_entry, is_ignored, is_owned, remember_reported, settings,
+    source_rule,
+};
 
-/// Beside the number of a [`Stat`]: drop the packet. One number, so that functions can return it.
+/// A bit beside the number of a [`Stat`]: drop the packet. Both are in one number, so that functions can return it.
 const DROP: u32 = 1 << 16;
 
-/// Looks at a packet and counts it; true when it is to be dropped.
+/// Handles and counts a packet; true when the program must drop it.
 #[inline(always)]
-pub(crate) fn sense<B: Buffer>(buffer: &B) -> bool {
+pub(crate) fn sense<B: PacketBuffer>(buffer: &B) -> bool {
     let Some(counters) = STATS.get_ptr_mut(0) else { return false };
-    let mut verdict = look(&Linear(buffer));
+    let mut verdict = look(&LinearPacket(buffer));
     let unread = verdict == Stat::Malformed as u32 || verdict == Stat::KnockInvalid as u32;
-    if unread && Copied(buffer).has_more() {
+    if unread && CopiedPacket(buffer).has_more() {
         verdict = look_at_split(buffer);
     }
     let stat = (verdict & !DROP) as usize;
@@ -37,10 +40,10 @@ pub(crate) fn sense<B: Buffer>(buffer: &B) -> bool {
     verdict & DROP != 0
 }
 
-/// The headers may be split over buffers. A function of its own in the kernel, too: it is rare.
+/// Handles a packet whose headers may be split over buffers. This is rare, so it is a function in the kernel too.
 #[inline(never)]
-fn look_at_split<B: Buffer>(buffer: &B) -> u32 {
-    look(&Copied(buffer))
+fn look_at_split<B: PacketBuffer>(buffer: &B) -> u32 {
+    look(&CopiedPacket(buffer))
 }
 
 #[inline(always)]
@@ -71,19 +74,19 @@ fn at_syn<B: Bytes>(frame: &B, syn: &Syn, options: &Options) -> u32 {
         // SAFETY: the helper has no preconditions.
         return at_cold(syn, default, false, unsafe { bpf_ktime_get_ns() }, settings);
     }
-    let asked = asked(frame, syn, options, default, settings);
-    let entry = asked.entry;
+    let requested = requested_function(frame, syn, options, default, settings);
+    let entry = requested.entry;
     if is_none(entry) {
         return Stat::Unowned as u32;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let trusted = asked.is_tagged || wants_key(entry) && is_opened(syn.src, entry.function, now_ns);
+    let trusted = requested.is_tagged || wants_key(entry) && is_opened(syn.src, entry.function, now_ns);
     if entry.flags & FUNCTION_AUTH_CONNECT != 0 && !trusted {
         return Stat::Refused as u32 | DROP;
     }
-    if asked.is_steered {
-        // Without memory for it, the connection goes to the port's own function.
+    if requested.is_steered {
+        // If the insertion fails, the connection goes to the port's default function.
         let _unsteered = STEERED.insert(flow(syn), entry.function, u64::from(BPF_ANY));
     }
     if entry.is_warm() {
@@ -92,14 +95,14 @@ fn at_syn<B: Bytes>(frame: &B, syn: &Syn, options: &Options) -> u32 {
     at_cold(syn, entry, trusted, now_ns, settings)
 }
 
-/// A SYN to a function without an instance.
+/// Handles a SYN to a function without an instance.
 #[inline(always)]
 fn at_cold(syn: &Syn, entry: FunctionEntry, trusted: bool, now_ns: u64, settings: &Settings) -> u32 {
-    let source = source(settings, syn.src);
-    if is_ignored(source) {
+    let rule = source_rule(settings, syn.src);
+    if is_ignored(rule) {
         return Stat::Ignored as u32;
     }
-    tell(syn, entry.function, settings);
+    remember_reported(syn, entry.function, settings);
     let stat = if trusted {
         match announce_authenticated(syn, entry.function, EventKind::Syn, now_ns) {
             true => Stat::Authenticated,
@@ -108,7 +111,7 @@ fn at_cold(syn: &Syn, entry: FunctionEntry, trusted: bool, now_ns: u64, settings
     } else if wants_key(entry) {
         Stat::Unauthenticated
     } else {
-        let budget = match source == Source::Allow as u32 {
+        let budget = match rule == SourceRule::Allow as u32 {
             true => Ok(()),
             false => spend(syn, entry.function, now_ns, settings),
         };
@@ -134,20 +137,20 @@ fn at_udp<B: Bytes>(frame: &B, udp: &Udp) -> u32 {
 #[inline(always)]
 fn at_knock<B: Bytes>(frame: &B, udp: &Udp, settings: &Settings) -> u32 {
     let Some((sender, knock)) = udp.knock(frame) else { return Stat::KnockInvalid as u32 };
-    // One epoch early, in time, or one late.
+    // The epoch is at most one early or one late.
     let is_recent = knock.epoch.wrapping_sub(settings.epoch).wrapping_add(1) <= 2;
     let claim = knock.claim();
     if !is_recent || tag(&claim) != Some(knock.tag) {
         return Stat::KnockInvalid as u32;
     }
-    let Some(entry) = exactly(PortKey::id(knock.function)) else { return Stat::KnockInvalid as u32 };
-    if use_tag(&sender, &claim, knock.tag, settings) != Use::First {
+    let Some(entry) = exact_entry(PortKey::id(knock.function)) else { return Stat::KnockInvalid as u32 };
+    if use_tag(&sender, &claim, knock.tag, settings) != TagUse::First {
         return Stat::KnockReplayed as u32 | DROP;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let opened = OpenedKey { network: sender.src.network(), function: entry.function, pad: 0 };
-    // Without memory for it, the function starts all the same.
+    // If the insertion fails, the function still starts.
     let _closed = OPENED.insert(opened, now_ns.wrapping_add(settings.opened_ns), u64::from(BPF_ANY));
     if !entry.is_warm() && !announce_authenticated(&sender, entry.function, EventKind::Knock, now_ns) {
         return Stat::AuthenticatedRingFull as u32 | DROP;

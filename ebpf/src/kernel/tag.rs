@@ -1,13 +1,13 @@
-//! The client's program: writes the function ID option into the SYNs that a cgroup's processes send.
+//! The client's program. It writes the function ID option into the SYNs of a cgroup's processes.
 //!
 //! ```text
-//! connect(2) ─> CONNECT: one of our destinations? ─> HDR_OPT_LEN: reserve ─> WRITE_HDR_OPT: store
-//!                                 (again for a retransmission)  ─> ESTABLISHED: ask no more
+//! connect(2) ─> CONNECT: a known destination? ─> HDR_OPT_LEN: reserve ─> WRITE_HDR_OPT: store
+//!                                 (again for a retransmission)  ─> ESTABLISHED: end the callbacks
 //! ```
 //!
-//! It changes nothing but SYNs to the configured destinations, and where their options leave no room (a Fast
-//! Open cookie, an MD5 signature), the SYN goes out as it is. The tag covers the sequence number, which the
-//! header already has when the option is written. On any target but `bpf` this is an empty program.
+//! It changes only SYNs to the configured destinations. If a SYN's options leave no room (a Fast Open cookie, an MD5
+//! signature), the SYN goes out unchanged. The tag covers the sequence number, which is in the header when the kernel
+//! calls WRITE_HDR_OPT. For a target other than `bpf` this is an empty program.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![expect(unsafe_code, reason = "a kernel program reads its context and packets through raw pointers")]
@@ -24,13 +24,13 @@ use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_reserve_hdr_opt, bpf_store_hdr_opt};
 use aya_ebpf::macros::{btf_map, sock_ops};
 use aya_ebpf::programs::SockOpsContext;
-use headstart_ebpf::client::{TAGS_MAX, Tag};
+use headstart_ebpf::client::{ClientTag, TAGS_MAX};
 use headstart_ebpf::maps::PortKey;
 use headstart_ebpf::option::LEN;
 use headstart_ebpf::packet::IpWords;
 
 #[btf_map]
-static TAGS: HashMap<PortKey, Tag, TAGS_MAX> = HashMap::new();
+static TAGS: HashMap<PortKey, ClientTag, TAGS_MAX> = HashMap::new();
 
 #[btf_map]
 static CLOCK: Array<u64, 1> = Array::new();
@@ -44,38 +44,38 @@ const SYN: u32 = 0x02;
 const ACK: u32 = 0x10;
 const TCP_SEQUENCE: usize = 4;
 
-/// What the kernel wants returned: the other programs of the cgroup's ancestors have their say, too.
+/// The result: the kernel also runs the programs of the cgroup's ancestors.
 const GO_ON: u32 = 1;
 
 /// Entry point.
 #[sock_ops]
 fn headstart_tag(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => ask(&ctx, true),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => set_option_callbacks(&ctx, true),
         BPF_SOCK_OPS_HDR_OPT_LEN_CB if is_syn(&ctx) => reserve(&ctx),
         BPF_SOCK_OPS_WRITE_HDR_OPT_CB if is_syn(&ctx) => write(&ctx),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => ask(&ctx, false),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => set_option_callbacks(&ctx, false),
         _ => {}
     }
     GO_ON
 }
 
-/// Has the kernel ask about the options of this socket's packets, or ask no more.
+/// Turns the kernel's callbacks for the options of this socket's packets on or off.
 #[inline(always)]
-fn ask(ctx: &SockOpsContext, on: bool) {
+fn set_option_callbacks(ctx: &SockOpsContext, on: bool) {
     if tag(ctx).is_none() {
         return;
     }
     let others = ctx.cb_flags() & !BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
     let flags = if on { others | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG } else { others };
-    // Refused: the SYN goes out without the option, or later packets are asked about in vain.
+    // If the kernel refuses, the SYN goes out without the option, or later packets cause useless callbacks.
     let _refused = ctx.set_cb_flags(flags as i32);
 }
 
 #[inline(always)]
 fn reserve(ctx: &SockOpsContext) {
     if tag(ctx).is_some() {
-        // SAFETY: the context is the one the kernel called this program with. No room: no option.
+        // SAFETY: the context is the one the kernel called this program with. Without room there is no option.
         let _no_room = unsafe { bpf_reserve_hdr_opt(ctx.ops, LEN as u32, 0) };
     }
 }
@@ -86,27 +86,27 @@ fn write(ctx: &SockOpsContext) {
     // SAFETY: the helper has no preconditions.
     let boot_ns = unsafe { bpf_ktime_get_boot_ns() };
     let option = tag.option(boot_ns, offset_ns, remote_port(ctx), isn).encode();
-    // SAFETY: the context is the kernel's, and `option` has the length that is said. Refused when nothing
-    // was reserved, or when another program has written an option of this experiment.
+    // SAFETY: the context is the kernel's, and `option` has the given length. The kernel refuses when no room is
+    // reserved, or when another program has written an option of this experiment.
     let _refused = unsafe { bpf_store_hdr_opt(ctx.ops, option.as_ptr().cast::<c_void>(), LEN as u32, 0) };
 }
 
-/// What SYNs to this socket's destination carry, if it is one of ours.
+/// What SYNs to this socket's destination carry; `None` for a destination that is not configured.
 #[inline(always)]
-fn tag(ctx: &SockOpsContext) -> Option<&'static Tag> {
+fn tag(ctx: &SockOpsContext) -> Option<&'static ClientTag> {
     let (addr, port) = (remote_address(ctx)?, remote_port(ctx));
-    // SAFETY: user space fills the map before the program is attached, and never changes it after.
+    // SAFETY: user space fills the map before it attaches the program, and never changes it afterwards.
     unsafe { TAGS.get(PortKey::exact(addr, port)).or_else(|| TAGS.get(PortKey::any(port))) }
 }
 
 #[inline(always)]
 fn is_syn(ctx: &SockOpsContext) -> bool {
-    // SAFETY: a field of the context; 0 when the kernel asks without a packet at hand.
+    // SAFETY: a field of the context; 0 when the kernel calls without a packet.
     let flags = unsafe { (&raw const (*ctx.ops).skb_tcp_flags).read_volatile() };
     flags & (SYN | ACK) == SYN
 }
 
-/// The sequence number of the packet at hand.
+/// The sequence number of the current packet.
 #[inline(always)]
 fn sequence(ctx: &SockOpsContext) -> Option<u32> {
     // SAFETY: fields of the context, pointers to the TCP header's start and past its last option so far.
@@ -123,13 +123,13 @@ fn sequence(ctx: &SockOpsContext) -> Option<u32> {
     Some(u32::from_be_bytes(unsafe { *(at as *const [u8; 4]) }))
 }
 
-/// The context has this in network order, in the upper half of a word.
+/// The destination port. The context holds it in network order, in the upper half of a word.
 #[inline(always)]
 fn remote_port(ctx: &SockOpsContext) -> u16 {
     u32::from_be(ctx.remote_port()) as u16
 }
 
-/// The address that the connection goes to, v4-mapped where it is IPv4, also when the socket is IPv6.
+/// The destination address; v4-mapped for IPv4, also on an IPv6 socket.
 #[inline(always)]
 fn remote_address(ctx: &SockOpsContext) -> Option<IpWords> {
     let words = match ctx.family() {

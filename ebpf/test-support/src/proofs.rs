@@ -5,31 +5,31 @@ use headstart_ebpf::event::Stat;
 use headstart_ebpf::knock::Knock;
 use headstart_ebpf::option::FunctionOption;
 
-use super::frames::*;
+use crate::frames::*;
 
-pub(crate) const KEY: Key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
-pub(crate) const WRONG_KEY: Key = [1, 2];
-pub(crate) const EPOCH: u64 = 0x1_0000_00ff;
-pub(crate) const KNOCK_PORT: u16 = 9_999;
+pub const KEY: Key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+pub const WRONG_KEY: Key = [1, 2];
+pub const EPOCH: u64 = 0x1_0000_00ff;
+pub const KNOCK_PORT: u16 = 9_999;
 
 /// Ports: shared by several functions, early for those with a key, closed to those without, nobody's without
 /// an ID, closed and warm.
-pub(crate) const SHARED: u16 = PORT;
-pub(crate) const WAKE: u16 = PORT + 1;
-pub(crate) const CONNECT: u16 = PORT + 2;
-pub(crate) const NOBODY: u16 = PORT + 3;
-pub(crate) const CONNECT_WARM: u16 = PORT + 4;
+pub const SHARED: u16 = PORT;
+pub const WAKE: u16 = PORT + 1;
+pub const CONNECT: u16 = PORT + 2;
+pub const NOBODY: u16 = PORT + 3;
+pub const CONNECT_WARM: u16 = PORT + 4;
 /// IDs: one of several on `SHARED`, the same on `NOBODY`; that of the function on `CONNECT`; a warm one.
-pub(crate) const GUEST: u32 = 0x0102_0304;
-pub(crate) const CLOSED: u32 = 77;
-pub(crate) const WARM: u32 = 78;
+pub const GUEST: u32 = 0x0102_0304;
+pub const CLOSED: u32 = 77;
+pub const WARM: u32 = 78;
 
 /// A packet, what it must be counted as, and whether it must be dropped.
-pub(crate) struct Proof {
-    pub(crate) name: String,
-    pub(crate) frame: Vec<u8>,
-    pub(crate) counts: Vec<Stat>,
-    pub(crate) dropped: bool,
+pub struct Proof {
+    pub name: String,
+    pub frame: Vec<u8>,
+    pub counts: Vec<Stat>,
+    pub dropped: bool,
 }
 
 fn proof(name: &str, frame: Vec<u8>, counts: &[Stat]) -> Proof {
@@ -38,7 +38,7 @@ fn proof(name: &str, frame: Vec<u8>, counts: &[Stat]) -> Proof {
 }
 
 /// A SYN with `options`, padded with zeros to whole words.
-pub(crate) fn syn_to(port: u16, isn: u32, options: &[&[u8]]) -> Vec<u8> {
+pub fn syn_to(port: u16, isn: u32, options: &[&[u8]]) -> Vec<u8> {
     let mut options = options.concat();
     options.resize(options.len().next_multiple_of(4), 0);
     let frame = tcp_v4(SYN, &options, &[]);
@@ -46,27 +46,27 @@ pub(crate) fn syn_to(port: u16, isn: u32, options: &[&[u8]]) -> Vec<u8> {
 }
 
 /// A SYN with a tag; `epoch` is the one it was made in.
-pub(crate) fn tagged_syn(port: u16, isn: u32, key: Key, number: u8, epoch: u64, id: u32) -> Vec<u8> {
+pub fn tagged_syn(port: u16, isn: u32, key: Key, number: u8, epoch: u64, id: u32) -> Vec<u8> {
     let option = FunctionOption::tagged(key, number, epoch, id, port, isn);
     syn_to(port, isn, &[&option.encode()])
 }
 
 /// A UDP packet from the client to the server.
-pub(crate) fn udp_v4(port: u16, payload: &[u8]) -> Vec<u8> {
+pub fn udp_v4(port: u16, payload: &[u8]) -> Vec<u8> {
     ethernet(IPV4, &ipv4(UDP, &[], &udp(port, payload)))
 }
 
-pub(crate) fn udp_v6(port: u16, payload: &[u8]) -> Vec<u8> {
+pub fn udp_v6(port: u16, payload: &[u8]) -> Vec<u8> {
     ethernet(IPV6, &ipv6(UDP, &udp(port, payload)))
 }
 
 /// A knock with a key of the right number.
-pub(crate) fn knock(key: Key, epoch: u64, id: u32, nonce: u64) -> Vec<u8> {
+pub fn knock(key: Key, epoch: u64, id: u32, nonce: u64) -> Vec<u8> {
     udp_v4(KNOCK_PORT, &Knock::new(key, 1, epoch, id, nonce).encode())
 }
 
 /// Every packet with its outcome, in this order on a fresh node.
-pub(crate) fn all() -> Vec<Proof> {
+pub fn all() -> Vec<Proof> {
     [options(), tags(), replays(), knocks(), flipped()].into_iter().flatten().collect()
 }
 

@@ -2,14 +2,14 @@
 
 use headstart_ebpf::packet::{Skip, Syn};
 
-use super::frames::*;
+use crate::frames::*;
 
 /// A frame and what the parser must make of it.
 #[derive(Clone)]
-pub(crate) struct Row {
-    pub(crate) name: String,
-    pub(crate) frame: Vec<u8>,
-    pub(crate) expect: Result<Syn, Skip>,
+pub struct Row {
+    pub name: String,
+    pub frame: Vec<u8>,
+    pub expect: Result<Syn, Skip>,
 }
 
 fn row(name: &str, frame: Vec<u8>, expect: Result<Syn, Skip>) -> Row {
@@ -29,12 +29,12 @@ fn skips(name: &str, frame: Vec<u8>, why: Skip) -> Row {
 }
 
 /// Every row.
-pub(crate) fn all() -> Vec<Row> {
+pub fn all() -> Vec<Row> {
     [crafted(), truncated()].concat()
 }
 
 /// The rows that are about something else than a missing end.
-pub(crate) fn crafted() -> Vec<Row> {
+pub fn crafted() -> Vec<Row> {
     [
         link(),
         ipv4_rows(),

@@ -1,4 +1,4 @@
-//! The second sensor: the socket lookup, once per new connection, after DNAT, also on loopback. It also gives
+//! The second sensor: the socket lookup. It runs once per new connection, after DNAT, also on loopback. It also gives
 //! connections to the function that their SYN named.
 
 use core::ptr::{addr_of, read_volatile};
@@ -7,19 +7,21 @@ use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::SkLookupContext;
 use headstart_ebpf::event::{EventKind, Stat};
-use headstart_ebpf::maps::{FUNCTION_OPTION, LOBBY, SETTINGS_LOBBY, Source};
+use headstart_ebpf::maps::{FUNCTION_OPTION, LOBBY, SETTINGS_LOBBY, SourceRule};
 use headstart_ebpf::packet::{IpWords, Syn};
 
 use crate::budget::{announce, spend};
-use crate::tables::{LISTENERS, STEERED, count, entry, is_ignored, is_owned, settings, source, was_told};
-use crate::who::{flow, is_none, wants_key};
+use crate::request::{flow, is_none, wants_key};
+use crate::tables::{
+    LISTENERS, STEERED, count, entry, is_ignored, is_owned, settings, source_rule, was_reported,
+};
 
 /// `include/linux/socket.h`, and the protocol number of TCP.
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const IPPROTO_TCP: u32 = 6;
 
-/// Looks at a connection that is about to find its socket.
+/// Handles a connection for which the kernel looks up the socket.
 #[inline(always)]
 pub(crate) fn look_up(ctx: &SkLookupContext) {
     // SAFETY: the context is the one the kernel called this program with.
@@ -29,7 +31,7 @@ pub(crate) fn look_up(ctx: &SkLookupContext) {
     }
     let Some(entry) = entry(syn.dst, syn.dst_port, 0) else { return };
     if entry.flags & FUNCTION_OPTION != 0 {
-        // SAFETY: one word, read at once.
+        // SAFETY: one word, read in one access.
         let function = unsafe { STEERED.get(flow(&syn)).copied() };
         if let Some(function) = function
             && LISTENERS.redirect_sk_lookup(ctx, function, 0).is_ok()
@@ -41,20 +43,20 @@ pub(crate) fn look_up(ctx: &SkLookupContext) {
         return;
     }
     let Some(settings) = settings() else { return };
-    let source = source(settings, syn.src);
-    if is_ignored(source) {
+    let rule = source_rule(settings, syn.src);
+    if is_ignored(rule) {
         let has_lobby = settings.flags & SETTINGS_LOBBY != 0;
         if has_lobby && LISTENERS.redirect_sk_lookup(ctx, LOBBY, 0).is_ok() {
             count(Stat::Lobby);
         }
         return;
     }
-    if wants_key(entry) || was_told(&syn, entry.function, settings) {
+    if wants_key(entry) || was_reported(&syn, entry.function, settings) {
         return;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let allowed = source == Source::Allow as u32;
+    let allowed = rule == SourceRule::Allow as u32;
     count(if !allowed && spend(&syn, entry.function, now_ns, settings).is_err() {
         Stat::LookupBudget
     } else if announce(&syn, entry.function, EventKind::Lookup, now_ns) {
@@ -64,11 +66,11 @@ pub(crate) fn look_up(ctx: &SkLookupContext) {
     });
 }
 
-/// The connection, as a SYN without sequence number; `None` when it is not TCP over IP.
+/// The connection as a SYN without sequence number; `None` when it is not TCP over IP.
 ///
 /// # Safety
-/// `ctx` must be the program's context. It is read field by field: the kernel rewrites each access, and
-/// refuses one that spans two fields.
+/// `ctx` must be the program's context. This reads it field by field: the kernel rewrites each access, and refuses
+/// one that spans two fields.
 #[inline(always)]
 unsafe fn connection(ctx: *const bpf_sk_lookup) -> Option<Syn> {
     // SAFETY: fields of the context.

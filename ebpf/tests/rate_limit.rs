@@ -1,6 +1,6 @@
 //! A gate lets through what its rate allows, and a burst.
 
-use headstart_ebpf::gate::pass;
+use headstart_ebpf::rate_limit::pass;
 
 const SECOND_NS: u64 = 1_000_000_000;
 

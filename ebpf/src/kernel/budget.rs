@@ -1,25 +1,25 @@
-//! What strangers can cause: the budgets of open events, and the rings.
+//! The budgets of open events, which clients without a key cause, and the rings.
 
 use aya_ebpf::btf_maps::RingBuf;
 use headstart_ebpf::event::{AUTHENTICATED, EventKind, Stat, SynEvent};
-use headstart_ebpf::gate;
 use headstart_ebpf::maps::{EVENTS_BYTES, Settings};
 use headstart_ebpf::packet::Syn;
+use headstart_ebpf::rate_limit;
 use headstart_ebpf::sketch::mix;
 
 use crate::tables::{EVENTS_AUTH, EVENTS_OPEN, FUNCTION_GATES, GLOBAL_GATE, SKETCH};
 
-/// Takes one open event of `syn`'s source for `function` from all budgets.
+/// Charges one open event of `syn`'s source for `function` to all budgets.
 ///
 /// # Errors
-/// The budget that is used up. A limit or interval of 0 is none: an agent that has set nothing yet must not
-/// be one that sees nothing.
+/// The budget that is used up. A limit or interval of 0 means no budget, so that events reach an agent that has not
+/// written the settings yet.
 #[inline(always)]
 pub(crate) fn spend(syn: &Syn, function: u32, now_ns: u64, settings: &Settings) -> Result<(), Stat> {
     if settings.source_limit != 0
         && let Some(sketch) = SKETCH.get_ptr_mut(0)
     {
-        // One of the words is zero, and the other all that counts.
+        // One of the two words is zero, so `^` keeps the other.
         let [high, low] = syn.src.network().words();
         // SAFETY: the array's element is this CPU's own, and programs that see packets do not nest on a CPU.
         let sketch = unsafe { &mut *sketch };
@@ -32,14 +32,14 @@ pub(crate) fn spend(syn: &Syn, function: u32, now_ns: u64, settings: &Settings) 
     let mut function_due = None;
     if let Some(Some(due)) = of_function {
         let (interval_ns, burst_ns) = (settings.function_interval_ns, settings.function_burst_ns);
-        // SAFETY: one word, of which CPUs may overwrite each other's update: see `gate`.
-        let next = unsafe { gate::pass(*due, now_ns, interval_ns, burst_ns) };
+        // SAFETY: one word; CPUs may overwrite each other's update, see `rate_limit`.
+        let next = unsafe { rate_limit::pass(*due, now_ns, interval_ns, burst_ns) };
         function_due = Some((due, next.ok_or(Stat::FunctionBudget)?));
     }
     if let Some(Some(due)) = of_node {
         let (interval_ns, burst_ns) = (settings.global_interval_ns, settings.global_burst_ns);
         // SAFETY: as above.
-        unsafe { *due = gate::pass(*due, now_ns, interval_ns, burst_ns).ok_or(Stat::GlobalBudget)? };
+        unsafe { *due = rate_limit::pass(*due, now_ns, interval_ns, burst_ns).ok_or(Stat::GlobalBudget)? };
     }
     if let Some((due, next)) = function_due {
         // SAFETY: as above.
@@ -54,7 +54,7 @@ pub(crate) fn announce(syn: &Syn, function: u32, kind: EventKind, now_ns: u64) -
     write(&EVENTS_OPEN, SynEvent::new(syn, function, kind, 0, now_ns))
 }
 
-/// Writes an event that a key vouches for; false when the ring is full.
+/// Writes an authenticated event; false when the ring is full.
 #[inline(always)]
 pub(crate) fn announce_authenticated(syn: &Syn, function: u32, kind: EventKind, now_ns: u64) -> bool {
     write(&EVENTS_AUTH, SynEvent::new(syn, function, kind, AUTHENTICATED, now_ns))

@@ -1,5 +1,5 @@
-//! The filter on the listeners of functions that are closed to unauthenticated clients: it refuses their
-//! SYNs where no sensor did, for instance on loopback. A dropped SYN is one that never arrived.
+//! The filter on the listeners of functions that are closed to unannounced clients. It refuses SYNs without a key
+//! that no sensor has refused, for instance on loopback. To TCP a dropped SYN has never arrived.
 
 use core::ffi::c_void;
 
@@ -12,28 +12,28 @@ use headstart_ebpf::event::Stat;
 use headstart_ebpf::maps::FUNCTION_AUTH_CONNECT;
 use headstart_ebpf::packet::{Bytes, IpWords, Options, Syn, TCP_LEN, is_syn};
 
-use crate::frame::Copied;
+use crate::frame::CopiedPacket;
+use crate::request::{is_opened, requested_function};
 use crate::tables::{count, entry, settings};
-use crate::who::{asked, is_opened};
 
-/// Offsets of the source, which the destination follows (RFC 791, 3.1; RFC 8200, 3).
+/// Offsets of the source address; the destination address follows it (RFC 791, 3.1; RFC 8200, 3).
 const V4_SOURCE: u32 = 12;
 const V6_SOURCE: u32 = 8;
 
 /// Whether the listener's socket must not see this packet.
 #[inline(always)]
 pub(crate) fn refuses(ctx: &SkBuffContext) -> bool {
-    // A socket filter's packet starts at the TCP header. What is none is for TCP to refuse.
+    // A socket filter's packet starts at the TCP header. TCP itself refuses a packet that is no TCP.
     let Some((syn, options)) = syn(ctx) else { return false };
-    // Nobody's: the agent has not said yet whose it is, or somebody of this host found a hidden listener.
+    // Without an entry, the agent has not written it yet, or a local client has found a hidden listener.
     let Some((default, settings)) = entry(syn.dst, syn.dst_port, 0).zip(settings()) else { return refuse() };
-    let asked = asked(&Copied(ctx), &syn, &options, default, settings);
-    if asked.is_tagged || asked.entry.flags & FUNCTION_AUTH_CONNECT == 0 {
+    let requested = requested_function(&CopiedPacket(ctx), &syn, &options, default, settings);
+    if requested.is_tagged || requested.entry.flags & FUNCTION_AUTH_CONNECT == 0 {
         return false;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    if is_opened(syn.src, asked.entry.function, now_ns) {
+    if is_opened(syn.src, requested.entry.function, now_ns) {
         return false;
     }
     refuse()
@@ -45,11 +45,11 @@ fn refuse() -> bool {
     true
 }
 
-/// The request for a connection; `None` when it is something else.
+/// The packet as a request for a connection; `None` when it is another packet.
 #[inline(always)]
 fn syn(ctx: &SkBuffContext) -> Option<(Syn, Options)> {
     let skb = ctx.skb.skb;
-    let tcp: [u8; TCP_LEN] = Copied(ctx).load(0)?;
+    let tcp: [u8; TCP_LEN] = CopiedPacket(ctx).load(0)?;
     let tcp_len = usize::from(tcp[12] >> 4) * 4;
     if !is_syn(tcp[13]) || tcp_len < TCP_LEN {
         return None;

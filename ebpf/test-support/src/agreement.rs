@@ -4,13 +4,13 @@ use headstart_ebpf::event::Stat;
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::kernel::{Hook, Kernel, Run, untimed};
-use super::model::Model;
-use super::mutate;
+use crate::kernel::{Hook, Kernel, Run, untimed};
+use crate::model::Model;
+use crate::mutate;
 
 /// Runs `frames` mutants on a node with every kind of function: each must do what the model says, and none is
 /// dropped but what an operator closed, and knocks.
-pub(crate) fn compare(hook: Hook, frames: u32, seed: u64) {
+pub fn compare(hook: Hook, frames: u32, seed: u64) {
     let Some(mut kernel) = Kernel::open() else { return };
     let mut model = Model::of_every_kind(&mut kernel);
     let mut bytes = [0; 32];

@@ -1,4 +1,4 @@
-//! What every object must have beside its programs.
+//! What every object must contain beside its programs.
 
 /// The kernel reserves some helpers (`bpf_ktime_get_ns`, the ring buffer's) for programs under the GPL.
 #[cfg(target_arch = "bpf")]

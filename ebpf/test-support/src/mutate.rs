@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{proofs, rows};
+use crate::{proofs, rows};
 
 /// Longest base frame in bytes; longer rows are tested as they are.
 const BASE_MAX: usize = 300;
@@ -46,7 +46,7 @@ fn apply(frame: &mut Vec<u8>, change: &Change) {
 }
 
 /// A table row with up to three changes.
-pub(crate) fn frames() -> impl Strategy<Value = Vec<u8>> {
+pub fn frames() -> impl Strategy<Value = Vec<u8>> {
     let bases: Vec<Vec<u8>> = rows::all()
         .into_iter()
         .map(|row| row.frame)

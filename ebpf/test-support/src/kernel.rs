@@ -13,34 +13,36 @@ use aya::programs::{
     ProgramError, SchedClassifier, SkLookup, SocketFilter, TestRun as _, TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader};
+use headstart_ebpf::OBJECT;
 use headstart_ebpf::auth::Key;
-use headstart_ebpf::event::{self, Addr, Counters, Stat, SynEvent};
+use headstart_ebpf::event::{self, Addr, SensorCounters, Stat, SynEvent};
 use headstart_ebpf::maps::{
-    self, Flow, FunctionEntry, KeySlot, OpenedKey, PortKey, SETTINGS_SOURCES, Settings, Source, source_prefix,
+    self, FunctionEntry, KeySlot, OpenedKey, PacketFlow, PortKey, SETTINGS_SOURCES, Settings, SourceRule,
+    source_prefix,
 };
 
 /// The kernel runs no XDP program on less than an Ethernet header.
-pub(crate) const FRAME_MIN: usize = 14;
+pub const FRAME_MIN: usize = 14;
 /// `XDP_PASS` and `XDP_DROP` of `enum xdp_action`, `TCX_NEXT` and `TCX_DROP` of `enum tcx_action_base`,
 /// `include/uapi/linux/bpf.h`.
-pub(crate) const XDP_PASS: u32 = 2;
-pub(crate) const XDP_DROP: u32 = 1;
-pub(crate) const TCX_NEXT: u32 = -1_i32 as u32;
-pub(crate) const TCX_DROP: u32 = 2;
+pub const XDP_PASS: u32 = 2;
+pub const XDP_DROP: u32 = 1;
+pub const TCX_NEXT: u32 = -1_i32 as u32;
+pub const TCX_DROP: u32 = 2;
 
 /// Where a packet is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hook {
+pub enum Hook {
     Xdp,
     Tcx,
 }
 
 impl Hook {
-    pub(crate) const ALL: [Self; 2] = [Self::Xdp, Self::Tcx];
+    pub const ALL: [Self; 2] = [Self::Xdp, Self::Tcx];
 
     /// Whether the kernel runs a program on such a frame for a test: XDP wants an Ethernet header, tcx something
     /// after it, the whole IP header if the type says IP, and no more than fits into one page.
-    pub(crate) fn takes(self, frame: &[u8]) -> bool {
+    pub fn takes(self, frame: &[u8]) -> bool {
         let after = match frame.get(12..14) {
             _ if self == Self::Xdp => 0,
             Some([0x08, 0x00]) => 20,
@@ -52,38 +54,38 @@ impl Hook {
 }
 
 /// Programs of this test's own, with their maps.
-pub(crate) struct Kernel {
-    pub(crate) ebpf: Ebpf,
+pub struct Kernel {
+    pub ebpf: Ebpf,
     functions: HashMap<MapData, PortKey, FunctionEntry>,
     ports: Array<MapData, u64>,
     settings: Array<MapData, Settings>,
     keys: Array<MapData, KeySlot>,
     sources: LpmTrie<MapData, Addr, u32>,
-    pub(crate) steered: HashMap<MapData, Flow, u32>,
-    pub(crate) opened: HashMap<MapData, OpenedKey, u64>,
-    pub(crate) listeners: SockMap<MapData>,
+    pub steered: HashMap<MapData, PacketFlow, u32>,
+    pub opened: HashMap<MapData, OpenedKey, u64>,
+    pub listeners: SockMap<MapData>,
     open: RingBuf<MapData>,
     authenticated: RingBuf<MapData>,
-    stats: PerCpuArray<MapData, Counters>,
+    stats: PerCpuArray<MapData, SensorCounters>,
 }
 
 /// What one run did.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Run {
-    pub(crate) dropped: bool,
+pub struct Run {
+    pub dropped: bool,
     /// Mean time of one run, in nanoseconds, by the kernel's measure.
-    pub(crate) mean_ns: u128,
+    pub mean_ns: u128,
     /// How often each counter moved.
-    pub(crate) counted: Counters,
+    pub counted: SensorCounters,
     /// Of the ring for everybody.
-    pub(crate) open: Vec<SynEvent>,
+    pub open: Vec<SynEvent>,
     /// Of the ring for those whom a key vouches for.
-    pub(crate) authenticated: Vec<SynEvent>,
+    pub authenticated: Vec<SynEvent>,
 }
 
-/// Counters that moved by one packet with outcome `stats`.
-pub(crate) fn counted(stats: &[Stat]) -> Counters {
-    let mut counters = Counters::default();
+/// SensorCounters that moved by one packet with outcome `stats`.
+pub fn counted(stats: &[Stat]) -> SensorCounters {
+    let mut counters = SensorCounters::default();
     counters[Stat::Packets as usize] = 1;
     for stat in stats {
         counters[*stat as usize] += 1;
@@ -92,7 +94,7 @@ pub(crate) fn counted(stats: &[Stat]) -> Counters {
 }
 
 /// `run` without its times; its events must have had one.
-pub(crate) fn untimed(mut run: Run) -> Run {
+pub fn untimed(mut run: Run) -> Run {
     run.mean_ns = 0;
     for event in run.open.iter_mut().chain(&mut run.authenticated) {
         assert!(event.timestamp_ns > 0, "an event without a timestamp");
@@ -103,10 +105,7 @@ pub(crate) fn untimed(mut run: Run) -> Run {
 
 /// `HEADSTART_EBPF_OBJECT`, or the committed object.
 fn object() -> Vec<u8> {
-    let path = env::var_os("HEADSTART_EBPF_OBJECT").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("prebuilt/headstart-ebpf.o"),
-        PathBuf::from,
-    );
+    let Some(path) = env::var_os("HEADSTART_EBPF_OBJECT").map(PathBuf::from) else { return OBJECT.to_vec() };
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -142,7 +141,7 @@ fn load() -> Result<Kernel, Box<dyn Error>> {
 
 /// `run`'s value; `None`, with a word of explanation, for users other than root; under `CI=true` that is a
 /// failure. The error says nothing: the verifier's refusal, too, is "permission denied".
-pub(crate) fn privileged<T>(run: impl FnOnce() -> Result<T, Box<dyn Error>>) -> Option<T> {
+pub fn privileged<T>(run: impl FnOnce() -> Result<T, Box<dyn Error>>) -> Option<T> {
     if !nix::unistd::geteuid().is_root() && env::var("CI").as_deref() != Ok("true") {
         // Not println!, which the test runner keeps to itself when a test passes.
         let _unwritable = writeln!(std::io::stderr(), "SKIPPED: needs root");
@@ -156,12 +155,12 @@ pub(crate) fn privileged<T>(run: impl FnOnce() -> Result<T, Box<dyn Error>>) -> 
 
 impl Kernel {
     /// See [`privileged`].
-    pub(crate) fn open() -> Option<Self> {
+    pub fn open() -> Option<Self> {
         privileged(load)
     }
 
     /// Makes `key` belong to `function`.
-    pub(crate) fn own(&mut self, key: PortKey, function: u32, flags: u32) {
+    pub fn own(&mut self, key: PortKey, function: u32, flags: u32) {
         self.functions.insert(key, FunctionEntry { function, flags }, 0).expect("FUNCTIONS takes an entry");
         let (word, bit) = (u32::from(key.port() / 64), key.port() % 64);
         let bits = self.ports.get(&word, 0).expect("PORTS has every word");
@@ -169,36 +168,36 @@ impl Kernel {
     }
 
     /// Changes the settings; they are zero at first.
-    pub(crate) fn set(&mut self, change: impl FnOnce(&mut Settings)) {
+    pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
         let mut settings = self.settings.get(&0, 0).expect("SETTINGS has an element");
         change(&mut settings);
         self.settings.set(0, settings, 0).expect("SETTINGS takes an element");
     }
 
     /// Makes the key `number` known.
-    pub(crate) fn know(&mut self, number: u8, words: Key) {
+    pub fn know(&mut self, number: u8, words: Key) {
         let slot = KeySlot { words, present: 1 };
         self.keys.set(u32::from(number), slot, 0).expect("KEYS takes an element");
     }
 
     /// Says `what` of the sources in `address`/`bits`.
-    pub(crate) fn say(&mut self, address: IpAddr, bits: u8, what: Source) {
+    pub fn say(&mut self, address: IpAddr, bits: u8, what: SourceRule) {
         let (bits, octets) = source_prefix(address, bits);
         self.sources.insert(&Prefix::new(bits, octets), what as u32, 0).expect("SOURCES takes a prefix");
         self.set(|settings| settings.flags |= SETTINGS_SOURCES);
     }
 
     /// The function that `flow` was steered to.
-    pub(crate) fn steered(&self, flow: &Flow) -> Option<u32> {
+    pub fn steered(&self, flow: &PacketFlow) -> Option<u32> {
         self.steered.get(flow, 0).ok()
     }
 
-    pub(crate) fn run(&mut self, hook: Hook, frame: &[u8]) -> Run {
+    pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Run {
         self.run_with(hook, TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() })
             .expect("the program runs")
     }
 
-    pub(crate) fn run_with(&mut self, hook: Hook, options: TestRunOptions<'_>) -> Result<Run, ProgramError> {
+    pub fn run_with(&mut self, hook: Hook, options: TestRunOptions<'_>) -> Result<Run, ProgramError> {
         let before = self.counters();
         let (action, mean_ns) = self.time(hook, options)?;
         let dropped = match (hook, action) {
@@ -215,7 +214,7 @@ impl Kernel {
     }
 
     /// Runs without looking at what it does: the program's answer, and the mean time in nanoseconds.
-    pub(crate) fn time(&self, hook: Hook, options: TestRunOptions<'_>) -> Result<(u32, u128), ProgramError> {
+    pub fn time(&self, hook: Hook, options: TestRunOptions<'_>) -> Result<(u32, u128), ProgramError> {
         let result = match hook {
             Hook::Xdp => self.xdp(maps::PROGRAM_XDP).test_run(options)?,
             Hook::Tcx => {
@@ -228,17 +227,17 @@ impl Kernel {
     }
 
     /// One of the XDP programs.
-    pub(crate) fn xdp(&self, name: &str) -> &Xdp {
+    pub fn xdp(&self, name: &str) -> &Xdp {
         let program = self.ebpf.program(name).expect("loaded with this program");
         program.try_into().expect("an XDP program")
     }
 
     /// Empties the rings: the open one, and that of clients whom a key vouches for.
-    pub(crate) fn take_events(&mut self) -> (Vec<SynEvent>, Vec<SynEvent>) {
+    pub fn take_events(&mut self) -> (Vec<SynEvent>, Vec<SynEvent>) {
         (drain(&mut self.open), drain(&mut self.authenticated))
     }
 
-    pub(crate) fn counters(&self) -> Counters {
+    pub fn counters(&self) -> SensorCounters {
         event::total(self.stats.get(&0, 0).expect("STATS has an element").iter())
     }
 }
