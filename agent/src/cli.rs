@@ -20,7 +20,6 @@ mod tag;
 
 mod arguments;
 mod output;
-mod state_dir;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,8 @@
 //! The Headstart node agent, in the order of a request's path:
 //! `syn -> event -> decision -> start -> inject -> serve -> measure`.
 //!
-//! [`node`] is the one task that owns the state and calls the rest; [`setup`] turns a configuration into what it needs.
+//! [`agent`] reads as the life of the agent. [`node`] is the one task that owns the state and calls the rest; [`setup`]
+//! turns a configuration into what it needs.
 //! [`api`] is what operators and programs see of it, and [`cli`] the command line.
 
 pub mod syn;
@@ -18,7 +19,7 @@ pub mod serve;
 
 pub mod measure;
 
-pub mod adopt;
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod client;

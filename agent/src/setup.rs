@@ -1,8 +1,10 @@
 //! From a configuration to what the node runs. What cannot be set up is left
 //! out and reported; everything else is served.
 
+mod adopt;
 mod backend;
 pub mod reload;
+pub(crate) mod state_dir;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use crate::node::{AllowList, Service};
 use crate::serve::{self, ListenError};
 use crate::start::{ContainerSpec, Drivers};
 use crate::syn::{self, Kernel, ListenerSupport, PinError, Pins, Sensing, SynError};
+pub use adopt::adopt;
 pub(crate) use backend::{Credentials, credentials, pool};
 
 /// Every backend's pool by the backend's name, or why there is none.

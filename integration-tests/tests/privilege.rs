@@ -9,7 +9,8 @@ use std::thread;
 
 use headstart_integration_tests::lab::client::Lines;
 use headstart_integration_tests::lab::site::{Function, LIMIT};
-use headstart_integration_tests::lab::{AgentSetup, Docker, Link, Namespace, privilege, usage};
+use headstart_integration_tests::lab::{AgentSetup, Docker, Link, Manager, Namespace, privilege, usage};
+use serde_json::Value;
 
 /// What no serving agent keeps: numbers of capabilities(7), `include/uapi/linux/capability.h`.
 const DROPPED: [(&str, u32); 17] = [
@@ -90,6 +91,43 @@ fn an_agent_without_containers_and_interfaces_keeps_no_power_over_the_host() {
     ]);
     assert_dropped(agent.id(), &dropped);
     assert!(agent.stop().unwrap().success());
+}
+
+/// A look-up of a name starts a thread, and a thread begins with the capabilities of the one that starts it. Taking over a
+/// Docker instance waits for the daemon, and a pool that was spawned before looked its server up meanwhile: that thread
+/// kept everything.
+#[test]
+fn an_agent_that_takes_over_an_instance_and_looks_up_a_name_has_no_thread_that_keeps_more() {
+    if !ready() {
+        return;
+    }
+    let (docker, manager) = (Docker::shared().unwrap(), Manager::new().unwrap());
+    let port = echo().port();
+    let name = format!("privilege-adopted-{}", std::process::id());
+    let function = Function::example("echo", "docker").unwrap();
+    let agent = AgentSetup::default()
+        .docker(&docker)
+        .manager(&manager)
+        .config(&format!(
+            "[[backend]]\nname = \"upstream\"\nkind = \"tcp\"\naddress = \"localhost:{port}\"\n"
+        ))
+        .config(&function.text(&name, &["upstream"]))
+        .start()
+        .unwrap();
+    function.rest(&agent, &name).unwrap();
+    agent.operate(&name, "wake").unwrap();
+    agent.wait_state(&name, "ready", LIMIT).unwrap();
+
+    let next = agent.kill().unwrap().start().unwrap();
+    next.wait_log("headstart is up", LIMIT).unwrap();
+    next.wait_idle("upstream", 1, LIMIT).unwrap();
+    let mut dropped = DROPPED.to_vec();
+    dropped.extend([("CAP_SYS_ADMIN", CAP_SYS_ADMIN), ("CAP_NET_ADMIN", CAP_NET_ADMIN)]);
+    assert_dropped(next.id(), &dropped);
+    assert!(!next.log().contains("keep their privileges"), "{}", next.log());
+    let adopted = |function: &Value| function["running"][0]["reason"] == "adopted";
+    next.wait_function(&name, "taken over", LIMIT, adopted).unwrap();
+    assert!(next.stop().unwrap().success());
 }
 
 fn ready() -> bool {

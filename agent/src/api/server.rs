@@ -14,6 +14,7 @@
 //! | `POST /api/v1/functions/NAME/stop` | stop the running instances |
 //! | `POST /api/v1/reload` | read the configuration again: 200 and what has changed, else 409 and why nothing has |
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use axum::routing::{get, post};
 use headstart_injector::{Pool, PoolStatus};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::{
     BACKENDS, FUNCTIONS, Function, FunctionStatus, Operation, RELOAD, ReloadOutcome, STARTS, Timeline,
@@ -76,16 +78,30 @@ pub struct Server<C> {
     pub reload: mpsc::Sender<ReloadRequest>,
 }
 
-/// Answers requests until `stop` resolves.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve<C: Control>(
-    listener: TcpListener,
-    server: Server<C>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(Arc::new(server))).with_graceful_shutdown(stop).await
+/// A server that answers requests.
+pub struct ServerTask {
+    stop: watch::Sender<()>,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl ServerTask {
+    /// Answers requests from now on.
+    pub fn start<C: Control>(listener: TcpListener, server: Server<C>) -> Self {
+        let (stop, mut stopped) = watch::channel(());
+        let router = router(Arc::new(server));
+        let until_stopped = async move { drop(stopped.changed().await) };
+        let serving = axum::serve(listener, router).with_graceful_shutdown(until_stopped);
+        Self { stop, task: tokio::spawn(serving.into_future()) }
+    }
+
+    /// Answers what was asked before, and ends.
+    ///
+    /// # Errors
+    /// When the listener has failed, or the task.
+    pub async fn stop(self) -> io::Result<()> {
+        drop(self.stop);
+        self.task.await.map_err(io::Error::other)?
+    }
 }
 
 fn router<C: Control>(server: Arc<Server<C>>) -> Router {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::arguments::ConfigArgs;
-use super::state_dir;
+use crate::setup::state_dir;
 use crate::start::Drivers;
 use crate::syn;
 

@@ -9,7 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 ///
 /// # Errors
 /// When another agent runs there, or it cannot be made.
-pub(super) fn lock(state_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
+pub(crate) fn lock(state_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
     std::fs::create_dir_all(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
     let path = state_dir.join("agent.lock");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
