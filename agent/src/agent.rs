@@ -25,10 +25,11 @@ use crate::manager::ServiceManager;
 use crate::measure::{self, Export, StartHistory};
 use crate::node::{AdoptedInstance, Node, NodeHandle};
 use crate::privilege;
+use crate::serve;
 use crate::setup::reload::Reload;
 use crate::setup::{self, Setup, state_dir};
 use crate::start::{self, Drivers, Survivors};
-use crate::syn::{self, Kernel, ListenerSupport, Pins, Reader, Sensing, Watching};
+use crate::syn::{self, Kernel, Pins, Reader, Sensing, Watching};
 
 /// What the operator asks of the agent.
 pub struct AgentOptions {
@@ -50,7 +51,6 @@ pub struct Agent {
     pins: Option<Arc<Pins>>,
     export: Export,
     admin: TcpListener,
-    support: Result<ListenerSupport, String>,
     setup: Setup,
     sensing: Option<Sensing>,
     survivors: Survivors,
@@ -80,7 +80,7 @@ impl Agent {
         let drivers = Drivers::new(&config.agent);
         let mut survivors = drivers.survivors().await;
         tokio::select! {
-            () = survivors.make_room(longest_grace(&config), || setup::ports_are_free(&config, &manager)) => {}
+            () = survivors.make_room(longest_grace(&config), || serve::ports_are_free(&config, &manager)) => {}
             signal = stop.next() => {
                 tracing::info!("{signal}: stopping before anything was served");
                 return Ok(None);
@@ -88,7 +88,7 @@ impl Agent {
         }
         let kernel = setup::kernel(&config, pins.clone());
         let support = kernel.as_ref().map(Kernel::listeners).map_err(Clone::clone);
-        let setup = setup::build(&config, drivers, &mut manager, support.as_ref());
+        let setup = setup::build(&config, drivers, &mut manager, support);
         let sensing = setup::watch(&config, kernel, &setup.served.services);
         let adopted = setup::adopt(&mut survivors, &mut manager, &setup.served.services).await;
         setup::kernel_tls(&config);
@@ -102,7 +102,6 @@ impl Agent {
             pins,
             export,
             admin,
-            support,
             setup,
             sensing,
             survivors,
@@ -118,7 +117,7 @@ impl Agent {
         let of_drivers = self.setup.served.drivers.capabilities(&self.config.functions);
         give_up_privileges(privilege::needs(&self.config, of_drivers, !self.survivors.is_empty()));
         let Self { options, config, mut manager, mut stop, hangup, _lock, pins, export, admin, .. } = self;
-        let Self { support, setup, sensing, survivors, adopted, .. } = self;
+        let Self { setup, sensing, survivors, adopted, .. } = self;
         let (functions, grace, threads) =
             (config.functions.len(), longest_grace(&config), config.agent.data_threads);
         // The first threads besides this one: they have no more privileges than it has left.
@@ -140,7 +139,6 @@ impl Agent {
         let mut reload = Reload::new(
             options.file,
             config,
-            support,
             setup.served,
             manager.without_inherited(),
             control.clone(),

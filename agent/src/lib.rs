@@ -30,6 +30,5 @@ mod http;
 mod instance;
 pub mod manager;
 pub mod node;
-mod overload;
 pub mod privilege;
 pub mod setup;

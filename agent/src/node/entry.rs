@@ -19,8 +19,7 @@ use crate::event::{FunctionId, InstanceId};
 use crate::inject::Resources;
 use crate::instance::InstanceCommand;
 use crate::measure;
-use crate::overload;
-use crate::serve::Watch;
+use crate::serve::{QueueWatch, overload};
 use crate::start::{Parked, Runtime};
 use crate::syn::Route;
 
@@ -97,7 +96,7 @@ pub(super) struct FunctionRecord {
     pub(super) leaving: bool,
     /// Tells its containers from those of an earlier agent, and of an earlier function with its name.
     pub(super) boot: u32,
-    pub(super) watch: Watch,
+    pub(super) watch: QueueWatch,
     pub(super) parked: HashMap<InstanceId, ParkedContainer>,
     pub(super) running: BTreeMap<InstanceId, RunningInstance>,
     pub(super) removing: usize,
@@ -114,7 +113,7 @@ pub(super) struct FunctionRecord {
 impl FunctionRecord {
     pub(super) fn new(number: FunctionId, service: Service) -> Self {
         measure::declare(&service.name);
-        let watch = Watch::new(Arc::clone(&service.resources.listener));
+        let watch = QueueWatch::new(Arc::clone(&service.resources.listener));
         let state = decision::FunctionState::new(number, service.policy);
         Self {
             service,

@@ -17,9 +17,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use headstart_config::{Config, Function, Problem, RequireAuth};
+use headstart_config::{Config, Function, Problem};
 use headstart_ebpf::maps::FUNCTIONS_MAX;
 use headstart_injector::{Pool, ServerQuotas};
 use tokio::runtime::Handle as DataHandle;
@@ -32,44 +32,30 @@ use crate::manager::{ListenerKey, ServiceManager};
 use crate::measure;
 use crate::node::{FunctionChange, NodeHandle, Service};
 use crate::privilege;
-use crate::setup::{self, Credentials, Pools, Served, unavailable};
+use crate::serve::{BindingKeys, Bindings};
+use crate::setup::{self, Credentials, Pools, ServingSet, unavailable};
 use crate::start::Drivers;
-use crate::syn::{KeyStore, ListenerSupport};
+use crate::syn::KeyStore;
 
 /// Reads the configuration again.
 pub struct Reload {
     file: PathBuf,
     config: Config,
     drivers: Drivers,
-    support: Result<ListenerSupport, String>,
     services: HashMap<String, Service>,
     pools: Pools,
     /// What all pools share.
     quotas: ServerQuotas,
     /// With what the pools log in, by the names of backends.
     credentials: HashMap<String, Credentials>,
-    /// Every listener that may be open, and whose it is, also of functions that leave.
-    places: HashMap<ListenerKey, Held>,
+    /// Where connections come in, also for functions that are being removed.
+    bindings: Bindings,
     overview: watch::Sender<Overview>,
     manager: ServiceManager,
     keys: Option<KeyStore>,
     node: NodeHandle,
     /// Where new pools run.
     data: DataHandle,
-}
-
-/// A listener that may be open.
-struct Held {
-    owner: String,
-    listener: Weak<OwnedFd>,
-    /// It is, or was, closed to strangers: its filter stays, and asks the kernel's table.
-    guarded: bool,
-}
-
-impl Held {
-    fn is_open(&self) -> bool {
-        self.listener.strong_count() > 0
-    }
 }
 
 /// What a new configuration comes to, while it can still be refused.
@@ -85,8 +71,8 @@ struct Plan {
     unavailable: Vec<Unavailable>,
     /// New listeners.
     opened: Vec<(ListenerKey, Arc<OwnedFd>)>,
-    /// Listeners of nobody any more.
-    left: Vec<ListenerKey>,
+    /// Listeners that no function has from now on.
+    released: Vec<ListenerKey>,
 }
 
 impl Reload {
@@ -94,13 +80,12 @@ impl Reload {
     pub fn new(
         file: PathBuf,
         config: Config,
-        support: Result<ListenerSupport, String>,
-        served: Served,
+        served: ServingSet,
         manager: ServiceManager,
         node: NodeHandle,
         data: DataHandle,
     ) -> Self {
-        let Served { services, drivers, pools, quotas, unavailable } = served;
+        let ServingSet { services, drivers, bindings, pools, quotas, unavailable } = served;
         let services: HashMap<_, _> =
             services.into_iter().map(|service| (service.name.clone(), service)).collect();
         let overview = watch::Sender::new(Overview { pools: running(&config, &pools), unavailable });
@@ -108,19 +93,17 @@ impl Reload {
             file,
             config,
             drivers,
-            support,
             services,
             pools,
             quotas,
             credentials: HashMap::new(),
-            places: HashMap::new(),
+            bindings,
             overview,
             manager,
             keys: None,
             node,
             data,
         };
-        reload.note_places();
         let backends = reload.config.backends.iter();
         reload.credentials =
             backends.map(|backend| (backend.name.clone(), setup::credentials(backend))).collect();
@@ -209,14 +192,14 @@ impl Reload {
 
     fn plan(&self, config: &Config, plan: &mut Plan) -> Result<(), String> {
         self.plan_pools(config, plan)?;
-        let (shared, shared_before) = (setup::shared(config), setup::shared(&self.config));
+        let (keys, keys_before) = (BindingKeys::of(config), BindingKeys::of(&self.config));
         let mut before: HashMap<_, _> =
             self.config.functions.iter().map(|function| (function.name.as_str(), function)).collect();
         for function in &config.functions {
             let (name, old) = (&function.name, before.remove(function.name.as_str()));
-            let place = setup::place(function, &shared);
-            let old_place = old.map(|old| setup::place(old, &shared_before));
-            let stays = old_place == Some(place);
+            let key = keys.key(function);
+            let old_key = old.map(|old| keys_before.key(old));
+            let stays = old_key == Some(key);
             let fresh = function.backends.iter().any(|backend| plan.fresh.contains(backend));
             let same = stays && !fresh && old.is_some_and(|old| old.is_same(function));
             let served = self.services.get(name);
@@ -225,7 +208,7 @@ impl Reload {
                 continue;
             }
             let listener = served.filter(|_| stays).map(|served| &served.resources.listener);
-            let service = match self.service(config, function, place, listener, plan) {
+            let service = match self.service(config, function, key, listener, plan) {
                 Ok(service) => service,
                 Err(reason) if same => {
                     plan.outcome.unavailable.push(name.clone());
@@ -236,17 +219,17 @@ impl Reload {
             };
             plan.services.insert(name.clone(), service.clone());
             let service = Box::new(service);
-            match (served, old_place) {
+            match (served, old_key) {
                 (Some(served), _) if stays => {
                     let replace = fresh || served.fingerprint != service.fingerprint;
                     let outcome = &mut plan.outcome;
                     if replace { &mut outcome.replaced } else { &mut outcome.changed }.push(name.clone());
                     plan.changes.push(FunctionChange::Alter { service, replace });
                 }
-                (Some(_), Some(old_place)) => {
+                (Some(_), Some(old_key)) => {
                     plan.outcome.replaced.push(name.clone());
                     plan.changes.extend([FunctionChange::Remove(name.clone()), FunctionChange::Add(service)]);
-                    plan.left.push(old_place);
+                    plan.released.push(old_key);
                 }
                 _ => {
                     plan.outcome.added.push(name.clone());
@@ -257,13 +240,12 @@ impl Reload {
         for (name, old) in before {
             if self.services.contains_key(name) {
                 plan.changes.push(FunctionChange::Remove(name.to_owned()));
-                plan.left.push(setup::place(old, &shared_before));
+                plan.released.push(keys_before.key(old));
             }
             plan.outcome.removed.push(name.to_owned());
         }
         plan.outcome.removed.sort_unstable();
-        let listeners = self.places.values().filter(|held| held.is_open()).count();
-        if listeners + plan.opened.len() > FUNCTIONS_MAX {
+        if self.bindings.open_count() + plan.opened.len() > FUNCTIONS_MAX {
             return Err(
                 "too many functions that were removed still drain: try again when they are gone".into()
             );
@@ -301,47 +283,34 @@ impl Reload {
         &self,
         config: &Config,
         function: &Function,
-        place: ListenerKey,
+        key: ListenerKey,
         listener: Option<&Arc<OwnedFd>>,
         plan: &mut Plan,
     ) -> Result<Service, String> {
         if let Some(problem) = problem(function.check_host()) {
             return Err(problem);
         }
-        let door = setup::door(function, place, self.support.as_ref())?;
-        let backlog = function.backlog;
-        let listener = match listener {
-            Some(listener) => {
-                let another = listener.try_clone().map_err(|error| error.to_string())?;
-                let guarded = self.places.get(&place).is_some_and(|held| held.guarded);
-                door.adopt(another, guarded, backlog).map_err(|error| error.to_string())?;
-                Arc::clone(listener)
-            }
-            None => {
-                if let Some(Held { owner, .. }) = self.places.get(&place).filter(|held| held.is_open()) {
-                    return Err(format!(
-                        "{} is taken by the function {owner}: remove that one first, and add this one when \
-                         `headstart status` does not show it any more",
-                        function.listen
-                    ));
-                }
-                let listener = Arc::new(door.open(backlog).map_err(|error| error.to_string())?);
-                plan.opened.push((place, Arc::clone(&listener)));
-                listener
-            }
+        let bound = match listener {
+            Some(listener) => self.bindings.renew(function, key, listener),
+            None => self.bindings.open(function, key),
         };
-        setup::service(config, function, &self.drivers, &plan.pools, &door, listener)
+        let bound = bound.map_err(|error| error.to_string())?;
+        if listener.is_none() {
+            plan.opened.push((key, Arc::clone(&bound.listener)));
+        }
+        setup::service(config, function, &self.drivers, &plan.pools, bound)
     }
 
     async fn apply(&mut self, config: Config, plan: Plan) -> ReloadOutcome {
-        let Plan { changes, outcome, services, pools, credentials, fresh, unavailable, opened, left } = plan;
+        let Plan { changes, outcome, services, pools, credentials, fresh, unavailable, opened, released } =
+            plan;
         pools.values().flatten().for_each(|pool| pool.start(&self.data));
         self.node.change(changes).await;
-        for (place, listener) in &opened {
-            self.manager.store_listener(*place, listener);
+        for (key, listener) in &opened {
+            self.manager.store_listener(*key, listener);
         }
-        for place in left {
-            self.manager.remove_listener(place);
+        for key in released {
+            self.manager.remove_listener(key);
         }
         let old = std::mem::replace(&mut self.pools, pools);
         let gone = |name: &String| fresh.contains(name) || !self.pools.contains_key(name);
@@ -350,23 +319,15 @@ impl Reload {
             .filter_map(|(_, pool)| pool.ok())
             .for_each(|pool| pool.close());
         (self.config, self.services, self.credentials) = (config, services, credentials);
-        self.places.retain(|_, held| held.is_open());
-        self.note_places();
-        self.overview.send_replace(Overview { pools: running(&self.config, &self.pools), unavailable });
-        outcome
-    }
-
-    fn note_places(&mut self) {
-        let shared = setup::shared(&self.config);
+        self.bindings.forget_closed();
+        let keys = BindingKeys::of(&self.config);
         for function in &self.config.functions {
             if let Some(service) = self.services.get(&function.name) {
-                let place = setup::place(function, &shared);
-                let before = self.places.get(&place).is_some_and(|held| held.guarded);
-                let guarded = before || function.require_auth == RequireAuth::Connect;
-                let listener = Arc::downgrade(&service.resources.listener);
-                self.places.insert(place, Held { owner: function.name.clone(), listener, guarded });
+                self.bindings.record(function, keys.key(function), &service.resources.listener);
             }
         }
+        self.overview.send_replace(Overview { pools: running(&self.config, &self.pools), unavailable });
+        outcome
     }
 }
 

@@ -1,4 +1,4 @@
-//! `overload`: what clients are told that nobody will serve.
+//! Answers to clients that no instance will serve in time.
 //!
 //! The agent takes them out of the accept queue itself. A client of HTTP gets its status with `Retry-After` (RFC 9110,
 //! 10.2.3; RFC 6585, 4), any other, and all with `overload = "reset"`, a connection reset.
@@ -50,7 +50,7 @@ fn turn_away(client: Socket, how: Overload, retry_after: Duration) {
     let Some(head) = head(how, retry_after) else { return reset(&client) };
     let Ok(place) = Arc::clone(&PLACES).try_acquire_owned() else { return reset(&client) };
     tokio::spawn(async move {
-        // A client that leaves early is no news.
+        // A client that leaves early needs no answer.
         let _ = tell(client, &head).await;
         drop(place);
     });
@@ -109,7 +109,7 @@ mod tests {
     async fn exchange(how: Overload, request: &'static [u8]) -> io::Result<String> {
         let (listener, address) = listening();
         let client = tokio::spawn(asked(address, request));
-        let mut watch = crate::serve::Watch::new(Arc::new(listener.try_clone().unwrap()));
+        let mut watch = crate::serve::QueueWatch::new(Arc::new(listener.try_clone().unwrap()));
         let (sender, mut came) = tokio::sync::mpsc::channel(8);
         watch.arm(Duration::ZERO, move |at_ns| {
             let sender = sender.clone();

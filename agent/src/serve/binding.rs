@@ -1,0 +1,250 @@
+//! Where the connections of functions come in, and what outlives a reload of that.
+//!
+//! Today there is one kind: a *port*. The agent opens the listener, and the function's instances accept from it. What the
+//! rest of the agent knows of a binding is [`BoundListener`]; how it is opened, inherited and closed to unauthenticated
+//! clients is decided here. Another kind (one that accepts by itself) is another [`ListenerKey`] and another arm in
+//! [`Bindings::plan`].
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use headstart_config::{Config, Function, RequireAuth};
+
+use super::listener::{self, ListenError};
+use crate::manager::{ListenerKey, ServiceManager};
+use crate::syn::{ListenerSupport, SynError};
+
+/// Why a function has no binding.
+#[derive(Debug, thiserror::Error)]
+pub enum BindingError {
+    /// It needs the socket lookup to have a part of a shared port.
+    #[error(
+        "it shares {listen}, and the kernel cannot give it its connections ({why}): give it a port of its own"
+    )]
+    NotSteered {
+        /// The shared address.
+        listen: SocketAddr,
+        /// What is missing.
+        why: String,
+    },
+    /// It must be closed to clients without a key, and the kernel half is not there.
+    #[error("require_auth = \"connect\" cannot be kept: {0}")]
+    NotClosed(String),
+    /// Another function has it, also one that is being removed.
+    #[error(
+        "{listen} is taken by the function {owner}: remove that one first, and add this one when `headstart status` no \
+         longer shows it"
+    )]
+    Taken {
+        /// The address.
+        listen: SocketAddr,
+        /// The other function.
+        owner: String,
+    },
+    /// It cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The process has no more descriptors.
+    #[error("its listener cannot be used again: {0}")]
+    Descriptor(#[from] io::Error),
+}
+
+/// A binding that is open.
+#[derive(Clone)]
+pub struct BoundListener {
+    /// Which one, also for later agents.
+    pub key: ListenerKey,
+    /// From where instances accept.
+    pub listener: Arc<OwnedFd>,
+    /// Only the socket lookup leads to it.
+    pub steered: bool,
+}
+
+/// Which binding each function of a configuration has.
+pub struct BindingKeys {
+    /// The addresses that several functions share.
+    shared: HashSet<SocketAddr>,
+}
+
+impl BindingKeys {
+    /// Of this configuration.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let mut seen = HashSet::new();
+        let listen = config.functions.iter().map(|function| function.listen);
+        Self { shared: listen.filter(|listen| !seen.insert(*listen)).collect() }
+    }
+
+    /// Functions with an ID on a port of several have a listener that only the socket lookup leads to; the port itself
+    /// belongs to the one without.
+    #[must_use]
+    pub fn key(&self, function: &Function) -> ListenerKey {
+        match function.id {
+            Some(id) if self.shared.contains(&function.listen) => ListenerKey::Hidden(function.listen, id),
+            _ => ListenerKey::Bound(function.listen),
+        }
+    }
+}
+
+/// Whether every port can be bound that was not inherited. Instances of an earlier agent hold the sockets that they were
+/// given.
+#[must_use]
+pub fn ports_are_free(config: &Config, manager: &ServiceManager) -> bool {
+    let bound = config.functions.iter().map(|function| function.listen);
+    bound.filter(|listen| !manager.has_listener(ListenerKey::Bound(*listen))).all(listener::is_free)
+}
+
+/// Every binding that may be open, also those of functions that are being removed.
+pub struct Bindings {
+    support: Result<ListenerSupport, String>,
+    records: HashMap<ListenerKey, ListenerRecord>,
+}
+
+/// A listener that may be open.
+struct ListenerRecord {
+    owner: String,
+    listener: Weak<OwnedFd>,
+    /// It is, or was, closed to unauthenticated clients: its filter stays, and asks the kernel's table.
+    guarded: bool,
+}
+
+impl ListenerRecord {
+    fn is_open(&self) -> bool {
+        self.listener.strong_count() > 0
+    }
+}
+
+/// A binding before it is open.
+struct Binding<'a> {
+    /// What it will be bound to.
+    address: SocketAddr,
+    steered: bool,
+    /// Closes it to unauthenticated clients.
+    gate: Option<&'a ListenerSupport>,
+}
+
+impl Binding<'_> {
+    /// Closes a listener to unauthenticated clients, if the function requires that.
+    fn guard(&self, listener: BorrowedFd<'_>) -> Result<(), SynError> {
+        self.gate.map_or(Ok(()), |support| support.guard(listener))
+    }
+
+    /// A new listener. No client reaches it before it is guarded.
+    fn open(&self, backlog: u16) -> Result<OwnedFd, ListenError> {
+        listener::listen_behind(self.address, backlog, |listener| self.guard(listener))
+    }
+
+    /// Makes a listener that is open already as [`Binding::open`] would have. One that this agent has guarded stays so.
+    fn adopt(&self, listener: OwnedFd, guarded: bool, backlog: u16) -> Result<OwnedFd, ListenError> {
+        if !guarded {
+            self.guard(listener.as_fd())?;
+        }
+        listener::adopt(listener, self.address, backlog)
+    }
+}
+
+impl Bindings {
+    /// None yet. `support` is what the kernel half can do for listeners, or why there is none.
+    #[must_use]
+    pub fn new(support: Result<ListenerSupport, String>) -> Self {
+        Self { support, records: HashMap::new() }
+    }
+
+    /// What an earlier agent had for this key, or a new one, which the next agent will get.
+    ///
+    /// # Errors
+    /// See [`BindingError`].
+    pub fn inherit(
+        &self,
+        function: &Function,
+        key: ListenerKey,
+        manager: &mut ServiceManager,
+    ) -> Result<BoundListener, BindingError> {
+        let binding = self.plan(function, key)?;
+        let listener = match manager.take_listener(key) {
+            // One that cannot be guarded would come back at each start.
+            Some(inherited) => binding
+                .adopt(inherited, false, function.backlog)
+                .inspect_err(|_| manager.remove_listener(key))?,
+            None => {
+                let listener = binding.open(function.backlog)?;
+                manager.store_listener(key, &listener);
+                listener
+            }
+        };
+        Ok(BoundListener { key, listener: Arc::new(listener), steered: binding.steered })
+    }
+
+    /// A new one. The caller stores it with the service manager when it is used.
+    ///
+    /// # Errors
+    /// See [`BindingError`].
+    pub fn open(&self, function: &Function, key: ListenerKey) -> Result<BoundListener, BindingError> {
+        let binding = self.plan(function, key)?;
+        if let Some(record) = self.records.get(&key).filter(|record| record.is_open()) {
+            return Err(BindingError::Taken { listen: function.listen, owner: record.owner.clone() });
+        }
+        let listener = Arc::new(binding.open(function.backlog)?);
+        Ok(BoundListener { key, listener, steered: binding.steered })
+    }
+
+    /// The same one, with what the function's configuration says now.
+    ///
+    /// # Errors
+    /// See [`BindingError`].
+    pub fn renew(
+        &self,
+        function: &Function,
+        key: ListenerKey,
+        listener: &Arc<OwnedFd>,
+    ) -> Result<BoundListener, BindingError> {
+        let binding = self.plan(function, key)?;
+        let guarded = self.is_guarded(key);
+        binding.adopt(listener.try_clone()?, guarded, function.backlog)?;
+        Ok(BoundListener { key, listener: Arc::clone(listener), steered: binding.steered })
+    }
+
+    /// Notes that a function has a binding now.
+    pub fn record(&mut self, function: &Function, key: ListenerKey, listener: &Arc<OwnedFd>) {
+        let guarded = self.is_guarded(key) || function.require_auth == RequireAuth::Connect;
+        let (owner, listener) = (function.name.clone(), Arc::downgrade(listener));
+        self.records.insert(key, ListenerRecord { owner, listener, guarded });
+    }
+
+    /// Forgets those that are closed.
+    pub fn forget_closed(&mut self) {
+        self.records.retain(|_, record| record.is_open());
+    }
+
+    /// How many are open.
+    #[must_use]
+    pub fn open_count(&self) -> usize {
+        self.records.values().filter(|record| record.is_open()).count()
+    }
+
+    fn is_guarded(&self, key: ListenerKey) -> bool {
+        self.records.get(&key).is_some_and(|record| record.guarded && record.is_open())
+    }
+
+    /// How the function's connections come in, if the kernel can do what that needs.
+    fn plan(&self, function: &Function, key: ListenerKey) -> Result<Binding<'_>, BindingError> {
+        let support = self.support.as_ref();
+        let (address, steered) = match key {
+            ListenerKey::Bound(listen) => (listen, false),
+            ListenerKey::Hidden(listen, _) => (listener::hidden(listen), true),
+        };
+        if steered && !support.is_ok_and(ListenerSupport::can_steer) {
+            let why = support.err().map_or("sk_lookup is not attached", String::as_str);
+            return Err(BindingError::NotSteered { listen: function.listen, why: why.to_owned() });
+        }
+        let gate = match (function.require_auth, support) {
+            (RequireAuth::Connect, Ok(support)) => Some(support),
+            (RequireAuth::Connect, Err(why)) => return Err(BindingError::NotClosed(why.clone())),
+            (RequireAuth::No | RequireAuth::Wake, _) => None,
+        };
+        Ok(Binding { address, steered, gate })
+    }
+}
