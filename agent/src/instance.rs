@@ -17,7 +17,7 @@ use crate::event::{Demand, InstanceEnd};
 use crate::inject::{Conversation, Resources, ShimEvent, until};
 use crate::manager::DescriptorStore;
 use crate::measure::{self, StartHistory, Timeline, now_ns};
-use crate::start::{Note, Parked, Process};
+use crate::start::{Note, PreparedContainer, Process};
 use cold_start::ColdStart;
 use end::{EndedInstance, TaskEnd};
 use freeze::{FreezeAttempt, FreezeState, freeze_end};
@@ -77,7 +77,7 @@ pub(crate) struct Launch {
 /// How the task comes to its instance.
 pub(crate) enum InstanceOrigin {
     /// The task releases a parked container.
-    New { parked: Parked, demand: Demand },
+    New { parked: PreparedContainer, demand: Demand },
     /// An earlier agent released it; it runs.
     Adopted { process: Arc<dyn Process>, control: OwnedFd, note: Note },
 }

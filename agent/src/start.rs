@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Everything that does not depend on the request (root file system,
-//! namespaces, cgroup) is done by [`Runtime::prepare`]; [`Process::release`]
+//! namespaces, cgroup) is done by [`FunctionRuntime::prepare`]; [`Process::release`]
 //! only lets the container exec. Each runtime is one file beside this one, with
 //! the folder of its name, and only these name what it drives. The rest of the agent
 //! asks [`Drivers`].
@@ -79,12 +79,12 @@ pub(crate) const OPEN_FILES: u64 = 4096;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Makes the containers of one function.
-pub trait Runtime: Send + Sync {
+pub trait FunctionRuntime: Send + Sync {
     /// The label of this runtime in logs and metrics.
     fn name(&self) -> &'static str;
 
     /// Creates a container and parks it just before its exec.
-    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>>;
+    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<PreparedContainer, StartError>>;
 
     /// Takes over a running instance that an earlier agent of this function's
     /// configuration left. How it ends may not be known.
@@ -132,15 +132,15 @@ impl ContainerSpec {
 }
 
 /// A container that is created and waits. It holds no function code yet.
-pub struct Parked {
+pub struct PreparedContainer {
     /// The agent's end of the instance's control socket.
-    pub control: Control,
+    pub control: ControlEnd,
     /// The container.
     pub process: Arc<dyn Process>,
 }
 
 /// The agent's end of a control socket.
-pub enum Control {
+pub enum ControlEnd {
     /// The instance inherits the other end: a lease can be queued before it runs.
     Connected(Channel),
     /// A listening socket that only this instance can see: it connects when it runs.

@@ -10,7 +10,7 @@ use crate::problem::Origin;
 mod read;
 mod runtime;
 
-pub use runtime::{Network, Runtime};
+pub use runtime::{DockerNetwork, Runtime};
 
 /// The most backends of one function.
 pub const MAX_FUNCTION_BACKENDS: usize = 16;

@@ -45,7 +45,7 @@ pub use agent::{Agent, Interfaces, LogFormat};
 pub use backend::{Address, Backend, Pool, Protocol, Tls};
 pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
 pub use function::{
-    Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Network, Overload, RequireAuth, Runtime,
+    DockerNetwork, Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth, Runtime,
 };
 pub use problem::{Errors, Origin, Problem};
 pub use syn::{BudgetRange, Cidr, EventLimits, MAX_CIDRS, StartBudget, Syn};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use headstart_config::{Config, Interfaces, MAX_FUNCTIONS, Network, RequireAuth, Runtime};
+use headstart_config::{Config, DockerNetwork, Interfaces, MAX_FUNCTIONS, RequireAuth, Runtime};
 
 const EXAMPLE: &str = include_str!("../headstart.example.toml");
 const DASHBOARD: &str = include_str!("../dashboards/coldstart.json");
@@ -33,7 +33,7 @@ fn the_example_has_no_problem() {
     assert_eq!(config.agent.interfaces, Interfaces::Named(vec!["eth0".to_owned()]));
     assert_eq!(config.backends.len(), 2);
     assert_eq!(config.function("orders").unwrap().memory_bytes, 128 << 20);
-    let docker = Runtime::Docker { image: "thumbnails:1".to_owned(), network: Network::None };
+    let docker = Runtime::Docker { image: "thumbnails:1".to_owned(), network: DockerNetwork::None };
     assert_eq!(config.function("thumbnails").unwrap().runtime, docker);
 }
 

@@ -9,7 +9,7 @@ use super::endpoint::{self, Endpoint};
 use super::grants::Grants;
 use super::{ACK_TIMEOUT, LEASES_MAX, ProtocolViolation, Resources, ShimEvent, until};
 use crate::measure;
-use crate::start::{Control, Process};
+use crate::start::{ControlEnd, Process};
 
 /// How far an instance is in the exchange. Every message is allowed at exactly one point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +53,7 @@ impl Conversation {
     pub fn begin(
         resources: Resources,
         instance: &str,
-        control: Control,
+        control: ControlEnd,
         page: OwnedFd,
     ) -> Result<Self, WireError> {
         let mut grants = Grants::new(resources.tls);
@@ -102,7 +102,7 @@ impl Conversation {
         Ok(Self {
             resources,
             instance: instance.to_owned(),
-            endpoint: Endpoint::new(Control::Connected(control))?,
+            endpoint: Endpoint::new(ControlEnd::Connected(control))?,
             grants,
             progress: ExchangeProgress::Ready,
             resumed: true,

@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::fd;
 use crate::measure;
-use crate::start::{Control, Process};
+use crate::start::{ControlEnd, Process};
 
 /// The agent's end of the control socket.
 pub(super) enum Endpoint {
@@ -29,10 +29,10 @@ pub(super) enum EndpointEvent {
 }
 
 impl Endpoint {
-    pub(super) fn new(control: Control) -> Result<Self, WireError> {
+    pub(super) fn new(control: ControlEnd) -> Result<Self, WireError> {
         Ok(match control {
-            Control::Connected(channel) => Self::Connected(fd::register(channel, Interest::READABLE)?),
-            Control::Listening(listener) => Self::Listening(fd::register(listener, Interest::READABLE)?),
+            ControlEnd::Connected(channel) => Self::Connected(fd::register(channel, Interest::READABLE)?),
+            ControlEnd::Listening(listener) => Self::Listening(fd::register(listener, Interest::READABLE)?),
         })
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::start::{BoxFuture, Control, Exit, StartError};
+use crate::start::{BoxFuture, ControlEnd, Exit, StartError};
 use headstart_injector::{Address, BackendKind, BackendSpec, PoolSettings, TlsMode};
 use headstart_wire::{Channel, Direction, GrantStatus, ToAgent, ToFunction};
 use std::os::fd::AsRawFd;
@@ -73,7 +73,10 @@ fn page() -> OwnedFd {
 /// A conversation over an inherited socket, and the function's end of it.
 fn inherited(pools: Vec<Pool>) -> (Conversation, Channel) {
     let (agent, function) = Channel::pair().unwrap();
-    (Conversation::begin(resources(pools), "orders-1", Control::Connected(agent), page()).unwrap(), function)
+    (
+        Conversation::begin(resources(pools), "orders-1", ControlEnd::Connected(agent), page()).unwrap(),
+        function,
+    )
 }
 
 fn say(function: &Channel, messages: &[ToAgent]) {
@@ -217,7 +220,8 @@ fn connect(path: &std::path::Path) -> Channel {
 async fn an_instance_that_connects_gets_its_lease_and_another_process_does_not() {
     let (_directory, path, listener) = listening();
     let mut conversation =
-        Conversation::begin(resources(Vec::new()), "orders-1", Control::Listening(listener), page()).unwrap();
+        Conversation::begin(resources(Vec::new()), "orders-1", ControlEnd::Listening(listener), page())
+            .unwrap();
 
     let other = connect(&path);
     tokio::select! {

@@ -15,7 +15,7 @@ use super::handle::{NodeHandle, NodeMessage};
 use crate::event::{Demand, Event, FunctionId, InstanceEnd, InstanceId};
 use crate::inject::Resources;
 use crate::instance::{self, InstanceCommand, InstanceOrigin, InstanceReport, Launch, Reporter};
-use crate::start::{Note, Parked, Process, StartError};
+use crate::start::{Note, PreparedContainer, Process, StartError};
 
 /// Commands that may wait for an instance's task. The decision orders a freeze, a thaw and a stop at most once each at a
 /// time.
@@ -106,7 +106,7 @@ impl Node {
         &mut self,
         function: FunctionId,
         instance: InstanceId,
-        parked: Result<Parked, StartError>,
+        parked: Result<PreparedContainer, StartError>,
     ) {
         let Some(entry) = self.entry(function) else { return };
         let name = instance_name(&entry.service.name, entry.boot, instance);
@@ -276,7 +276,7 @@ impl Reporter for NodeReporter {
 
 /// Makes the page and the sockets of a parked container.
 fn equip(
-    parked: &Parked,
+    parked: &PreparedContainer,
     name: &str,
     resources: &Resources,
 ) -> Result<(ActivityPage, Option<Sockets>), PrepareError> {

@@ -20,7 +20,7 @@ use crate::inject::Resources;
 use crate::instance::InstanceCommand;
 use crate::measure;
 use crate::serve::{QueueWatch, overload};
-use crate::start::{Parked, Runtime};
+use crate::start::{FunctionRuntime, PreparedContainer};
 use crate::syn::Route;
 
 /// A function as the node needs it.
@@ -45,7 +45,7 @@ pub struct Service {
     /// From SIGTERM to the kill.
     pub stop_grace: Duration,
     /// How its containers are made.
-    pub runtime: Arc<dyn Runtime>,
+    pub runtime: Arc<dyn FunctionRuntime>,
     /// What its instances are given.
     pub resources: Resources,
     /// Tells instances of this configuration from those of another.
@@ -68,7 +68,7 @@ impl Service {
 
 /// A parked container.
 pub(super) struct ParkedContainer {
-    pub(super) parked: Parked,
+    pub(super) parked: PreparedContainer,
     pub(super) page: ActivityPage,
     pub(super) sockets: Option<Sockets>,
     /// The task that notices its death.

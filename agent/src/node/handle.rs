@@ -11,13 +11,13 @@ use crate::api::server::Control;
 use crate::api::{FunctionStatus, Operation};
 use crate::event::{ClientIdentity, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
-use crate::start::{Parked, StartError};
+use crate::start::{PreparedContainer, StartError};
 use crate::syn::Seen;
 
 /// A message to the node.
 pub(super) enum NodeMessage {
     Event(FunctionId, Event),
-    Prepared(FunctionId, InstanceId, Result<Parked, StartError>),
+    Prepared(FunctionId, InstanceId, Result<PreparedContainer, StartError>),
     /// What went wrong with an instance.
     Failed(FunctionId, String),
     Removed(FunctionId),

@@ -14,7 +14,7 @@ use crate::api::server::Control as _;
 use crate::api::{FunctionStatus, FunctionSummary};
 use crate::decision::{Policy, Rates};
 use crate::inject::Resources;
-use crate::start::{BoxFuture, Control, Exit, Parked, Process, Runtime, StartError};
+use crate::start::{BoxFuture, ControlEnd, Exit, FunctionRuntime, PreparedContainer, Process, StartError};
 use crate::syn::Seen;
 
 /// Longer than anything here takes.
@@ -69,15 +69,15 @@ impl Process for Hollow {
 #[derive(Default)]
 struct Pretended(Mutex<Vec<Channel>>);
 
-impl Runtime for Pretended {
+impl FunctionRuntime for Pretended {
     fn name(&self) -> &'static str {
         "pretended"
     }
-    fn prepare<'a>(&'a self, _instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
+    fn prepare<'a>(&'a self, _instance: &'a str) -> BoxFuture<'a, Result<PreparedContainer, StartError>> {
         let (agent, function) = Channel::pair().unwrap();
         self.0.lock().unwrap().push(function);
         let process = Arc::new(Hollow(watch::Sender::new(false)));
-        Box::pin(async { Ok(Parked { control: Control::Connected(agent), process }) })
+        Box::pin(async { Ok(PreparedContainer { control: ControlEnd::Connected(agent), process }) })
     }
     fn adopt<'a>(&'a self, _instance: &'a str) -> BoxFuture<'a, Result<Arc<dyn Process>, StartError>> {
         Box::pin(async { Ok(Arc::new(Hollow(watch::Sender::new(false))) as Arc<dyn Process>) })
@@ -191,7 +191,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
         overload: Overload::Http503,
         freeze_backends: FreezeBackends::Keep,
         stop_grace: LIMIT,
-        runtime: Arc::clone(&runtime) as Arc<dyn Runtime>,
+        runtime: Arc::clone(&runtime) as Arc<dyn FunctionRuntime>,
         resources: Resources {
             function: name.into(),
             listener: Arc::new(listener.into()),

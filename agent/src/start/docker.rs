@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_config::{Agent, Runtime as Configured};
+use headstart_config::{Agent, Runtime};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use rustix::thread::CapabilitySet;
 
@@ -36,7 +36,10 @@ use self::api::Api;
 use self::container::DockerContainer;
 use super::driver::{Driver, HostCheck};
 use super::survivors::Survivor;
-use super::{BoxFuture, ContainerSpec, Control, Parked, Process, Runtime, StartError, directory, name};
+use super::{
+    BoxFuture, ContainerSpec, ControlEnd, FunctionRuntime, PreparedContainer, Process, StartError, directory,
+    name,
+};
 use crate::privilege;
 
 /// The word in the configuration.
@@ -110,10 +113,15 @@ impl Driver for DockerDriver {
         privilege::to_reach(&self.socket)
     }
 
-    fn runtime(&self, configured: &Configured, spec: &ContainerSpec) -> Option<Arc<dyn Runtime>> {
-        let Configured::Docker { image, network } = configured else { return None };
+    fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
+        let Runtime::Docker { image, network } = configured else { return None };
         let (host, spec) = (Arc::clone(&self.host), spec.clone());
-        Some(Arc::new(Docker { host, spec, image: image.clone(), network: network.as_str().to_owned() }))
+        Some(Arc::new(DockerRuntime {
+            host,
+            spec,
+            image: image.clone(),
+            network: network.as_str().to_owned(),
+        }))
     }
 
     fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>> {
@@ -122,7 +130,7 @@ impl Driver for DockerDriver {
 }
 
 /// Makes Docker containers of one function.
-struct Docker {
+struct DockerRuntime {
     host: Arc<DockerHost>,
     spec: ContainerSpec,
     image: String,
@@ -130,12 +138,12 @@ struct Docker {
     network: String,
 }
 
-impl Runtime for Docker {
+impl FunctionRuntime for DockerRuntime {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
+    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<PreparedContainer, StartError>> {
         Box::pin(async move {
             name::check(instance, &self.spec.function)?;
             let prepared = self.create(instance).await;
@@ -156,8 +164,8 @@ impl Runtime for Docker {
     }
 }
 
-impl Docker {
-    async fn create(&self, instance: &str) -> Result<Parked, StartError> {
+impl DockerRuntime {
+    async fn create(&self, instance: &str) -> Result<PreparedContainer, StartError> {
         let own = self.host.directory.join(instance);
         let path = own.join(CONTROL_FILE);
         directory::make_private(&own).map_err(StartError::system("making an instance's directory"))?;
@@ -166,7 +174,7 @@ impl Docker {
         let body = spec::body(self, instance, &path, backends.as_deref());
         let id = self.host.api.create(instance, &self.image, body).await?;
         let container = DockerContainer::created(&self.host, instance, self.spec.program(), id);
-        Ok(Parked { control: Control::Listening(listener), process: Arc::new(container) })
+        Ok(PreparedContainer { control: ControlEnd::Listening(listener), process: Arc::new(container) })
     }
 }
 

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use headstart_config::{Agent, Function, Problem, Runtime as Configured};
+use headstart_config::{Agent, Function, Problem, Runtime};
 use rustix::thread::CapabilitySet;
 
 use super::survivors::{Survivor, Survivors};
-use super::{BoxFuture, ContainerSpec, DRIVERS, Runtime, StartError};
+use super::{BoxFuture, ContainerSpec, DRIVERS, FunctionRuntime, StartError};
 
 /// What makes the containers of one runtime on this node. It knows `[agent]`, and no function.
 pub(super) trait Driver: Send + Sync {
@@ -21,7 +21,7 @@ pub(super) trait Driver: Send + Sync {
     fn capabilities(&self) -> CapabilitySet;
 
     /// Makes containers of one function. `None` when the function has another runtime.
-    fn runtime(&self, configured: &Configured, spec: &ContainerSpec) -> Option<Arc<dyn Runtime>>;
+    fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>>;
 
     /// The containers of earlier agents, also those of functions that are no longer configured. Changes nothing.
     fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>>;
@@ -105,9 +105,9 @@ impl Drivers {
     /// When no driver knows the function's runtime.
     pub fn runtime(
         &self,
-        configured: &Configured,
+        configured: &Runtime,
         spec: &ContainerSpec,
-    ) -> Result<Arc<dyn Runtime>, NoDriver> {
+    ) -> Result<Arc<dyn FunctionRuntime>, NoDriver> {
         let made = self.0.iter().find_map(|driver| driver.runtime(configured, spec));
         made.ok_or(NoDriver(configured.as_str()))
     }

@@ -1,4 +1,4 @@
-//! Why a container could not be prepared, let go or removed.
+//! Why a container could not be prepared, released or removed.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Exit;
 
-/// Why a container could not be prepared, let go or removed. Each message says
+/// Why a container could not be prepared, released or removed. Each message says
 /// whose fault it is and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -62,7 +62,7 @@ pub enum StartError {
         /// What the runtime said.
         detail: String,
     },
-    /// The container ended before it was let go: something on the node killed it. A retry helps.
+    /// The container ended before it was released: something on the node killed it. A retry helps.
     #[error("the container ended while it was parked ({exit}): look for what killed it, then start another")]
     Died {
         /// How it ended.
@@ -78,10 +78,10 @@ pub enum StartError {
         /// The error of execve(2).
         detail: String,
     },
-    /// It was let go before: a container runs once.
-    #[error("the container was let go before: this is a fault of the agent")]
+    /// It was released before: a container runs once.
+    #[error("the container was released before: this is a fault of the agent")]
     AlreadyReleased,
-    /// An earlier agent's instance that does not run any more. Another one must be started.
+    /// An earlier agent's instance that no longer runs. Another one must be started.
     #[error("the instance {instance:?} of an earlier agent cannot be taken over: {detail}; start another")]
     Adopt {
         /// Its name.
@@ -115,7 +115,7 @@ pub enum StartError {
         /// What, and why.
         detail: String,
     },
-    /// The agent's own system call failed: a limit or a missing privilege.
+    /// A system call of the agent failed: a limit or a missing privilege.
     #[error("{step} failed: {source}")]
     System {
         /// What was being done.

@@ -1,7 +1,7 @@
-//! Preparing containers is work for later, and yields to those that are let go now.
+//! Preparing containers is work for later, and yields to those that are released now.
 //!
 //! A container is created at a lower priority than the agent's own (setpriority(2), inherited by children) and
-//! gets the agent's back when it is let go. Under a flood, starts for strangers and the containers that are
+//! gets the agent's back when it is released. Under a flood, starts for unannounced clients and the containers that are
 //! made after them would otherwise take the processor from a client that has proved who it is.
 
 use std::io;
@@ -22,20 +22,20 @@ pub(super) fn spawn_in_background<T>(spawn: impl FnOnce() -> T) -> T {
     // Without the right to come back, nothing is lowered.
     let may_return = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_NICE));
     if may_return {
-        told(setpriority_process(None, own.saturating_add(BACKGROUND).min(NICE_MAX)));
+        log_error(setpriority_process(None, own.saturating_add(BACKGROUND).min(NICE_MAX)));
     }
     let spawned = spawn();
     if may_return {
-        told(setpriority_process(None, own));
+        log_error(setpriority_process(None, own));
     }
     spawned
 }
 
-/// The container that is about to be let go is as urgent as the agent: all threads of its init, which leads a
+/// A container that is about to be released gets the agent's priority: all threads of its init, which leads a
 /// process group of its own. Takes `CAP_SYS_NICE`.
 pub(super) fn to_foreground(init: i32) {
     if let Some(group) = Pid::from_raw(init) {
-        told(setpriority_pgrp(Some(group), own()));
+        log_error(setpriority_pgrp(Some(group), own()));
     }
 }
 
@@ -44,8 +44,8 @@ fn own() -> i32 {
 }
 
 /// A process that is gone needs no priority, and one that keeps the wrong one is only slower.
-fn told(done: rustix::io::Result<()>) {
-    if let Err(error) = done.map_err(io::Error::from) {
+fn log_error(set: rustix::io::Result<()>) {
+    if let Err(error) = set.map_err(io::Error::from) {
         tracing::debug!(%error, "a priority stays as it is");
     }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use headstart_config::{Agent, Runtime as Configured};
+use headstart_config::{Agent, Runtime};
 use headstart_wire::{CONTROL_FD, Channel};
 use rustix::thread::CapabilitySet;
 use tokio::net::unix::pipe;
@@ -36,7 +36,10 @@ use super::error::within;
 use super::local::{self, LocalContainer, LocalHost};
 use super::logs::{self, Logs};
 use super::survivors::Survivor;
-use super::{BoxFuture, ContainerSpec, Control, Parked, Process, Runtime, StartError, directory, name, nice};
+use super::{
+    BoxFuture, ContainerSpec, ControlEnd, FunctionRuntime, PreparedContainer, Process, StartError, directory,
+    name, nice,
+};
 
 /// The word in the configuration.
 const NAME: &str = "oci";
@@ -73,9 +76,9 @@ impl Driver for OciDriver {
         local::capabilities() | CapabilitySet::CHOWN | CapabilitySet::FOWNER | CapabilitySet::NET_ADMIN
     }
 
-    fn runtime(&self, configured: &Configured, spec: &ContainerSpec) -> Option<Arc<dyn Runtime>> {
-        let Configured::Oci { rootfs } = configured else { return None };
-        Some(Arc::new(Oci { host: Arc::clone(&self.0), spec: spec.clone(), rootfs: rootfs.clone() }))
+    fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
+        let Runtime::Oci { rootfs } = configured else { return None };
+        Some(Arc::new(OciRuntime { host: Arc::clone(&self.0), spec: spec.clone(), rootfs: rootfs.clone() }))
     }
 
     fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>> {
@@ -94,18 +97,18 @@ fn missing(runc: &Path, error: &io::Error) -> Lack {
 }
 
 /// Makes OCI containers of one function.
-struct Oci {
+struct OciRuntime {
     host: Arc<OciHost>,
     spec: ContainerSpec,
     rootfs: PathBuf,
 }
 
-impl Runtime for Oci {
+impl FunctionRuntime for OciRuntime {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
+    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<PreparedContainer, StartError>> {
         Box::pin(async move {
             name::check(instance, &self.spec.function)?;
             let prepared = self.create(instance).await;
@@ -126,8 +129,8 @@ impl Runtime for Oci {
     }
 }
 
-impl Oci {
-    async fn create(&self, instance: &str) -> Result<Parked, StartError> {
+impl OciRuntime {
+    async fn create(&self, instance: &str) -> Result<PreparedContainer, StartError> {
         if !self.rootfs.is_dir() {
             return Err(StartError::RootfsMissing { path: self.rootfs.clone() });
         }
@@ -149,7 +152,7 @@ impl Oci {
         let logs = Logs::follow(&self.spec.function, instance, output);
         let host = Arc::clone(&self.host);
         let container = LocalContainer::parked(host, instance, watch, logs, Box::new(fifo));
-        Ok(Parked { control: Control::Connected(agent), process: Arc::new(container) })
+        Ok(PreparedContainer { control: ControlEnd::Connected(agent), process: Arc::new(container) })
     }
 
     fn write_bundle(&self, instance: &str) -> Result<PathBuf, StartError> {

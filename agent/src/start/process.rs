@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use headstart_config::{Agent, Runtime as Configured};
+use headstart_config::{Agent, Runtime};
 use headstart_wire::{CONTROL_FD, Channel};
 use rustix::thread::CapabilitySet;
 use tokio::io::AsyncWriteExt as _;
@@ -43,7 +43,10 @@ use super::error::within;
 use super::local::{self, LocalContainer, LocalHost};
 use super::logs::{self, Logs};
 use super::survivors::Survivor;
-use super::{BoxFuture, ContainerSpec, Control, Parked, Process, Runtime, StartError, directory, name, nice};
+use super::{
+    BoxFuture, ContainerSpec, ControlEnd, FunctionRuntime, PreparedContainer, Process, StartError, directory,
+    name, nice,
+};
 
 /// The word in the configuration.
 const NAME: &str = "process";
@@ -92,10 +95,10 @@ impl Driver for ProcessDriver {
         local::capabilities()
     }
 
-    fn runtime(&self, configured: &Configured, spec: &ContainerSpec) -> Option<Arc<dyn Runtime>> {
-        let Configured::Process = configured else { return None };
+    fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
+        let Runtime::Process = configured else { return None };
         let (host, spec) = (Arc::clone(&self.0), spec.clone());
-        Some(Arc::new(Plain { host, spec, warned: AtomicBool::new(false) }))
+        Some(Arc::new(ProcessRuntime { host, spec, warned: AtomicBool::new(false) }))
     }
 
     fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>> {
@@ -105,19 +108,19 @@ impl Driver for ProcessDriver {
 }
 
 /// Runs programs of this node as instances of one function.
-struct Plain {
+struct ProcessRuntime {
     host: Arc<ProcessHost>,
     spec: ContainerSpec,
     /// Whether it was said that there are no limits here.
     warned: AtomicBool,
 }
 
-impl Runtime for Plain {
+impl FunctionRuntime for ProcessRuntime {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<Parked, StartError>> {
+    fn prepare<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<PreparedContainer, StartError>> {
         Box::pin(async move {
             name::check(instance, &self.spec.function)?;
             let parking = within(PREPARE_TIMEOUT, "parking a process", self.park(instance));
@@ -139,8 +142,8 @@ impl Runtime for Plain {
     }
 }
 
-impl Plain {
-    async fn park(&self, instance: &str) -> Result<Parked, StartError> {
+impl ProcessRuntime {
+    async fn park(&self, instance: &str) -> Result<PreparedContainer, StartError> {
         let system = StartError::system;
         let own = self.host.directory(instance);
         directory::make_private(&own).map_err(system("making an instance's directory"))?;
@@ -171,7 +174,7 @@ impl Plain {
         let logs = Logs::follow(&self.spec.function, instance, output);
         let host = Arc::clone(&self.host);
         let container = LocalContainer::parked(host, instance, watch, logs, Box::new(release));
-        Ok(Parked { control: Control::Connected(agent), process: Arc::new(container) })
+        Ok(PreparedContainer { control: ControlEnd::Connected(agent), process: Arc::new(container) })
     }
 
     /// Without cgroups a function runs all the same, but without limits.

@@ -3,7 +3,7 @@
 //! ```text
 //! parked   ──────────────────────────────> remove
 //! running  ──SIGTERM──> gone, or grace ──> remove
-//!    └─────keep──> the new agent's own (`Runtime::adopt`)
+//!    └─────keep──> the new agent's own (`FunctionRuntime::adopt`)
 //! ```
 //!
 //! A parked container holds nothing that a client waits for and is removed at
@@ -100,7 +100,7 @@ impl Survivors {
         noted.collect()
     }
 
-    /// Leaves one of those alone: it is about to be taken over ([`super::Runtime::adopt`]).
+    /// Leaves one of those alone: it is about to be taken over ([`super::FunctionRuntime::adopt`]).
     pub fn keep(&mut self, instance: &str) {
         self.running.retain(|survivor| survivor.instance() != instance);
     }

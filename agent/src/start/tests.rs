@@ -131,13 +131,13 @@ async fn control_reaches_the_function(bed: Bed) {
     let parked = bed.prepare(script).await;
     parked.process.release().await.unwrap();
     match &parked.control {
-        Control::Connected(channel) => {
+        ControlEnd::Connected(channel) => {
             let mut packet = [0u8; 64];
             let length =
                 bed.eventually(|| recv(channel.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT).ok()).await;
             assert_eq!(&packet[..length], b"hello\n");
         }
-        Control::Listening(listener) => bed.connects(listener).await,
+        ControlEnd::Listening(listener) => bed.connects(listener).await,
     }
     assert!(tokio::time::timeout(Duration::from_millis(50), parked.process.exited()).await.is_err());
     parked.process.remove().await.unwrap();
@@ -285,7 +285,7 @@ async fn survivors_may_finish_and_the_parked_go(bed: Bed) {
     // What is made from here on is this agent's own.
     let own = bed.prepare("sleep 60").await;
     survivors.end(Duration::from_secs(2)).await;
-    let ended = async |survivor: Parked| {
+    let ended = async |survivor: PreparedContainer| {
         tokio::time::timeout(SOON, survivor.process.exited()).await.expect("it ended")
     };
     assert_eq!(ended(running).await.code, Some(5));

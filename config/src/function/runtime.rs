@@ -22,7 +22,7 @@ pub enum Runtime {
         /// The image, as in `orders:1`. Required; it is not pulled.
         image: String,
         /// Default `none`.
-        network: Network,
+        network: DockerNetwork,
     },
     /// `process`: a process of this host in namespaces of its own, without a container runtime.
     Process,
@@ -30,7 +30,7 @@ pub enum Runtime {
 
 /// The network of a Docker container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Network {
+pub enum DockerNetwork {
     /// `none`: the quickest to start. The function has only the sockets it is given.
     None,
     /// `bridge`: Docker's default network.
@@ -105,7 +105,7 @@ impl Runtime {
     }
 }
 
-impl Network {
+impl DockerNetwork {
     /// The network's name, as the Docker API takes it.
     pub fn as_str(&self) -> &str {
         match self {
@@ -197,7 +197,7 @@ impl RuntimeKind {
             }
             Self::Docker => {
                 let image = table.require("image", &Self::Docker.because(), |v| image(&v));
-                let network = table.or("network", Network::None, |v| network(&v));
+                let network = table.or("network", DockerNetwork::None, |v| network(&v));
                 Some(Runtime::Docker { image: image?, network })
             }
             Self::Process => Some(Runtime::Process),
@@ -215,14 +215,14 @@ fn image(value: &Value<'_>) -> Option<String> {
     value.matching("the name of an image, as in \"orders:1\"", |text| !text.is_empty() && plain(text))
 }
 
-fn network(value: &Value<'_>) -> Option<Network> {
+fn network(value: &Value<'_>) -> Option<DockerNetwork> {
     let name = value.matching("\"none\", \"bridge\" or the name of a Docker network", |text| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
         text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.bytes().all(plain)
     })?;
     Some(match name.as_str() {
-        "none" => Network::None,
-        "bridge" => Network::Bridge,
-        _ => Network::Named(name),
+        "none" => DockerNetwork::None,
+        "bridge" => DockerNetwork::Bridge,
+        _ => DockerNetwork::Named(name),
     })
 }

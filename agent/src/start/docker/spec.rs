@@ -1,4 +1,4 @@
-//! What the daemon is told of a container.
+//! The description of a container for the daemon.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,12 +8,12 @@ use bollard::models::{
 };
 use headstart_wire::{BACKENDS_PATH, CONTROL_PATH};
 
-use super::{Docker, FUNCTION_LABEL, INSTANCE_LABEL, STATE_DIR_LABEL};
+use super::{DockerRuntime, FUNCTION_LABEL, INSTANCE_LABEL, STATE_DIR_LABEL};
 use crate::start::{OPEN_FILES, TMP_BYTES, name};
 
-/// What the daemon is told of an instance. The container sees `control`, and what is in `backends`.
+/// The description of an instance. The container sees `control`, and what is in `backends`.
 pub(super) fn body(
-    runtime: &Docker,
+    runtime: &DockerRuntime,
     instance: &str,
     control: &Path,
     backends: Option<&Path>,
@@ -40,7 +40,7 @@ pub(super) fn body(
     }
 }
 
-fn host_config(runtime: &Docker, control: &Path, backends: Option<&Path>) -> HostConfig {
+fn host_config(runtime: &DockerRuntime, control: &Path, backends: Option<&Path>) -> HostConfig {
     let memory_bytes = i64::try_from(runtime.spec.memory_bytes).unwrap_or(i64::MAX);
     let open_files = i64::try_from(OPEN_FILES).ok();
     let limit =

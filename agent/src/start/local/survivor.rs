@@ -28,7 +28,7 @@ pub(in crate::start) fn survivors(host: &Arc<dyn LocalHost>) -> Vec<Box<dyn Surv
     found.collect()
 }
 
-/// The first process of an instance that is to be taken over.
+/// The first process of an instance, which the agent takes over.
 pub(super) fn running(host: &dyn LocalHost, instance: &str) -> Result<PidWatch, StartError> {
     let first = FirstProcess::find(host, instance);
     let detail = if first.watch.is_some() { "it was not released yet" } else { "it has ended" };

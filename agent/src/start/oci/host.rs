@@ -26,7 +26,7 @@ const ROOT: &str = "runc";
 /// One directory per instance is in here, below the state directory.
 const BUNDLES: &str = "oci";
 
-/// On which the parked init waits, in runc's state of a container.
+/// The FIFO that the parked init waits for, in runc's state of a container.
 const FIFO: &str = "exec.fifo";
 
 /// In a bundle: the number of the container's first process.
@@ -54,12 +54,12 @@ impl OciHost {
         &self.runc
     }
 
-    /// On which the parked init of an instance waits. runc removes it when the container starts.
+    /// The FIFO that the parked init of an instance waits for.
     pub(super) fn fifo(&self, instance: &str) -> PathBuf {
         self.root.join(instance).join(FIFO)
     }
 
-    /// runc, without what the service manager told the agent: it would pass it on to the function.
+    /// runc, without the variables that the service manager set for the agent: it would pass them on to the function.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.runc);
         for variable in manager::VARIABLES {

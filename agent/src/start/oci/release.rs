@@ -30,7 +30,7 @@ const LOOK_OFTEN: Duration = Duration::from_millis(10);
 /// For the last line of a container whose exec failed.
 const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// On which a parked init waits until it is read.
+/// The FIFO that a parked init waits for, until it is read.
 pub(super) struct ExecFifo {
     pub(super) path: PathBuf,
     /// What the parked init runs, to tell it from the function.

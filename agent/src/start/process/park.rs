@@ -55,7 +55,7 @@ const ORDER_BYTES: usize = 1024 * 1024;
 pub(super) struct ParkOrder {
     pub(super) command: Vec<String>,
     pub(super) env: Vec<(String, String)>,
-    /// What is to be seen at [`BACKENDS_PATH`].
+    /// The directory that the function sees at [`BACKENDS_PATH`].
     pub(super) backends: Option<PathBuf>,
 }
 
@@ -107,7 +107,7 @@ pub fn is_park_invocation(args: impl IntoIterator<Item = OsString>) -> bool {
     args.into_iter().nth(1).is_some_and(|arg| arg == OUTER || arg == INNER)
 }
 
-/// The hidden mode. Returns only when the function could not be run.
+/// The hidden mode. Returns only when the function could not be run, or was discarded.
 #[must_use]
 pub fn park_main() -> ExitCode {
     let args: Vec<OsString> = env::args_os().skip(1).collect();

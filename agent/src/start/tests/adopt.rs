@@ -7,7 +7,7 @@ use super::*;
 use crate::event::Trigger;
 
 /// An instance that an earlier agent released, and the runtime of the next.
-async fn left(bed: &Bed, script: &str) -> (String, Arc<dyn Runtime>) {
+async fn left(bed: &Bed, script: &str) -> (String, Arc<dyn FunctionRuntime>) {
     let runtime = bed.runtime(&["/bin/sh", "-c", script]);
     let instance = bed.instance();
     let parked = runtime.prepare(&instance).await.unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use headstart_config::{Agent, Network, Runtime as Configured};
+use headstart_config::{Agent, DockerNetwork, Runtime};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, accept, connect, socket};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -146,11 +146,11 @@ impl Bed {
         self.kind != Kind::Docker
     }
 
-    pub(super) fn runtime(&self, command: &[&str]) -> Arc<dyn Runtime> {
+    pub(super) fn runtime(&self, command: &[&str]) -> Arc<dyn FunctionRuntime> {
         self.runtime_for("f", command)
     }
 
-    pub(super) fn runtime_for(&self, function: &str, command: &[&str]) -> Arc<dyn Runtime> {
+    pub(super) fn runtime_for(&self, function: &str, command: &[&str]) -> Arc<dyn FunctionRuntime> {
         let spec = ContainerSpec {
             function: self.function(function),
             command: command.iter().map(|&word| word.to_owned()).collect(),
@@ -160,9 +160,9 @@ impl Bed {
             backends: false,
         };
         let configured = match self.kind {
-            Kind::Oci => Configured::Oci { rootfs: self.rootfs() },
-            Kind::Process => Configured::Process,
-            Kind::Docker => Configured::Docker { image: daemon::IMAGE.to_owned(), network: Network::None },
+            Kind::Oci => Runtime::Oci { rootfs: self.rootfs() },
+            Kind::Process => Runtime::Process,
+            Kind::Docker => Runtime::Docker { image: daemon::IMAGE.to_owned(), network: DockerNetwork::None },
         };
         driver(self.kind, &self.agent()).runtime(&configured, &spec).unwrap()
     }
@@ -184,7 +184,7 @@ impl Bed {
         format!("{}-{:016x}", self.function("f"), self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(super) async fn prepare(&self, script: &str) -> Parked {
+    pub(super) async fn prepare(&self, script: &str) -> PreparedContainer {
         self.runtime(&["/bin/sh", "-c", script]).prepare(&self.instance()).await.unwrap()
     }
 
@@ -231,9 +231,9 @@ impl Bed {
         format!("{}-{:016x}", self.function("f"), 0)
     }
 
-    /// Waits for the end, asking for it again and again if so told: a program
+    /// Waits for the end, asking for it again and again if `ask` says so: a program
     /// that has only just exec'd may not have its handler yet.
-    pub(super) async fn eventually_ends(&self, parked: &Parked, ask: bool) -> Exit {
+    pub(super) async fn eventually_ends(&self, parked: &PreparedContainer, ask: bool) -> Exit {
         let ends = async {
             loop {
                 if ask {

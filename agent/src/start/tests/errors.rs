@@ -1,6 +1,6 @@
 //! What goes wrong before there is a container.
 
-use headstart_config::{Agent, Network, Runtime as Configured};
+use headstart_config::{Agent, DockerNetwork, Runtime};
 
 use super::bed::{self, Kind};
 use super::*;
@@ -22,15 +22,15 @@ fn bare(state_dir: &Path) -> Agent {
     Agent { state_dir: state_dir.to_owned(), runc, docker_socket, ..Agent::default() }
 }
 
-fn oci(rootfs: &Path) -> Configured {
-    Configured::Oci { rootfs: rootfs.to_owned() }
+fn oci(rootfs: &Path) -> Runtime {
+    Runtime::Oci { rootfs: rootfs.to_owned() }
 }
 
-fn docker(image: &str) -> Configured {
-    Configured::Docker { image: image.to_owned(), network: Network::None }
+fn docker(image: &str) -> Runtime {
+    Runtime::Docker { image: image.to_owned(), network: DockerNetwork::None }
 }
 
-async fn reason(agent: &Agent, configured: &Configured) -> (&'static str, String) {
+async fn reason(agent: &Agent, configured: &Runtime) -> (&'static str, String) {
     let runtime = Drivers::new(agent).runtime(configured, &spec()).unwrap();
     let error = runtime.prepare("f-1").await.err().expect("cannot be prepared");
     (error.reason(), error.to_string())
@@ -99,7 +99,7 @@ async fn removal_by_others_is_told() {
 
 #[test]
 fn every_runtime_of_the_configuration_has_one_driver() {
-    let (mut drivers, mut words) = (Drivers::new(&Agent::default()).names(), Configured::WORDS);
+    let (mut drivers, mut words) = (Drivers::new(&Agent::default()).names(), Runtime::WORDS);
     drivers.sort_unstable();
     words.sort_unstable();
     assert_eq!(drivers, words);

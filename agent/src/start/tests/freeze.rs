@@ -9,7 +9,7 @@ const BUSY: &str = "trap 'exit 5' TERM; while :; do :; done";
 const A_WHILE: Duration = Duration::from_millis(200);
 
 /// A busy instance that has begun.
-async fn busy(bed: &Bed) -> Parked {
+async fn busy(bed: &Bed) -> PreparedContainer {
     let parked = bed.prepare(BUSY).await;
     parked.process.release().await.unwrap();
     bed.eventually(|| (bed.ticks(&*parked.process) > 1).then_some(())).await;
@@ -78,7 +78,7 @@ pub(super) async fn frozen_survivors_may_finish_too(bed: Bed) {
     let survivors = bed.survivors().await;
     assert_eq!(survivors.running(), 2);
     survivors.end(Duration::from_secs(2)).await;
-    let ended = async |survivor: Parked| {
+    let ended = async |survivor: PreparedContainer| {
         tokio::time::timeout(SOON, survivor.process.exited()).await.expect("it ended")
     };
     assert_eq!(ended(polite).await.code, Some(5));

@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::bed::{self, Bed, Kind};
-use super::{Control, Parked};
+use super::{ControlEnd, PreparedContainer};
 
 const ROUNDS: usize = 30;
 
@@ -89,8 +89,8 @@ async fn measure_releasing() {
 }
 
 /// Until an instance that echoes on its control socket has answered, from its thaw on if it is frozen first.
-async fn answers_ms(parked: &Parked, frozen: bool) -> f64 {
-    let Control::Connected(channel) = &parked.control else { panic!("it inherits its end") };
+async fn answers_ms(parked: &PreparedContainer, frozen: bool) -> f64 {
+    let ControlEnd::Connected(channel) = &parked.control else { panic!("it inherits its end") };
     let socket = channel.as_raw_fd();
     if frozen {
         parked.process.freeze().await.unwrap();
