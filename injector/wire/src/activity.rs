@@ -1,22 +1,22 @@
 //! How many client connections an instance has open, in memory that it shares with the agent.
 //!
-//! The function counts in one page, the agent looks when it wants to know: no message, no wakeup.
+//! The function counts in one page, and the agent reads it when it needs the number: no message, no wakeup.
 //! Measured, that costs about one part in 600 of telling every change by a message of its own, even
 //! without the wakeups (`what_a_change_costs` in the tests).
 //!
-//! The page is a memfd of [`PAGE_BYTES`] bytes, all zero at first, sealed so that nobody can change
-//! its size. It begins with, in the byte order of the machine, each a plain atomic integer:
+//! The page is a memfd of [`PAGE_BYTES`] bytes, all zero at first, sealed so that its size cannot
+//! change. It begins with, in the byte order of the machine, each a plain atomic integer:
 //!
 //! ```text
 //! offset  size
-//!      0     4  counting    1 from the moment on that the rest can be believed, else 0
+//!      0     4  counting    1 from the moment on that the rest is counted, else 0
 //!      4     4  open        client connections that are open now
 //!      8     8  accepted    client connections ever accepted
 //!     16     8  changed_ns  CLOCK_MONOTONIC of the last change of `open`
 //! ```
 //!
 //! To open: add 1 to `accepted`, raise `changed_ns`, add 1 to `open`. To close: raise `changed_ns`,
-//! take 1 from `open`. In this order: who sees `open` change sees the others changed (release, acquire).
+//! take 1 from `open`. In this order a reader that sees the new `open` sees the others changed too (release, acquire).
 //! The rest of the page is zero and reserved.
 //!
 //! Neither side trusts the other: every bit pattern is a valid value, and reading one never waits.
@@ -36,7 +36,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 /// Size of the memfd, in bytes.
 pub const PAGE_BYTES: usize = 4096;
 
-/// What `counting` is when it is on.
+/// The value of `counting` when it is on.
 const COUNTING: u32 = 1;
 
 /// The beginning of the page.
@@ -54,10 +54,10 @@ const _: () = assert!(size_of::<Counters>() == 24 && size_of::<Counters>() <= PA
 #[derive(Debug)]
 pub struct Activity(NonNull<c_void>);
 
-/// What the agent sees. Whatever an instance likes it to see: believe it as far as a word of the
-/// instance is believed, and expect times in the future.
+/// What the agent reads. The instance can write any values: trust them as far as a message of the instance, and expect
+/// times in the future.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct ActivityReading {
     /// Client connections that are open; none while the function does not count them.
     pub open: Option<u32>,
     /// Client connections ever accepted.
@@ -79,11 +79,11 @@ impl Activity {
         Ok((Self::map(&page)?, page))
     }
 
-    /// A page that somebody else made. The descriptor is not needed afterwards.
+    /// A page that the other side made. The descriptor is not needed afterwards.
     ///
     /// # Errors
     /// `InvalidInput` when it is not such a page: its size could change under the mapping, and
-    /// touching what is gone kills (`SIGBUS`). Else when it cannot be mapped.
+    /// access beyond the end kills the process (`SIGBUS`). Else when it cannot be mapped.
     pub fn adopt(page: OwnedFd) -> io::Result<Self> {
         // Only a memfd has seals, and they are checked first: after them the size stays what it is.
         let found = fcntl(&page, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
@@ -112,7 +112,7 @@ impl Activity {
         unsafe { self.0.cast::<Counters>().as_ref() }
     }
 
-    /// From here on what the agent sees can be believed.
+    /// Turns counting on: from here on the agent can use the numbers.
     pub fn counts(&self) {
         self.counters().counting.store(COUNTING, Ordering::Release);
     }
@@ -129,17 +129,17 @@ impl Activity {
     pub fn closed(&self, now_ns: u64) {
         let counters = self.counters();
         counters.changed_ns.fetch_max(now_ns, Ordering::Relaxed);
-        // Refused only at 0: then there is nothing to take away.
+        // Fails only at 0: then nothing is subtracted.
         let _ = counters.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| open.checked_sub(1));
     }
 
-    /// What is there now.
+    /// Reads the numbers.
     #[must_use]
-    pub fn read(&self) -> Seen {
+    pub fn read(&self) -> ActivityReading {
         let counters = self.counters();
         let counting = counters.counting.load(Ordering::Acquire) == COUNTING;
         let open = counters.open.load(Ordering::Acquire);
-        Seen {
+        ActivityReading {
             open: counting.then_some(open),
             accepted: counters.accepted.load(Ordering::Relaxed),
             changed_ns: counters.changed_ns.load(Ordering::Relaxed),
@@ -150,7 +150,7 @@ impl Activity {
 impl Drop for Activity {
     #[expect(unsafe_code, reason = "shared memory has no safe interface")]
     fn drop(&mut self) {
-        // SAFETY: this is the mapping that `map` made, and nothing borrows from it any more. It can
+        // SAFETY: this is the mapping that `map` made, and nothing borrows from it now. It can
         // only fail for arguments that are not such a mapping.
         let _ = unsafe { munmap(self.0, PAGE_BYTES) };
     }
@@ -164,7 +164,7 @@ unsafe impl Send for Activity {}
 // SAFETY: all access goes through atomics.
 unsafe impl Sync for Activity {}
 
-/// The size is for ever, and so are the seals.
+/// The size can never change, nor can the seals.
 fn seals() -> SealFlag {
     SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
 }

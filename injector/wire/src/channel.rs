@@ -12,13 +12,13 @@ use nix::sys::socket::{
 
 use crate::{Direction, WireError};
 
-/// `SCM_MAX_FD` of the kernel: with room for all of them nothing can be
-/// installed that we do not see, so nothing leaks (unix(7), `MSG_CTRUNC`).
+/// `SCM_MAX_FD` of the kernel: with room for all of them no descriptor can be
+/// installed without our knowledge, so none leaks (unix(7), `MSG_CTRUNC`).
 const MAX_DESCRIPTORS: usize = 253;
 
 /// A message and the descriptors that came with it, as many as it announced.
 #[derive(Debug)]
-pub struct Received<M> {
+pub struct ReceivedMessage<M> {
     /// The message.
     pub message: M,
     /// Its descriptors, close-on-exec, in the order of the message.
@@ -103,12 +103,12 @@ impl Channel {
         Ok(())
     }
 
-    /// Receives one message. Whatever is wrong with it, its descriptors are
+    /// Receives one message. The descriptors of an invalid message are
     /// closed before this returns.
     ///
     /// # Errors
     /// See [`WireError`]; all but a would-block mean that the socket should be closed.
-    pub fn recv<M: Direction>(&self) -> Result<Received<M>, WireError> {
+    pub fn recv<M: Direction>(&self) -> Result<ReceivedMessage<M>, WireError> {
         // Room for this message, not for the longest: a process that has just started pays for each page it touches.
         // One byte more than allowed tells a message at the limit from one beyond it.
         let mut packet = vec![0u8; self.next_bytes()?.min(M::MAX_BYTES + 1)];
@@ -124,7 +124,7 @@ impl Channel {
         if descriptors.len() != expected {
             return Err(WireError::Descriptors { expected, got: descriptors.len() });
         }
-        Ok(Received { message, descriptors })
+        Ok(ReceivedMessage { message, descriptors })
     }
 
     /// The bytes of the next packet, 0 at the end, without taking it (recv(2), `MSG_PEEK` and `MSG_TRUNC`).

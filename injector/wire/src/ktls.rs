@@ -1,6 +1,6 @@
-//! TLS 1.3 records in the kernel (Documentation/networking/tls.rst): on its socket plaintext is read and written.
+//! TLS 1.3 records in the kernel (Documentation/networking/tls.rst): plaintext is read from and written to the socket.
 //!
-//! What is no data, such as the end of a session, shows in [`receive`]; read(2) fails with `EIO` there.
+//! [`receive`] returns records without data too, such as the end of a session; read(2) fails with `EIO` on them.
 
 use std::fs;
 use std::io::{self, IoSliceMut};
@@ -18,20 +18,20 @@ use crate::tls::{Flow, Suite, TrafficKey, TrafficKeys};
 
 /// `ContentType` of records (RFC 8446, section 5.1).
 pub const ALERT: u8 = 21;
-/// Of the handshake protocol, which has messages for later too.
+/// Of the handshake protocol, which also has messages after the handshake.
 pub const HANDSHAKE: u8 = 22;
-/// What the session is for.
+/// Of data.
 pub const APPLICATION_DATA: u8 = 23;
 
 /// The first kernel that can change the keys of a session (commit 47069594e67e, "tls: implement rekey for TLS1.3").
 const REKEY_SINCE: (u32, u32) = (6, 14);
 
-/// The upper layer protocols that the kernel has for TCP sockets, in a row.
+/// The upper layer protocols that the kernel has for TCP sockets, separated by spaces.
 const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_ulp";
 
-/// Has the kernel load the module, for which it wants `CAP_NET_ADMIN`. Whether it has it then.
+/// Asks the kernel to load the module, for which it needs `CAP_NET_ADMIN`. Returns whether the kernel has it then.
 pub fn load() -> bool {
-    // Only a connected socket takes it.
+    // Only a connected socket accepts the option.
     let connect = || {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         TcpStream::connect(listener.local_addr()?)
@@ -39,13 +39,13 @@ pub fn load() -> bool {
     is_loaded() || connect().is_ok_and(|socket| setsockopt(&socket, TcpUlp::default(), b"tls").is_ok())
 }
 
-/// Whether the kernel has it now.
+/// Whether the kernel has the module now.
 #[must_use]
 pub fn is_loaded() -> bool {
     fs::read_to_string(AVAILABLE).is_ok_and(|list| list.split_whitespace().any(|name| name == "tls"))
 }
 
-/// Whether this kernel can go on with other keys after a `KeyUpdate`.
+/// Whether this kernel can change the keys after a `KeyUpdate`.
 #[must_use]
 pub fn can_rekey() -> bool {
     static CAN: LazyLock<bool> = LazyLock::new(|| {
@@ -56,11 +56,11 @@ pub fn can_rekey() -> bool {
     *CAN
 }
 
-/// Has the kernel go on with a session at the sequence numbers of these keys, if it can: false, and a socket that is
-/// as it was, when it has no kTLS or not for this suite.
+/// Gives the kernel the keys of a session, which it continues at their sequence numbers. `false`, and an unchanged
+/// socket, when the kernel has no kTLS or not for this suite.
 ///
 /// # Errors
-/// When the kernel took one direction only: this socket is of no use any more.
+/// When the kernel took one direction only: then the socket is unusable.
 pub fn install(socket: impl AsFd, suite: Suite, keys: &TrafficKeys) -> io::Result<bool> {
     let socket = socket.as_fd();
     if setsockopt(&socket, TcpUlp::default(), b"tls").is_err() {
@@ -72,10 +72,10 @@ pub fn install(socket: impl AsFd, suite: Suite, keys: &TrafficKeys) -> io::Resul
     set_key(socket, Flow::FromServer, suite, &keys.from_server).map(|()| true)
 }
 
-/// The key for what comes next in this direction; another one than the first only where [`can_rekey`].
+/// Sets the key for the next records of this direction; one after the first only where [`can_rekey`].
 ///
 /// # Errors
-/// What setsockopt(2) says: `EBUSY` where the keys cannot be changed.
+/// Those of setsockopt(2): `EBUSY` where the keys cannot be changed.
 pub fn set_key(socket: impl AsFd, flow: Flow, suite: Suite, key: &TrafficKey) -> io::Result<()> {
     let info = info(suite, key);
     match flow {
@@ -110,10 +110,10 @@ fn info(suite: Suite, key: &TrafficKey) -> TlsCryptoInfo {
 }
 
 /// The next bytes, all of one type, which is returned with their number. Zero bytes of [`APPLICATION_DATA`] are the end
-/// of the connection, whether or not that of the session was said.
+/// of the connection, with or without close_notify before it.
 ///
 /// # Errors
-/// What recvmsg(2) says: `EBADMSG` for a record that cannot be decrypted, `EKEYEXPIRED` as long as the key for it is
+/// Those of recvmsg(2): `EBADMSG` for a record that cannot be decrypted, `EKEYEXPIRED` as long as the key for it is
 /// not set.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(u8, usize)> {
     let mut space = nix::cmsg_space!(u8);
@@ -139,7 +139,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(u8, usize)> 
 /// Sends a record of another type than data.
 ///
 /// # Errors
-/// What sendmsg(2) says.
+/// Those of sendmsg(2).
 pub fn send(socket: impl AsFd, content: u8, bytes: &[u8]) -> io::Result<()> {
     send_record(socket.as_fd(), content, bytes)
 }
@@ -154,7 +154,7 @@ fn send_record(socket: BorrowedFd<'_>, content: u8, bytes: &[u8]) -> io::Result<
     }
     // SAFETY: plain integers.
     let mut space: Space = unsafe { std::mem::zeroed() };
-    // SAFETY: computes a length, and no more.
+    // SAFETY: it only computes a length.
     space.header.cmsg_len = unsafe { libc::CMSG_LEN(1) } as _;
     space.header.cmsg_level = libc::SOL_TLS;
     space.header.cmsg_type = libc::TLS_SET_RECORD_TYPE;

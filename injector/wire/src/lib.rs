@@ -16,19 +16,19 @@
 //!    | ------- NextKey ------------> |   any time: the next key of a TLS session that was given
 //!    | <------ NextKey ------------- |
 //!    | <------ Freeze -------------- |   stop accepting, you are about to be frozen
-//!    | ------- Quiet or Busy ------> |   after Busy the function goes on as if nothing was said
+//!    | ------- Quiet or Busy ------> |   after Busy the function goes on as before the Freeze
 //!    |   (frozen, for any time)      |
-//!    | <------ Thaw ---------------- |   also without having been frozen in the end
+//!    | <------ Thaw ---------------- |   also if the instance was not frozen after all
 //!    | ------- Thawed -------------> |   the function accepts again
 //! ```
 //!
 //! Each Freeze gets one Quiet or Busy, each Thaw one Thawed. Connections that are closed because of
-//! a Freeze or found dead at a Thaw are Returned before its answer. How many client connections are
-//! open takes no message: both sides look into the [`Activity`] page.
+//! a Freeze or found dead at a Thaw are Returned before its answer. The number of open client
+//! connections takes no message: both sides use the [`Activity`] page.
 //!
 //! A packet is `b"HS"`, the version byte, a zero byte, and a JSON body: small,
 //! readable in a trace, and easy to speak from any language. A message is an object whose only key is its name in
-//! snake case. So are a [`GrantStatus`] and a [`Session`], or the name alone where nothing belongs to it:
+//! snake case. So are a [`GrantStatus`] and a [`Session`], or the name alone if it has no fields:
 //! `{"grant":{"backend":"db","status":{"ready":{"session":"tcp"}}}}`.
 
 mod activity;
@@ -39,8 +39,8 @@ mod queue;
 mod session;
 mod tls;
 
-pub use activity::{Activity, PAGE_BYTES, Seen};
-pub use channel::{Channel, Received};
+pub use activity::{Activity, ActivityReading, PAGE_BYTES};
+pub use channel::{Channel, ReceivedMessage};
 pub use message::{
     Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, ToAgent, ToFunction, VERSION,
 };
@@ -57,8 +57,8 @@ pub const CONTROL_FD: i32 = 3;
 /// Where a container that cannot inherit descriptors finds its control socket.
 pub const CONTROL_PATH: &str = "/run/headstart/control.sock";
 
-/// Where an instance finds its backends as sockets, each in a directory of the backend's name, if its function asks for
-/// that.
+/// Where an instance finds its backends as sockets, each in a directory of the backend's name, if its function has
+/// `backend_sockets`.
 pub const BACKENDS_PATH: &str = "/run/headstart/backends";
 
 /// Why a packet was refused, or could not be moved.

@@ -1,4 +1,4 @@
-//! What is said on the control socket, and how it is laid out in a packet.
+//! The messages of the control socket, and how a packet contains one.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -50,12 +50,12 @@ pub trait Direction: Serialize + DeserializeOwned {
     }
 }
 
-/// What a function says. Times are nanoseconds of `CLOCK_MONOTONIC`, and only
-/// ever used for measurement: the agent clamps them to what it saw itself.
+/// From a function to its agent. Times are nanoseconds of `CLOCK_MONOTONIC`, and only
+/// used for measurement: the agent clamps them to its own times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToAgent {
-    /// The shim runs.
+    /// The shim has started.
     Hello {
         /// Name and version of the shim, for logs.
         shim: String,
@@ -84,11 +84,11 @@ pub enum ToAgent {
         /// The backend's name.
         backend: String,
     },
-    /// To [`ToFunction::Freeze`]: nothing is open, nothing is accepted until the thaw.
+    /// Answers [`ToFunction::Freeze`]: no connection is open, and none is accepted until the thaw.
     Quiet {},
-    /// To [`ToFunction::Freeze`]: not now; the function goes on as before.
+    /// Answers [`ToFunction::Freeze`]: not now; the function goes on as before.
     Busy {},
-    /// To [`ToFunction::Thaw`]: connections were checked, the function accepts again.
+    /// Answers [`ToFunction::Thaw`]: connections were checked, the function accepts again.
     Thawed {
         /// Since when.
         thawed_ns: u64,
@@ -119,32 +119,32 @@ impl Direction for ToAgent {
     }
 }
 
-/// What the agent says.
+/// From the agent to a function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToFunction {
-    /// Everything an instance is born with. Descriptors: the listening socket,
+    /// Everything that an instance starts with. Descriptors: the listening socket,
     /// the page of [`Activity`](crate::Activity), then one per [`GrantStatus::Ready`] in order.
     Lease(Lease),
     /// One backend connection, later: the end of a [`GrantStatus::Pending`], or
     /// the answer to a [`ToAgent::Request`]. One descriptor when it is ready.
     Grant(Grant),
-    /// The instance is about to be frozen: stop accepting, and say [`ToAgent::Quiet`];
-    /// or [`ToAgent::Busy`] when that cannot be.
+    /// The instance is about to be frozen: stop accepting, and answer [`ToAgent::Quiet`];
+    /// or [`ToAgent::Busy`] if that is not possible.
     Freeze {
-        /// Before that, close all backend connections and say [`ToAgent::Returned`] for each.
+        /// Before the answer, close all backend connections and send [`ToAgent::Returned`] for each.
         return_backends: bool,
     },
-    /// The instance runs again: look after the backend connections, accept, and
-    /// say [`ToAgent::Thawed`].
+    /// The instance runs again: check the backend connections, accept, and
+    /// answer [`ToAgent::Thawed`].
     Thaw {},
-    /// To [`ToAgent::NextKey`].
+    /// Answers [`ToAgent::NextKey`].
     NextKey {
-        /// As asked.
+        /// As in the request.
         connection: u64,
-        /// As asked.
+        /// As in the request.
         flow: Flow,
-        /// None when the agent cannot tell: it began after the connection was handed over.
+        /// None when the agent does not know it: it started after the connection was handed over.
         key: Option<TrafficKey>,
     },
 }
@@ -161,7 +161,7 @@ impl Direction for ToFunction {
     }
 }
 
-/// What an instance is born with.
+/// What an instance starts with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The function's configured name.
@@ -192,12 +192,12 @@ impl Grant {
     }
 }
 
-/// Whether a grant brings a connection.
+/// Whether a grant comes with a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GrantStatus {
-    /// A descriptor comes with the message. It is non-blocking, close-on-exec,
-    /// and nothing of the previous conversation is left unread.
+    /// A descriptor comes with the message. It is non-blocking and close-on-exec,
+    /// and has no unread bytes of the login.
     Ready {
         /// What the function must know to act as if it had logged in.
         session: Session,
@@ -205,8 +205,8 @@ pub enum GrantStatus {
         /// `CLOCK_MONOTONIC`; never if none.
         #[serde(default)]
         expires_ns: Option<u64>,
-        /// The descriptor leads into a TLS session, which the function or its kernel goes on with. None: what
-        /// is written to the descriptor is for the server as it is.
+        /// The descriptor belongs to a TLS session, which the function or the kernel continues. None: bytes
+        /// written to the descriptor reach the server as they are.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tls: Option<Box<TlsSession>>,
     },

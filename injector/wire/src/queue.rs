@@ -10,7 +10,7 @@ use nix::libc;
 /// `TCP_LISTEN` of the kernel (include/net/tcp_states.h).
 const LISTEN: u8 = 10;
 
-/// The beginning of the kernel's `struct tcp_info` (tcp(7)), of which it copies as much as is asked for.
+/// The beginning of the kernel's `struct tcp_info` (tcp(7)), of which it copies as many bytes as the caller has room for.
 #[repr(C)]
 #[derive(Default)]
 struct Head {
@@ -23,7 +23,7 @@ struct Head {
 const _: () = assert!(size_of::<Head>() == 28);
 const _: () = assert!(offset_of!(Head, unacked) == offset_of!(libc::tcp_info, tcpi_unacked));
 
-/// How many finished connections wait in the accept queue of a listening TCP socket.
+/// How many established connections wait in the accept queue of a listening TCP socket.
 ///
 /// The kernel reports them as `tcpi_unacked` of a socket that listens (tcp_get_info in net/ipv4/tcp.c).
 ///
@@ -52,7 +52,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn clients_that_nobody_accepts_are_counted() {
+    fn clients_that_wait_are_counted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         assert_eq!(accept_queue(&listener).unwrap(), 0);

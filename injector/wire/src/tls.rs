@@ -1,31 +1,31 @@
-//! A TLS 1.3 session (RFC 8446) that goes on in the function.
+//! A TLS 1.3 session (RFC 8446) that the function continues.
 //!
-//! Its keys protect what is sent until the next `KeyUpdate`. The traffic secrets, from which the keys after it are made,
-//! stay in the agent: [`ToAgent::NextKey`](crate::ToAgent::NextKey).
+//! Its keys protect the records until the next `KeyUpdate`. The traffic secrets, from which later keys are made, stay in
+//! the agent: [`ToAgent::NextKey`](crate::ToAgent::NextKey).
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
-/// What is on a socket that leads into a TLS session.
+/// The TLS session on a socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsSession {
-    /// Names the connection in later messages: unlike that of any other of this instance, and below 2^53.
+    /// Names the connection in later messages: unique in this instance, and below 2^53.
     pub connection: u64,
     /// How records are protected.
     pub suite: Suite,
-    /// With what. None when the kernel has the keys: then plaintext is read and written ([`ktls`](crate::ktls)).
+    /// The keys. None when the kernel has them: then plaintext is read and written ([`ktls`](crate::ktls)).
     #[serde(default)]
     pub keys: Option<TrafficKeys>,
 }
 
-/// What protects the records of both directions.
+/// The keys of both directions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficKeys {
-    /// For what the function sends.
+    /// For records that the function sends.
     pub to_server: TrafficKey,
-    /// For what it receives.
+    /// For records that the function receives.
     pub from_server: TrafficKey,
 }
 
@@ -44,19 +44,19 @@ pub enum Suite {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Flow {
-    /// What the function sends.
+    /// From the function to the server.
     ToServer,
-    /// What it receives.
+    /// From the server to the function.
     FromServer,
 }
 
-/// What protects the records of one direction. `Debug` does not show it; it is wiped when dropped.
+/// The key of one direction. `Debug` does not show it; it is wiped when dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficKey {
     /// The key; hexadecimal on the wire.
     #[serde(with = "hex::serde")]
     pub key: [u8; 32],
-    /// What the nonces are made of (RFC 8446, section 5.3); hexadecimal on the wire.
+    /// The part from which nonces are made (RFC 8446, section 5.3); hexadecimal on the wire.
     #[serde(with = "hex::serde")]
     pub iv: [u8; 12],
     /// The number of the next record.

@@ -20,16 +20,16 @@ fn memfd(bytes: i64, seals: SealFlag) -> OwnedFd {
 fn two_mappings_see_each_other() {
     let (agent, function, page) = both();
     drop(page);
-    assert_eq!(agent.read(), Seen { open: None, accepted: 0, changed_ns: 0 });
+    assert_eq!(agent.read(), ActivityReading { open: None, accepted: 0, changed_ns: 0 });
     function.opened(5);
-    assert_eq!(agent.read(), Seen { open: None, accepted: 1, changed_ns: 5 });
+    assert_eq!(agent.read(), ActivityReading { open: None, accepted: 1, changed_ns: 5 });
     function.counts();
     function.opened(6);
-    assert_eq!(agent.read(), Seen { open: Some(2), accepted: 2, changed_ns: 6 });
+    assert_eq!(agent.read(), ActivityReading { open: Some(2), accepted: 2, changed_ns: 6 });
     function.closed(9);
-    assert_eq!(agent.read(), Seen { open: Some(1), accepted: 2, changed_ns: 9 });
+    assert_eq!(agent.read(), ActivityReading { open: Some(1), accepted: 2, changed_ns: 9 });
     function.closed(8);
-    assert_eq!(agent.read(), Seen { open: Some(0), accepted: 2, changed_ns: 9 }, "a late thread");
+    assert_eq!(agent.read(), ActivityReading { open: Some(0), accepted: 2, changed_ns: 9 }, "a late thread");
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn closed_at_zero_stays_zero() {
     let (agent, function, _page) = both();
     function.counts();
     function.closed(3);
-    assert_eq!(agent.read(), Seen { open: Some(0), accepted: 0, changed_ns: 3 });
+    assert_eq!(agent.read(), ActivityReading { open: Some(0), accepted: 0, changed_ns: 3 });
     function.opened(4);
     assert_eq!(agent.read().open, Some(1));
 }
@@ -59,7 +59,7 @@ fn threads_lose_no_count() {
             });
         }
     });
-    assert_eq!(agent.read(), Seen { open: Some(1000), accepted: 4000, changed_ns: 999 });
+    assert_eq!(agent.read(), ActivityReading { open: Some(1000), accepted: 4000, changed_ns: 999 });
 }
 
 #[test]
