@@ -1,12 +1,12 @@
 //! Pools of backend connections that are already logged in, ready to be handed over as descriptors.
 //!
 //! A function that starts cold spends most of its first request on connecting and logging in. This
-//! crate does that work before: per backend one [`Pool`] keeps a few idle connections, checks each
-//! for life when it is leased, replaces it in the background, and never takes one back that was given away.
+//! crate does that work before: one [`Pool`] per backend keeps a few idle connections, checks that each is
+//! alive when it is leased, replaces it in the background, and never takes back a connection that was handed over.
 //!
 //! ```text
 //! BackendSpec ─> Pool ─ lease() / try_lease() ─> Lease ─ hand_over() ─> fd, session, TLS keys ─> the function
-//!                                                                    └─> slot: stays here until the instance died
+//!                                                                    └─> slot: stays here until the instance is gone
 //! ```
 //!
 //! # A connection on its way
@@ -19,7 +19,7 @@
 //!
 //! # What stays here
 //! Passwords ([`Secret`]) and cancel keys. A [`Session`] tells a function what it needs to act as if
-//! it had logged in, and nothing with which it could log in again or cancel somebody else's query.
+//! it had logged in, and nothing with which it could log in again or cancel the query of another instance.
 
 pub mod backend;
 #[cfg(feature = "fuzzing")]

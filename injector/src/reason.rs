@@ -1,4 +1,4 @@
-//! Why things went the way they did: closed sets, for logs, errors and metric labels alike.
+//! Reasons of fallbacks, discards and failures: closed sets, for logs, errors and metric labels alike.
 
 use serde::{Serialize, Serializer};
 
@@ -53,7 +53,7 @@ reasons! {
         UnreadMessage = "unread_message",
         /// The socket reports an error (reset, keep-alive timeout).
         SocketError = "socket_error",
-        /// It was begun for a lease that nobody wants any more, and enough others are idle.
+        /// It was begun for a lease that was withdrawn, and enough others are idle; or another lease needed its place.
         Surplus = "surplus",
         /// The pool was closed.
         PoolClosed = "pool_closed",
@@ -75,7 +75,7 @@ reasons! {
         Server = "server",
         /// Authentication is impossible as configured, or the server failed to prove itself.
         Auth = "auth",
-        /// There is no TLS session, or with nobody who is trusted.
+        /// No TLS session could be made, or not with a trusted server.
         Tls = "tls",
         /// The server does not speak the protocol.
         Protocol = "protocol",

@@ -347,7 +347,7 @@ async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
     // Statements in a row are an error again.
     let connect = "pymysql.connect(unix_socket=__import__('os').environ['SOCKET'], user='app'";
     let two = |flags: &str| {
-        // Reads every answer before it leaves: whoever does not leaves no session behind.
+        // Reads every answer before it leaves: otherwise the session is not used again.
         let steps = "(k.execute('select connection_id(); select 2'), k.nextset(), c.close())";
         bed.python(&format!("(lambda c: (lambda k: {steps})(c.cursor()))({connect}{flags}))"))
     };

@@ -106,7 +106,7 @@ async fn a_server_that_fails_every_second_login_fills_the_pool_all_the_same() {
     until(&pool, "full again", |status| status.idle == 4 && status.leased == 0).await;
 }
 
-/// No packet gets through, and nobody says so: what was idle looks alive until keep-alive finds out.
+/// Packets are dropped without an error: idle connections look alive until keep-alive notices.
 #[tokio::test(start_paused = true)]
 async fn a_cut_costs_an_error_in_time_and_recovery_takes_no_longer_than_the_back_off() {
     let mut server = Server::start();
@@ -215,7 +215,7 @@ async fn a_pool_that_follows_demand_is_ready_for_the_next_burst() {
     assert_eq!((status.min_idle, status.wanted), (1, 5));
     let burst: Vec<_> = (0..5).map(|_| pool.try_lease().expect("an idle connection")).collect();
     drop(burst);
-    // Never beyond the limit; and what nobody asks for any more is not replaced.
+    // Never beyond the limit; and connections that are no longer needed are not replaced.
     drop((0..20).map(|_| pool.lease()).collect::<Vec<_>>());
     let status = until(&pool, "as many as there may be", |s| s.idle == 8).await;
     assert_eq!(status.wanted, 8);
@@ -283,7 +283,7 @@ async fn dead_backend_fails_a_storm_quickly_one_attempt_at_a_time() {
     spec.address = Address::Unix(server.directory.path().join("nobody"));
     (spec.pool.backoff_min, spec.pool.backoff_max) = (Duration::from_secs(60), Duration::from_secs(60));
     let pool = Pool::spawn(spec);
-    pool.lease().await.expect_err("nobody listens");
+    pool.lease().await.expect_err("no server listens");
     let leases: Vec<_> = (0..500).map(|_| pool.lease()).collect();
     for lease in leases {
         assert!(matches!(lease.await, Err(LeaseError::Connect(_))));

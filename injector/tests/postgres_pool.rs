@@ -20,7 +20,7 @@ async fn pool_recovers_when_the_server_comes_up() {
     let pool = Pool::spawn(backend(&server, 3, 8));
     let status = until(&pool, "failing repeatedly", |s| s.tally.failures[&FailureReason::Dial] > 3).await;
     assert!(status.last_error.expect("an error").contains("orders-db"));
-    let error = pool.lease().await.expect_err("nobody listens");
+    let error = pool.lease().await.expect_err("no server listens");
     assert_eq!((error.reason(), error.retry_helps()), (FallbackReason::ConnectFailed, true));
 
     server.run();

@@ -174,7 +174,7 @@ async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
     idle().await;
     assert_eq!(pool.status().tally.recycled, 5);
 
-    // What is not whole, or not answered, or has answers of its own: nobody gets that session.
+    // A session with an incomplete or unanswered command, or with answers of its own, is not used again.
     for left in
         ["*2\r\n$3\r\nGET\r\n$1", "BLPOP none 60\r\n", "SUBSCRIBE a b\r\n", "CLIENT REPLY OFF\r\nPING\r\n"]
     {

@@ -109,7 +109,7 @@ async fn what_cannot_be_honoured_is_refused_as_the_server_would() {
     ] {
         assert!(said.contains(why), "{why}: {said}");
     }
-    assert_eq!(bed.query("select 1"), "1", "nobody was harmed");
+    assert_eq!(bed.query("select 1"), "1", "the other session goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +125,7 @@ async fn a_query_is_cancelled_by_its_own_client_only() {
     let (mut other, own) = (sleep(), sleep());
     while bed.server.psql(sleeping).trim() != "2" {}
 
-    // The server's process number is known to everybody, the secret is not, nor is it the server's.
+    // The server's process number is public; the secret is not, and is not the server's.
     let pids = bed.server.psql("select pid from pg_stat_activity where query like 'select pg_sleep%'");
     for pid in pids.split_whitespace().map(|pid| pid.parse::<i32>().expect("a number")) {
         for secret in [0, 1, pid] {

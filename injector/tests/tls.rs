@@ -161,7 +161,8 @@ async fn who_cannot_prove_to_be_the_server_gets_no_password() {
     let address = server.tcp();
     let stranger = TlsSettings { ca_file: Some(other.file()), ..authority.settings() };
     let elsewhere = TlsSettings { server_name: "db.example".into(), ..authority.settings() };
-    for (settings, said) in [(stranger, "signed by nobody who is trusted"), (elsewhere, "set `server_name`")]
+    for (settings, said) in
+        [(stranger, "no trusted authority has signed it"), (elsewhere, "set `server_name`")]
     {
         let (text, retry) = refusal(backend("scrammer", address.clone(), &settings)).await;
         assert!(text.contains(said) && !retry, "{text}");

@@ -6,7 +6,7 @@ const SEQUENCE: u8 = 0x30;
 const OBJECT_IDENTIFIER: u8 = 0x06;
 
 /// `tls-server-end-point` (RFC 5929, 4.1): the certificate hashed with the hash function of its own signature, but at
-/// least SHA-256. `None` where that is not one of the usual: then the login is not bound.
+/// least SHA-256. `None` if that function is unusual: then the login is not bound.
 pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(match signature_algorithm(certificate)? {
         // md5, sha1, sha256 WithRSAEncryption (RFC 8017, appendix C)
@@ -22,7 +22,7 @@ pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// The object identifier in `signatureAlgorithm` (RFC 5280, 4.1): a certificate is a sequence of what is signed, the
+/// The object identifier in `signatureAlgorithm` (RFC 5280, 4.1): a certificate is a sequence of the signed part, the
 /// algorithm, and the signature.
 fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
     let (body, _) = element(certificate, SEQUENCE)?;
@@ -32,7 +32,7 @@ fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
     Some(identifier)
 }
 
-/// The content of an element of DER with this tag, and what comes after it (X.690, 8.1).
+/// The content of an element of DER with this tag, and the bytes after it (X.690, 8.1).
 fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let [found, length, rest @ ..] = der else { return None };
     if *found != tag {
@@ -53,7 +53,7 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
 
-    /// A certificate as far as it is looked at.
+    /// The part of a certificate that is parsed.
     fn certificate(identifier: &[u8]) -> Vec<u8> {
         let mut der = vec![0x30, 0x81, u8::try_from(5 + 4 + identifier.len()).unwrap(), 0x30, 3, 2, 1, 7];
         der.extend([0x30, u8::try_from(identifier.len() + 2).unwrap(), 0x06]);

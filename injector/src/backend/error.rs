@@ -39,7 +39,7 @@ pub enum ConnectCause {
     /// The network or the server: no transport connection.
     #[error("cannot connect: {0}")]
     Dial(io::Error),
-    /// The network or the server: too slow, or stopped in the middle.
+    /// The network or the server: too slow, or no answer.
     #[error("not logged in after {} ms", limit.as_millis())]
     Timeout {
         /// The configured connect timeout.
@@ -51,7 +51,7 @@ pub enum ConnectCause {
     /// The server: closed without an answer.
     #[error("the server closed the connection during the login")]
     Closed,
-    /// The server refused, in its own words.
+    /// The server refused; the text is the server's.
     #[error("the server refused: {message} (SQLSTATE {sqlstate})")]
     Server {
         /// Five characters, see PostgreSQL documentation, appendix A.
@@ -59,15 +59,15 @@ pub enum ConnectCause {
         /// Shortened, without control characters.
         message: String,
     },
-    /// The server refused, in its own words, in a protocol without states.
+    /// The server refused, in a protocol without SQLSTATE; the text is the server's.
     #[error("the server refused: {message}")]
     Refused {
         /// Shortened, without control characters.
         message: String,
-        /// It may be otherwise later.
-        passes: bool,
+        /// The condition is temporary.
+        transient: bool,
     },
-    /// The server, or not a server of this kind at all.
+    /// The server does not follow the protocol, or is of another kind.
     #[error("protocol error: not {expected} but {found:?}")]
     Unexpected {
         /// What should have come.
@@ -75,7 +75,7 @@ pub enum ConnectCause {
         /// Shortened, without control characters.
         found: String,
     },
-    /// The configuration: there is nothing to answer with.
+    /// The configuration has no password.
     #[error("the server asks for a password, and none is configured")]
     PasswordMissing,
     /// The server's configuration: the password would cross a network in the clear.
@@ -87,16 +87,16 @@ pub enum ConnectCause {
         /// Its name.
         method: &'static str,
     },
-    /// The server's configuration: it would go on without TLS, we do not.
+    /// The server's configuration: it has no TLS, and the agent does not go on without.
     #[error("the server does not offer TLS, and `tls` is on")]
     TlsRefused,
-    /// The server's certificate, or what both sides can do: a verdict of the TLS library.
-    #[error("no TLS session: {}", verdict(.0))]
+    /// The server's certificate, or no common version or suite: an error of the TLS library.
+    #[error("no TLS session: {}", tls_error(.0))]
     Tls(rustls::Error),
-    /// The server does not know the password, or somebody is in between.
+    /// The server does not know the password, or an attacker is in between.
     #[error("the server failed to authenticate itself: {0}")]
     ServerUnproven(io::Error),
-    /// The server, or not a server of this kind at all.
+    /// The server does not follow the protocol, or is of another kind.
     #[error("protocol error: {0}")]
     Protocol(#[from] ProtocolError),
     /// Our defect: the task that connects died.
@@ -123,44 +123,44 @@ impl ConnectCause {
         }
     }
 
-    /// Whether the same attempt may succeed later without anybody changing the configuration.
+    /// Whether the same attempt may succeed later without a change of the configuration.
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::Server { sqlstate, .. } => is_transient(sqlstate),
-            Self::Refused { passes, .. } => *passes,
+            Self::Refused { transient, .. } => *transient,
             Self::Protocol(ProtocolError::NotQuiet) => true,
             _ => !matches!(self.reason(), FailureReason::Auth | FailureReason::Protocol | FailureReason::Tls),
         }
     }
 }
 
-/// With what an operator can do, where that is not in the library's words.
-fn verdict(error: &rustls::Error) -> String {
+/// The library's text, with what an operator can do.
+fn tls_error(error: &rustls::Error) -> String {
     use rustls::{CertificateError, Error};
     let advice = match error {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            ": it is signed by nobody who is trusted, set `ca_file`"
+            ": no trusted authority has signed it, set `ca_file`"
         }
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => ": connect by the name that it is for, or set `server_name`",
+        ) => ": connect to the name in it, or set `server_name`",
         Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             ": it has expired, renew it on the server"
         }
-        Error::AlertReceived(_) => ": the server says so, see its log",
+        Error::AlertReceived(_) => ": the server sent this alert, see its log",
         _ => "",
     };
     format!("{error}{advice}")
 }
 
-/// SQLSTATE classes that pass: 08 connection, 40 rollback, 53 resources (such as 53300 too many
+/// SQLSTATE classes of temporary conditions: 08 connection, 40 rollback, 53 resources (such as 53300 too many
 /// connections), 55 object state, 57 operator intervention (such as 57P03 starting up), 58 system,
 /// XX internal. The others (28 authorisation, 3D no such database, 42 access rule ...) stay.
 fn is_transient(sqlstate: &str) -> bool {
     ["08", "40", "53", "55", "57", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))
 }
 
-/// Words of a server, fit for a line of a log.
+/// A text of the server, fit for a log line.
 pub(super) fn printable(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

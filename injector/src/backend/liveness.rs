@@ -1,4 +1,4 @@
-//! What an idle connection looks like from outside.
+//! Checks of an idle connection, and its last message.
 
 use std::io::{ErrorKind, Write};
 use std::mem::MaybeUninit;
@@ -8,7 +8,7 @@ use socket2::SockRef;
 
 use crate::DiscardReason;
 
-/// Looks, without blocking and without taking anything, whether an idle connection can be handed over.
+/// Checks, without blocking and without reading, whether an idle connection can be handed over.
 ///
 /// One `recv(MSG_PEEK)` on the non-blocking socket. "Would block" is the only good answer: readable
 /// means closed, or a message that the receiver would take for the answer to its first query.

@@ -1,5 +1,5 @@
-//! Connections whose TLS the agent speaks: the function gets one end of a socket pair, and what it says there in the
-//! clear is passed on in TLS.
+//! Connections whose TLS the agent speaks: the function gets one end of a socket pair, and its bytes there are passed on
+//! in TLS.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 /// How long a server may take to close after the function has.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Begins to relay on `data`, and returns the function's end: non-blocking, close-on-exec. The relay ends when either
 /// side does; the server is told at once that the function is gone.
@@ -43,7 +43,7 @@ async fn relay(server: impl AsyncRead + AsyncWrite, function: UnixStream) {
         let _ = to_function.shutdown().await;
     });
     tokio::select! {
-        () = up => drop(timeout(LAST_WORDS, down).await),
+        () = up => drop(timeout(CLOSE_LIMIT, down).await),
         () = &mut down => {}
     }
 }
@@ -87,6 +87,6 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(LAST_WORDS * 2, gone).await.expect("the relay has ended");
+        timeout(CLOSE_LIMIT * 2, gone).await.expect("the relay has ended");
     }
 }

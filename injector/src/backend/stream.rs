@@ -32,14 +32,14 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Connects, up to the end of the TLS handshake where the backend has TLS; with what the server said before that.
+    /// Connects, up to the end of the TLS handshake where the backend has TLS; with what the server sent before that.
     pub(crate) async fn dial(spec: &BackendSpec) -> Result<(Self, Vec<u8>), ConnectCause> {
         let protocol = spec.kind.protocol();
         match (&spec.address, &spec.tls) {
             (Address::Tcp(host_port), None) => Ok((Self::Tcp(dial_tcp(host_port).await?), Vec::new())),
             (Address::Tcp(host_port), Some(tls)) => {
-                let (stream, said) = tls.begin(protocol, dial_tcp(host_port).await?).await?;
-                Ok((Self::Tls(Box::new(stream)), said))
+                let (stream, greeting) = tls.begin(protocol, dial_tcp(host_port).await?).await?;
+                Ok((Self::Tls(Box::new(stream)), greeting))
             }
             (Address::Unix(path), _) => {
                 let connected = UnixStream::connect(protocol.socket_path(path)).await;
@@ -48,12 +48,12 @@ impl Stream {
         }
     }
 
-    /// Whether nobody on a network can listen in.
+    /// Whether no network sees the bytes in the clear.
     pub(crate) fn is_private(&self) -> bool {
         matches!(self, Self::Tls(_) | Self::Unix(_))
     }
 
-    /// What a login can be bound to, so that nobody can pass it on (RFC 5929).
+    /// What a login can be bound to, so that an attacker in between cannot pass it on (RFC 5929).
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         match self {
             Self::Tls(stream) => tls::end_point(stream),
@@ -61,7 +61,7 @@ impl Stream {
         }
     }
 
-    /// Looks, without blocking and without taking anything that is for its next owner, whether the idle connection can
+    /// Checks, without blocking and without reading bytes that belong to the next owner, whether the idle connection can
     /// be handed over.
     pub(crate) fn is_quiet(&mut self) -> Result<(), DiscardReason> {
         match self {
@@ -70,8 +70,8 @@ impl Stream {
         }
     }
 
-    /// Pending as long as the idle connection is good, and then wakes `cx`. Sees what the reactor has
-    /// seen; [`Stream::is_quiet`] asks the socket.
+    /// Pending as long as the idle connection is good; wakes `cx` when it no longer is. Knows what the reactor has
+    /// noticed; [`Stream::is_quiet`] asks the socket.
     pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<DiscardReason> {
         match self {
             Self::Tls(stream) => stream.poll_end(cx),
@@ -104,13 +104,13 @@ impl Stream {
         }
     }
 
-    /// The socket out of the reactor and, where there is a TLS session that can be handed over, that. Else what
-    /// [`Stream::into_fd`] gives, and why.
+    /// The socket out of the reactor, with the TLS session if there is one that can be handed over. Otherwise what
+    /// [`Stream::into_fd`] gives, and the reason.
     pub(crate) fn hand_over(self, data: &Handle, to_kernel: bool) -> io::Result<StreamHandOver> {
         let Self::Tls(mut stream) = self else {
             return self.into_fd(data).map(|fd| StreamHandOver { fd, tls: None, relayed: None });
         };
-        // What the extraction would lose without a word is not there; and nothing comes between this and that.
+        // The extraction would silently lose buffered bytes: there are none, and nothing runs between check and extraction.
         if let Err(reason) = stream.is_quiet() {
             return Err(io::Error::other(format!("the session is not quiet: {}", reason.as_str())));
         }
@@ -131,11 +131,11 @@ pub(crate) struct StreamHandOver {
     pub(crate) fd: OwnedFd,
     /// For the function, and for the agent.
     pub(crate) tls: Option<(TlsSession, RetainedSecrets)>,
-    /// Why the agent goes on with the session.
+    /// Why the agent keeps the session.
     pub(crate) relayed: Option<NoHandOver>,
 }
 
-/// Waits for what `look` finds when the reactor says that there is something.
+/// Calls `look` whenever the reactor reports readiness, until it finds something.
 pub(super) fn poll_end(
     mut ready: impl FnMut() -> Poll<io::Result<()>>,
     mut look: impl FnMut() -> io::Result<DiscardReason>,
@@ -150,7 +150,7 @@ pub(super) fn poll_end(
     }
 }
 
-/// "Would block" makes the reactor forget a readiness that was none.
+/// "Would block" makes the reactor forget a readiness without bytes.
 pub(super) fn end(quiet: Result<(), DiscardReason>) -> io::Result<DiscardReason> {
     quiet.map_or_else(Ok, |()| Err(io::ErrorKind::WouldBlock.into()))
 }

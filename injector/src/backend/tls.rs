@@ -1,7 +1,7 @@
-//! TLS as transport (RFC 8446, RFC 5246): the server proves who it is, always.
+//! TLS as transport (RFC 8446, RFC 5246): the server always proves its identity.
 //!
 //! Two ways lead from a session to a function. The agent keeps it and gives the function one end of a socket pair
-//! ([`super::relay`]); or it gives away socket and keys ([`hand_over`]), and keeps what later keys are made of.
+//! ([`super::relay`]); or it gives away socket and keys ([`hand_over`]), and keeps the secrets from which later keys are made.
 
 mod hand_over;
 mod session;
@@ -22,28 +22,28 @@ use super::{ConnectCause, Protocol, certificate};
 pub(crate) use hand_over::{NoHandOver, RetainedSecrets};
 pub(crate) use session::TlsStream;
 
-/// What the operator says about TLS to a backend.
+/// TLS to a backend, as configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsSettings {
     /// Certificates that are trusted, in PEM; those of this system if none.
     pub ca_file: Option<PathBuf>,
     /// The name, or address, that the server's certificate must be for.
     pub server_name: String,
-    /// For servers that want to know who we are: our certificate with its chain, and its key, in PEM.
+    /// For servers that ask for a client certificate: ours with its chain, and its key, in PEM.
     pub client: Option<(PathBuf, PathBuf)>,
     /// Application protocols to offer (RFC 7301); none if empty.
     pub alpn: Vec<String>,
-    /// The server is not asked for TLS first, in a protocol that has a question for that.
+    /// TLS begins without a request, in a protocol that has one.
     pub direct: bool,
 }
 
 /// Why TLS cannot be had as configured.
 #[derive(Debug, Error)]
 pub enum TlsSettingsError {
-    /// A file that does not hold what it should.
+    /// A file without the expected content.
     #[error("{what} cannot be read from {}: {error}", path.display())]
     File {
-        /// What should be there.
+        /// The expected content.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum TlsSettingsError {
     /// The key is not that of the certificate, or of a kind that is not known.
     #[error("the client's certificate and key cannot be used: {0}")]
     Client(rustls::Error),
-    /// A certificate that nothing can be verified with.
+    /// A trusted certificate that cannot be used to verify others.
     #[error("the trusted certificates cannot be used: {0}")]
     Roots(String),
 }
@@ -86,7 +86,7 @@ impl Tls {
                     roots.add(certificate).map_err(|error| TlsSettingsError::Roots(error.to_string()))?;
                 }
             }
-            // Single ones that cannot be parsed are no reason to trust none.
+            // Certificates that cannot be parsed are skipped: the others are still trusted.
             None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
         }
         if roots.is_empty() {
@@ -119,14 +119,14 @@ impl Tls {
         Ok(Self { config: Arc::new(config), server_name, direct: settings.direct })
     }
 
-    /// TLS on a fresh connection; with what the server has said before.
+    /// TLS on a fresh connection; with what the server sent before.
     pub(super) async fn begin(
         &self,
         protocol: &dyn Protocol,
         mut socket: TcpStream,
     ) -> Result<(TlsStream, Vec<u8>), ConnectCause> {
         let direct = protocol.direct_tls().filter(|_| self.direct);
-        let (config, said) = match direct {
+        let (config, greeting) = match direct {
             Some(name) => {
                 let mut config = ClientConfig::clone(&self.config);
                 config.alpn_protocols = vec![name.to_vec()];
@@ -135,7 +135,7 @@ impl Tls {
             None => (Arc::clone(&self.config), protocol.start_tls(&mut socket).await?),
         };
         let stream = TlsStream::connect(config, self.server_name.clone(), socket).await?;
-        Ok((stream, said))
+        Ok((stream, greeting))
     }
 }
 

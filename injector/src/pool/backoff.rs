@@ -21,7 +21,7 @@ impl Backoff {
         Self { min, max: max.max(min), failures: 0, retry_at: None }
     }
 
-    /// A failure. One that will not pass by itself gets the longest ceiling at once.
+    /// A failure. After one that a retry does not help, the ceiling is the longest at once.
     pub(super) fn failed(&mut self, now: Instant, retry_helps: bool) {
         if self.retry_at.is_some_and(|at| at > now) {
             return;

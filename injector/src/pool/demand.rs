@@ -1,4 +1,4 @@
-//! How many idle connections to keep, by what was asked for lately.
+//! How many idle connections to keep, by the leases of the last minutes.
 //!
 //! ```text
 //! wanted = rate x replenish + burst
@@ -6,10 +6,10 @@
 //!
 //! * rate: leases per second; older ones count less, by half after 42 s
 //! * replenish: how long a connect takes, the last ones most
-//! * burst: 95 % of the bursts of the last ten minutes were not larger. A burst is what comes before the connect that its
-//!   first lease began can have ended.
+//! * burst: 95 % of the bursts of the last ten minutes were not larger. A burst is the leases that come before a connect,
+//!   begun for the first of them, can have ended.
 //!
-//! The first part is for what is steady (Little's law), the second for what is not.
+//! The first part is for a steady load (Little's law), the second for bursts.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,23 +18,23 @@ use tokio::time::Instant;
 
 const RATE_MEMORY: Duration = Duration::from_secs(60);
 const BURST_MEMORY: Duration = Duration::from_secs(600);
-/// Bursts that are remembered at most.
+/// The most bursts that are remembered.
 const BURSTS_MAX: usize = 128;
-/// The part of bursts that is to find enough idle connections.
+/// The share of bursts that should find enough idle connections.
 const QUANTILE: f64 = 0.95;
 /// The weight of the last connect among all.
 const WEIGHT: f64 = 0.2;
 /// Leases that are closer are one burst, however fast connects are.
 const TOGETHER: Duration = Duration::from_millis(10);
 
-/// What was asked for.
+/// The estimate.
 #[derive(Debug, Default)]
 pub(super) struct DemandEstimate {
     /// Leases per second, at the time of the last one.
     rate: f64,
     last: Option<Instant>,
     replenish: Option<f64>,
-    /// When each began, and how many leases it had. The last one may go on.
+    /// When each began, and how many leases it had. The last one may not be over.
     bursts: VecDeque<(Instant, usize)>,
 }
 
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_wanted_by_nobody() {
+    fn nothing_is_wanted_without_leases() {
         let (mut size, now) = (DemandEstimate::default(), Instant::now());
         assert_eq!(size.wanted(now), 0);
         size.connected(after(5));

@@ -1,4 +1,4 @@
-//! What a lease hands out, and why it may not.
+//! A lease, and why there may be none.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub struct Lease {
     pub expires_at: Option<Instant>,
 }
 
-/// What the function gets, and what stays.
+/// A connection that is handed over: the function's part, and the slot that stays.
 #[derive(Debug)]
 pub struct HandOver {
     /// The socket: connected, quiet, non-blocking, close-on-exec.
@@ -37,19 +37,19 @@ pub struct HandOver {
     pub session: Session,
     /// The TLS session that the socket leads into, if the agent does not go on with it.
     pub tls: Option<TlsSession>,
-    /// Keeps the connection's place in the pool until the function is through with it.
+    /// Keeps the connection's place in the pool until the function has closed it.
     pub slot: LeaseSlot,
 }
 
-/// Who speaks TLS, when the backend does.
+/// Which side speaks TLS, if the backend has TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsMode {
     /// The agent, and the function gets a socket that needs none.
     Relay,
     /// The function, where the session can be handed over; else the agent.
     HandOver,
-    /// The kernel, where it can and the session can be handed over; else the function, or the agent. Whoever has the
-    /// descriptor reads plaintext, and an error where there is no data: tickets, for instance, which servers send right
+    /// The kernel, where it can and the session can be handed over; else the function, or the agent. Reads of the
+    /// descriptor give plaintext, and an error for records without data: tickets, for instance, which servers send right
     /// after the handshake.
     Kernel,
 }
@@ -69,7 +69,7 @@ impl Lease {
         Self { stream, session, slot, fallback, connect_time, expires_at }
     }
 
-    /// Out of the reactor, into the hands of one owner. What is relayed goes through the runtime of the pool.
+    /// Takes the connection out of the reactor, for one owner. A relay runs on the runtime of the pool.
     ///
     /// # Errors
     /// When the connection is lost at this moment.
@@ -92,7 +92,7 @@ impl Lease {
         Ok(HandOver { fd, session, tls, slot })
     }
 
-    /// Whether the connection, which nobody has used yet, can still be.
+    /// Whether the connection, which was not used yet, still can be.
     pub(crate) fn is_good(&mut self, now: Instant) -> bool {
         self.expires_at.is_none_or(|at| at > now) && self.stream.is_quiet().is_ok()
     }
@@ -111,24 +111,24 @@ pub struct LeaseSlot {
     /// When the connection was logged in, and how long that took.
     since: Instant,
     connect_time: Duration,
-    /// The place is given back already.
+    /// The connection is in the pool again.
     recycled: bool,
     cancel: Option<CancelRequest>,
     tls: Option<RetainedSecrets>,
 }
 
 impl LeaseSlot {
-    /// The place of a connection that was leased in an earlier life of this pool.
+    /// The place of a connection that an earlier agent has leased.
     pub(super) fn inherited(shared: &Arc<PoolShared>) -> Self {
         let (shared, since) = (Arc::clone(shared), Instant::now());
         Self { shared, since, connect_time: Duration::ZERO, cancel: None, tls: None, recycled: false }
     }
 
-    /// Gives back a connection that is as it was after its login, for the same function.
+    /// Gives back a connection whose session is as after its login, for the same function.
     pub(crate) fn recycle(mut self, function: &Arc<str>, stream: Stream, session: Session) {
         let now = Instant::now();
         if now - self.since > self.shared.spec.pool.max_age {
-            return; // it is discarded, as usual
+            return; // dropped, it is discarded
         }
         self.recycled = true;
         let (cancel, connect_time, since) = (self.cancel.take(), self.connect_time, self.since);
@@ -147,8 +147,7 @@ impl LeaseSlot {
         self.tls.as_ref().map(RetainedSecrets::connection)
     }
 
-    /// The key that follows the last one of this direction (RFC 8446, section 7.2). `None` when there is none to be
-    /// had.
+    /// The key that follows the last one of this direction (RFC 8446, section 7.2). `None` when it cannot be made.
     pub fn next_key(&self, flow: Flow) -> Option<TrafficKey> {
         let next = self.tls.as_ref()?.next_key(flow);
         next.inspect_err(|error| tracing::warn!(backend = self.shared.spec.name, "no next TLS key: {error}"))
@@ -158,7 +157,7 @@ impl LeaseSlot {
     /// Asks the server to cancel the query that runs on this connection; the function, which has no
     /// cancel key, may ask its agent for this. `false` when the backend has no such request.
     ///
-    /// The server does not say whether there was anything to cancel.
+    /// The server does not tell whether it found a query.
     ///
     /// # Errors
     /// The server cannot be reached within the connect timeout.
@@ -202,7 +201,7 @@ pub enum LeaseError {
     /// The backend; says itself whether a retry helps.
     #[error(transparent)]
     Connect(Arc<ConnectError>),
-    /// The agent is going away.
+    /// The agent stops, or the backend has left its configuration.
     #[error("backend {backend}: the pool is closed; a retry will not help")]
     Closed {
         /// The configured name.
@@ -220,7 +219,7 @@ impl LeaseError {
         }
     }
 
-    /// Whether the same lease may succeed later without anybody changing the configuration.
+    /// Whether the same lease may succeed later without a change of the configuration.
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::Exhausted { .. } => true,

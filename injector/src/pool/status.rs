@@ -1,4 +1,4 @@
-//! What a pool tells about itself. The names of metrics belong to whoever exports them.
+//! What a pool tells about itself. The exporter chooses the names of metrics.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,11 +20,11 @@ pub struct PoolStatus {
     pub max: usize,
     /// Connections ready for a lease.
     pub idle: usize,
-    /// Idle connections that were used, and wait for the same function again.
+    /// Recycled connections that wait for the same function again.
     pub kept: usize,
     /// Connects under way.
     pub connecting: usize,
-    /// Connections with a holder.
+    /// Connections that were handed to an instance or a client.
     pub leased: usize,
     /// Leases that wait for a connection.
     pub waiting: usize,

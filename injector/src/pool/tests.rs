@@ -200,7 +200,7 @@ async fn what_a_function_has_used_is_for_nobody_else() {
         idle
     };
     let [one, two] = FUNCTIONS;
-    // One is leased, cleaned and kept; another one is idle for anybody.
+    // One is leased, cleaned and kept; another one is idle for all functions.
     assert_eq!(state.round(now).start, 1);
     drop(state.connected(new(), now));
     assert!(state.take_idle(Some(one), now).alive.is_some());

@@ -17,7 +17,7 @@ use crate::backend::error::printable;
 /// Largest packet that is read: those of a login are far smaller.
 const PACKET_MAX_BYTES: usize = 16 * 1024;
 
-/// Codes of errors that pass: too many connections (1040), shutting down (1053), too many of this user (1203, 1226),
+/// Codes of temporary errors: too many connections (1040), shutting down (1053), too many of this user (1203, 1226),
 /// out of memory (1037, 1038, 1041).
 const TRANSIENT: [u16; 7] = [1037, 1038, 1040, 1041, 1053, 1203, 1226];
 
@@ -92,7 +92,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         match parse::<ErrPacket<'_>>(packet, capabilities) {
             Ok(ErrPacket::Error(error)) => {
                 let message = printable(&Secret::hide(self.password, &error.to_string()));
-                ConnectCause::Refused { message, passes: TRANSIENT.contains(&error.error_code()) }
+                ConnectCause::Refused { message, transient: TRANSIENT.contains(&error.error_code()) }
             }
             _ => self.unexpected("an error", packet),
         }

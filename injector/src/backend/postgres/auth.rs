@@ -1,4 +1,4 @@
-//! Proving who we are: trust, clear text (unix sockets and TLS only), MD5, SCRAM-SHA-256 with and without binding.
+//! Authentication: trust, clear text (unix sockets and TLS only), MD5, SCRAM-SHA-256 with and without binding.
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
@@ -72,7 +72,7 @@ where
         Some(hash) if offers(SCRAM_SHA_256_PLUS)? => {
             (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
         }
-        // The server checks that nobody has taken its offer away.
+        // The server compares this with its offer: an attacker cannot remove the offer unnoticed.
         Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
         None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
     };
@@ -86,7 +86,7 @@ where
     let Message::AuthenticationSaslContinue(challenge) = frames.next().await? else {
         return Err(frames.unexpected().into());
     };
-    // Thousands of hash rounds: milliseconds of pure computing, which must not hold up the reactor.
+    // Thousands of hash rounds: milliseconds of computing, which must not block the reactor.
     let hashed = tokio::task::spawn_blocking(move || {
         let outcome = scram.update(challenge.data());
         (scram, outcome)

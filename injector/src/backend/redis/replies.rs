@@ -60,12 +60,12 @@ pub(super) fn refused(password: Option<&Secret>, text: &str) -> ConnectCause {
     let text = Secret::hide(password, text);
     let code = text.split(' ').next().unwrap_or_default();
     ConnectCause::Refused {
-        passes: is_transient(code) || text.contains("max number of clients"),
+        transient: is_transient(code) || text.contains("max number of clients"),
         message: printable(&text),
     }
 }
 
-/// Kinds of errors that pass: the server loads its data, runs a script, has lost its master, or moves data.
+/// Kinds of temporary errors: the server loads its data, runs a script, has lost its master, or moves data.
 fn is_transient(code: &str) -> bool {
     ["LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "MISCONF", "OOM"].contains(&code)
 }

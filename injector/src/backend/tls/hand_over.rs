@@ -16,18 +16,18 @@ use super::TlsStream;
 /// Why a session must stay where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum NoHandOver {
-    /// Its keys would have to be given away with all that can be made of them.
+    /// The function would get keys from which every other key of the session can be made.
     #[error("the server speaks an older version than TLS 1.3")]
     Version,
     /// rustls makes ciphers of keys of 256 bits only.
-    #[error("the server chose AES-128: have it prefer a suite with keys of 256 bits")]
+    #[error("the server chose AES-128: configure it to prefer a suite with keys of 256 bits")]
     Suite,
-    /// The answer is in the session, and would be lost.
+    /// The answer is still in the session, and would be lost.
     #[error("the server has just asked for new keys")]
     KeyUpdate,
 }
 
-/// What the agent keeps of a session: from it the next keys are made, and only in order.
+/// What the agent keeps of a session: the secrets from which the next keys are made, in order only.
 pub(crate) struct RetainedSecrets {
     connection: u64,
     secrets: Mutex<KernelConnection<ClientConnectionData>>,
@@ -47,8 +47,8 @@ impl TlsStream {
         if self.machine.owes_key_update { Err(NoHandOver::KeyUpdate) } else { Ok(()) }
     }
 
-    /// Takes apart a session that is quiet at this moment, and passes [`TlsStream::check_hand_over`]. The kernel
-    /// gets the keys if it may and takes them: then the function needs none, and no record layer.
+    /// Takes apart a session that is quiet at this moment, and passes [`TlsStream::check_hand_over`]. With `to_kernel` the
+    /// keys go to the kernel if it accepts them: then the function needs no keys and no record layer.
     pub(crate) fn hand_over(self, to_kernel: bool) -> io::Result<(OwnedFd, TlsSession, RetainedSecrets)> {
         let connection = rand::random::<u64>() >> 11;
         let (secrets, kept) =

@@ -1,5 +1,5 @@
-//! A TLS session over TCP with all its bytes in sight: what came and is no whole record yet, what was decrypted and
-//! not read, what was encrypted and not sent. Only so can it be known that nothing is lost when it is handed over.
+//! A TLS session over TCP whose buffers are all ours: received bytes that are no whole record yet, decrypted bytes that
+//! were not read, encrypted bytes that were not sent. So it can be checked that a hand-over loses none.
 
 use std::fmt;
 use std::future::Future;
@@ -28,7 +28,7 @@ const RECORD_MAX: usize = 1 << 14;
 /// What a record, a key update before it, and their headers and tags add to that.
 const OVERHEAD: usize = 512;
 
-/// The most that a server may say to nobody, in chunks of 4 KiB.
+/// The most that a server may send to an idle connection, in chunks of 4 KiB.
 const CHUNKS_MAX: u32 = 16;
 
 /// The stream of plaintext in a TLS session.
@@ -40,17 +40,17 @@ pub(crate) struct TlsStream {
 /// The session without its socket.
 pub(super) struct Machine {
     pub(super) session: UnbufferedClientConnection,
-    /// Came: at most the beginning of a record, once [`Machine::advance`] was here.
+    /// Received: after [`Machine::advance`] at most the beginning of a record.
     incoming: BytesMut,
-    /// How much of that the session has seen and wants to see again.
-    kept: usize,
+    /// How many of these bytes the session has processed and needs to see again.
+    pending: usize,
     /// To be sent.
     outgoing: BytesMut,
     /// Decrypted.
     plain: BytesMut,
-    /// The server has said that nothing follows.
+    /// The server has sent close_notify.
     ended: bool,
-    /// The server may have asked for new keys; the session answers with the next thing it sends.
+    /// The server may have asked for new keys; the session answers before the next bytes that it sends.
     pub(super) owes_key_update: bool,
 }
 
@@ -64,10 +64,10 @@ impl TlsStream {
         let session = UnbufferedClientConnection::new(config, name).map_err(ConnectCause::Tls)?;
         let (incoming, outgoing, plain) = Default::default();
         let mut machine =
-            Machine { session, incoming, kept: 0, outgoing, plain, ended: false, owes_key_update: false };
+            Machine { session, incoming, pending: 0, outgoing, plain, ended: false, owes_key_update: false };
         loop {
             let advanced = machine.advance();
-            // Also when it failed: then this tells the server why.
+            // Also after an error: then these bytes are the alert for the server.
             let sent = socket.write_all_buf(&mut machine.outgoing).await;
             advanced.map_err(ConnectCause::Tls)?;
             sent.map_err(ConnectCause::Lost)?;
@@ -89,8 +89,8 @@ impl TlsStream {
         &self.socket
     }
 
-    /// Looks, without blocking, whether the server has said anything that is for whoever gets this connection.
-    /// Session tickets and key updates are not.
+    /// Checks, without blocking, that the server has sent nothing for the next owner of this connection. Session tickets
+    /// and key updates do not count.
     pub(crate) fn is_quiet(&mut self) -> Result<(), DiscardReason> {
         self.machine.is_quiet(&self.socket)
     }
@@ -104,18 +104,18 @@ impl TlsStream {
         )
     }
 
-    /// Says this, and that nothing follows, if the socket takes it at once.
-    pub(crate) fn send_termination(&mut self, words: &[u8]) {
+    /// Sends the last message and close_notify, if the socket takes them at once.
+    pub(crate) fn send_termination(&mut self, message: &[u8]) {
         let Self { socket, machine } = self;
-        let said = machine
-            .write(words.len() + OVERHEAD, |traffic, space| traffic.encrypt(words, space))
+        let written = machine
+            .write(message.len() + OVERHEAD, |traffic, space| traffic.encrypt(message, space))
             .and_then(|()| machine.write(OVERHEAD, |traffic, space| traffic.queue_close_notify(space)));
-        if said.is_ok() {
+        if written.is_ok() {
             drop((&*SockRef::from(&*socket)).write(&machine.outgoing));
         }
     }
 
-    /// Sends what is to be sent.
+    /// Sends `outgoing`.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.machine.outgoing.is_empty() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.machine.outgoing))?;
@@ -126,32 +126,32 @@ impl TlsStream {
 }
 
 impl Machine {
-    /// Has the session process what came.
+    /// Processes the received bytes.
     fn advance(&mut self) -> Result<(), rustls::Error> {
         let handshaking = self.session.is_handshaking();
         let mut outcome = if handshaking { self.step(self.incoming.len()) } else { Ok(()) };
         while outcome.is_ok() && !self.session.is_handshaking() {
-            // A record at a time, to know what each was.
-            let Some(record) = record_bytes(&self.incoming[self.kept..]) else { return Ok(()) };
+            // One record at a time, to know the type of each.
+            let Some(record) = record_bytes(&self.incoming[self.pending..]) else { return Ok(()) };
             let before = (self.plain.len(), self.session.tls13_tickets_received());
-            outcome = self.step(self.kept + record);
+            outcome = self.step(self.pending + record);
             if before == (self.plain.len(), self.session.tls13_tickets_received()) && !self.ended {
                 self.owes_key_update = true;
             }
         }
         if outcome.is_err() {
-            // The next thing it has is the alert for the server; whether there is one changes nothing.
-            drop(self.step(self.kept));
+            // The session may have an alert for the server now; the error stays the same.
+            drop(self.step(self.pending));
         }
         outcome
     }
 
-    /// Has it look at this many bytes of what came.
+    /// Processes this many of the received bytes.
     fn step(&mut self, mut bytes: usize) -> Result<(), rustls::Error> {
         loop {
-            let seen = &mut self.incoming[..bytes];
-            let UnbufferedStatus { mut discard, state } = self.session.process_tls_records(seen);
-            let through = match state? {
+            let input = &mut self.incoming[..bytes];
+            let UnbufferedStatus { mut discard, state } = self.session.process_tls_records(input);
+            let blocked = match state? {
                 ConnectionState::EncodeTlsData(mut data) => {
                     append(&mut self.outgoing, OVERHEAD, |space| match data.encode(space) {
                         Err(EncodeError::InsufficientSize(size)) => Err(size),
@@ -160,7 +160,7 @@ impl Machine {
                     });
                     false
                 }
-                // It is in `outgoing`, before whatever comes there next.
+                // The bytes are in `outgoing`, before all later ones.
                 ConnectionState::TransmitTlsData(data) => {
                     data.done();
                     false
@@ -181,14 +181,14 @@ impl Machine {
             };
             self.incoming.advance(discard);
             bytes -= discard;
-            self.kept = bytes;
-            if through {
+            self.pending = bytes;
+            if blocked {
                 return Ok(());
             }
         }
     }
 
-    /// Has the session write into `outgoing`.
+    /// Calls `write` of the session with room in `outgoing`.
     fn write(
         &mut self,
         space: usize,
@@ -199,7 +199,7 @@ impl Machine {
     ) -> io::Result<()> {
         self.advance().map_err(invalid)?;
         let UnbufferedStatus { state, .. } =
-            self.session.process_tls_records(&mut self.incoming[..self.kept]);
+            self.session.process_tls_records(&mut self.incoming[..self.pending]);
         let ConnectionState::WriteTraffic(mut traffic) = state.map_err(invalid)? else {
             return Err(ErrorKind::BrokenPipe.into());
         };
@@ -212,7 +212,7 @@ impl Machine {
             }
             Ok(bytes) => Ok(bytes),
         });
-        // Whatever it writes, what it owes goes first.
+        // A key update that is owed goes before the bytes.
         self.owes_key_update &= self.outgoing.len() == before;
         if exhausted { Err(io::Error::other("the keys of the TLS session are used up")) } else { Ok(()) }
     }
@@ -220,7 +220,7 @@ impl Machine {
     fn is_quiet(&mut self, socket: &TcpStream) -> Result<(), DiscardReason> {
         let socket = SockRef::from(socket);
         let mut chunk = [0; 4096];
-        // Tickets are small; who goes on and on must not keep everybody else waiting.
+        // Tickets are small: a server that sends without end must not block the other connections.
         let mut left = CHUNKS_MAX;
         loop {
             left = left.checked_sub(1).ok_or(DiscardReason::UnreadMessage)?;
@@ -257,7 +257,7 @@ fn record_bytes(bytes: &[u8]) -> Option<usize> {
     (bytes.len() >= length).then_some(length)
 }
 
-/// Makes room behind what is in `buffer` until `write` is content with it.
+/// Adds room at the end of `buffer` until it suffices for `write`.
 fn append(
     buffer: &mut BytesMut,
     mut space: usize,
@@ -282,9 +282,9 @@ impl AsyncRead for TlsStream {
         let Self { socket, machine } = self.get_mut();
         while machine.plain.is_empty() && !machine.ended {
             machine.incoming.reserve(RECORD_MAX + OVERHEAD);
-            let came = ready!(pin!(socket.read_buf(&mut machine.incoming)).poll(cx))?;
-            if came == 0 {
-                // Without close_notify something may be missing (RFC 8446, section 6.1).
+            let received = ready!(pin!(socket.read_buf(&mut machine.incoming)).poll(cx))?;
+            if received == 0 {
+                // Without close_notify bytes may be missing (RFC 8446, section 6.1).
                 return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
             }
             machine.advance().map_err(invalid)?;
@@ -298,7 +298,7 @@ impl AsyncRead for TlsStream {
 impl AsyncWrite for TlsStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
-        // One record at a time: what does not fit the socket waits here.
+        // One record at a time: bytes that the socket does not take wait in `outgoing`.
         ready!(stream.poll_send(cx))?;
         let part = &buf[..buf.len().min(RECORD_MAX)];
         stream.machine.write(part.len() + OVERHEAD, |traffic, space| traffic.encrypt(part, space))?;
@@ -314,7 +314,7 @@ impl AsyncWrite for TlsStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
-        // Called again while pending: the session says it once.
+        // Called again while pending: the session queues close_notify once.
         stream.machine.write(OVERHEAD, |traffic, space| traffic.queue_close_notify(space))?;
         ready!(stream.poll_send(cx))?;
         Pin::new(&mut stream.socket).poll_shutdown(cx)

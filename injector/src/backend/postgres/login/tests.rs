@@ -187,7 +187,7 @@ async fn a_login_is_bound_to_the_tls_session_where_both_can() {
     let one = b"SCRAM-SHA-256\0\0";
     for (end_point, offer, mechanism, header) in [
         (Some(&b"hash"[..]), &both[..], "SCRAM-SHA-256-PLUS\0", "p=tls-server-end-point,,"),
-        // Had somebody taken the better offer away, the server would see it.
+        // If an attacker had removed the better offer, the server would notice.
         (Some(b"hash"), one, "SCRAM-SHA-256\0", "y,,"),
         (None, both, "SCRAM-SHA-256\0", "n,,"),
     ] {
