@@ -22,7 +22,7 @@ pub use postgres::Postgres;
 pub use redis::Redis;
 pub use tls::Tls;
 
-use crate::config::Known;
+use crate::config::Declarations;
 use crate::fingerprint::Fingerprint;
 use crate::problem::Origin;
 use crate::table::Table;
@@ -104,17 +104,17 @@ impl Backend {
         self.protocol.password_file().into_iter().chain(tls)
     }
 
-    pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
+    pub(crate) fn read(mut table: Table<'_>, declared: &mut Declarations) -> Option<Self> {
         let line = table.line();
         let name = table.require("name", "", |v| {
             let name = v.name()?;
-            match known.backends.get(&name) {
+            match declared.backends.get(&name) {
                 Some(line) => v.fail(format!("{name:?} is already the backend on line {line}")),
                 None => Some(name),
             }
         });
         if let Some(name) = &name {
-            known.backends.insert(name.clone(), line);
+            declared.backends.insert(name.clone(), line);
             table.rename(format!("backend.{name}"));
         }
         let kind = kind::read(&mut table);

@@ -1,4 +1,4 @@
-//! The whole file, and what holds between its sections.
+//! The whole file, and the rules between its sections.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -64,19 +64,19 @@ impl Config {
         let agent = root.get("agent").and_then(|section| section.table("[agent]"));
         let agent = Agent::read(agent.unwrap_or_else(|| Table::absent(&report, "agent")));
         let syn = root.get("syn").map(|section| section.table("[syn]"));
-        // Nothing is known of a section that is no table: no function is wrong because of it.
+        // If the section is no table, its keys are unknown: no function is wrong because of that.
         let syn_is_broken = matches!(syn, Some(None));
         let syn = Syn::read(syn.flatten().unwrap_or_else(|| Table::absent(&report, "syn")));
         let backends = root.tables("backend", "[[backend]]", MAX_BACKENDS);
         let functions = root.tables("function", "[[function]]", MAX_FUNCTIONS);
         root.finish();
 
-        let mut known = Known::new(&agent, &syn);
-        known.keys |= syn_is_broken;
+        let mut declared = Declarations::new(&agent, &syn);
+        declared.keys |= syn_is_broken;
         let backends: Vec<_> =
-            backends.into_iter().filter_map(|table| Backend::read(table, &mut known)).collect();
+            backends.into_iter().filter_map(|table| Backend::read(table, &mut declared)).collect();
         let functions: Vec<_> =
-            functions.into_iter().filter_map(|table| Function::read(table, &mut known)).collect();
+            functions.into_iter().filter_map(|table| Function::read(table, &mut declared)).collect();
         match report.into_errors() {
             None => Ok(Self { agent, syn, backends, functions }),
             Some(errors) => Err(errors),
@@ -109,9 +109,9 @@ fn read(path: &Path) -> Result<String, String> {
     })
 }
 
-/// What earlier sections have taken or said: names, IDs and addresses are unique in a file.
+/// What earlier sections have declared: names, IDs and addresses are unique in a file.
 #[derive(Default)]
-pub(crate) struct Known {
+pub(crate) struct Declarations {
     /// Whether clients can have keys.
     pub(crate) keys: bool,
     /// Whether functions can share an address.
@@ -122,19 +122,19 @@ pub(crate) struct Known {
     pub(crate) functions: BTreeMap<String, usize>,
     /// Function ID to the function that has it, as messages call it.
     pub(crate) ids: HashMap<u32, String>,
-    listens: HashMap<u16, Vec<Taken>>,
+    listens: HashMap<u16, Vec<ClaimedAddress>>,
 }
 
-/// An address, and who has it.
-struct Taken {
+/// An address with the functions at it, or the agent.
+struct ClaimedAddress {
     address: SocketAddr,
-    first: Taker,
-    /// Who gets the connections that name no function.
+    first: Claimant,
+    /// The function that gets the connections that name none.
     default: Option<String>,
 }
 
-/// Who takes an address.
-pub(crate) enum Taker {
+/// What claims an address.
+pub(crate) enum Claimant {
     /// The agent itself.
     Agent,
     /// A function.
@@ -146,9 +146,9 @@ pub(crate) enum Taker {
     },
 }
 
-impl Known {
+impl Declarations {
     fn new(agent: &Agent, syn: &Syn) -> Self {
-        let admin = Taken { address: agent.admin, first: Taker::Agent, default: None };
+        let admin = ClaimedAddress { address: agent.admin, first: Claimant::Agent, default: None };
         Self {
             keys: syn.has_key_file(),
             lookup: syn.lookup,
@@ -157,42 +157,42 @@ impl Known {
         }
     }
 
-    /// Takes `address`; the error says which earlier taker is in the way.
+    /// Claims `address`; the error says which earlier claim is in the way.
     ///
     /// The any-address takes the port on every address. `[::]` counts as any-address of IPv4 too, as it is on
     /// Linux unless `net.ipv6.bindv6only` is set (ipv6(7)). Functions that name themselves share an address
     /// with each other and with one function that does not.
-    pub(crate) fn listen(&mut self, address: SocketAddr, taker: Taker) -> Result<(), String> {
+    pub(crate) fn listen(&mut self, address: SocketAddr, claimant: Claimant) -> Result<(), String> {
         let ip = address.ip().to_canonical();
-        let taken = self.listens.entry(address.port()).or_default();
+        let claims = self.listens.entry(address.port()).or_default();
         let both = |any: IpAddr, other: IpAddr| any.is_unspecified() && (any.is_ipv6() || other.is_ipv4());
         let overlaps = |other: IpAddr| other == ip || both(other, ip) || both(ip, other);
-        match taken.iter_mut().find(|taken| overlaps(taken.address.ip().to_canonical())) {
+        match claims.iter_mut().find(|claimed| overlaps(claimed.address.ip().to_canonical())) {
             None => {
-                taken.push(Taken::new(address, taker));
+                claims.push(ClaimedAddress::new(address, claimant));
                 Ok(())
             }
-            Some(taken) => taken.share(address, taker, self.lookup),
+            Some(claimed) => claimed.share(address, claimant, self.lookup),
         }
     }
 }
 
-impl Taken {
-    fn new(address: SocketAddr, first: Taker) -> Self {
+impl ClaimedAddress {
+    fn new(address: SocketAddr, first: Claimant) -> Self {
         let default = first.default().cloned();
         Self { address, first, default }
     }
 
-    /// Lets `taker` in at `address`, or says why not.
-    fn share(&mut self, address: SocketAddr, taker: Taker, lookup: bool) -> Result<(), String> {
+    /// Adds `claimant` at `address`, or says why that is not possible.
+    fn share(&mut self, address: SocketAddr, claimant: Claimant, lookup: bool) -> Result<(), String> {
         let first = match &self.first {
-            Taker::Agent => return Err("overlaps with agent.admin".to_owned()),
-            Taker::Function { owner, .. } => owner,
+            Claimant::Agent => return Err("overlaps with agent.admin".to_owned()),
+            Claimant::Function { owner, .. } => owner,
         };
         if address != self.address {
             return Err(format!("overlaps with {} of {first}", self.address));
         }
-        match (&self.default, taker.default()) {
+        match (&self.default, claimant.default()) {
             (Some(owner), Some(_)) => {
                 return Err(format!(
                     "overlaps with {address} of {owner}: of the functions that share an address, all but one \
@@ -210,7 +210,7 @@ impl Taken {
     }
 }
 
-impl Taker {
+impl Claimant {
     /// The function that connections without an ID mean, if this is one.
     fn default(&self) -> Option<&String> {
         match self {

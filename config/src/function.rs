@@ -71,18 +71,18 @@ pub struct Function {
     pub freeze_after: Option<Duration>,
     /// Idle time after which an instance is stopped, 10 ms to 24 h. `None` is `false`, never. Default 15 m.
     pub stop_after: Option<Duration>,
-    /// What becomes of an instance's backend connections while it is frozen. Default
+    /// What happens to an instance's backend connections while it is frozen. Default
     /// [`FreezeBackends::Keep`].
     pub freeze_backends: FreezeBackends,
-    /// Instances find their backends as sockets, for drivers that know nothing of Headstart, and are given no
-    /// connections. Default `false`.
+    /// Instances find their backends as sockets, for drivers that know nothing of Headstart, and get no
+    /// connections by the shim. Default `false`.
     pub backend_sockets: bool,
     /// Backends that instances find at ports of 127.0.0.1 too, for drivers that know only TCP; 1024 to 65535. Only with
-    /// `backend_sockets`, and in a network of their own that is there before they are: runtime `oci`. Default none.
+    /// `backend_sockets`, and if the instance's network namespace exists before it: runtime `oci`. Default none.
     pub backend_ports: Vec<(String, u16)>,
-    /// The kernel goes on with TLS sessions that the agent began, where these are TLS 1.3 with a key of 256 bits. Where it
-    /// cannot, the instances do, whose shim must speak TLS for that: the Rust one with its feature `tls`. Not with `backend_sockets`. Default `false`: the
-    /// agent speaks TLS for them.
+    /// The kernel continues TLS sessions that the agent began, if they are TLS 1.3 with a key of 256 bits. If it cannot, the
+    /// instance does: its shim must speak TLS for that, as the Rust one with its feature `tls`. Not with `backend_sockets`.
+    /// Default `false`: the agent speaks TLS for instances.
     pub tls_hand_over: bool,
     /// Failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3.
     pub start_attempts: u32,
@@ -149,12 +149,12 @@ impl Overload {
     }
 }
 
-/// What becomes of the backend connections of an instance that is frozen.
+/// What happens to the backend connections of a frozen instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FreezeBackends {
     /// `"keep"`: they stay open, and keep their places in the pools.
     Keep,
-    /// `"return"`: they are closed before, and the instance gets others when it is thawed.
+    /// `"return"`: they are closed before the freeze, and the instance gets new ones at the thaw.
     Return,
 }
 

@@ -1,4 +1,4 @@
-//! The keys of clients: who has one may wake functions that are closed to others.
+//! The keys of clients: a client with a key may wake functions that are closed to unannounced clients.
 //!
 //! A key file is text with one key a line, `NUMBER HEX`: a number from 1 to 15, which requests carry, and 128
 //! bits as 32 hexadecimal digits. Blank lines, and what follows `#`, are ignored.
@@ -8,12 +8,12 @@
 //! 1 7f3c51a09be4d2286c0f95e1a4b83d72
 //! ```
 //!
-//! To replace a key without a gap: add the new one under a free number everywhere, on agents first; then let
-//! clients use the new number; then remove the old line. Agents accept both in the meantime. A running agent
+//! To replace a key without a gap: add the new one under a free number everywhere, on agents first; then switch
+//! the clients to the new number; then remove the old line. Agents accept both in the meantime. A running agent
 //! reads the file again on SIGHUP.
 //!
-//! The file must belong to root or to the user who reads it, and nobody else may read or write it. That is
-//! asked of the opened file, not of its path, which could be another file a moment later. No message and no
+//! The file must belong to root or to the user who reads it, and other users may neither read nor write it. That is
+//! checked on the opened file, not on its path, which could name another file a moment later. No message and no
 //! `Debug` shows a key, or a part of one.
 
 use std::collections::BTreeMap;

@@ -19,7 +19,7 @@ pub struct Syn {
     /// Whether the socket lookup is a sensor beside the interfaces: it sees loopback, containers of this host
     /// and ports after DNAT, and gives a shared port's connections to the function they name. Default true.
     pub lookup: bool,
-    /// File with the keys of clients (see [`crate::keys`]); an absolute path. Default: nobody has a key.
+    /// File with the keys of clients (see [`crate::keys`]); an absolute path. Default: no client has a key.
     pub key_file: Option<PathBuf>,
     /// UDP port of knocks; not 0, and only with `key_file`. Default: no knocks.
     pub knock_port: Option<u16>,

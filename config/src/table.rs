@@ -1,7 +1,7 @@
 //! A cursor over the TOML tree which collects every problem.
 //!
 //! A section asks its [`Table`] for each key it knows, by name; [`Table::finish`] then reports the keys that
-//! nobody asked for. A reader that returns `None` has already reported why, so sections carry on with the
+//! were not asked for. A reader that returns `None` has already reported why, so sections carry on with the
 //! next key and give up only when they build their value.
 
 use std::cell::RefCell;
@@ -98,7 +98,7 @@ impl<'a> Table<'a> {
         Some(Value { report: self.report, path: self.join(key), line: line?, value: value.get_ref() })
     }
 
-    /// The value of a key that must be there; `why` completes "is required".
+    /// The value of a required key; `why` completes the message "is required".
     pub(crate) fn require<T>(
         &mut self,
         key: &'static str,

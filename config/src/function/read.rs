@@ -6,26 +6,26 @@ use std::time::Duration;
 
 use super::runtime::RuntimeKind;
 use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
-use crate::config::{Known, Taker};
+use crate::config::{Claimant, Declarations};
 use crate::table::{Table, Value, closest};
 use crate::units;
 
 impl Function {
-    pub(crate) fn read(mut table: Table<'_>, known: &mut Known) -> Option<Self> {
+    pub(crate) fn read(mut table: Table<'_>, declared: &mut Declarations) -> Option<Self> {
         let (ms, secs, mins, hours) =
             (Duration::from_millis, Duration::from_secs, Duration::from_mins, Duration::from_hours);
-        let name = name(&mut table, known);
+        let name = name(&mut table, declared);
         let id = table.get("id");
         let names_itself = id.is_some();
-        let id = id.and_then(|v| function_id(&v, name.as_deref(), known));
-        let listen = table.require("listen", "", |v| listen(&v, name.as_deref(), names_itself, known));
-        let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, known));
+        let id = id.and_then(|v| function_id(&v, name.as_deref(), declared));
+        let listen = table.require("listen", "", |v| listen(&v, name.as_deref(), names_itself, declared));
+        let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, declared));
         let kind = RuntimeKind::read(&mut table);
         let runtime = RuntimeKind::read_keys(kind, &mut table);
         let command = command(&mut table, kind);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
         let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());
-        let backends = table.or("backends", Vec::new(), |v| backends(&v, known));
+        let backends = table.or("backends", Vec::new(), |v| backends(&v, declared));
         let backend_ports = table.or("backend_ports", Vec::new(), |v| {
             v.table("backend_ports = { orders-db = 5432 }").map(|t| backend_ports(&t, &backends))
         });
@@ -85,26 +85,26 @@ impl Function {
     }
 }
 
-fn name(table: &mut Table<'_>, known: &mut Known) -> Option<String> {
+fn name(table: &mut Table<'_>, declared: &mut Declarations) -> Option<String> {
     let line = table.line();
     let name = table.require("name", "", |v| {
         let name = v.name()?;
-        match known.functions.get(&name) {
+        match declared.functions.get(&name) {
             Some(line) => v.fail(format!("{name:?} is already the function on line {line}")),
             None => Some(name),
         }
     })?;
-    known.functions.insert(name.clone(), line);
+    declared.functions.insert(name.clone(), line);
     table.rename(format!("function.{name}"));
     Some(name)
 }
 
-fn function_id(value: &Value<'_>, name: Option<&str>, known: &mut Known) -> Option<u32> {
+fn function_id(value: &Value<'_>, name: Option<&str>, declared: &mut Declarations) -> Option<u32> {
     let id = value.integer(1..=u32::MAX)?;
-    if let Some(owner) = known.ids.get(&id) {
+    if let Some(owner) = declared.ids.get(&id) {
         return value.fail(format!("{id} is already the id of {owner}"));
     }
-    known.ids.insert(id, function_on(name, value.line()));
+    declared.ids.insert(id, function_on(name, value.line()));
     Some(id)
 }
 
@@ -116,10 +116,10 @@ fn function_on(name: Option<&str>, line: usize) -> String {
     }
 }
 
-fn require_auth(value: &Value<'_>, known: &Known) -> Option<RequireAuth> {
+fn require_auth(value: &Value<'_>, declared: &Declarations) -> Option<RequireAuth> {
     let words = [("wake", RequireAuth::Wake), ("connect", RequireAuth::Connect)];
     let required = value.false_or(RequireAuth::No, &words)?;
-    if required != RequireAuth::No && !known.keys {
+    if required != RequireAuth::No && !declared.keys {
         return value.fail("needs the keys of clients: name their file with key_file in [syn]");
     }
     Some(required)
@@ -129,14 +129,14 @@ fn listen(
     value: &Value<'_>,
     name: Option<&str>,
     names_itself: bool,
-    known: &mut Known,
+    declared: &mut Declarations,
 ) -> Option<SocketAddr> {
     let address = value.socket_address()?;
     if address.port() == 0 {
         return value.fail("must have a port other than 0: clients need to know it");
     }
     let owner = function_on(name, value.line());
-    match known.listen(address, Taker::Function { owner, names_itself }) {
+    match declared.listen(address, Claimant::Function { owner, names_itself }) {
         Ok(()) => Some(address),
         Err(message) => value.fail(message),
     }
@@ -159,7 +159,7 @@ fn command(table: &mut Table<'_>, kind: Option<RuntimeKind>) -> Option<Vec<Strin
     })
 }
 
-/// The strings of a list, and whether all its items are good ones.
+/// The strings of a list, and whether all its items are strings.
 fn words(value: &Value<'_>) -> Option<(Vec<String>, bool)> {
     let items = value.list()?;
     let words: Vec<_> = items.iter().filter_map(|item| item.string().map(str::to_owned)).collect();
@@ -181,7 +181,7 @@ fn env(table: &Table<'_>) -> Env {
     table.entries().filter_map(read).collect()
 }
 
-fn backends(value: &Value<'_>, known: &Known) -> Option<Vec<String>> {
+fn backends(value: &Value<'_>, declared: &Declarations) -> Option<Vec<String>> {
     let items = value.list()?;
     if items.len() > MAX_FUNCTION_BACKENDS {
         return value.fail(format!("must be at most {MAX_FUNCTION_BACKENDS} names, not {}", items.len()));
@@ -191,8 +191,8 @@ fn backends(value: &Value<'_>, known: &Known) -> Option<Vec<String>> {
         let Some(name) = item.string() else { continue };
         if names.iter().any(|other| other == name) {
             item.fail::<()>(format!("{name:?} is listed twice"));
-        } else if !known.backends.contains_key(name) {
-            let meant = closest(name, known.backends.keys().map(String::as_str));
+        } else if !declared.backends.contains_key(name) {
+            let meant = closest(name, declared.backends.keys().map(String::as_str));
             let hint = meant.map_or(String::new(), |meant| format!(", did you mean \"{meant}\"?"));
             item.fail::<()>(format!("there is no backend {name:?}{hint}"));
         }
@@ -231,7 +231,7 @@ fn min_ready(value: &Value<'_>, max_instances: u32) -> Option<u32> {
     Some(min_ready)
 }
 
-/// Between what idle times are.
+/// The range of idle times.
 const IDLE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(24);
 
 /// A wrong time is like none, so that `freeze_after` is not wrong because of it.

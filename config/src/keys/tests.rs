@@ -116,7 +116,7 @@ fn the_file_is_its_owners_alone() {
 fn the_file_belongs_to_root_or_to_its_reader() {
     let dir = tempfile::tempdir().unwrap();
     let path = write(&dir, format!("1 {KEY}"), 0o600);
-    // Whoever runs the test owns the file.
+    // The user who runs the test owns the file.
     Keys::load(&path).unwrap();
     let root = fs::metadata("/proc/self").unwrap().uid() == 0;
     if !root {
