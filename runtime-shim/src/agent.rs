@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use headstart_wire::{
-    Channel, Flow, Grant, GrantStatus, Received, Session, TlsSession, ToAgent, ToFunction, TrafficKey,
+    Channel, Flow, Grant, GrantStatus, ReceivedMessage, Session, TlsSession, ToAgent, ToFunction, TrafficKey,
     WireError,
 };
 use tokio::io::Interest;
@@ -198,17 +198,17 @@ impl Agent {
         self.introduce();
         let error = loop {
             match self.receive().await {
-                Ok(Received { message: ToFunction::Grant(grant), mut descriptors }) => {
+                Ok(ReceivedMessage { message: ToFunction::Grant(grant), mut descriptors }) => {
                     self.granted(grant, descriptors.pop());
                 }
-                Ok(Received { message: ToFunction::Lease(_), .. }) => {
+                Ok(ReceivedMessage { message: ToFunction::Lease(_), .. }) => {
                     report::line("the agent sent a second lease, which is ignored");
                 }
-                Ok(Received { message: ToFunction::Freeze { return_backends }, .. }) => {
+                Ok(ReceivedMessage { message: ToFunction::Freeze { return_backends }, .. }) => {
                     self.order(Order::Freeze { return_backends });
                 }
-                Ok(Received { message: ToFunction::Thaw {}, .. }) => self.order(Order::Thaw),
-                Ok(Received { message: ToFunction::NextKey { connection, flow, key }, .. }) => {
+                Ok(ReceivedMessage { message: ToFunction::Thaw {}, .. }) => self.order(Order::Thaw),
+                Ok(ReceivedMessage { message: ToFunction::NextKey { connection, flow, key }, .. }) => {
                     let mut keys = lock(&self.keys);
                     if let Some(at) = keys.iter().position(|(of, way, _)| (*of, *way) == (connection, flow)) {
                         let (_, _, answer) = keys.swap_remove(at);
@@ -230,7 +230,7 @@ impl Agent {
         }
     }
 
-    async fn receive(&self) -> Result<Received<ToFunction>, WireError> {
+    async fn receive(&self) -> Result<ReceivedMessage<ToFunction>, WireError> {
         let receive = || match self.control.recv() {
             Err(error) if error.would_block() => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use headstart_wire::{
-    Activity, CONTROL_PATH, Channel, Grant, Lease, Received, ToAgent, ToFunction, WireError,
+    Activity, CONTROL_PATH, Channel, Grant, Lease, ReceivedMessage, ToAgent, ToFunction, WireError,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -84,7 +84,7 @@ impl Attachment {
             Err(error) if error.would_block() => None,
             other => Some(other.map_err(Error::Lease)?),
         };
-        let Received { message, descriptors } = match queued {
+        let ReceivedMessage { message, descriptors } = match queued {
             Some(received) => received,
             None => {
                 // If the agent is gone, receiving says so.
@@ -98,7 +98,7 @@ impl Attachment {
     }
 }
 
-fn receive(channel: &Channel, wait: Duration) -> Result<Received<ToFunction>, Error> {
+fn receive(channel: &Channel, wait: Duration) -> Result<ReceivedMessage<ToFunction>, Error> {
     let deadline = Instant::now() + wait;
     loop {
         match channel.recv() {
