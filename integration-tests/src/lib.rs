@@ -4,7 +4,7 @@
 //! - [`evidence`]: what benches share, what Headstart is compared with, and the report.
 //! - `tests/`: the tests themselves. `src/bin/`: the demo, the benches, and the functions that tests and benches serve.
 //!
-//! Every piece undoes itself when it is dropped, and [`lab::Lease`] clears what a killed earlier
+//! Every piece undoes itself when it is dropped, and [`lab::LabLease`] clears what a killed earlier
 //! run left behind. Nothing outside the namespaces made here and loopback gets any traffic.
 //!
 //! ```no_run

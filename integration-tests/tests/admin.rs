@@ -7,11 +7,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Instant;
 
-use headstart_integration_tests::lab::client::{self, Reply};
-use headstart_integration_tests::lab::leaks::{Snapshot, Watch};
-use headstart_integration_tests::lab::site::{Function, LIMIT, STAGES, TOTALS};
+use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::leaks::{LeakWatch, Snapshot};
+use headstart_integration_tests::lab::site::{LIMIT, STAGES, TOTALS, TestFunction};
 use headstart_integration_tests::lab::{
-    self, Agent, AgentSetup, Link, Namespace, Postgres, Scratch, cli, fixture, free_port, privilege,
+    self, AgentSetup, Link, Namespace, PostgresServer, RunningAgent, Scratch, cli, fixture, free_port,
+    privilege,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -52,8 +53,8 @@ fn the_pages_tell_of_a_cold_start() {
     if !ready() || !privilege::require_tools(&["/usr/lib/postgresql"]) {
         return;
     }
-    let postgres = Postgres::on_loopback().unwrap();
-    let function = Function::example("orders", RUNTIME).unwrap();
+    let postgres = PostgresServer::on_loopback().unwrap();
+    let function = TestFunction::example("orders", RUNTIME).unwrap();
     let agent = AgentSetup::default()
         .config(&backend(&postgres))
         .config(&function.text("orders", &["orders-db"]))
@@ -156,7 +157,7 @@ fn strangers_and_mistakes_are_refused() {
     assert_eq!(with(&format!("host: {}\r\norigin: null", agent.admin())), 403);
     assert_eq!(with("host: rebound.example:9464"), 403);
 
-    let ask = |method, path| -> Reply { agent.ask(method, path).unwrap() };
+    let ask = |method, path| -> HttpReply { agent.ask(method, path).unwrap() };
     let unknown = ask("POST", "/api/v1/functions/nobody/wake");
     assert_eq!(unknown.status, 404);
     assert!(unknown.body.contains("nobody"), "{}", unknown.body);
@@ -307,7 +308,7 @@ fn sigterm_while_a_container_is_being_made_leaves_none() {
 }
 
 /// Starts an agent with one function, and ends it after `meanwhile`.
-fn ends(meanwhile: impl Fn(&Agent, &str, &Function)) {
+fn ends(meanwhile: impl Fn(&RunningAgent, &str, &TestFunction)) {
     if !ready() {
         return;
     }
@@ -315,7 +316,7 @@ fn ends(meanwhile: impl Fn(&Agent, &str, &Function)) {
         let name = lab::unique("ends");
         let function = fixture::function("plain", RUNTIME, "").unwrap();
         let agent = AgentSetup::default().config(&function.text(&name, &[])).start().unwrap();
-        let watch = Watch::default().name(&name).runc(agent.state_dir());
+        let watch = LeakWatch::default().name(&name).runc(agent.state_dir());
         let watch = watch.name(&agent.state_dir().display().to_string());
         meanwhile(&agent, &name, &function);
 
@@ -331,7 +332,7 @@ fn ends(meanwhile: impl Fn(&Agent, &str, &Function)) {
     }
 }
 
-fn page(agent: &Agent, path: &str) -> String {
+fn page(agent: &RunningAgent, path: &str) -> String {
     let reply = agent.ask("GET", path).unwrap();
     assert_eq!(reply.status, 200, "{path}: {}", reply.body);
     reply.body
@@ -365,13 +366,13 @@ fn config(files: &Scratch, admin: SocketAddr, sections: &str) -> String {
     format!("[agent]\nadmin = \"{admin}\"\nstate_dir = {state:?}\n\n{sections}")
 }
 
-fn backend(postgres: &Postgres) -> String {
+fn backend(postgres: &PostgresServer) -> String {
     format!(
         "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
          password_file = {:?}\npool = {{ min_idle = 2, max = 8 }}\n",
         postgres.address(),
-        Postgres::USER,
-        Postgres::DATABASE,
+        PostgresServer::USER,
+        PostgresServer::DATABASE,
         postgres.password_file().unwrap(),
     )
 }

@@ -5,7 +5,7 @@
 use std::net::TcpStream;
 
 use headstart_integration_tests::lab::site::LIMIT;
-use headstart_integration_tests::lab::{Agent, AgentSetup, cli, fixture, privilege};
+use headstart_integration_tests::lab::{AgentSetup, RunningAgent, cli, fixture, privilege};
 use serde_json::Value;
 
 #[test]
@@ -68,7 +68,7 @@ fn without_an_agent_it_says_so() {
     );
 }
 
-fn bench(agent: &Agent, arguments: &[&str]) -> cli::Outcome {
+fn bench(agent: &RunningAgent, arguments: &[&str]) -> cli::Outcome {
     let admin = agent.admin().to_string();
     cli::headstart(&[&["bench"], arguments, &["--admin", &admin]].concat()).unwrap()
 }

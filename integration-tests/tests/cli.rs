@@ -6,9 +6,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
 use headstart_integration_tests::lab::cli::{self, Outcome, headstart};
-use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Process, Scratch, binary, fixture, free_port, privilege,
+    AgentSetup, ChildProcess, RunningAgent, Scratch, binary, fixture, free_port, privilege,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use serde_json::Value;
 const RUNTIME: &str = "process";
 
 /// An agent with the function `orders` in one of the fixture's modes; `None` where it cannot run.
-fn serving(mode: &str, keys: &str) -> Option<(Agent, Function)> {
+fn serving(mode: &str, keys: &str) -> Option<(RunningAgent, TestFunction)> {
     if !privilege::require_root("namespaces") {
         return None;
     }
@@ -148,10 +148,10 @@ fn status_watch_prints_again_and_again_until_it_is_interrupted() {
         // Whoever runs the tests may ignore SIGINT, and what is ignored stays so.
         let mut command = Command::new("env");
         command.arg("--default-signal").arg(binary().unwrap());
-        Process::spawn(command.args(["status", "--watch", "--admin", &admin]).args(more)).unwrap()
+        ChildProcess::spawn(command.args(["status", "--watch", "--admin", &admin]).args(more)).unwrap()
     };
     let (mut table, mut json) = (watch(&[]), watch(&["--json"]));
-    let count = |process: &Process, word: &str| process.stdout().matches(word).count();
+    let count = |process: &ChildProcess, word: &str| process.stdout().matches(word).count();
     cli::eventually("two tables and two documents", LIMIT, || {
         Ok((count(&table, "FUNCTION") >= 2 && json.stdout().lines().count() >= 2).then_some(()))
     })
@@ -175,7 +175,8 @@ fn status_watch_clears_a_terminal_and_ends_with_its_reader() {
     let program = binary().unwrap().display().to_string();
     let command = format!("{program} status --watch --admin {}", agent.admin());
     // script(1) gives it a terminal.
-    let mut terminal = Process::spawn(Command::new("script").args(["-qefc", &command, "/dev/null"])).unwrap();
+    let mut terminal =
+        ChildProcess::spawn(Command::new("script").args(["-qefc", &command, "/dev/null"])).unwrap();
     cli::eventually("a second table", LIMIT, || {
         Ok((terminal.stdout().matches("\x1b[H\x1b[JFUNCTION").count() >= 2).then_some(()))
     })
@@ -183,7 +184,7 @@ fn status_watch_clears_a_terminal_and_ends_with_its_reader() {
     terminal.stop(Signal::SIGTERM, LIMIT).unwrap();
 
     let pipe = format!("set -o pipefail; {command} | head -n 1");
-    let mut piped = Process::spawn(Command::new("bash").args(["-c", &pipe])).unwrap();
+    let mut piped = ChildProcess::spawn(Command::new("bash").args(["-c", &pipe])).unwrap();
     assert!(piped.wait(LIMIT).unwrap().success(), "{}", piped.log());
     assert!(piped.log().starts_with("FUNCTION"), "{}", piped.log());
     assert!(agent.stop().unwrap().success());

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use headstart_integration_tests::lab::{
-    AgentSetup, Mariadb, Postgres, PostgresSetup, Redis, client, fixture, free_port, privilege, run_within,
-    target_dir, unique, workspace,
+    AgentSetup, MariadbServer, PostgresServer, PostgresSetup, RedisServer, client, fixture, free_port,
+    privilege, run_within, target_dir, unique, workspace,
 };
 use serde_json::{Value, json};
 
@@ -176,12 +176,12 @@ fn the_tests_of_redis_py_pass() {
     if !able() {
         return;
     }
-    let redis = Redis::on_loopback().unwrap();
+    let redis = RedisServer::on_loopback().unwrap();
     let backend = format!(
         "[[backend]]\nname = \"shared\"\nkind = \"redis\"\naddress = \"{}\"\nuser = \"{}\"\npassword_file = {:?}\n\
          pool = {{ min_idle = 4, max = 64 }}\n",
         redis.address(),
-        Redis::USER,
+        RedisServer::USER,
         redis.password_file().unwrap(),
     );
     Tests {
@@ -278,8 +278,9 @@ fn the_drivers_of_the_python_module_find_themselves_logged_in() {
     let script = suite.0.join("helpers.py");
     fs::copy(workspace().join("integration-tests/tests/drivers/helpers.py"), &script).unwrap();
 
-    let (postgres, redis) = (PostgresSetup::default().tls().start().unwrap(), Redis::on_loopback().unwrap());
-    let mariadb = Mariadb::on_loopback().unwrap();
+    let (postgres, redis) =
+        (PostgresSetup::default().tls().start().unwrap(), RedisServer::on_loopback().unwrap());
+    let mariadb = MariadbServer::on_loopback().unwrap();
     let pool = "pool = { min_idle = 1, max = 4 }\n";
     let backends = [
         shared(&postgres).replace("\"shared\"", "\"pg8000\""),
@@ -287,15 +288,15 @@ fn the_drivers_of_the_python_module_find_themselves_logged_in() {
             "[[backend]]\nname = \"redis\"\nkind = \"redis\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = 3\n\
              password_file = {:?}\n{pool}",
             redis.address(),
-            Redis::USER,
+            RedisServer::USER,
             redis.password_file().unwrap(),
         ),
         format!(
             "[[backend]]\nname = \"pymysql\"\nkind = \"mysql\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
              password_file = {:?}\n{pool}",
             mariadb.address(),
-            Mariadb::USER,
-            Mariadb::DATABASE,
+            MariadbServer::USER,
+            MariadbServer::DATABASE,
             mariadb.password_file().unwrap(),
         ),
     ];
@@ -315,9 +316,9 @@ fn the_drivers_of_the_python_module_find_themselves_logged_in() {
     let (status, first) = get("/");
     assert_eq!(status, 200, "{first}\n{}", agent.log());
     for (name, rest) in [
-        ("pg8000", json!([Postgres::USER, Postgres::DATABASE, 100])),
-        ("pymysql", json!([format!("{}@%", Mariadb::USER), Mariadb::DATABASE, 100])),
-        ("redis", json!([Redis::USER, "v", 3])),
+        ("pg8000", json!([PostgresServer::USER, PostgresServer::DATABASE, 100])),
+        ("pymysql", json!([format!("{}@%", MariadbServer::USER), MariadbServer::DATABASE, 100])),
+        ("redis", json!([RedisServer::USER, "v", 3])),
     ] {
         assert_eq!(first[name].as_array().unwrap()[1..], rest.as_array().unwrap()[..], "{first}");
     }
@@ -341,13 +342,13 @@ fn the_drivers_of_the_python_module_find_themselves_logged_in() {
 }
 
 /// A database with TLS, as the backend that all have.
-fn shared(postgres: &Postgres) -> String {
+fn shared(postgres: &PostgresServer) -> String {
     format!(
         "[[backend]]\nname = \"shared\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
          password_file = {:?}\ntls = {{ ca_file = {:?} }}\npool = {{ min_idle = 4, max = 16 }}\n",
         postgres.address(),
-        Postgres::USER,
-        Postgres::DATABASE,
+        PostgresServer::USER,
+        PostgresServer::DATABASE,
         postgres.password_file().unwrap(),
         postgres.ca_file(),
     )

@@ -10,11 +10,12 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use headstart_integration_tests::lab::client::{self, Reply};
-use headstart_integration_tests::lab::leaks::Watch;
-use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::leaks::LeakWatch;
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Postgres, PostgresSetup, Process, Scratch, cli, fixture, free_port, privilege,
+    AgentSetup, ChildProcess, PostgresServer, PostgresSetup, RunningAgent, Scratch, cli, fixture, free_port,
+    privilege,
 };
 use serde_json::Value;
 
@@ -35,8 +36,8 @@ fn a_session_belongs_to_one_instance_and_goes_with_it() {
     if !ready() {
         return;
     }
-    let postgres = Postgres::on_loopback().unwrap();
-    let function = Function::example("orders", RUNTIME).unwrap();
+    let postgres = PostgresServer::on_loopback().unwrap();
+    let function = TestFunction::example("orders", RUNTIME).unwrap();
     let setup = AgentSetup::default().config(&backend(&postgres, &postgres.password_file().unwrap()));
     let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
     wait_sessions(&postgres, MIN_IDLE);
@@ -69,7 +70,7 @@ fn a_session_travels_in_tls_and_ends_with_its_instance() {
     }
     let postgres = PostgresSetup::default().tls().start().unwrap();
     for handed_over in [false, true] {
-        let mut function = Function::example("orders", RUNTIME).unwrap();
+        let mut function = TestFunction::example("orders", RUNTIME).unwrap();
         function.keys = format!("tls_hand_over = {handed_over}\n");
         let backend = backend(&postgres, &postgres.password_file().unwrap());
         let tls = format!("tls = {{ ca_file = {:?} }}\n", postgres.ca_file());
@@ -118,9 +119,9 @@ fn traffic_secrets_stay_in_the_agent() {
         "secrets",
     ]);
     server.args(["-accept", &format!("127.0.0.1:{port}")]).current_dir(files.path());
-    let _server = Process::spawn(&mut server).unwrap();
+    let _server = ChildProcess::spawn(&mut server).unwrap();
 
-    let mut function = Function::example("echo", RUNTIME).unwrap();
+    let mut function = TestFunction::example("echo", RUNTIME).unwrap();
     function.keys = "tls_hand_over = true\n".to_owned();
     let backend = format!(
         "[[backend]]\nname = \"upstream\"\nkind = \"tls\"\naddress = \"127.0.0.1:{port}\"\n\
@@ -164,10 +165,10 @@ fn a_database_may_come_later_than_the_agent() {
     if !ready() {
         return;
     }
-    let mut postgres = Postgres::on_loopback().unwrap();
+    let mut postgres = PostgresServer::on_loopback().unwrap();
     let setup = AgentSetup::default().config(&backend(&postgres, &postgres.password_file().unwrap()));
     postgres.stop().unwrap();
-    let function = Function::example("orders", RUNTIME).unwrap();
+    let function = TestFunction::example("orders", RUNTIME).unwrap();
     let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
     assert_eq!(agent.ask("GET", "/readyz").unwrap().status, 200);
     let shown = wait_backend(&agent, "an error", |backend| !backend["last_error"].is_null());
@@ -188,12 +189,12 @@ fn a_wrong_password_is_reported_without_being_shown() {
         return;
     }
     const WRONG: &str = "wr0ng-battery-staple";
-    let postgres = Postgres::on_loopback().unwrap();
+    let postgres = PostgresServer::on_loopback().unwrap();
     let files = Scratch::new("wrong").unwrap();
     let password = files.path().join("password");
     fs::write(&password, WRONG).unwrap();
     fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
-    let function = Function::example("orders", RUNTIME).unwrap();
+    let function = TestFunction::example("orders", RUNTIME).unwrap();
     let setup = AgentSetup::default().config(&backend(&postgres, &password)).variable("RUST_LOG", "debug");
     let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
 
@@ -207,7 +208,7 @@ fn a_wrong_password_is_reported_without_being_shown() {
     function.rest(&agent, "orders").unwrap();
     assert_eq!(agent.ask("POST", "/api/v1/functions/orders/wake").unwrap().status, 202);
     agent.wait_log("no connection for an instance", LIMIT).unwrap();
-    assert_hidden(&agent, &[WRONG, Postgres::PASSWORD]);
+    assert_hidden(&agent, &[WRONG, PostgresServer::PASSWORD]);
     assert!(agent.stop().unwrap().success());
 }
 
@@ -216,8 +217,8 @@ fn the_password_appears_nowhere() {
     if !ready() {
         return;
     }
-    let postgres = Postgres::on_loopback().unwrap();
-    let function = Function::example("orders", RUNTIME).unwrap();
+    let postgres = PostgresServer::on_loopback().unwrap();
+    let function = TestFunction::example("orders", RUNTIME).unwrap();
     let setup = AgentSetup::default().config(&backend(&postgres, &postgres.password_file().unwrap()));
     let setup = setup.config(&function.text("orders", &["orders-db"])).variable("RUST_LOG", "trace");
     let agent = setup.start().unwrap();
@@ -226,7 +227,7 @@ fn the_password_appears_nowhere() {
     let state = agent.wait_state("orders", "ready", LIMIT).unwrap();
     assert_eq!(state["instances"], 1);
 
-    assert_hidden(&agent, &[Postgres::PASSWORD]);
+    assert_hidden(&agent, &[PostgresServer::PASSWORD]);
     // Nor does the function know it.
     let mut functions = 0;
     for process in children(agent.id()) {
@@ -234,13 +235,13 @@ fn the_password_appears_nowhere() {
         let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
         if name.trim() == "orders" {
             functions += 1;
-            assert_unknown_to(process, Postgres::PASSWORD);
+            assert_unknown_to(process, PostgresServer::PASSWORD);
             assert!(remembers(process, b"orders"), "its own name is in its memory");
-            assert!(!remembers(process, Postgres::PASSWORD.as_bytes()), "memory of {process}");
+            assert!(!remembers(process, PostgresServer::PASSWORD.as_bytes()), "memory of {process}");
         }
     }
     assert_eq!(functions, 1, "the function is a child of the agent");
-    assert_unknown_to(agent.id(), Postgres::PASSWORD);
+    assert_unknown_to(agent.id(), PostgresServer::PASSWORD);
     assert!(agent.stop().unwrap().success());
 }
 
@@ -262,12 +263,12 @@ fn attacks(runtime: &str) {
     if !ready() {
         return;
     }
-    let postgres = Postgres::on_loopback().unwrap();
+    let postgres = PostgresServer::on_loopback().unwrap();
     let password = postgres.password_file().unwrap();
     // What the attackers make the pool open beyond its usual size is closed when it is this old.
     let orders = backend(&postgres, &password).replace("max = 8", "max = 8, ttl = \"1s\"");
     let secrets = orders.replace("orders-db", "secrets");
-    let neighbour = Function::example("orders", runtime).unwrap();
+    let neighbour = TestFunction::example("orders", runtime).unwrap();
     let mut setup = AgentSetup::default()
         .config(&orders)
         .config(&secrets)
@@ -287,7 +288,7 @@ fn attacks(runtime: &str) {
     wait_backend(&agent, "a full pool", |backend| backend["idle"] == MIN_IDLE && backend["leased"] == 1);
     let parked = |function: &Value| function["state"] == "ready" && function["prepared"] == 1;
     agent.wait_function("neighbour", "ready, with another parked", LIMIT, parked).unwrap();
-    let descriptors = Watch::default().process(agent.id());
+    let descriptors = LeakWatch::default().process(agent.id());
     let before = descriptors.snapshot().unwrap();
 
     for (mode, function) in &hostile {
@@ -339,22 +340,22 @@ fn an_instance_that_breaks_the_protocol_while_it_serves_loses_only_its_control_s
 }
 
 /// The backend `orders-db`.
-fn backend(postgres: &Postgres, password: &Path) -> String {
+fn backend(postgres: &PostgresServer, password: &Path) -> String {
     format!(
         "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\n\
          database = \"{}\"\npassword_file = {password:?}\npool = {POOL}\n",
         postgres.address(),
-        Postgres::USER,
-        Postgres::DATABASE,
+        PostgresServer::USER,
+        PostgresServer::DATABASE,
     )
 }
 
-fn get(function: &Function, path: &str) -> Reply {
+fn get(function: &TestFunction, path: &str) -> HttpReply {
     client::get(function.local(), path, LIMIT).unwrap()
 }
 
 /// The server process behind the function's session.
-fn session(function: &Function) -> i64 {
+fn session(function: &TestFunction) -> i64 {
     let reply = get(function, "/");
     assert_eq!(reply.status, 200, "{}", reply.body);
     let body: Value = serde_json::from_str(&reply.body).unwrap();
@@ -363,7 +364,7 @@ fn session(function: &Function) -> i64 {
 }
 
 /// Waits until the server has exactly so many sessions of the application's user.
-fn wait_sessions(postgres: &Postgres, wanted: usize) {
+fn wait_sessions(postgres: &PostgresServer, wanted: usize) {
     let mut last = String::new();
     let seen = cli::eventually("the sessions of the server", LIMIT, || {
         last = postgres.admin_sql(SESSIONS)?;
@@ -373,7 +374,7 @@ fn wait_sessions(postgres: &Postgres, wanted: usize) {
 }
 
 /// Waits until `orders-db` is as wanted, and returns how the API shows it.
-fn wait_backend(agent: &Agent, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+fn wait_backend(agent: &RunningAgent, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
     let seen = cli::eventually(what, LIMIT, || {
         let all: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends")?.body)?;
@@ -385,7 +386,7 @@ fn wait_backend(agent: &Agent, what: &str, wanted: impl Fn(&Value) -> bool) -> V
 }
 
 /// Neither the log nor any page shows one of the secrets.
-fn assert_hidden(agent: &Agent, secrets: &[&str]) {
+fn assert_hidden(agent: &RunningAgent, secrets: &[&str]) {
     let mut shown = vec![("the log".to_owned(), agent.log())];
     for path in ["/metrics", "/readyz", "/healthz", "/api/v1/backends", "/api/v1/functions", "/api/v1/starts"]
     {

@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use headstart_integration_tests::lab::client::{self, Reply};
-use headstart_integration_tests::lab::site::{Function, LIMIT, Site};
-use headstart_integration_tests::lab::{Agent, AgentSetup, Manager, cli, fixture, privilege};
+use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::site::{LIMIT, Site, TestFunction};
+use headstart_integration_tests::lab::{AgentSetup, Manager, RunningAgent, cli, fixture, privilege};
 use serde_json::Value;
 
 const NAME: &str = "steady";
 
 /// An agent with this function, at rest. None without the privileges.
-fn serving(function: &Function) -> Option<Agent> {
+fn serving(function: &TestFunction) -> Option<RunningAgent> {
     if !ready() {
         return None;
     }
@@ -29,12 +29,12 @@ fn ready() -> bool {
     privilege::require_root("containers") && privilege::require_tools(&["runc", "dockerd"])
 }
 
-fn get(function: &Function, path: &str) -> Reply {
+fn get(function: &TestFunction, path: &str) -> HttpReply {
     client::get(function.local(), path, LIMIT).unwrap()
 }
 
 /// So many requests at once, each on a connection of its own.
-fn burst(address: SocketAddr, count: usize, path: &str) -> Vec<Reply> {
+fn burst(address: SocketAddr, count: usize, path: &str) -> Vec<HttpReply> {
     thread::scope(|scope| {
         let clients: Vec<_> =
             (0..count).map(|_| scope.spawn(|| client::get(address, path, LIMIT).unwrap())).collect();
@@ -46,7 +46,7 @@ fn instances(function: &Value, state: &str) -> usize {
     function["running"].as_array().unwrap().iter().filter(|instance| instance["state"] == state).count()
 }
 
-fn wait_ready(agent: &Agent, count: usize) -> Value {
+fn wait_ready(agent: &RunningAgent, count: usize) -> Value {
     let ready = |function: &Value| instances(function, "ready") == count && function["queued"] == 0;
     agent.wait_function(NAME, &format!("ready {count} times"), LIMIT, ready).unwrap()
 }
@@ -157,7 +157,7 @@ fn an_idle_instance_is_frozen_uses_no_time_and_is_thawed_by_the_next_client() {
             return;
         }
         let mut setup = AgentSetup::default();
-        if let headstart_integration_tests::lab::site::Kind::Docker { docker, .. } = &function.kind {
+        if let headstart_integration_tests::lab::site::FunctionKind::Docker { docker, .. } = &function.kind {
             setup = setup.docker(docker);
         }
         let agent = setup.config(&function.text(NAME, &[])).start().unwrap();
@@ -209,7 +209,7 @@ fn a_frozen_instance_swallows_no_wake_up_of_a_running_one() {
     assert!(agent.stop().unwrap().success());
 }
 
-fn serving_provisioned(function: &Function) -> Option<Agent> {
+fn serving_provisioned(function: &TestFunction) -> Option<RunningAgent> {
     if !ready() {
         return None;
     }
@@ -225,7 +225,7 @@ fn a_database_that_restarts_while_the_function_is_frozen_costs_no_request() {
     }
     for keys in ["freeze_backends = \"keep\"", "freeze_backends = \"return\""] {
         let mut site = Site::new(Duration::ZERO, Duration::ZERO).unwrap();
-        let mut function = Function::example("orders", "oci").unwrap();
+        let mut function = TestFunction::example("orders", "oci").unwrap();
         function.keys = format!("freeze_after = \"100ms\"\n{keys}\n");
         let agent = site.agent(false, &function).unwrap();
         assert_eq!(site.get(function.port, "/").unwrap().status, 200);
@@ -247,7 +247,7 @@ fn a_database_that_restarts_while_the_function_is_frozen_costs_no_request() {
     }
 }
 
-fn backends(agent: &Agent) -> Value {
+fn backends(agent: &RunningAgent) -> Value {
     let reply = agent.ask("GET", "/api/v1/backends").unwrap();
     serde_json::from_str::<Value>(&reply.body).unwrap()[0].clone()
 }

@@ -5,9 +5,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use headstart_integration_tests::lab::leaks::Watch;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, Site};
-use headstart_integration_tests::lab::{Agent, Lease, Metrics, privilege};
+use headstart_integration_tests::lab::leaks::LeakWatch;
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, Site, TestFunction};
+use headstart_integration_tests::lab::{LabLease, Metrics, RunningAgent, privilege};
 
 /// In a row, with a client that connects and sends at once.
 const STARTS: usize = 200;
@@ -52,16 +52,16 @@ fn first_requests(runtime: &str, starts: usize, syn: bool) {
     if !privilege::require_root("namespaces, XDP and containers") {
         return;
     }
-    let _lease = Lease::take().unwrap();
+    let _lease = LabLease::take().unwrap();
     let site = Site::new(Duration::ZERO, Duration::ZERO).unwrap();
-    let function = Function::example("orders", runtime).unwrap();
+    let function = TestFunction::example("orders", runtime).unwrap();
     // Alone under this name, so that whatever is left under it was left by this test.
     let name = format!("path-{runtime}-{}-{}", if syn { "syn" } else { "accept" }, std::process::id());
     let everything = watch(&function, &name);
     let nothing = everything.snapshot().unwrap();
 
     let agent = site.agent_for(&name, syn, &function).unwrap();
-    let descriptors = Watch::default().process(agent.id());
+    let descriptors = LeakWatch::default().process(agent.id());
     let mut settled = None;
     let mut sessions = HashSet::new();
     for start in 0..starts {
@@ -89,16 +89,18 @@ fn first_requests(runtime: &str, starts: usize, syn: bool) {
     assert_eq!(leaked, Vec::<String>::new(), "containers, cgroups, mounts");
 }
 
-fn watch(function: &Function, name: &str) -> Watch {
-    let watch = Watch::default().name(name);
+fn watch(function: &TestFunction, name: &str) -> LeakWatch {
+    let watch = LeakWatch::default().name(name);
     match &function.kind {
-        Kind::Docker { docker, .. } => watch.docker(docker, &format!("label=headstart.function={name}")),
-        Kind::Oci(_) | Kind::Process(_) => watch,
+        FunctionKind::Docker { docker, .. } => {
+            watch.docker(docker, &format!("label=headstart.function={name}"))
+        }
+        FunctionKind::Oci(_) | FunctionKind::Process(_) => watch,
     }
 }
 
 /// Until the pool has replaced what was used.
-fn rest(agent: &Agent) {
+fn rest(agent: &RunningAgent) {
     let deadline = std::time::Instant::now() + LIMIT;
     loop {
         let metrics = agent.metrics().unwrap();

@@ -7,9 +7,11 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
-use headstart_integration_tests::lab::client::Lines;
-use headstart_integration_tests::lab::site::{Function, LIMIT};
-use headstart_integration_tests::lab::{AgentSetup, Docker, Link, Manager, Namespace, privilege, usage};
+use headstart_integration_tests::lab::client::LineClient;
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
+use headstart_integration_tests::lab::{
+    AgentSetup, DockerDaemon, Link, Manager, Namespace, privilege, usage,
+};
 use serde_json::Value;
 
 /// What no serving agent keeps: numbers of capabilities(7), `include/uapi/linux/capability.h`.
@@ -45,12 +47,12 @@ fn no_thread_of_a_serving_agent_keeps_what_it_no_longer_needs_and_functions_star
     }
     let client = Namespace::new("client").unwrap();
     let link = Link::connect(&client).unwrap();
-    let docker = Docker::shared().unwrap();
+    let docker = DockerDaemon::shared().unwrap();
     let upstream = echo();
     // An example with a backend, as it needs no inherited control socket, which Docker cannot pass on.
     let functions = ["oci", "process", "docker"].map(|runtime| {
         let name = format!("privilege-{runtime}-{}", std::process::id());
-        (name, Function::example("echo", runtime).unwrap())
+        (name, TestFunction::example("echo", runtime).unwrap())
     });
     let mut setup = AgentSetup::default()
         .interface(link.host_if())
@@ -67,7 +69,7 @@ fn no_thread_of_a_serving_agent_keeps_what_it_no_longer_needs_and_functions_star
         for (name, function) in &functions {
             function.rest(&agent, name).unwrap();
             let target = link.host(function.port);
-            let answer = client.enter(|| Lines::connect(target, LIMIT)?.ask("hello")).unwrap();
+            let answer = client.enter(|| LineClient::connect(target, LIMIT)?.ask("hello")).unwrap();
             let answer = answer.unwrap_or_else(|failure| panic!("{name}: {failure}\n{}", agent.log()));
             assert_eq!(answer, "hello", "{name}");
             function.cool(&agent, name).unwrap();
@@ -101,10 +103,10 @@ fn an_agent_that_takes_over_an_instance_and_looks_up_a_name_has_no_thread_that_k
     if !ready() {
         return;
     }
-    let (docker, manager) = (Docker::shared().unwrap(), Manager::new().unwrap());
+    let (docker, manager) = (DockerDaemon::shared().unwrap(), Manager::new().unwrap());
     let port = echo().port();
     let name = format!("privilege-adopted-{}", std::process::id());
-    let function = Function::example("echo", "docker").unwrap();
+    let function = TestFunction::example("echo", "docker").unwrap();
     let agent = AgentSetup::default()
         .docker(&docker)
         .manager(&manager)

@@ -26,9 +26,9 @@ fn the_module_passes_its_own_tests() {
 
 /// The example and the module, where a process without privileges and with a `/tmp` of its own can read them. Removed on
 /// drop.
-struct Installed(PathBuf);
+struct InstalledShim(PathBuf);
 
-impl Installed {
+impl InstalledShim {
     fn new() -> Self {
         let installed = Self(Path::new("/var/tmp").join(unique("python")));
         let package = installed.0.join("headstart");
@@ -45,7 +45,7 @@ impl Installed {
     }
 }
 
-impl Drop for Installed {
+impl Drop for InstalledShim {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -54,7 +54,7 @@ impl Drop for Installed {
 #[test]
 fn the_example_lives_like_any_process() {
     if ready() {
-        let installed = Installed::new();
+        let installed = InstalledShim::new();
         let directory = installed.0.display();
         lives(&format!(
             "runtime = \"process\"\ncommand = [\"/usr/bin/python3\", \"{directory}/orders.py\"]\n\
@@ -91,8 +91,8 @@ fn lives(how: &str) {
         "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
          password_file = {:?}\ntls = {{ ca_file = {:?} }}\npool = {{ min_idle = 1, max = 8, backoff_max = \"100ms\" }}\n",
         postgres.address(),
-        lab::Postgres::USER,
-        lab::Postgres::DATABASE,
+        lab::PostgresServer::USER,
+        lab::PostgresServer::DATABASE,
         postgres.password_file().unwrap(),
         postgres.ca_file(),
     );

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use headstart_integration_tests::lab::site::{Function, LIMIT, Site};
+use headstart_integration_tests::lab::site::{LIMIT, Site, TestFunction};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Manager, cli, client, fixture, free_port, privilege,
+    AgentSetup, Manager, RunningAgent, cli, client, fixture, free_port, privilege,
 };
 use serde_json::Value;
 
@@ -18,24 +18,24 @@ fn ready() -> bool {
     privilege::require_root("containers") && privilege::require_tools(&["runc"])
 }
 
-fn get(function: &Function) -> String {
+fn get(function: &TestFunction) -> String {
     let reply = client::get(function.local(), "/", LIMIT).unwrap();
     assert_eq!(reply.status, 200, "{}", reply.body);
     reply.body
 }
 
 /// What `headstart reload` says, if it succeeds as it should.
-fn reload(agent: &Agent, accepted: bool) -> String {
+fn reload(agent: &RunningAgent, accepted: bool) -> String {
     let said = cli::headstart(&["reload", "--admin", &agent.admin().to_string()]).unwrap();
     assert_eq!(said.code, Some(i32::from(!accepted)), "{}\n{}", said.all, agent.log());
     said.all
 }
 
-fn sections(functions: &[(&str, &Function)]) -> String {
+fn sections(functions: &[(&str, &TestFunction)]) -> String {
     functions.iter().map(|(name, function)| function.text(name, &[])).collect()
 }
 
-fn names(agent: &Agent) -> Vec<String> {
+fn names(agent: &RunningAgent) -> Vec<String> {
     let shown = agent.functions().unwrap();
     shown.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -208,7 +208,7 @@ fn a_backend_that_changes_has_a_new_pool_and_its_functions_new_instances() {
         return;
     }
     let site = Site::new(Duration::ZERO, Duration::ZERO).unwrap();
-    let function = Function::example("orders", "oci").unwrap();
+    let function = TestFunction::example("orders", "oci").unwrap();
     let agent = site.agent(false, &function).unwrap();
     assert_eq!(site.get(function.port, "/").unwrap().status, 200);
     let text = function.text("orders", &["orders-db"]);

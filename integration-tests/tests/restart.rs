@@ -7,9 +7,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use headstart_integration_tests::lab::node::Node;
+use headstart_integration_tests::lab::node::TestNode;
 use headstart_integration_tests::lab::site::LIMIT;
-use headstart_integration_tests::lab::{Agent, Manager, cli, client, fixture, now_ns};
+use headstart_integration_tests::lab::{Manager, RunningAgent, cli, client, fixture, now_ns};
 use nix::poll::poll;
 
 const FUNCTIONS: usize = 30;
@@ -29,7 +29,7 @@ struct Request {
 
 #[test]
 fn a_killed_agent_loses_no_request_and_the_next_one_starts_early_within_a_second() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let manager = Manager::new().unwrap();
     let mut setup = node.watching().lookup(true).pinned().manager(&manager);
     let functions: Vec<_> = (0..FUNCTIONS)
@@ -82,7 +82,7 @@ fn a_killed_agent_loses_no_request_and_the_next_one_starts_early_within_a_second
 }
 
 /// The first early start of this agent came in time.
-fn resumed(agent: &Agent) {
+fn resumed(agent: &RunningAgent) {
     let starts = agent.starts().unwrap();
     let early = starts.as_array().unwrap().iter().filter(|start| start["trigger"] == "syn");
     let first_ns = early.filter_map(|start| start["start_ns"].as_u64()).min();
@@ -93,7 +93,7 @@ fn resumed(agent: &Agent) {
 }
 
 /// Cold starts by function, whatever their trigger and outcome.
-fn cold_starts(agent: &Agent) -> Vec<f64> {
+fn cold_starts(agent: &RunningAgent) -> Vec<f64> {
     let metrics = agent.metrics().unwrap();
     let of = |number| metrics.sum("headstart_coldstarts_total", &[("function", &*format!("f{number}"))]);
     (0..FUNCTIONS).map(of).collect()
@@ -101,7 +101,7 @@ fn cold_starts(agent: &Agent) -> Vec<f64> {
 
 /// Clients that come one after another, at a steady pace, whatever becomes of those before them.
 struct Trickle<'a> {
-    node: &'a Node,
+    node: &'a TestNode,
     ports: Vec<u16>,
     admin: SocketAddr,
     done: Mutex<Vec<Request>>,

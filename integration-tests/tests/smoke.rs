@@ -11,12 +11,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 use std::time::Duration;
 
-use headstart_integration_tests::evidence::peers::{self, Found, Place};
+use headstart_integration_tests::evidence::peers::{self, PeerPlace, PeerSetup};
 use headstart_integration_tests::lab::node::newest_start;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, Site, unbounded};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, STAGES, Site, TestFunction, unbounded};
 use headstart_integration_tests::lab::{
-    Distance, Link, Namespace, Postgres, PostgresSetup, Rootfs, Scratch, build_static, client, free_port,
-    privilege,
+    Distance, Link, Namespace, PostgresServer, PostgresSetup, Rootfs, Scratch, build_static, client,
+    free_port, privilege,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -28,7 +28,7 @@ const ROUNDS: usize = 5;
 
 /// What is slowed down.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Slow {
+enum SlowPart {
     Nothing,
     /// The agent is stopped while the SYN arrives.
     Event,
@@ -49,17 +49,17 @@ fn a_known_delay_is_found_in_its_stage_and_in_the_total() {
     if !able() {
         return;
     }
-    let (nothing, nothing_total) = measure(Slow::Nothing);
+    let (nothing, nothing_total) = measure(SlowPart::Nothing);
     let delay = f64::from(u32::try_from(DELAY_MS).unwrap());
     for (slow, stage) in [
-        (Slow::Event, "syn_to_event"),
-        (Slow::Runtime, "event_to_start"),
-        (Slow::Exec, "start_to_exec"),
-        (Slow::Function("HELLO_MS"), "exec_to_hello"),
-        (Slow::Server, "init"),
-        (Slow::Function("INIT_MS"), "init"),
-        (Slow::Client, "ready_to_accept"),
-        (Slow::Function("ANSWER_MS"), "first_response"),
+        (SlowPart::Event, "syn_to_event"),
+        (SlowPart::Runtime, "event_to_start"),
+        (SlowPart::Exec, "start_to_exec"),
+        (SlowPart::Function("HELLO_MS"), "exec_to_hello"),
+        (SlowPart::Server, "init"),
+        (SlowPart::Function("INIT_MS"), "init"),
+        (SlowPart::Client, "ready_to_accept"),
+        (SlowPart::Function("ANSWER_MS"), "first_response"),
     ] {
         let (stages, total) = measure(slow);
         let more: Vec<f64> = stages.iter().zip(&nothing).map(|(with, without)| with - without).collect();
@@ -73,14 +73,14 @@ fn a_known_delay_is_found_in_its_stage_and_in_the_total() {
             }
         }
         // A client that is far away waits for its handshake, and for request and answer.
-        let expected = if slow == Slow::Client { 2.0 * delay } else { delay };
+        let expected = if slow == SlowPart::Client { 2.0 * delay } else { delay };
         let more = total - nothing_total;
         assert!((expected * 0.9..expected * 2.0).contains(&more), "{slow:?}: {more:.1} ms more in all");
     }
 }
 
 /// Medians of the stages and of what the client waits, in milliseconds.
-fn measure(slow: Slow) -> (Vec<f64>, f64) {
+fn measure(slow: SlowPart) -> (Vec<f64>, f64) {
     let (client, server) = (Namespace::new("client").unwrap(), Namespace::new("server").unwrap());
     let (link, server_link) = (Link::connect(&client).unwrap(), Link::connect(&server).unwrap());
     let [mut client_distance, mut server_distance] = [&client, &server].map(Distance::of);
@@ -88,7 +88,7 @@ fn measure(slow: Slow) -> (Vec<f64>, f64) {
     let files = Scratch::new("smoke").unwrap();
     let function = function(slow);
     let mut setup = unbounded().interface(link.host_if()).config(&backend(&postgres, slow));
-    if slow == Slow::Runtime {
+    if slow == SlowPart::Runtime {
         let runtime = files.path().join("runc");
         let seconds = DELAY_MS as f64 / 1e3;
         let script =
@@ -101,15 +101,15 @@ fn measure(slow: Slow) -> (Vec<f64>, f64) {
     function.rest(&agent, NAME).unwrap();
     let delay = Duration::from_millis(DELAY_MS);
     match slow {
-        Slow::Client => client_distance.set(delay).unwrap(),
-        Slow::Server => server_distance.set(delay).unwrap(),
+        SlowPart::Client => client_distance.set(delay).unwrap(),
+        SlowPart::Server => server_distance.set(delay).unwrap(),
         _ => {}
     }
     let (mut stages, mut totals) = (vec![Vec::new(); STAGES.len()], Vec::new());
     for round in 0..=ROUNDS {
         let stopped = match slow {
-            Slow::Event => Some(stop(i32::try_from(agent.id()).unwrap())),
-            Slow::Exec => Some(stop(parked())),
+            SlowPart::Event => Some(stop(i32::try_from(agent.id()).unwrap())),
+            SlowPart::Exec => Some(stop(parked())),
             _ => None,
         };
         let reply = client.enter(|| client::get(link.host(function.port), "/", LIMIT)).unwrap();
@@ -133,20 +133,25 @@ fn measure(slow: Slow) -> (Vec<f64>, f64) {
     (stages.into_iter().map(median).collect(), median(totals))
 }
 
-fn function(slow: Slow) -> Function {
+fn function(slow: SlowPart) -> TestFunction {
     let binary = build_static("headstart-integration-tests", "slow").unwrap();
-    let kind = Kind::Oci(Rootfs::with_binary("slow", &binary).unwrap());
+    let kind = FunctionKind::Oci(Rootfs::with_binary("slow", &binary).unwrap());
     let variable = match slow {
-        Slow::Function(variable) => format!(", {variable} = \"{DELAY_MS}\""),
+        SlowPart::Function(variable) => format!(", {variable} = \"{DELAY_MS}\""),
         _ => String::new(),
     };
     let keys = format!("env = {{ BACKEND = \"server\"{variable} }}\n");
-    Function { port: free_port().unwrap().port(), prepared: usize::from(slow != Slow::Runtime), kind, keys }
+    TestFunction {
+        port: free_port().unwrap().port(),
+        prepared: usize::from(slow != SlowPart::Runtime),
+        kind,
+        keys,
+    }
 }
 
 /// A server that is only connected to, or a pool of connections to it.
-fn backend(postgres: &Postgres, slow: Slow) -> String {
-    let idle = if slow == Slow::Server { 0 } else { 2 };
+fn backend(postgres: &PostgresServer, slow: SlowPart) -> String {
+    let idle = if slow == SlowPart::Server { 0 } else { 2 };
     let address = postgres.address();
     format!(
         "[[backend]]\nname = \"server\"\nkind = \"tcp\"\naddress = \"{address}\"\npool = {{ min_idle = {idle}, max = 8 }}\n"
@@ -186,13 +191,13 @@ fn every_peer_that_is_here_answers_when_it_is_cold_and_when_it_is_warm() {
         return;
     }
     let site = Site::with_tls().unwrap();
-    let docker = std::sync::Arc::new(headstart_integration_tests::lab::Docker::bridged().unwrap());
+    let docker = std::sync::Arc::new(headstart_integration_tests::lab::DockerDaemon::bridged().unwrap());
     docker.bridge().unwrap().route(&site.database_link).unwrap();
     let mut here = 0;
     for (name, start) in peers::ALL {
-        let mut peer = match start(&Place { site: &site, docker: &docker }).unwrap() {
-            Found::Here(peer) => peer,
-            Found::Missing(why) => {
+        let mut peer = match start(&PeerPlace { site: &site, docker: &docker }).unwrap() {
+            PeerSetup::Here(peer) => peer,
+            PeerSetup::Missing(why) => {
                 println!("{name}: {why}");
                 continue;
             }

@@ -2,11 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
-use headstart_integration_tests::lab::client::{self, Reply};
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
+use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Manager, Mariadb, Postgres, PostgresSetup, Redis, Rootfs, build_static, cli,
-    free_port, privilege,
+    AgentSetup, Manager, MariadbServer, PostgresServer, PostgresSetup, RedisServer, Rootfs, RunningAgent,
+    build_static, cli, free_port, privilege,
 };
 use serde_json::Value;
 
@@ -29,47 +29,47 @@ fn ready() -> bool {
 }
 
 fn client_program(name: &str) -> std::path::PathBuf {
-    Postgres::program(name).unwrap()
+    PostgresServer::program(name).unwrap()
 }
 
-fn function(runtime: &str) -> Function {
+fn function(runtime: &str) -> TestFunction {
     let binary = build_static("headstart-integration-tests", "steady").unwrap();
     let rootfs = Rootfs::with_binary("steady", &binary).unwrap();
     for program in [client_program("psql"), client_program("pgbench"), MARIADB.into()] {
         rootfs.add_program(&program).unwrap();
     }
-    let kind = Kind::of(runtime, rootfs).unwrap();
+    let kind = FunctionKind::of(runtime, rootfs).unwrap();
     // What is not there cannot be asked for: no password, no address.
     let keys = "backend_sockets = true\nmemory = \"256MiB\"\n".to_owned();
-    Function { port: free_port().unwrap().port(), prepared: 1, kind, keys }
+    TestFunction { port: free_port().unwrap().port(), prepared: 1, kind, keys }
 }
 
-fn backend(postgres: &Postgres, tls: bool) -> String {
+fn backend(postgres: &PostgresServer, tls: bool) -> String {
     let tls = if tls { format!("tls = {{ ca_file = {:?} }}\n", postgres.ca_file()) } else { String::new() };
     format!(
         "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\n\
          database = \"{}\"\npassword_file = {:?}\npool = {{ min_idle = 2, max = 16 }}\n{tls}",
         postgres.address(),
-        Postgres::USER,
-        Postgres::DATABASE,
+        PostgresServer::USER,
+        PostgresServer::DATABASE,
         postgres.password_file().unwrap(),
     )
 }
 
-fn mysql(mariadb: &Mariadb) -> String {
+fn mysql(mariadb: &MariadbServer) -> String {
     format!(
         "[[backend]]\nname = \"sales-db\"\nkind = \"mysql\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
          password_file = {:?}\n",
         mariadb.address(),
-        Mariadb::USER,
-        Mariadb::DATABASE,
+        MariadbServer::USER,
+        MariadbServer::DATABASE,
         mariadb.password_file().unwrap(),
     )
 }
 
-fn serve(function: &Function, backend: &str, setup: AgentSetup) -> Agent {
+fn serve(function: &TestFunction, backend: &str, setup: AgentSetup) -> RunningAgent {
     let mut setup = setup.config(backend);
-    if let Kind::Docker { docker, .. } = &function.kind {
+    if let FunctionKind::Docker { docker, .. } = &function.kind {
         setup = setup.docker(docker);
     }
     let agent = setup.config(&function.text(NAME, &["orders-db"])).start().unwrap();
@@ -77,30 +77,30 @@ fn serve(function: &Function, backend: &str, setup: AgentSetup) -> Agent {
     agent
 }
 
-fn run(function: &Function, arguments: &[&str]) -> Reply {
+fn run(function: &TestFunction, arguments: &[&str]) -> HttpReply {
     let body = arguments.join("\n");
     client::request(function.local(), "POST", "/run", &body, LIMIT).unwrap()
 }
 
 #[track_caller]
-fn output(function: &Function, arguments: &[&str]) -> String {
+fn output(function: &TestFunction, arguments: &[&str]) -> String {
     let reply = run(function, arguments);
     assert_eq!(reply.status, 200, "{arguments:?}: {}", reply.body);
     reply.body.trim().to_owned()
 }
 
-fn psql(function: &Function, sql: &str) -> String {
+fn psql(function: &TestFunction, sql: &str) -> String {
     let program = client_program("psql");
     output(function, &[program.to_str().unwrap(), "-XAtqw", "-c", sql])
 }
 
 /// Of the first backend.
-fn leased(agent: &Agent) -> u64 {
+fn leased(agent: &RunningAgent) -> u64 {
     let pools: Value = serde_json::from_str(&agent.ask("GET", "/api/v1/backends").unwrap().body).unwrap();
     pools[0]["leased"].as_u64().unwrap()
 }
 
-fn wait_leased(agent: &Agent, count: u64) {
+fn wait_leased(agent: &RunningAgent, count: u64) {
     cli::eventually("leased as expected", LIMIT, || Ok((leased(agent) == count).then_some(()))).unwrap();
 }
 
@@ -207,17 +207,17 @@ fn drivers_of_python_work_unchanged() {
     if !ready() {
         return;
     }
-    let (postgres, redis) = (Postgres::on_loopback().unwrap(), Redis::on_loopback().unwrap());
+    let (postgres, redis) = (PostgresServer::on_loopback().unwrap(), RedisServer::on_loopback().unwrap());
     // Only here do programs see those of the node.
     let function = function("process");
     let cache = format!(
         "[[backend]]\nname = \"cache\"\nkind = \"redis\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = 3\n\
          password_file = {:?}\n",
         redis.address(),
-        Redis::USER,
+        RedisServer::USER,
         redis.password_file().unwrap(),
     );
-    let mariadb = Mariadb::on_loopback().unwrap();
+    let mariadb = MariadbServer::on_loopback().unwrap();
     let setup = AgentSetup::default().config(&backend(&postgres, false)).config(&cache);
     let setup = setup.config(&mysql(&mariadb));
     let agent = setup.config(&function.text(NAME, &["orders-db", "cache", "sales-db"])).start().unwrap();
@@ -228,7 +228,7 @@ fn drivers_of_python_work_unchanged() {
         assert_eq!(said, "ok", "{name}");
     }
     wait_leased(&agent, 0);
-    for secret in [Postgres::PASSWORD, Redis::PASSWORD, Mariadb::PASSWORD] {
+    for secret in [PostgresServer::PASSWORD, RedisServer::PASSWORD, MariadbServer::PASSWORD] {
         assert!(!agent.log().contains(secret));
     }
     assert!(agent.stop().unwrap().success());
@@ -239,7 +239,7 @@ fn the_client_of_mariadb_works_unchanged() {
     if !ready() {
         return;
     }
-    let mariadb = Mariadb::on_loopback().unwrap();
+    let mariadb = MariadbServer::on_loopback().unwrap();
     let mut function = function("oci");
     // Its own 3306: it has a network of its own, and nothing else in it.
     function.keys += "backend_ports = { sales-db = 3306 }\n";
@@ -255,7 +255,7 @@ fn the_client_of_mariadb_works_unchanged() {
     assert!(std::net::TcpStream::connect("127.0.0.1:3306").is_err(), "not a port of the node");
     let denied = run(&function, &[MARIADB, "--no-defaults", "-u", "root", "-e", "select 1"]);
     assert!(denied.body.contains("log in as 'app'"), "{}", denied.body);
-    assert!(!agent.log().contains(Mariadb::PASSWORD));
+    assert!(!agent.log().contains(MariadbServer::PASSWORD));
     assert!(agent.stop().unwrap().success());
 }
 
@@ -293,7 +293,7 @@ fn an_instance_that_is_taken_over_finds_its_backends_again() {
     if !ready() {
         return;
     }
-    let (postgres, manager) = (Postgres::on_loopback().unwrap(), Manager::new().unwrap());
+    let (postgres, manager) = (PostgresServer::on_loopback().unwrap(), Manager::new().unwrap());
     let mut function = function("oci");
     function.keys += "backend_ports = { orders-db = 5432 }\n";
     let first = serve(&function, &backend(&postgres, false), AgentSetup::default().manager(&manager));
@@ -315,7 +315,7 @@ fn the_function_sees_its_own_sockets_and_no_secret() {
     if !ready() {
         return;
     }
-    let postgres = Postgres::on_loopback().unwrap();
+    let postgres = PostgresServer::on_loopback().unwrap();
     let function = function("process");
     let agent = serve(&function, &backend(&postgres, false), AgentSetup::default());
     assert_eq!(
@@ -336,6 +336,8 @@ fn the_function_sees_its_own_sockets_and_no_secret() {
     // Each connection that a client got has its line.
     psql(&function, "select 1");
     agent.wait_log("connection for a client of a socket", LIMIT).unwrap();
-    assert!(!environment.contains(Postgres::PASSWORD) && !agent.log().contains(Postgres::PASSWORD));
+    assert!(
+        !environment.contains(PostgresServer::PASSWORD) && !agent.log().contains(PostgresServer::PASSWORD)
+    );
     assert!(agent.stop().unwrap().success());
 }

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use headstart_integration_tests::lab::client::{self, Reply};
-use headstart_integration_tests::lab::leaks::{Snapshot, Watch};
-use headstart_integration_tests::lab::site::{Function, LIMIT};
-use headstart_integration_tests::lab::{self, Agent, AgentSetup, Scratch, cli, fixture, privilege};
+use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::leaks::{LeakWatch, Snapshot};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
+use headstart_integration_tests::lab::{self, AgentSetup, RunningAgent, Scratch, cli, fixture, privilege};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -100,7 +100,7 @@ fn what_does_not_start_says_why_and_harms_nobody() {
     let good = fixture::function("plain", RUNTIME, "").unwrap();
     let watch = [&crash, &silent, &stubborn, &no_command, &no_rootfs, &healthy]
         .into_iter()
-        .fold(Watch::default(), |watch, name| watch.name(name));
+        .fold(LeakWatch::default(), |watch, name| watch.name(name));
     let missing = rootless.text(&no_rootfs, &[]).replace("rootfs = \"", "rootfs = \"/nowhere");
     let agent = AgentSetup::default()
         .config(&crashes.text(&crash, &[]))
@@ -236,7 +236,7 @@ fn killed(runtime: &str) {
     let parked = fixture::function("plain", runtime, "").unwrap();
     let setup = AgentSetup::default().config(&running.text(&name, &[])).config(&parked.text(&idle, &[]));
     let killed = setup.start().unwrap();
-    let watch = Watch::default().name(&name).name(&idle).runc(killed.state_dir());
+    let watch = LeakWatch::default().name(&name).name(&idle).runc(killed.state_dir());
     let watch = watch.name(&killed.state_dir().display().to_string());
     running.rest(&killed, &name).unwrap();
     parked.rest(&killed, &idle).unwrap();
@@ -252,7 +252,7 @@ fn killed(runtime: &str) {
 
     // The same configuration file, so the same state directory, ports and admin address.
     let config = killed.config().display().to_string();
-    let mut next = lab::Process::spawn(
+    let mut next = lab::ChildProcess::spawn(
         std::process::Command::new(lab::binary().unwrap()).args(["run", "--config", &config]),
     )
     .unwrap();
@@ -283,7 +283,7 @@ fn containers_of_a_function_that_is_no_longer_configured_are_swept_too() {
     let name = lab::unique("dropped");
     let function = fixture::function("plain", RUNTIME, "").unwrap();
     let killed = AgentSetup::default().config(&function.text(&name, &[])).start().unwrap();
-    let watch = Watch::default().name(&name).runc(killed.state_dir());
+    let watch = LeakWatch::default().name(&name).runc(killed.state_dir());
     function.rest(&killed, &name).unwrap();
     signal(&killed, Signal::SIGKILL);
     assert!(!cgroups(&watch.snapshot().unwrap()).is_empty());
@@ -303,17 +303,17 @@ fn cgroups(snapshot: &Snapshot) -> Vec<String> {
     snapshot.beyond(&Snapshot::default()).into_iter().filter(|item| item.starts_with("cgroup")).collect()
 }
 
-fn get(function: &Function, path: &str) -> Reply {
+fn get(function: &TestFunction, path: &str) -> HttpReply {
     client::get(function.local(), path, LIMIT).unwrap()
 }
 
-fn wake(agent: &Agent, name: &str) {
+fn wake(agent: &RunningAgent, name: &str) {
     let reply = agent.ask("POST", &format!("/api/v1/functions/{name}/wake")).unwrap();
     assert_eq!(reply.status, 202, "{}", reply.body);
 }
 
 /// Connects and says nothing: demand for as long as it is kept.
-fn client_that_waits(function: &Function) -> std::net::TcpStream {
+fn client_that_waits(function: &TestFunction) -> std::net::TcpStream {
     std::net::TcpStream::connect_timeout(&function.local(), LIMIT).unwrap()
 }
 
@@ -328,25 +328,25 @@ fn told(mut client: std::net::TcpStream) -> String {
 }
 
 /// What the API shows as the function's last error, once there is one.
-fn wait_error(agent: &Agent, name: &str) -> String {
+fn wait_error(agent: &RunningAgent, name: &str) -> String {
     let shown =
         agent.wait_function(name, "in error", LIMIT / 3, |function| !function["last_error"].is_null());
     shown.unwrap()["last_error"].as_str().unwrap().to_owned()
 }
 
 /// The newest timeline of a function.
-fn newest(agent: &Agent, name: &str) -> Value {
+fn newest(agent: &RunningAgent, name: &str) -> Value {
     let starts = agent.starts().unwrap();
     starts.as_array().unwrap().iter().rfind(|start| start["function"] == name).unwrap().clone()
 }
 
 /// Asks the agent to end and waits for its last line; its files stay until it is dropped.
-fn end(agent: &Agent) {
+fn end(agent: &RunningAgent) {
     signal(agent, Signal::SIGTERM);
     agent.wait_log(": stopped", LIMIT).unwrap();
 }
 
-fn signal(agent: &Agent, signal: Signal) {
+fn signal(agent: &RunningAgent, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(agent.id()).unwrap()), signal).unwrap();
     if signal == Signal::SIGKILL {
         let status = format!("/proc/{}/status", agent.id());
@@ -359,7 +359,7 @@ fn signal(agent: &Agent, signal: Signal) {
 }
 
 /// The one child of the agent that runs the fixture, and is not a parked container.
-fn container_of(agent: &Agent) -> u32 {
+fn container_of(agent: &RunningAgent) -> u32 {
     let id = agent.id();
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
     let mut running = children.split_whitespace().filter(|pid| {

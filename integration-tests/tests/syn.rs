@@ -5,10 +5,10 @@
 use std::process::Command;
 use std::time::Duration;
 
-use headstart_integration_tests::lab::client::{self, Reply};
-use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    self, Agent, AgentSetup, Delay, Link, Namespace, cli, fixture, privilege,
+    self, AgentSetup, Delay, Link, Namespace, RunningAgent, cli, fixture, privilege,
 };
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ const NOWHERE: &str = "headstart-none";
 
 #[test]
 fn a_syn_starts_the_function_before_the_handshake_ends() {
-    let Some(site) = Site::new() else { return };
+    let Some(site) = WatchedSite::new() else { return };
     let _delay = Delay::new(&site.client, ROUND_TRIP).unwrap();
     // One listens on every address, the other only on that of the link.
     let (any, exact) = (function(), function());
@@ -59,7 +59,7 @@ fn a_syn_starts_the_function_before_the_handshake_ends() {
 
 #[test]
 fn a_syn_to_a_warm_function_is_no_news() {
-    let Some(site) = Site::new() else { return };
+    let Some(site) = WatchedSite::new() else { return };
     let function = function();
     let setup = AgentSetup::default().interface(site.link.host_if());
     let agent = setup.config(&function.text("warm", &[])).start().unwrap();
@@ -88,7 +88,7 @@ fn a_syn_to_a_warm_function_is_no_news() {
 
 #[test]
 fn an_interface_that_does_not_exist_costs_nothing_else() {
-    let Some(site) = Site::new() else { return };
+    let Some(site) = WatchedSite::new() else { return };
     let function = function();
     let setup = AgentSetup::default().interface(NOWHERE).interface(site.link.host_if());
     let agent = setup.config(&function.text("orders", &[])).start().unwrap();
@@ -110,7 +110,7 @@ fn an_interface_that_does_not_exist_costs_nothing_else() {
 
 #[test]
 fn without_interfaces_the_accept_queue_starts_functions() {
-    let Some(site) = Site::new() else { return };
+    let Some(site) = WatchedSite::new() else { return };
     let function = function();
     let agent = AgentSetup::default().config(&function.text("orders", &[])).start().unwrap();
     agent.wait_log("nothing is watched", LIMIT).unwrap();
@@ -129,12 +129,12 @@ fn without_interfaces_the_accept_queue_starts_functions() {
 }
 
 /// A client's network and its link to this host.
-struct Site {
+struct WatchedSite {
     link: Link,
     client: Namespace,
 }
 
-impl Site {
+impl WatchedSite {
     fn new() -> Option<Self> {
         if !privilege::require_root("namespaces, XDP and containers")
             || !privilege::require_tools(&["ip", "iptables", "runc"])
@@ -146,23 +146,23 @@ impl Site {
     }
 
     /// One request on a connection of its own.
-    fn get(&self, port: u16) -> Reply {
+    fn get(&self, port: u16) -> HttpReply {
         let target = self.link.host(port);
         self.client.enter(|| client::get(target, "/", LIMIT)).unwrap().unwrap()
     }
 }
 
-fn function() -> Function {
+fn function() -> TestFunction {
     fixture::function("plain", RUNTIME, "").unwrap()
 }
 
 /// The section of `function`, but with another address to listen on.
-fn any_to(function: &Function, listen: &str) -> String {
+fn any_to(function: &TestFunction, listen: &str) -> String {
     function.text("exact", &[]).replace(&format!("0.0.0.0:{}", function.port), listen)
 }
 
 /// The newest timeline of a function, once it is complete as far as ready.
-fn start(agent: &Agent, name: &str) -> Value {
+fn start(agent: &RunningAgent, name: &str) -> Value {
     cli::eventually("a timeline with ready", LIMIT, || {
         let starts = agent.starts()?;
         let own = starts.as_array().and_then(|all| all.iter().rfind(|start| start["function"] == name));

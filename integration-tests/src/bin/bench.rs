@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use headstart_integration_tests::evidence::interrupt::Interrupt;
 use headstart_integration_tests::evidence::report::promise::{Verdict, promises};
-use headstart_integration_tests::evidence::report::{Report, plot};
+use headstart_integration_tests::evidence::report::{BenchReport, plot};
 use headstart_integration_tests::lab;
 
 /// Every part: its program and file, and the seconds it takes on two cores, in full and quickly.
@@ -28,7 +28,7 @@ const PARTS: [(&str, [u32; 2]); 8] = [
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures Headstart, and what others use, on this machine")]
-struct Arguments {
+struct BenchArguments {
     /// Fewer rounds and cases: about four minutes instead of forty. What needs more samples is not judged
     #[arg(long)]
     quick: bool,
@@ -44,7 +44,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match bench(&Arguments::parse()) {
+    match bench(&BenchArguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
 }
 
 /// Whether everything was measured, and every promise is kept.
-fn bench(arguments: &Arguments) -> Result<bool> {
+fn bench(arguments: &BenchArguments) -> Result<bool> {
     ensure!(
         arguments.report || nix::unistd::geteuid().is_root(),
         "it needs root: it makes network namespaces, attaches an XDP program and starts containers. Run `sudo make \
@@ -92,7 +92,7 @@ fn bench(arguments: &Arguments) -> Result<bool> {
         }
     }
 
-    let mut report = Report::new()?;
+    let mut report = BenchReport::new()?;
     for (name, _) in PARTS {
         if !report.merge(&directory.join(format!("{name}.json")))? {
             report.note(name, "NOT MEASURED");
@@ -110,7 +110,7 @@ fn bench(arguments: &Arguments) -> Result<bool> {
 }
 
 /// The program of a part.
-fn part(name: &str, arguments: &Arguments) -> Result<Command> {
+fn part(name: &str, arguments: &BenchArguments) -> Result<Command> {
     if name == "xdp_ns" {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(lab::workspace()).args(["bench", "--locked", "--quiet", "-p", "headstart-ebpf"]);
@@ -126,7 +126,7 @@ fn part(name: &str, arguments: &Arguments) -> Result<Command> {
 }
 
 /// What SPECIFICATION.md promises, and what was measured.
-fn compare(report: &Report) -> Result<bool> {
+fn compare(report: &BenchReport) -> Result<bool> {
     let file = lab::workspace().join("SPECIFICATION.md");
     let promises = promises(&fs::read_to_string(&file).with_context(|| file.display().to_string())?)?;
     println!("\n== SPECIFICATION.md\n");

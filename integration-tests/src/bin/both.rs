@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use headstart_integration_tests::evidence::bench::querying::{self, Served, agent};
+use headstart_integration_tests::evidence::bench::querying::{self, QueryFunction, agent};
 use headstart_integration_tests::evidence::bench::{self, Run};
 use headstart_integration_tests::lab::node::newest_start;
 use headstart_integration_tests::lab::site::{LIMIT, Site, unbounded};
-use headstart_integration_tests::lab::{Agent, Docker, client};
+use headstart_integration_tests::lab::{DockerDaemon, RunningAgent, client};
 
 const ROUND_TRIPS_MS: [u64; 4] = [0, 10, 50, 100];
 const QUICK_ROUND_TRIPS_MS: [u64; 2] = [0, 50];
@@ -35,13 +35,13 @@ fn main() -> ExitCode {
 
 fn measure(run: &mut Run) -> Result<()> {
     let mut site = Site::with_tls()?;
-    let docker = Arc::new(Docker::bridged()?);
+    let docker = Arc::new(DockerDaemon::bridged()?);
     docker.bridge().context("it has one")?.route(&site.database_link)?;
-    let functions = || -> Result<[Served; 3]> {
+    let functions = || -> Result<[QueryFunction; 3]> {
         Ok([
-            Served::new("docker-injected", &site, Some(&docker), true)?,
-            Served::new("docker-direct", &site, Some(&docker), false)?,
-            Served::new("oci-injected", &site, None, true)?,
+            QueryFunction::new("docker-injected", &site, Some(&docker), true)?,
+            QueryFunction::new("docker-direct", &site, Some(&docker), false)?,
+            QueryFunction::new("oci-injected", &site, None, true)?,
         ])
     };
     let [early, late] = [functions()?, functions()?];
@@ -54,7 +54,7 @@ fn measure(run: &mut Run) -> Result<()> {
     {
         for served in functions {
             let name = names[usize::from(!served.injected)];
-            ways.push(Way { agent, served, name, address: site.link.host(served.function.port) });
+            ways.push(HalvesWay { agent, served, name, address: site.link.host(served.function.port) });
         }
     }
 
@@ -111,14 +111,14 @@ fn measure(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-struct Way<'a> {
-    agent: &'a Agent,
-    served: &'a Served,
+struct HalvesWay<'a> {
+    agent: &'a RunningAgent,
+    served: &'a QueryFunction,
     name: &'static str,
     address: SocketAddr,
 }
 
-impl Way<'_> {
+impl HalvesWay<'_> {
     fn labels<'b>(&self, way: &'b str, [at, database]: &'b [String; 2]) -> [(&'static str, &'b str); 4] {
         [
             ("runtime", self.served.runtime()),

@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use headstart_integration_tests::evidence::interrupt::Interrupt;
 use headstart_integration_tests::evidence::usual::Usual;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, Site, TOTALS};
-use headstart_integration_tests::lab::{self, Agent, Lease, client, free_port, privilege};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, STAGES, Site, TOTALS, TestFunction};
+use headstart_integration_tests::lab::{self, LabLease, RunningAgent, client, free_port, privilege};
 use serde_json::{Value, json};
 
 const ROUND_TRIP: Duration = Duration::from_millis(50);
@@ -57,9 +57,9 @@ fn main() -> ExitCode {
 
 fn demo(interrupt: &Interrupt) -> Result<()> {
     ensure!(privilege::require_tools(&["ip", "iptables", "runc"]), "run `make install` first");
-    let _lease = Lease::take()?;
+    let _lease = LabLease::take()?;
     println!("Building the function `orders` (static), if it has changed ...");
-    let function = Function::example("orders", "oci")?;
+    let function = TestFunction::example("orders", "oci")?;
     interrupt.check()?;
     println!(
         "Bringing up a client {ROUND_TRIP:?} away, PostgreSQL {DATABASE_ROUND_TRIP:?} away, and the agent ..."
@@ -80,8 +80,8 @@ fn demo(interrupt: &Interrupt) -> Result<()> {
 }
 
 /// The same function behind an activator that starts it when the request arrives.
-fn usual(site: &Site, function: &Function) -> Result<Usual> {
-    let Kind::Oci(rootfs) = &function.kind else { bail!("the demo compares OCI containers") };
+fn usual(site: &Site, function: &TestFunction) -> Result<Usual> {
+    let FunctionKind::Oci(rootfs) = &function.kind else { bail!("the demo compares OCI containers") };
     let upstream = free_port()?;
     let (listen, url) = (upstream.to_string(), site.postgres.url());
     let environment =
@@ -91,7 +91,7 @@ fn usual(site: &Site, function: &Function) -> Result<Usual> {
 
 /// Times of the client in milliseconds, by round.
 #[derive(Default)]
-struct Samples {
+struct DemoSamples {
     warm: Vec<f64>,
     headstart: Vec<f64>,
     usual: Vec<f64>,
@@ -100,12 +100,12 @@ struct Samples {
 /// One round after another, the three ways in turn, so that noise meets all of them.
 fn measure(
     site: &Site,
-    agent: &Agent,
-    function: &Function,
+    agent: &RunningAgent,
+    function: &TestFunction,
     usual: &Usual,
     interrupt: &Interrupt,
-) -> Result<Samples> {
-    let mut samples = Samples::default();
+) -> Result<DemoSamples> {
+    let mut samples = DemoSamples::default();
     for round in 0..=ROUNDS {
         interrupt.check()?;
         if std::io::stderr().is_terminal() {
@@ -138,7 +138,7 @@ fn answer(site: &Site, target: std::net::SocketAddr) -> Result<f64> {
     Ok(reply.timings.total.as_secs_f64() * 1e3)
 }
 
-fn report(samples: &Samples, agent: &Agent) -> Result<Value> {
+fn report(samples: &DemoSamples, agent: &RunningAgent) -> Result<Value> {
     let starts = agent.starts()?;
     let starts = starts.as_array().context("the agent's timelines are a list")?;
     let mut stages = serde_json::Map::new();
@@ -173,7 +173,7 @@ fn round(milliseconds: f64) -> Value {
     json!((milliseconds * 1e3).round() / 1e3)
 }
 
-fn draw(report: &Value, samples: &Samples) {
+fn draw(report: &Value, samples: &DemoSamples) {
     let ms = |key: &str| report[key].as_f64().unwrap_or_default();
     let scale = WIDTH / ms("cold_usual_ms").max(ms("cold_headstart_ms")).max(1.0);
     println!(

@@ -45,10 +45,10 @@ fn measure(run: &mut Run) -> Result<()> {
     let mut client = Asker::start(&siege.node.client, tag, siege.target())?;
 
     let blocks = run.many(BLOCKS, QUICK_BLOCKS);
-    run.expect((1 + blocks) * Where::ALL.len());
+    run.expect((1 + blocks) * FloodTarget::ALL.len());
     for block in 0..=blocks {
-        for kind in run.order(Where::ALL.len()) {
-            let flood = Where::ALL[kind];
+        for kind in run.order(FloodTarget::ALL.len()) {
+            let flood = FloodTarget::ALL[kind];
             run.step(&format!("{REQUESTS} cold starts, flood {}", flood.name()))?;
             let samples = measure_block(&siege, &mut client, flood)?;
             // The first warms caches.
@@ -60,9 +60,9 @@ fn measure(run: &mut Run) -> Result<()> {
         }
     }
     drop(client);
-    for base in [Where::Nowhere, Where::Elsewhere] {
+    for base in [FloodTarget::Nowhere, FloodTarget::Elsewhere] {
         for (name, percent) in [("p50", 50.0), ("p90", 90.0), ("p99", 99.0)] {
-            let of = (COLD, &[("flood", Where::Here.name())][..]);
+            let of = (COLD, &[("flood", FloodTarget::Here.name())][..]);
             let to = (COLD, &[("flood", base.name())][..]);
             let labels = [("of", name), ("against", base.name())];
             run.samples.derive_ratio("flood_cold_ratio", &labels, percent, of, to);
@@ -83,7 +83,7 @@ fn leave_a_core() -> Result<()> {
 
 /// Where a flood goes.
 #[derive(Clone, Copy)]
-enum Where {
+enum FloodTarget {
     /// There is none.
     Nowhere,
     /// To a network without an agent.
@@ -92,7 +92,7 @@ enum Where {
     Here,
 }
 
-impl Where {
+impl FloodTarget {
     const ALL: [Self; 3] = [Self::Nowhere, Self::Elsewhere, Self::Here];
 
     fn name(self) -> &'static str {
@@ -105,14 +105,14 @@ impl Where {
 }
 
 /// Figure, unit and sample.
-type Sample = (&'static str, &'static str, f64);
+type FloodSample = (&'static str, &'static str, f64);
 
-fn measure_block(siege: &Siege, client: &mut Asker, flood: Where) -> Result<Vec<Sample>> {
+fn measure_block(siege: &Siege, client: &mut Asker, flood: FloodTarget) -> Result<Vec<FloodSample>> {
     let agent = &siege.agent;
     let running = match flood {
-        Where::Nowhere => None,
-        Where::Elsewhere => Some(siege.flood_elsewhere(FLOOD_LIMIT)?),
-        Where::Here => Some(siege.flood(FLOOD_LIMIT)?),
+        FloodTarget::Nowhere => None,
+        FloodTarget::Elsewhere => Some(siege.flood_elsewhere(FLOOD_LIMIT)?),
+        FloodTarget::Here => Some(siege.flood(FLOOD_LIMIT)?),
     };
     let (begin, cpu) = (Instant::now(), usage::cpu_time(agent.id())?);
     let mut samples = Vec::new();

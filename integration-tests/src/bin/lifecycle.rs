@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use headstart_integration_tests::evidence::bench::{self, Run};
 use headstart_integration_tests::evidence::report::Figure;
-use headstart_integration_tests::lab::site::{Function, LIMIT, unbounded};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction, unbounded};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Delay, Link, Namespace, client, fixture, leaks, usage,
+    AgentSetup, Delay, Link, Namespace, RunningAgent, client, fixture, leaks, usage,
 };
 use serde_json::Value;
 
@@ -39,14 +39,14 @@ const COLD_WARMUP: usize = 10;
 /// The first of their ports, in a network of their own.
 const FIRST_PORT: u16 = 10_000;
 
-type Part = fn() -> Result<Vec<Figure>>;
+type LifecyclePart = fn() -> Result<Vec<Figure>>;
 
 fn main() -> ExitCode {
     bench::main("lifecycle", measure)
 }
 
 fn measure(run: &mut Run) -> Result<()> {
-    let parts: [(&str, Part); 4] =
+    let parts: [(&str, LifecyclePart); 4] =
         [("bursts", bursts), ("rest", rest), ("repetition", repetition), ("many", many)];
     // The others take minutes.
     let parts = run.of(&parts, &parts[..1]);
@@ -149,7 +149,7 @@ fn rest() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-fn freeze(agent: &Agent) -> Result<()> {
+fn freeze(agent: &RunningAgent) -> Result<()> {
     // The client's connection may be open for a moment yet: then it is asked again.
     loop {
         agent.operate(NAME, "freeze")?;
@@ -188,7 +188,7 @@ fn repetition() -> Result<Vec<Figure>> {
     };
     let mut figures = Vec::new();
     for (kind, times) in [("freeze", THAWS), ("start", STARTS)] {
-        let watch = leaks::Watch::all();
+        let watch = leaks::LeakWatch::all();
         let mut first = None;
         for turn in 0..times + times / 10 {
             // Caches and buffers have their size after a tenth.
@@ -218,7 +218,7 @@ fn repetition() -> Result<Vec<Figure>> {
 /// A node with few functions and one with many, of which the same one is asked, by turns.
 fn many() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    let nodes = [Filled::new(FEW, &mut figures)?, Filled::new(MANY, &mut figures)?];
+    let nodes = [FilledNode::new(FEW, &mut figures)?, FilledNode::new(MANY, &mut figures)?];
     let mut samples = [Vec::new(), Vec::new()];
     for turn in 0..COLD_WARMUP + COLD {
         for (node, samples) in nodes.iter().zip(&mut samples) {
@@ -241,16 +241,16 @@ fn many() -> Result<Vec<Figure>> {
 }
 
 /// A node with so many functions, the first of which has a parked container.
-struct Filled {
+struct FilledNode {
     functions: u16,
-    agent: Agent,
+    agent: RunningAgent,
     link: Link,
     client: Namespace,
-    function: Function,
+    function: TestFunction,
     _node: Namespace,
 }
 
-impl Filled {
+impl FilledNode {
     /// Starts it, and tells what that and doing nothing costs.
     fn new(functions: u16, figures: &mut Vec<Figure>) -> Result<Self> {
         let (node, client) = (Namespace::new("node")?, Namespace::new("client")?);

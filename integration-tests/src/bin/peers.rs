@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use headstart_integration_tests::evidence::bench::querying::{self, Served, agent};
+use headstart_integration_tests::evidence::bench::querying::{self, QueryFunction, agent};
 use headstart_integration_tests::evidence::bench::{self, Run};
-use headstart_integration_tests::evidence::peers::{self, Found, Peer, Place};
+use headstart_integration_tests::evidence::peers::{self, Peer, PeerPlace, PeerSetup};
 use headstart_integration_tests::lab::site::{LIMIT, Site, unbounded};
-use headstart_integration_tests::lab::{Agent, Docker, client};
+use headstart_integration_tests::lab::{DockerDaemon, RunningAgent, client};
 
 /// From the client to the node, and from there to the database.
 const DISTANCES_MS: [(u64, u64); 2] = [(50, 5), (0, 0)];
@@ -28,11 +28,11 @@ fn main() -> ExitCode {
 
 fn measure(run: &mut Run) -> Result<()> {
     let mut site = Site::with_tls()?;
-    let docker = Arc::new(Docker::bridged()?);
+    let docker = Arc::new(DockerDaemon::bridged()?);
     docker.bridge().context("it has one")?.route(&site.database_link)?;
     let functions = [
-        Served::new(HEADSTART, &site, None, true)?,
-        Served::new("headstart-docker", &site, Some(&docker), true)?,
+        QueryFunction::new(HEADSTART, &site, None, true)?,
+        QueryFunction::new("headstart-docker", &site, Some(&docker), true)?,
     ];
     let agent = agent(unbounded().interface(site.link.host_if()), &site, &functions, &docker)?;
     let mut ways: Vec<(&str, Box<dyn Peer + '_>)> = Vec::new();
@@ -40,14 +40,14 @@ fn measure(run: &mut Run) -> Result<()> {
         let address = site.link.host(served.function.port);
         ways.push((served.name, Box::new(Headstart { agent: &agent, served, address })));
     }
-    let place = Place { site: &site, docker: &docker };
+    let place = PeerPlace { site: &site, docker: &docker };
     for (name, start) in peers::ALL {
         match start(&place).with_context(|| name.to_owned())? {
-            Found::Here(peer) => {
+            PeerSetup::Here(peer) => {
                 run.note(name, peer.version());
                 ways.push((name, peer));
             }
-            Found::Missing(why) => run.note(name, &format!("not measured: {why}")),
+            PeerSetup::Missing(why) => run.note(name, &format!("not measured: {why}")),
         }
     }
 
@@ -145,8 +145,8 @@ fn ask(site: &Site, peer: &dyn Peer) -> Result<f64> {
 /// Headstart, as one of them.
 #[derive(Debug)]
 struct Headstart<'a> {
-    agent: &'a Agent,
-    served: &'a Served,
+    agent: &'a RunningAgent,
+    served: &'a QueryFunction,
     address: SocketAddr,
 }
 

@@ -29,8 +29,8 @@ use tokio::sync::Mutex;
 const QUERY: &[u8] = b"Q\0\0\0\x0dselect 1\0";
 const READY: &[u8] = b"Z\0\0\0\x05I";
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
 fn main() -> Result<()> {
     let (entered, born) = (Instant::now(), headstart::now_ns().to_string());
@@ -67,7 +67,7 @@ fn main() -> Result<()> {
     })
 }
 
-async fn connect(function: &headstart::Function) -> Result<Box<dyn Stream>> {
+async fn connect(function: &headstart::Function) -> Result<Box<dyn ByteStream>> {
     Ok(match &*env::var("WAY")? {
         "injected" => Box::new(function.backend("orders-db").stream().await?.0),
         "connect" => {
@@ -83,7 +83,7 @@ async fn connect(function: &headstart::Function) -> Result<Box<dyn Stream>> {
     })
 }
 
-async fn ask(stream: &mut dyn Stream) -> Result<()> {
+async fn ask(stream: &mut dyn ByteStream) -> Result<()> {
     stream.write_all(QUERY).await?;
     stream.flush().await?;
     let mut answer = Vec::new();

@@ -28,8 +28,8 @@ const ENDLESS: u8 = b'e';
 const QUESTION: [u8; 64] = [b'q'; 64];
 const BUFFER_BYTES: usize = 64 * 1024;
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait LoadStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> LoadStream for T {}
 
 fn main() -> ExitCode {
     headstart::run(async |function| {
@@ -55,7 +55,7 @@ fn number(variable: &str) -> Result<u64> {
     env::var(variable)?.parse().with_context(|| format!("{variable} is not a number"))
 }
 
-async fn connect(function: &headstart::Function) -> Result<Box<dyn Stream>> {
+async fn connect(function: &headstart::Function) -> Result<Box<dyn LoadStream>> {
     let backend = env::var("BACKEND")?;
     if env::var("SOCKET").as_deref() == Ok("yes") {
         let socket = PathBuf::from(SOCKETS).join(&backend).join("socket");
@@ -65,7 +65,7 @@ async fn connect(function: &headstart::Function) -> Result<Box<dyn Stream>> {
     Ok(Box::new(function.backend(backend).stream().await?.0))
 }
 
-async fn read(mut stream: Box<dyn Stream>, came: &AtomicU64) -> std::io::Result<()> {
+async fn read(mut stream: Box<dyn LoadStream>, came: &AtomicU64) -> std::io::Result<()> {
     stream.write_all(&[ENDLESS]).await?;
     stream.flush().await?;
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -77,7 +77,7 @@ async fn read(mut stream: Box<dyn Stream>, came: &AtomicU64) -> std::io::Result<
     }
 }
 
-async fn ask(mut stream: Box<dyn Stream>, pause: Duration, came: &AtomicU64) -> std::io::Result<()> {
+async fn ask(mut stream: Box<dyn LoadStream>, pause: Duration, came: &AtomicU64) -> std::io::Result<()> {
     let mut answer = QUESTION;
     let mut ticks = tokio::time::interval(pause);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);

@@ -17,9 +17,10 @@ use anyhow::{Context as _, Result, ensure};
 use headstart_integration_tests::evidence::bench::{self, Run, Samples};
 use headstart_integration_tests::evidence::gateway::{Gateway, When};
 use headstart_integration_tests::lab::node::newest_start;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, STAGES, TOTALS, unbounded};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, STAGES, TOTALS, TestFunction, unbounded};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, client, free_port,
+    AgentSetup, Distance, DockerDaemon, Link, Namespace, Rootfs, RunningAgent, build_static, client,
+    free_port,
 };
 use headstart_statistics::mean;
 use rustls::client::Resumption;
@@ -52,7 +53,7 @@ fn measure(run: &mut Run) -> Result<()> {
     let client = Namespace::new("client")?;
     let link = Link::connect(&client)?;
     let mut distance = Distance::of(&client);
-    let docker = Arc::new(Docker::bridged()?);
+    let docker = Arc::new(DockerDaemon::bridged()?);
     let certificate = Certificate::new(&link)?;
     let [early, late] = [functions(&docker, &certificate)?, functions(&docker, &certificate)?];
     // Only the one agent watches the client's link.
@@ -60,10 +61,10 @@ fn measure(run: &mut Run) -> Result<()> {
     let waiting = agent(unbounded(), &late, &docker)?;
     let mut ways = Vec::new();
     for served in &early {
-        ways.push(Way::new(&watching, served, "syn", link.host(served.function.port)));
+        ways.push(TriggerWay::new(&watching, served, "syn", link.host(served.function.port)));
     }
     for served in &late {
-        ways.push(Way::new(&waiting, served, "accept", link.host(served.function.port)));
+        ways.push(TriggerWay::new(&waiting, served, "accept", link.host(served.function.port)));
         let plain = late.iter().find(|other| other.runtime == served.runtime && !other.https);
         let request = if served.https { When::RequestInTls(certificate.server()?) } else { When::Request };
         for (trigger, when, behind) in
@@ -71,8 +72,8 @@ fn measure(run: &mut Run) -> Result<()> {
         {
             let behind = behind.context("every runtime serves HTTP")?;
             let gateway = Gateway::start(when, link.host(free_port()?.port()), behind.function.local())?;
-            let way = Way::new(&waiting, behind, trigger, gateway.address());
-            ways.push(Way { https: served.https, _gateway: Some(gateway), ..way });
+            let way = TriggerWay::new(&waiting, behind, trigger, gateway.address());
+            ways.push(TriggerWay { https: served.https, _gateway: Some(gateway), ..way });
         }
     }
 
@@ -80,7 +81,7 @@ fn measure(run: &mut Run) -> Result<()> {
     let around = run.of(&AROUND_BREAK_MS, &QUICK_AROUND_BREAK_MS);
     let round_trips: Vec<u64> = all.iter().chain(&around).copied().collect();
     let rounds = run.many(ROUNDS, QUICK_ROUNDS);
-    let wanted = |round: usize, round_trip: u64, way: &Way<'_>| {
+    let wanted = |round: usize, round_trip: u64, way: &TriggerWay<'_>| {
         let docker = way.served.runtime.starts_with("docker");
         match round {
             // It warms caches.
@@ -144,24 +145,24 @@ fn measure(run: &mut Run) -> Result<()> {
 }
 
 /// A function of one kind.
-struct Served {
+struct SlowFunction {
     runtime: &'static str,
     https: bool,
     name: String,
-    function: Function,
+    function: TestFunction,
 }
 
 /// Of each runtime one that speaks HTTP; and one that speaks HTTPS.
-fn functions(docker: &Arc<Docker>, certificate: &Certificate) -> Result<Vec<Served>> {
+fn functions(docker: &Arc<DockerDaemon>, certificate: &Certificate) -> Result<Vec<SlowFunction>> {
     let binary = build_static("headstart-integration-tests", "slow")?;
     let function = |runtime: &'static str, https: bool| {
         let rootfs = Rootfs::with_binary("slow", &binary)?;
         let kind = match runtime {
-            "process" => Kind::of("process", rootfs)?,
+            "process" => FunctionKind::of("process", rootfs)?,
             "docker" | "docker-bridge" => {
-                Kind::Docker { image: rootfs.docker_image(docker)?, docker: Arc::clone(docker) }
+                FunctionKind::Docker { image: rootfs.docker_image(docker)?, docker: Arc::clone(docker) }
             }
-            _ => Kind::Oci(rootfs),
+            _ => FunctionKind::Oci(rootfs),
         };
         let tls = if https { certificate.variables() } else { String::new() };
         let mut keys = format!("env = {{ INIT_MS = \"{INIT_MS}\"{tls} }}\n");
@@ -170,32 +171,38 @@ fn functions(docker: &Arc<Docker>, certificate: &Certificate) -> Result<Vec<Serv
         }
         let name = if https { format!("{runtime}-https") } else { runtime.to_owned() };
         let function =
-            Function { port: free_port()?.port(), prepared: usize::from(runtime != "oci"), kind, keys };
-        Ok(Served { runtime, https, name, function })
+            TestFunction { port: free_port()?.port(), prepared: usize::from(runtime != "oci"), kind, keys };
+        Ok(SlowFunction { runtime, https, name, function })
     };
     let plain = RUNTIMES.into_iter().map(|runtime| function(runtime, false));
     plain.chain([function(MAIN, true)]).collect()
 }
 
-fn agent(setup: AgentSetup, functions: &[Served], docker: &Docker) -> Result<Agent> {
-    let add = |setup: AgentSetup, served: &Served| setup.config(&served.function.text(&served.name, &[]));
+fn agent(setup: AgentSetup, functions: &[SlowFunction], docker: &DockerDaemon) -> Result<RunningAgent> {
+    let add =
+        |setup: AgentSetup, served: &SlowFunction| setup.config(&served.function.text(&served.name, &[]));
     let agent = functions.iter().fold(setup.docker(docker), add).start()?;
     functions.iter().try_for_each(|served| served.function.rest(&agent, &served.name))?;
     Ok(agent)
 }
 
 /// A way to the first answer.
-struct Way<'a> {
-    agent: &'a Agent,
-    served: &'a Served,
+struct TriggerWay<'a> {
+    agent: &'a RunningAgent,
+    served: &'a SlowFunction,
     trigger: &'static str,
     https: bool,
     address: SocketAddr,
     _gateway: Option<Gateway>,
 }
 
-impl<'a> Way<'a> {
-    fn new(agent: &'a Agent, served: &'a Served, trigger: &'static str, address: SocketAddr) -> Self {
+impl<'a> TriggerWay<'a> {
+    fn new(
+        agent: &'a RunningAgent,
+        served: &'a SlowFunction,
+        trigger: &'static str,
+        address: SocketAddr,
+    ) -> Self {
         Self { agent, served, trigger, https: served.https, address, _gateway: None }
     }
 

@@ -24,7 +24,7 @@ pub use samples::Samples;
 
 use crate::evidence::interrupt::Interrupt;
 use crate::evidence::report::Figure;
-use crate::lab::{self, Lease};
+use crate::lab::{self, LabLease};
 
 /// How often progress is told where nobody looks at a terminal.
 const TELL_EVERY: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ pub struct Run {
     random: StdRng,
     interrupt: Interrupt,
     progress: Progress,
-    _lease: Lease,
+    _lease: LabLease,
 }
 
 /// Runs a part: `body` measures. What it has measured is written however it ends.
@@ -99,7 +99,7 @@ impl Run {
             random: StdRng::seed_from_u64(seed),
             interrupt: Interrupt::new()?,
             progress: Progress::default(),
-            _lease: Lease::take()?,
+            _lease: LabLease::take()?,
         })
     }
 

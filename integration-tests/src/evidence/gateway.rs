@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::lab::Process;
+use crate::lab::ChildProcess;
 
 const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(60);
 const HEAD_MAX: usize = 16 * 1024;
@@ -31,20 +31,20 @@ pub enum When {
 }
 
 /// What is behind the gateway.
-pub trait Upstream: Send + Sync {
+pub trait GatewayUpstream: Send + Sync {
     /// A connection to it; it is started if it does not run.
     fn connect(&self) -> Result<TcpStream>;
 }
 
 /// What runs already, or is started by being connected to.
-impl Upstream for SocketAddr {
+impl GatewayUpstream for SocketAddr {
     fn connect(&self) -> Result<TcpStream> {
         Ok(TcpStream::connect(*self)?)
     }
 }
 
 /// Connects to what `process` will listen on.
-pub fn reach(address: SocketAddr, process: &Process) -> Result<TcpStream> {
+pub fn reach(address: SocketAddr, process: &ChildProcess) -> Result<TcpStream> {
     let deadline = Instant::now() + START_LIMIT;
     loop {
         match TcpStream::connect(address) {
@@ -59,19 +59,19 @@ pub fn reach(address: SocketAddr, process: &Process) -> Result<TcpStream> {
 #[derive(Debug)]
 pub struct Gateway {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<GatewayState>,
     stop: Option<PipeWriter>,
     acceptor: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct GatewayState {
     when: When,
-    upstream: Box<dyn Upstream>,
+    upstream: Box<dyn GatewayUpstream>,
     connections: Mutex<Vec<(TcpStream, JoinHandle<()>)>>,
     problems: Mutex<Vec<String>>,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for GatewayState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("when", &self.when).finish_non_exhaustive()
     }
@@ -79,12 +79,12 @@ impl std::fmt::Debug for Shared {
 
 impl Gateway {
     /// Listens on `listen` for `upstream`.
-    pub fn start(when: When, listen: SocketAddr, upstream: impl Upstream + 'static) -> Result<Self> {
+    pub fn start(when: When, listen: SocketAddr, upstream: impl GatewayUpstream + 'static) -> Result<Self> {
         let listener = TcpListener::bind(listen).with_context(|| format!("listening on {listen}"))?;
         listener.set_nonblocking(true)?;
         let (address, (stopped, stop)) = (listener.local_addr()?, io::pipe()?);
         let (connections, problems) = (Mutex::default(), Mutex::default());
-        let shared = Arc::new(Shared { when, upstream: Box::new(upstream), connections, problems });
+        let shared = Arc::new(GatewayState { when, upstream: Box::new(upstream), connections, problems });
         let accepting = Arc::clone(&shared);
         let acceptor = thread::spawn(move || accepting.accept(&listener, &stopped));
         Ok(Self { address, shared, stop: Some(stop), acceptor: Some(acceptor) })
@@ -112,7 +112,7 @@ impl Drop for Gateway {
     }
 }
 
-impl Shared {
+impl GatewayState {
     fn accept(self: Arc<Self>, listener: &TcpListener, stopped: &PipeReader) {
         loop {
             let mut sources =

@@ -22,15 +22,15 @@ use anyhow::Result;
 
 use crate::evidence::bench::querying;
 use crate::lab::site::Site;
-use crate::lab::{Docker, DockerContainer, Rootfs, free_port, privilege, run};
+use crate::lab::{DockerDaemon, LabContainer, Rootfs, free_port, privilege, run};
 
 /// Where the peers are.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct PeerPlace<'a> {
     /// Where clients and the database are.
     pub site: &'a Site,
     /// A daemon with a bridge from which the database is reached.
-    pub docker: &'a Arc<Docker>,
+    pub docker: &'a Arc<DockerDaemon>,
 }
 
 /// One way to serve the function.
@@ -65,7 +65,7 @@ pub trait Peer: Debug {
 
 /// A peer, or why there is none here.
 #[derive(Debug)]
-pub enum Found {
+pub enum PeerSetup {
     /// It is up, and cold.
     Here(Box<dyn Peer>),
     /// What is missing, and how it is had.
@@ -73,10 +73,10 @@ pub enum Found {
 }
 
 /// How a peer is brought up.
-pub type Start = fn(&Place<'_>) -> Result<Found>;
+pub type StartPeer = fn(&PeerPlace<'_>) -> Result<PeerSetup>;
 
 /// All of them, by name.
-pub const ALL: [(&str, Start); 8] = [
+pub const ALL: [(&str, StartPeer); 8] = [
     ("always-warm", always_warm::start),
     ("docker-start", docker_start::start),
     ("docker-unpause", docker_unpause::start),
@@ -87,7 +87,7 @@ pub const ALL: [(&str, Start); 8] = [
     ("workerd", workerd::start),
 ];
 
-impl Place<'_> {
+impl PeerPlace<'_> {
     /// A free address for a peer, where clients reach it.
     fn listen(&self) -> Result<SocketAddr> {
         Ok(self.site.link.host(free_port()?.port()))
@@ -111,13 +111,13 @@ fn version(command: &mut Command) -> Result<String> {
 }
 
 /// Why a peer is missing without these programs.
-fn missing(programs: &[&str], how: &str) -> Option<Found> {
+fn missing(programs: &[&str], how: &str) -> Option<PeerSetup> {
     let absent: Vec<_> =
         programs.iter().filter(|program| !privilege::is_installed(program)).copied().collect();
-    (!absent.is_empty()).then(|| Found::Missing(format!("{} is not installed: {how}", absent.join(", "))))
+    (!absent.is_empty()).then(|| PeerSetup::Missing(format!("{} is not installed: {how}", absent.join(", "))))
 }
 
 /// A container with the function, on the bridge.
-fn docker_container(place: &Place<'_>) -> Result<DockerContainer> {
-    DockerContainer::create(place.docker, &place.rootfs()?, &querying::direct(place.site, ""))
+fn docker_container(place: &PeerPlace<'_>) -> Result<LabContainer> {
+    LabContainer::create(place.docker, &place.rootfs()?, &querying::direct(place.site, ""))
 }

@@ -115,7 +115,7 @@ impl Figure {
 
 /// All figures of one run on one machine.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct BenchReport {
     figures: Vec<Value>,
     machine: Value,
     notes: BTreeMap<String, String>,
@@ -124,7 +124,7 @@ pub struct Report {
     quick: bool,
 }
 
-impl Report {
+impl BenchReport {
     /// An empty one, of this machine.
     pub fn new() -> Result<Self> {
         Ok(Self {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::evidence::gateway::{Gateway, Upstream, When, lock, reach};
-use crate::lab::{Process, Rootfs, Scratch, run, unique};
+use crate::evidence::gateway::{Gateway, GatewayUpstream, When, lock, reach};
+use crate::lab::{ChildProcess, Rootfs, Scratch, run, unique};
 
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -22,21 +22,21 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub struct Usual {
     // It goes before what is behind it.
     gateway: Gateway,
-    function: Arc<Function>,
+    function: Arc<UsualFunction>,
 }
 
 #[derive(Debug)]
-struct Function {
+struct UsualFunction {
     bundle: Scratch,
     upstream: SocketAddr,
-    container: Mutex<Option<Container>>,
+    container: Mutex<Option<UsualContainer>>,
 }
 
 #[derive(Debug)]
-struct Container {
+struct UsualContainer {
     id: String,
     root: PathBuf,
-    process: Process,
+    process: ChildProcess,
 }
 
 impl Usual {
@@ -48,7 +48,7 @@ impl Usual {
         listen: SocketAddr,
         upstream: SocketAddr,
     ) -> Result<Self> {
-        let function = Arc::new(Function {
+        let function = Arc::new(UsualFunction {
             bundle: bundle(rootfs, environment)?,
             upstream,
             container: Mutex::default(),
@@ -65,7 +65,7 @@ impl Usual {
     /// Kills and deletes the container: the next request is a cold one again.
     pub fn stop(&self) -> Result<()> {
         let container = lock(&self.function.container).take();
-        container.map_or(Ok(()), Container::stop)
+        container.map_or(Ok(()), UsualContainer::stop)
     }
 
     /// What went wrong so far: nothing, in a valid comparison.
@@ -82,21 +82,21 @@ impl Drop for Usual {
     }
 }
 
-impl Upstream for Arc<Function> {
+impl GatewayUpstream for Arc<UsualFunction> {
     fn connect(&self) -> Result<TcpStream> {
         let mut container = lock(&self.container);
         let running = container.take_if(|it| !it.process.ended_within(Duration::ZERO));
-        let running = running.map_or_else(|| Container::run(&self.bundle), Ok)?;
+        let running = running.map_or_else(|| UsualContainer::run(&self.bundle), Ok)?;
         reach(self.upstream, &container.insert(running).process)
     }
 }
 
-impl Container {
+impl UsualContainer {
     fn run(bundle: &Scratch) -> Result<Self> {
         let (id, root) = (unique("usual"), bundle.path().join("state"));
         let mut command = Command::new("runc");
         command.arg("--root").arg(&root).arg("run").arg("--bundle").arg(bundle.path()).arg(&id);
-        Ok(Self { id, root, process: Process::spawn(&mut command)? })
+        Ok(Self { id, root, process: ChildProcess::spawn(&mut command)? })
     }
 
     /// `runc run` deletes its container when the function has ended; deleting by force ends it.

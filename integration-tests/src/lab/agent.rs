@@ -2,15 +2,15 @@
 
 mod setup;
 
-use super::{command::run_within, metrics::Metrics, process::Process, rootfs::cargo, target_dir};
-use crate::lab::client::{self, Reply};
+use super::{command::run_within, metrics::Metrics, process::ChildProcess, rootfs::cargo, target_dir};
+use crate::lab::client::{self, HttpReply};
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::Signal,
     time::{ClockId, clock_gettime},
 };
 use serde_json::Value;
-use setup::Place;
+use setup::AgentPlace;
 use std::{
     env,
     net::SocketAddr,
@@ -31,22 +31,22 @@ const DROP_LIMIT: Duration = Duration::from_secs(5);
 /// The pause between two looks at a state that only the agent can change.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// A running agent. Killed on drop; [`Agent::stop`] is the clean way.
+/// A running agent. Killed on drop; [`RunningAgent::stop`] is the clean way.
 #[derive(Debug)]
-pub struct Agent {
-    process: Process,
+pub struct RunningAgent {
+    process: ChildProcess,
     started_ns: u64,
-    place: Arc<Place>,
+    place: Arc<AgentPlace>,
 }
 
 /// Where an agent has ended: the place for the next one. Dropped after a kill without a next one, it is cleaned up.
 #[derive(Debug)]
-pub struct Ended(Arc<Place>);
+pub struct StoppedAgent(Arc<AgentPlace>);
 
-impl Ended {
+impl StoppedAgent {
     /// Starts the next agent, with the same configuration, directories and addresses, and waits until it is ready.
-    pub fn start(self) -> Result<Agent> {
-        Agent::start(self.0)
+    pub fn start(self) -> Result<RunningAgent> {
+        RunningAgent::start(self.0)
     }
 
     /// `headstart uninstall` with its configuration.
@@ -60,8 +60,8 @@ impl Ended {
     }
 }
 
-impl Agent {
-    fn start(place: Arc<Place>) -> Result<Self> {
+impl RunningAgent {
+    fn start(place: Arc<AgentPlace>) -> Result<Self> {
         let started_ns = now_ns()?;
         let agent = Self { process: place.spawn()?, started_ns, place };
         agent.wait_ready()?;
@@ -109,7 +109,7 @@ impl Agent {
     }
 
     /// Asks the admin address; any status is an answer.
-    pub fn ask(&self, method: &str, path: &str) -> Result<Reply> {
+    pub fn ask(&self, method: &str, path: &str) -> Result<HttpReply> {
         self.place
             .inside(|| client::request(self.place.admin, method, path, "", REQUEST_LIMIT))?
             .with_context(|| format!("{method} {path}; the agent says:\n{}", self.log()))
@@ -206,17 +206,17 @@ impl Agent {
     }
 
     /// Kills it, as a crash would: nothing is cleaned up, and instances go on.
-    pub fn kill(mut self) -> Result<Ended> {
+    pub fn kill(mut self) -> Result<StoppedAgent> {
         self.place.litter(true);
         self.process.stop(Signal::SIGKILL, STOP_LIMIT)?;
-        Ok(Ended(Arc::clone(&self.place)))
+        Ok(StoppedAgent(Arc::clone(&self.place)))
     }
 
-    /// As [`Agent::stop`], where another agent is to follow.
-    pub fn halt(mut self) -> Result<Ended> {
+    /// As [`RunningAgent::stop`], where another agent is to follow.
+    pub fn halt(mut self) -> Result<StoppedAgent> {
         let status = self.end(STOP_LIMIT)?;
         ensure!(status.success(), "{status}:\n{}", self.log());
-        Ok(Ended(Arc::clone(&self.place)))
+        Ok(StoppedAgent(Arc::clone(&self.place)))
     }
 
     /// `headstart uninstall` with its configuration: refused while it runs.
@@ -250,7 +250,7 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for RunningAgent {
     /// A killed agent leaves parked containers that nobody finds once its state directory is gone: it may clean up.
     fn drop(&mut self) {
         // After `kill` the process is gone, and the place is the next agent's business.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::lab::site::LIMIT;
-use crate::lab::{Namespace, Process, client};
+use crate::lab::{ChildProcess, Namespace, client};
 
 /// The argument that selects this mode; the address to ask follows.
 pub const MODE: &str = "--ask";
@@ -17,7 +17,7 @@ pub const MODE: &str = "--ask";
 /// The client, from its owner's side. Ended on drop.
 #[derive(Debug)]
 pub struct Asker {
-    process: Process,
+    process: ChildProcess,
     orders: std::process::ChildStdin,
     asked: usize,
 }
@@ -26,7 +26,7 @@ impl Asker {
     /// Starts it in `namespace`. `command` is to become `prefix PROGRAM --ask TARGET`; the program is this one.
     pub fn start(namespace: &Namespace, mut command: Command, target: SocketAddr) -> Result<Self> {
         command.arg(std::env::current_exe()?).args([MODE, &target.to_string()]);
-        let (process, orders) = namespace.enter(|| Process::spawn_with_input(&mut command))??;
+        let (process, orders) = namespace.enter(|| ChildProcess::spawn_with_input(&mut command))??;
         Ok(Self { process, orders, asked: 0 })
     }
 

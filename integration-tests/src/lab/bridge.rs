@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 
-use super::claim::Claim;
+use super::claim::NumberClaim;
 use super::command::{ip, run};
 use super::netns::Link;
 use super::scratch::prefix;
@@ -19,14 +19,14 @@ const SUBNETS: u32 = 1 << 8;
 #[derive(Debug)]
 pub struct Bridge {
     name: String,
-    subnet: Claim,
+    subnet: NumberClaim,
 }
 
 impl Bridge {
     pub(super) fn new() -> Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{}vb{}", prefix(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let bridge = Self { name, subnet: Claim::take("bridge", SUBNETS)? };
+        let bridge = Self { name, subnet: NumberClaim::take("bridge", SUBNETS)? };
         let name = &bridge.name;
         ip(&format!("link add {name} type bridge"))?;
         ip(&format!("address add {}/24 dev {name}", bridge.address(1)))?;

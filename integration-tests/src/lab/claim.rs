@@ -26,12 +26,12 @@ const PROCESSES: u32 = 50;
 
 /// A number that this process alone has, until dropped.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct NumberClaim {
     number: u32,
     _socket: UnixListener,
 }
 
-impl Claim {
+impl NumberClaim {
     /// Claims one of the numbers below `count`.
     pub(super) fn take(kind: &str, count: u32) -> Result<Self> {
         let start = process::id() % count;
@@ -53,12 +53,12 @@ impl Claim {
 
 /// A loopback address whose port nobody uses, nor will by chance.
 pub fn free_port() -> Result<SocketAddr> {
-    static RANGE: Mutex<Option<Claim>> = Mutex::new(None);
+    static RANGE: Mutex<Option<NumberClaim>> = Mutex::new(None);
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let mut range = RANGE.lock().unwrap_or_else(PoisonError::into_inner);
     let claim = match range.take() {
         Some(claim) => claim,
-        None => Claim::take("ports", PROCESSES)?,
+        None => NumberClaim::take("ports", PROCESSES)?,
     };
     let first = FIRST_PORT + u16::try_from(claim.number())? * PORTS_PER_PROCESS;
     *range = Some(claim);

@@ -1,4 +1,4 @@
-//! The agent's command line, for what [`crate::lab::Agent`] does not do: commands that end, and
+//! The agent's command line, for what [`crate::lab::RunningAgent`] does not do: commands that end, and
 //! agents that are not to become ready.
 
 use std::fmt::Write as _;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::lab::{Process, Scratch, binary, unique};
+use crate::lab::{ChildProcess, Scratch, binary, unique};
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// The pause between two looks.
@@ -27,21 +27,21 @@ pub struct Outcome {
 
 /// Runs `headstart` with these arguments to its end.
 pub fn headstart(arguments: &[&str]) -> Result<Outcome> {
-    let mut process = Process::spawn(Command::new(binary()?).args(arguments))?;
+    let mut process = ChildProcess::spawn(Command::new(binary()?).args(arguments))?;
     let code = process.wait(COMMAND_LIMIT)?.code();
     Ok(Outcome { code, stdout: process.stdout(), all: process.log() })
 }
 
 /// An agent with the configuration `text`, which is kept in `files`. It may never become ready. Without a
 /// section `[syn]` it gets one that keeps it apart from every other agent.
-pub fn run(files: &Scratch, text: &str) -> Result<Process> {
+pub fn run(files: &Scratch, text: &str) -> Result<ChildProcess> {
     let config = files.path().join("headstart.toml");
     let mut text = text.to_owned();
     if !text.contains("[syn]") {
         writeln!(text, "\n[syn]\npin_dir = \"/sys/fs/bpf/{}\"\nlookup = false", unique("pins"))?;
     }
     fs::write(&config, text)?;
-    Process::spawn(Command::new(binary()?).args(["run", "--unpin", "--config"]).arg(config))
+    ChildProcess::spawn(Command::new(binary()?).args(["run", "--unpin", "--config"]).arg(config))
 }
 
 /// Looks again and again until there is something to see; `what` names it in the error.

@@ -24,7 +24,7 @@ pub struct Timings {
 
 /// An HTTP answer.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct HttpReply {
     /// Status code.
     pub status: u16,
     /// Status line and headers.
@@ -35,7 +35,7 @@ pub struct Reply {
     pub timings: Timings,
 }
 
-impl Reply {
+impl HttpReply {
     /// The value of a header, whatever the case of its name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.head.lines().filter_map(|line| line.split_once(':'));
@@ -58,7 +58,7 @@ pub enum Step {
 
 /// A failed exchange.
 #[derive(Debug)]
-pub struct Failure {
+pub struct ClientFailure {
     /// Where it failed.
     pub step: Step,
     /// How long after the start.
@@ -67,16 +67,16 @@ pub struct Failure {
     pub error: io::Error,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ClientFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} failed after {:?}: {}", self.step, self.after, self.error)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for ClientFailure {}
 
 /// Fetches `path`.
-pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<Reply, Failure> {
+pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<HttpReply, ClientFailure> {
     request(address, "GET", path, "", limit)
 }
 
@@ -87,28 +87,28 @@ pub fn request(
     path: &str,
     body: &str,
     limit: Duration,
-) -> Result<Reply, Failure> {
+) -> Result<HttpReply, ClientFailure> {
     let length = body.len();
     let text = format!(
         "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     );
-    let mut connection = Connection::open(address, limit)?;
+    let mut connection = TimedConnection::open(address, limit)?;
     connection.send(text.as_bytes())?;
     connection.reply()
 }
 
 /// A connection that speaks lines, as the echo example does.
 #[derive(Debug)]
-pub struct Lines(Connection);
+pub struct LineClient(TimedConnection);
 
-impl Lines {
+impl LineClient {
     /// Connects. `limit` is for the whole life of the connection.
-    pub fn connect(address: SocketAddr, limit: Duration) -> Result<Self, Failure> {
-        Connection::open(address, limit).map(Self)
+    pub fn connect(address: SocketAddr, limit: Duration) -> Result<Self, ClientFailure> {
+        TimedConnection::open(address, limit).map(Self)
     }
 
     /// Sends a line and returns the next one, both without their end.
-    pub fn ask(&mut self, line: &str) -> Result<String, Failure> {
+    pub fn ask(&mut self, line: &str) -> Result<String, ClientFailure> {
         self.0.send(format!("{line}\n").as_bytes())?;
         let answer = self.0.until(b"\n")?;
         self.0.timings.total = self.0.start.elapsed();
@@ -127,8 +127,8 @@ pub fn get_tls(
     path: &str,
     limit: Duration,
     config: &Arc<ClientConfig>,
-) -> Result<Reply, Failure> {
-    let mut connection = Connection::open(address, limit)?;
+) -> Result<HttpReply, ClientFailure> {
+    let mut connection = TimedConnection::open(address, limit)?;
     let session = ClientConnection::new(Arc::clone(config), address.ip().into());
     let session = session.map_err(|error| connection.failure(Step::Connect, io::Error::other(error)))?;
     connection.session = Some(session);
@@ -138,7 +138,7 @@ pub fn get_tls(
 }
 
 #[derive(Debug)]
-struct Connection {
+struct TimedConnection {
     stream: TcpStream,
     session: Option<ClientConnection>,
     start: Instant,
@@ -147,17 +147,17 @@ struct Connection {
     timings: Timings,
 }
 
-impl Connection {
-    fn open(address: SocketAddr, limit: Duration) -> Result<Self, Failure> {
+impl TimedConnection {
+    fn open(address: SocketAddr, limit: Duration) -> Result<Self, ClientFailure> {
         let start = Instant::now();
-        let fail = |error| Failure { step: Step::Connect, after: start.elapsed(), error };
+        let fail = |error| ClientFailure { step: Step::Connect, after: start.elapsed(), error };
         let stream = TcpStream::connect_timeout(&address, limit).map_err(fail)?;
         let timings = Timings { connect: start.elapsed(), ..Timings::default() };
         stream.set_nodelay(true).map_err(fail)?;
         Ok(Self { stream, session: None, start, limit, received: Vec::new(), timings })
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn send(&mut self, bytes: &[u8]) -> Result<(), ClientFailure> {
         let send = |connection: &mut Self| {
             let left = connection.left()?;
             connection.stream.set_write_timeout(Some(left))?;
@@ -173,12 +173,12 @@ impl Connection {
     }
 
     /// Reads an answer whose end is its length or the end of the connection.
-    fn reply(mut self) -> Result<Reply, Failure> {
+    fn reply(mut self) -> Result<HttpReply, ClientFailure> {
         let head = self.until(b"\r\n\r\n")?;
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         let wrong = |what| io::Error::new(ErrorKind::InvalidData, what);
         let status = status.ok_or_else(|| self.failure(Step::Read, wrong("not HTTP")))?;
-        let mut reply = Reply { status, head, body: String::new(), timings: self.timings };
+        let mut reply = HttpReply { status, head, body: String::new(), timings: self.timings };
         if reply.header("transfer-encoding").is_some() {
             return Err(self.failure(Step::Read, wrong("a transfer coding this client does not know")));
         }
@@ -197,7 +197,7 @@ impl Connection {
     }
 
     /// Takes what was received up to and with `end`.
-    fn until(&mut self, end: &[u8]) -> Result<String, Failure> {
+    fn until(&mut self, end: &[u8]) -> Result<String, ClientFailure> {
         loop {
             if let Some(at) = self.received.windows(end.len()).position(|window| window == end) {
                 let taken: Vec<u8> = self.received.drain(..at + end.len()).collect();
@@ -211,7 +211,7 @@ impl Connection {
     }
 
     /// Reads once; 0 is the end of the connection.
-    fn fill(&mut self) -> Result<usize, Failure> {
+    fn fill(&mut self) -> Result<usize, ClientFailure> {
         let mut buffer = [0; 16 * 1024];
         let first = self.timings.first_byte.is_zero();
         let read = |connection: &mut Self, buffer: &mut [u8]| loop {
@@ -241,7 +241,7 @@ impl Connection {
         if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
 
-    fn failure(&self, step: Step, error: io::Error) -> Failure {
-        Failure { step, after: self.start.elapsed(), error }
+    fn failure(&self, step: Step, error: io::Error) -> ClientFailure {
+        ClientFailure { step, after: self.start.elapsed(), error }
     }
 }

@@ -1,6 +1,6 @@
 //! Runs a command to its end, bounded in time, and says all about it when it fails.
 
-use super::process::Process;
+use super::process::ChildProcess;
 use anyhow::{Result, ensure};
 use std::{
     process::Command,
@@ -18,7 +18,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// As [`run`], with a limit of its own.
 pub fn run_within(limit: Duration, command: &mut Command) -> Result<String> {
     let text = format!("{command:?}");
-    let mut process = Process::spawn(command)?;
+    let mut process = ChildProcess::spawn(command)?;
     let status = process.wait(limit)?;
     ensure!(status.success(), "{text}: {status}\n{}", process.log());
     Ok(process.stdout())

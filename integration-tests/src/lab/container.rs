@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::docker::Docker;
+use super::docker::DockerDaemon;
 use super::rootfs::{DockerImage, Rootfs};
 
 /// Where the function inside listens.
@@ -16,17 +16,17 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// A container on the bridge of its daemon. Removed on drop, with its image.
 #[derive(Debug)]
-pub struct DockerContainer {
+pub struct LabContainer {
     id: String,
-    docker: Arc<Docker>,
+    docker: Arc<DockerDaemon>,
     /// Where it is reached, while it runs.
     address: Mutex<Option<SocketAddr>>,
     _image: DockerImage,
 }
 
-impl DockerContainer {
+impl LabContainer {
     /// Creates it, with what its function is told beside where to listen.
-    pub fn create(docker: &Arc<Docker>, rootfs: &Rootfs, variables: &[(&str, String)]) -> Result<Self> {
+    pub fn create(docker: &Arc<DockerDaemon>, rootfs: &Rootfs, variables: &[(&str, String)]) -> Result<Self> {
         let image = rootfs.docker_image(docker)?;
         let mut arguments = vec!["create".to_owned(), "--network=bridge".to_owned()];
         arguments.push(format!("--env=HEADSTART_LISTEN=0.0.0.0:{PORT}"));

@@ -3,7 +3,7 @@
 use super::{
     bridge::Bridge,
     command::{run, run_within},
-    process::Process,
+    process::ChildProcess,
     scratch::{Scratch, unique},
     sweep,
 };
@@ -30,24 +30,24 @@ const SYSTEM_SOCKET: &str = "/var/run/docker.sock";
 
 /// A Docker daemon. If it is our own, it stops on drop and takes everything it made with it.
 #[derive(Debug)]
-pub struct Docker {
+pub struct DockerDaemon {
     socket: PathBuf,
     own: Option<Daemon>,
 }
 
 #[derive(Debug)]
 struct Daemon {
-    process: Process,
+    process: ChildProcess,
     cgroup: String,
     files: Scratch,
     /// It is there until the daemon has ended.
     bridge: Option<Bridge>,
 }
 
-impl Docker {
+impl DockerDaemon {
     /// The daemon of this process: started by the first who asks, stopped by the last to let go.
     pub fn shared() -> Result<Arc<Self>> {
-        static SHARED: Mutex<Weak<Docker>> = Mutex::new(Weak::new());
+        static SHARED: Mutex<Weak<DockerDaemon>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(docker) = shared.upgrade() {
             return Ok(docker);
@@ -69,7 +69,7 @@ impl Docker {
         Self::start_own(None)
     }
 
-    /// Starts a daemon of its own whose containers are on a bridge, see [`Docker::bridge`].
+    /// Starts a daemon of its own whose containers are on a bridge, see [`DockerDaemon::bridge`].
     pub fn bridged() -> Result<Self> {
         Self::start_own(Some(Bridge::new()?))
     }
@@ -102,7 +102,7 @@ impl Docker {
         if !Path::new(STRAY_KEY).exists() {
             fs::write(files.path().join(KEY_IS_STRAY), "")?;
         }
-        let process = Process::spawn(&mut command)?;
+        let process = ChildProcess::spawn(&mut command)?;
         process.wait_line("API listen on", START_LIMIT)?;
         let docker = Self { socket, own: Some(Daemon { process, cgroup, files, bridge: None }) };
         docker.run(&["version"]).context("talking to our own dockerd")?;
@@ -162,7 +162,7 @@ impl Docker {
     }
 }
 
-impl Drop for Docker {
+impl Drop for DockerDaemon {
     fn drop(&mut self) {
         if self.own.is_none() {
             return;

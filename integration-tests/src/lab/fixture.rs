@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use crate::lab::site::{Function, Kind};
+use crate::lab::site::{FunctionKind, TestFunction};
 use crate::lab::{Rootfs, build_static, free_port};
 
 /// What it answers to `GET /`.
@@ -12,14 +12,14 @@ pub const ALIVE: &str = "alive";
 
 /// A function in `mode`, on a free port, with one parked container, that has 100 ms to stop.
 /// `keys` are further keys of its section.
-pub fn function(mode: &str, runtime: &str, keys: &str) -> Result<Function> {
-    let kind = Kind::of(runtime, rootfs()?)?;
+pub fn function(mode: &str, runtime: &str, keys: &str) -> Result<TestFunction> {
+    let kind = FunctionKind::of(runtime, rootfs()?)?;
     let mut text = format!("env = {{ MODE = {mode:?} }}\n");
     if !keys.contains("stop_grace") {
         text.push_str("stop_grace = \"100ms\"\n");
     }
     writeln!(text, "{keys}")?;
-    Ok(Function { port: free_port()?.port(), prepared: 1, kind, keys: text })
+    Ok(TestFunction { port: free_port()?.port(), prepared: 1, kind, keys: text })
 }
 
 /// A root filesystem with the fixture in it.
@@ -28,8 +28,8 @@ pub fn rootfs() -> Result<Rootfs> {
 }
 
 /// A function that behaves, on a free port, with one parked container. `keys` are further keys of its section.
-pub fn steady(runtime: &str, keys: &str) -> Result<Function> {
+pub fn steady(runtime: &str, keys: &str) -> Result<TestFunction> {
     let binary = build_static("headstart-integration-tests", "steady")?;
-    let kind = Kind::of(runtime, Rootfs::with_binary("steady", &binary)?)?;
-    Ok(Function { port: free_port()?.port(), prepared: 1, kind, keys: keys.to_owned() })
+    let kind = FunctionKind::of(runtime, Rootfs::with_binary("steady", &binary)?)?;
+    Ok(TestFunction { port: free_port()?.port(), prepared: 1, kind, keys: keys.to_owned() })
 }

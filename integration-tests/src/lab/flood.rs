@@ -1,6 +1,6 @@
 //! A flood: TCP SYNs with random sources, as fast as one core can send them through a [`Link`].
 //!
-//! The sources are in 198.18.0.0/15, which is set aside for benchmarks (RFC 2544, RFC 6890). [`Spoofed`] sends
+//! The sources are in 198.18.0.0/15, which is set aside for benchmarks (RFC 2544, RFC 6890). [`SpoofedRoutes`] sends
 //! the answers back through the link, where they end; nothing leaves the namespaces. IPv4 only.
 
 use std::io::IoSlice;
@@ -39,7 +39,7 @@ const LONGEST: Duration = Duration::from_secs(120);
 
 /// What the SYNs of a flood say about themselves.
 #[derive(Clone, Copy)]
-pub enum Tag {
+pub enum FloodTag {
     /// Nothing: no option.
     None,
     /// They name a function.
@@ -62,21 +62,21 @@ pub struct Flood {
     interface: String,
     template: Template,
     ports: Vec<u16>,
-    tag: Tag,
+    tag: FloodTag,
     lasting: Duration,
     cpu: Option<usize>,
 }
 
 /// A flood under way; dropping it ends it.
 #[derive(Debug)]
-pub struct Running {
+pub struct FloodProcess {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<Sent>>>,
+    thread: Option<JoinHandle<Result<FloodCount>>>,
 }
 
 /// What was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
+pub struct FloodCount {
     /// Frames that the kernel took.
     pub frames: u64,
     /// Frames that it refused, as its queues were full.
@@ -85,7 +85,7 @@ pub struct Sent {
     pub took: Duration,
 }
 
-impl Sent {
+impl FloodCount {
     /// Frames per second.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     pub fn rate(&self) -> f64 {
@@ -105,14 +105,14 @@ impl Flood {
             interface: link.peer_if().to_owned(),
             template: Template::new(near, far, *target.ip()),
             ports: ports.to_vec(),
-            tag: Tag::None,
+            tag: FloodTag::None,
             lasting: Duration::from_secs(1),
             cpu: None,
         })
     }
 
     /// What the SYNs are to say about themselves.
-    pub fn tag(mut self, tag: Tag) -> Self {
+    pub fn tag(mut self, tag: FloodTag) -> Self {
         self.tag = tag;
         self
     }
@@ -130,28 +130,28 @@ impl Flood {
     }
 
     /// Starts it; it ends by itself.
-    pub fn start(self) -> Result<Running> {
+    pub fn start(self) -> Result<FloodProcess> {
         let stop = Arc::new(AtomicBool::new(false));
         let (asked, namespace) = (Arc::clone(&stop), self.namespace.clone());
         let thread = thread::spawn(move || namespace.enter(|| self.send(&asked))?);
-        Ok(Running { stop, thread: Some(thread) })
+        Ok(FloodProcess { stop, thread: Some(thread) })
     }
 
     /// Sends it all, on a thread of the namespace.
-    fn send(&self, stop: &AtomicBool) -> Result<Sent> {
+    fn send(&self, stop: &AtomicBool) -> Result<FloodCount> {
         if let Some(cpu) = self.cpu {
             let mut set = CpuSet::new();
             set.set(cpu)?;
             sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("CPU {cpu}"))?;
         }
         let socket = open(&self.interface)?;
-        let length = self.template.length(!matches!(self.tag, Tag::None));
+        let length = self.template.length(!matches!(self.tag, FloodTag::None));
         let mut frames = vec![vec![0; length]; BATCH];
         let mut headers = MultiHeaders::preallocate(BATCH, None);
         let mut random = Random::seeded();
         let mut ports = self.ports.iter().copied().cycle();
         let begin = Instant::now();
-        let mut sent = Sent { frames: 0, refused: 0, took: Duration::ZERO };
+        let mut sent = FloodCount { frames: 0, refused: 0, took: Duration::ZERO };
         while !stop.load(Ordering::Relaxed) && sent.took < self.lasting {
             let now = epoch(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
             for (frame, port) in frames.iter_mut().zip(&mut ports) {
@@ -168,14 +168,14 @@ impl Flood {
     }
 }
 
-impl Running {
+impl FloodProcess {
     /// Waits for its end.
-    pub fn join(mut self) -> Result<Sent> {
+    pub fn join(mut self) -> Result<FloodCount> {
         self.end()
     }
 
     /// Ends it now.
-    pub fn stop(mut self) -> Result<Sent> {
+    pub fn stop(mut self) -> Result<FloodCount> {
         self.stop.store(true, Ordering::Relaxed);
         self.end()
     }
@@ -185,13 +185,13 @@ impl Running {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
-    fn end(&mut self) -> Result<Sent> {
+    fn end(&mut self) -> Result<FloodCount> {
         let thread = self.thread.take().context("the flood has ended before")?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
-impl Drop for Running {
+impl Drop for FloodProcess {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -214,9 +214,9 @@ pub fn send_frames(link: &Link, frames: &[Vec<u8>]) -> Result<()> {
 
 /// Answers to spoofed sources go to the far end of the link and end there. Undone on drop.
 #[derive(Debug)]
-pub struct Spoofed(Vec<String>);
+pub struct SpoofedRoutes(Vec<String>);
 
-impl Spoofed {
+impl SpoofedRoutes {
     /// Routes [`SOURCES`] through `link`.
     pub fn route(link: &Link) -> Result<Self> {
         let ((network, bits), via) = (SOURCES, link.peer(0).ip());
@@ -235,7 +235,7 @@ impl Spoofed {
     }
 }
 
-impl Drop for Spoofed {
+impl Drop for SpoofedRoutes {
     fn drop(&mut self) {
         for route in self.0.iter().rev() {
             if let Err(error) = ip(route) {
@@ -245,11 +245,11 @@ impl Drop for Spoofed {
     }
 }
 
-fn option(tag: Tag, epoch: u64, port: u16, isn: u32) -> Option<FunctionOption> {
+fn option(tag: FloodTag, epoch: u64, port: u16, isn: u32) -> Option<FunctionOption> {
     match tag {
-        Tag::None => None,
-        Tag::Open(function) => Some(FunctionOption::open(function)),
-        Tag::Authenticated { function, number, key } => {
+        FloodTag::None => None,
+        FloodTag::Open(function) => Some(FunctionOption::open(function)),
+        FloodTag::Authenticated { function, number, key } => {
             Some(FunctionOption::tagged(key, number, epoch, function, port, isn))
         }
     }

@@ -1,6 +1,6 @@
 //! Finds what a test or the agent left behind.
 
-use crate::lab::{self, Docker};
+use crate::lab::{self, DockerDaemon};
 use anyhow::Result;
 use std::{
     collections::BTreeMap,
@@ -13,18 +13,18 @@ use std::{
 /// What to look at. Tests run side by side, so mounts, cgroups, interfaces and namespaces count
 /// only if their path or name contains one of the given names.
 #[derive(Clone, Debug, Default)]
-pub struct Watch {
+pub struct LeakWatch {
     names: Vec<String>,
     process: Option<u32>,
     runc_roots: Vec<PathBuf>,
-    docker: Option<(Arc<Docker>, String)>,
+    docker: Option<(Arc<DockerDaemon>, String)>,
 }
 
 /// What was there, and how many of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot(BTreeMap<String, usize>);
 
-impl Watch {
+impl LeakWatch {
     /// Everything called after Headstart or after this process.
     pub fn all() -> Self {
         Self::default()
@@ -52,7 +52,7 @@ impl Watch {
     }
 
     /// Docker containers that match a filter such as `label=headstart`.
-    pub fn docker(mut self, docker: &Arc<Docker>, filter: &str) -> Self {
+    pub fn docker(mut self, docker: &Arc<DockerDaemon>, filter: &str) -> Self {
         self.docker = Some((Arc::clone(docker), filter.to_owned()));
         self
     }

@@ -43,11 +43,11 @@ struct Owner {
 struct Inbox {
     socket: UnixDatagram,
     closed: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<ManagerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ManagerState {
     stored: Vec<(String, OwnedFd)>,
     said: Vec<String>,
 }
@@ -129,7 +129,7 @@ impl Inbox {
     }
 
     /// Takes in everything that has been said up to now, also by a service that is dead.
-    fn drain(&self) -> Result<MutexGuard<'_, State>> {
+    fn drain(&self) -> Result<MutexGuard<'_, ManagerState>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.closed.load(Ordering::Acquire) {
             let mut bytes = [0; 4096];
@@ -153,7 +153,7 @@ impl Inbox {
     }
 }
 
-impl State {
+impl ManagerState {
     /// One message of the service.
     fn take(&mut self, text: &str, descriptors: Vec<OwnedFd>) -> Result<()> {
         let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();

@@ -1,21 +1,21 @@
 //! A real MariaDB on loopback.
 
-use super::{claim::free_port, command::run_within, process::Process, scratch::Scratch};
+use super::{claim::free_port, command::run_within, process::ChildProcess, scratch::Scratch};
 use anyhow::Result;
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const READY: &str = "ready for connections";
 
-/// A running server with user [`Mariadb::USER`] and database [`Mariadb::DATABASE`]. Killed and removed on drop.
+/// A running server with user [`MariadbServer::USER`] and database [`MariadbServer::DATABASE`]. Killed and removed on drop.
 #[derive(Debug)]
-pub struct Mariadb {
+pub struct MariadbServer {
     address: SocketAddr,
-    _server: Process,
+    _server: ChildProcess,
     files: Scratch,
 }
 
-impl Mariadb {
+impl MariadbServer {
     /// The user that functions use.
     pub const USER: &'static str = "app";
     /// The database that it may use.
@@ -52,7 +52,7 @@ impl Mariadb {
         server.arg(format!("--init-file={}/begin.sql", path.display()));
         server.arg(format!("--bind-address={}", address.ip()));
         server.arg(format!("--port={}", address.port()));
-        let server = Process::spawn(&mut server)?;
+        let server = ChildProcess::spawn(&mut server)?;
         server.wait_line(READY, LIMIT)?;
         Ok(Self { address, _server: server, files })
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// One line of `/metrics`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
+pub struct MetricSample {
     /// The name, with the `_bucket`, `_sum` or `_count` of a histogram.
     pub name: String,
     /// Its labels.
@@ -18,7 +18,7 @@ pub struct Sample {
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     /// All samples, in order.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<MetricSample>,
 }
 
 impl Metrics {
@@ -30,7 +30,11 @@ impl Metrics {
     }
 
     /// The samples called `name` that have all of `labels`, whatever else they have.
-    pub fn find<'a>(&'a self, name: &'a str, labels: &'a [(&str, &str)]) -> impl Iterator<Item = &'a Sample> {
+    pub fn find<'a>(
+        &'a self,
+        name: &'a str,
+        labels: &'a [(&str, &str)],
+    ) -> impl Iterator<Item = &'a MetricSample> {
         self.samples.iter().filter(move |sample| {
             let has =
                 |(key, value): &(&str, &str)| sample.labels.get(*key).is_some_and(|found| found == value);
@@ -50,7 +54,7 @@ impl Metrics {
 }
 
 /// `name{key="value",...} value [timestamp]`
-fn sample(line: &str) -> Option<Sample> {
+fn sample(line: &str) -> Option<MetricSample> {
     let end = line.find(['{', ' '])?;
     let (name, mut rest) = line.split_at(end);
     let mut labels = BTreeMap::new();
@@ -65,7 +69,7 @@ fn sample(line: &str) -> Option<Sample> {
         rest = rest.strip_prefix('}')?;
     }
     let value = rest.split_whitespace().next()?.parse().ok()?;
-    Some(Sample { name: name.to_owned(), labels, value })
+    Some(MetricSample { name: name.to_owned(), labels, value })
 }
 
 /// The text up to the closing quote, and what follows it.

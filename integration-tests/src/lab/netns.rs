@@ -1,9 +1,9 @@
 //! Network namespaces, and veth links between them and the host.
 
 use super::{
-    claim::Claim,
+    claim::NumberClaim,
     command::ip,
-    scratch::{Lease, prefix, unique},
+    scratch::{LabLease, prefix, unique},
 };
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
@@ -25,24 +25,24 @@ const SUBNETS: u32 = 1 << 14;
 /// A network namespace with nothing but loopback in it. Clones are the same namespace; the last
 /// one dropped deletes it.
 #[derive(Clone, Debug)]
-pub struct Namespace(Arc<Inner>);
+pub struct Namespace(Arc<NamespaceInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct NamespaceInner {
     name: String,
     file: File,
     links: AtomicUsize,
-    _lease: Lease,
+    _lease: LabLease,
 }
 
 impl Namespace {
     /// Makes a namespace; `kind` becomes part of its name.
     pub fn new(kind: &str) -> Result<Self> {
-        let lease = Lease::take()?;
+        let lease = LabLease::take()?;
         let name = unique(kind);
         ip(&format!("netns add {name}"))?;
         let file = File::open(format!("/run/netns/{name}"))?;
-        let inner = Inner { name, file, links: AtomicUsize::new(0), _lease: lease };
+        let inner = NamespaceInner { name, file, links: AtomicUsize::new(0), _lease: lease };
         ip(&format!("-n {} link set lo up", inner.name))?;
         Ok(Self(Arc::new(inner)))
     }
@@ -69,7 +69,7 @@ impl Namespace {
     }
 }
 
-impl Drop for Inner {
+impl Drop for NamespaceInner {
     fn drop(&mut self) {
         if let Err(error) = ip(&format!("netns delete {}", self.name)) {
             eprintln!("{error:#}");
@@ -87,7 +87,7 @@ pub struct Link {
     host_ip: Ipv4Addr,
     peer_ip: Ipv4Addr,
     namespace: Namespace,
-    _subnet: Claim,
+    _subnet: NumberClaim,
 }
 
 impl Link {
@@ -104,7 +104,7 @@ impl Link {
 
     fn make(host: Option<Namespace>, namespace: &Namespace) -> Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let subnet = Claim::take("subnet", SUBNETS)?;
+        let subnet = NumberClaim::take("subnet", SUBNETS)?;
         let [_, _, high, low] = (subnet.number() * 4).to_be_bytes();
         let link = Self {
             host,

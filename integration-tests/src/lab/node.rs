@@ -12,16 +12,16 @@ use anyhow::{Context, Result};
 use headstart_ebpf::auth::Key;
 use serde_json::Value;
 
-use crate::lab::client::{self, Failure, Reply};
+use crate::lab::client::{self, ClientFailure, HttpReply};
 use crate::lab::site::LIMIT;
-use crate::lab::{Agent, AgentSetup, Link, Namespace, Scratch, binary, cli, privilege, run};
+use crate::lab::{AgentSetup, Link, Namespace, RunningAgent, Scratch, binary, cli, privilege, run};
 
 /// How long a client tries where it is to get no answer: its SYN, and one retransmission a second later.
 const IN_VAIN: Duration = Duration::from_millis(1_500);
 
 /// A node, a client, and the link between them.
 #[derive(Debug)]
-pub struct Node {
+pub struct TestNode {
     /// The node's end is its host end.
     pub link: Link,
     /// Where the agent runs.
@@ -30,7 +30,7 @@ pub struct Node {
     pub client: Namespace,
 }
 
-impl Node {
+impl TestNode {
     /// None where the machine does not let it be tested, which is said.
     pub fn new() -> Result<Option<Self>> {
         let able = privilege::require_root("namespaces and eBPF programs")
@@ -53,17 +53,17 @@ impl Node {
     }
 
     /// One request from the client.
-    pub fn get(&self, port: u16) -> Result<Reply> {
+    pub fn get(&self, port: u16) -> Result<HttpReply> {
         Ok(get_from(&self.client, self.link.host(port))??)
     }
 
     /// One request from the node itself.
-    pub fn get_locally(&self, port: u16) -> Result<Reply> {
+    pub fn get_locally(&self, port: u16) -> Result<HttpReply> {
         Ok(get_from(&self.node, SocketAddr::from(([127, 0, 0, 1], port)))??)
     }
 
     /// A request that is to fail, soon.
-    pub fn get_in_vain(&self, from: &Namespace, target: SocketAddr) -> Result<Failure> {
+    pub fn get_in_vain(&self, from: &Namespace, target: SocketAddr) -> Result<ClientFailure> {
         let tried = from.enter(|| client::get(target, "/", IN_VAIN))?;
         tried.err().with_context(|| format!("{target} has answered"))
     }
@@ -94,7 +94,7 @@ impl Node {
 }
 
 /// One request from `namespace`.
-pub fn get_from(namespace: &Namespace, target: SocketAddr) -> Result<Result<Reply, Failure>> {
+pub fn get_from(namespace: &Namespace, target: SocketAddr) -> Result<Result<HttpReply, ClientFailure>> {
     namespace.enter(|| client::get(target, "/", LIMIT))
 }
 
@@ -109,7 +109,7 @@ pub fn headstart(what: &str, target: SocketAddr, id: u32, keys: Option<&KeyFile>
 }
 
 /// The newest timeline of a function, once it is complete as far as ready.
-pub fn newest_start(agent: &Agent, name: &str) -> Result<Value> {
+pub fn newest_start(agent: &RunningAgent, name: &str) -> Result<Value> {
     cli::eventually(&format!("a timeline of {name} with ready"), LIMIT, || {
         let starts = agent.starts()?;
         let own = starts.as_array().and_then(|all| all.iter().rfind(|start| start["function"] == name));
@@ -118,7 +118,7 @@ pub fn newest_start(agent: &Agent, name: &str) -> Result<Value> {
 }
 
 /// What started the function last.
-pub fn trigger(agent: &Agent, name: &str) -> Result<String> {
+pub fn trigger(agent: &RunningAgent, name: &str) -> Result<String> {
     let start = newest_start(agent, name)?;
     start["trigger"].as_str().map(str::to_owned).with_context(|| format!("no trigger in {start}"))
 }

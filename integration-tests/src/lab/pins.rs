@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::scratch::{Lease, unique};
+use super::scratch::{LabLease, unique};
 
 /// Where the file system for pins is mounted (bpf(2), "BPF filesystem").
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// A name below [`BPFFS`] that no other agent uses. Whatever is pinned there is unpinned on drop.
 #[derive(Debug)]
-pub(super) struct Pins {
+pub(super) struct PinDirectory {
     path: PathBuf,
-    _lease: Lease,
+    _lease: LabLease,
 }
 
-impl Pins {
+impl PinDirectory {
     /// The name alone: making the directory is the agent's part.
     pub(super) fn new() -> Result<Self> {
-        Ok(Self { path: Path::new(BPFFS).join(unique("pins")), _lease: Lease::take()? })
+        Ok(Self { path: Path::new(BPFFS).join(unique("pins")), _lease: LabLease::take()? })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -29,7 +29,7 @@ impl Pins {
     }
 }
 
-impl Drop for Pins {
+impl Drop for PinDirectory {
     fn drop(&mut self) {
         remove(&self.path);
     }

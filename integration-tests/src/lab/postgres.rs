@@ -4,7 +4,7 @@ use super::{
     claim::free_port,
     command::run,
     netns::Namespace,
-    process::Process,
+    process::ChildProcess,
     scratch::{Scratch, unique},
     target_dir,
 };
@@ -29,7 +29,7 @@ const SUPERUSER_PASSWORD: &str = "superuser-5up3r-s3cret";
 /// Part of the template's name: change it with anything that goes into the template.
 const TEMPLATE_VERSION: &str = "2";
 
-/// How a [`Postgres`] is to run.
+/// How a [`PostgresServer`] runs.
 #[derive(Clone, Debug, Default)]
 pub struct PostgresSetup {
     place: Option<(Namespace, SocketAddr)>,
@@ -44,7 +44,7 @@ impl PostgresSetup {
         self
     }
 
-    /// With TLS, under a certificate for its address: see [`Postgres::ca_file`].
+    /// With TLS, under a certificate for its address: see [`PostgresServer::ca_file`].
     pub fn tls(mut self) -> Self {
         self.tls = true;
         for setting in [("ssl", "on"), ("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key")] {
@@ -60,7 +60,7 @@ impl PostgresSetup {
     }
 
     /// Starts the server and waits until it accepts connections.
-    pub fn start(self) -> Result<Postgres> {
+    pub fn start(self) -> Result<PostgresServer> {
         let files = Scratch::new("postgres")?;
         let owner = owner()?;
         for directory in ["socket", "home"] {
@@ -85,23 +85,23 @@ impl PostgresSetup {
                 chown(&file, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
             }
         }
-        let mut postgres = Postgres { setup: self, address, server: None, files };
+        let mut postgres = PostgresServer { setup: self, address, server: None, files };
         postgres.start()?;
         Ok(postgres)
     }
 }
 
-/// A running server with user [`Postgres::USER`] and database [`Postgres::DATABASE`]. Passwords are
+/// A running server with user [`PostgresServer::USER`] and database [`PostgresServer::DATABASE`]. Passwords are
 /// checked with SCRAM on every way in. Stopped and removed on drop.
 #[derive(Debug)]
-pub struct Postgres {
+pub struct PostgresServer {
     setup: PostgresSetup,
     address: SocketAddr,
-    server: Option<Process>,
+    server: Option<ChildProcess>,
     files: Scratch,
 }
 
-impl Postgres {
+impl PostgresServer {
     /// The role that functions use.
     pub const USER: &'static str = "app";
     /// Its password: striking enough to be searched for in logs.
@@ -160,7 +160,7 @@ impl Postgres {
         psql(&self.socket_dir(), self.address.port(), login, text)
     }
 
-    /// Starts it after [`Postgres::stop`].
+    /// Starts it after [`PostgresServer::stop`].
     pub fn start(&mut self) -> Result<()> {
         let mut command = as_owner("postgres")?;
         command.current_dir(self.files.path().join("home"));
@@ -170,8 +170,8 @@ impl Postgres {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let server = match &self.setup.place {
-            Some((namespace, _)) => namespace.enter(|| Process::spawn(&mut command))??,
-            None => Process::spawn(&mut command)?,
+            Some((namespace, _)) => namespace.enter(|| ChildProcess::spawn(&mut command))??,
+            None => ChildProcess::spawn(&mut command)?,
         };
         server.wait_line(READY, LIMIT)?;
         self.server = Some(server);
@@ -207,11 +207,11 @@ impl Postgres {
 
     /// What the server has logged since its last start.
     pub fn log(&self) -> String {
-        self.server.as_ref().map(Process::log).unwrap_or_default()
+        self.server.as_ref().map(ChildProcess::log).unwrap_or_default()
     }
 }
 
-impl Drop for Postgres {
+impl Drop for PostgresServer {
     fn drop(&mut self) {
         // SIGQUIT is immediate and, other than SIGKILL, frees the shared memory.
         if let Some(server) = &mut self.server
@@ -274,9 +274,10 @@ fn make_template(destination: &Path) -> Result<()> {
 
     let mut command = as_owner("postgres")?;
     command.current_dir(&data).arg("-D").arg(&data).args(["-h", "", "-k"]).arg(&data);
-    let mut server = Process::spawn(&mut command)?;
+    let mut server = ChildProcess::spawn(&mut command)?;
     server.wait_line(READY, LIMIT)?;
-    let (user, password, database) = (Postgres::USER, Postgres::PASSWORD, Postgres::DATABASE);
+    let (user, password, database) =
+        (PostgresServer::USER, PostgresServer::PASSWORD, PostgresServer::DATABASE);
     let role = format!("create role {user} login password '{password}'");
     for statement in [role, format!("create database {database} owner {user}")] {
         psql(&data, 5432, ("postgres", SUPERUSER_PASSWORD, "postgres"), &statement)?;

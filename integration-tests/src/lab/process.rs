@@ -22,33 +22,33 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// A running child process. Killed and reaped on drop.
 #[derive(Debug)]
-pub struct Process {
+pub struct ChildProcess {
     text: String,
     child: Child,
     pidfd: OwnedFd,
-    log: Arc<Log>,
+    log: Arc<ProcessLog>,
 }
 
 #[derive(Debug, Default)]
-struct Log {
-    state: Mutex<State>,
+struct ProcessLog {
+    state: Mutex<LogState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    lines: Vec<(Source, String)>,
+struct LogState {
+    lines: Vec<(OutputPipe, String)>,
     open_pipes: usize,
     ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+enum OutputPipe {
     Stdout,
     Stderr,
 }
 
-impl Process {
+impl ChildProcess {
     /// Starts `command` with its output captured.
     pub fn spawn(command: &mut Command) -> Result<Self> {
         let text = command.get_program().to_string_lossy().into_owned();
@@ -67,13 +67,13 @@ impl Process {
 
     fn adopt(text: String, mut child: Child) -> Result<Self> {
         let pidfd = pidfd(child.id())?;
-        let log = Arc::new(Log::default());
+        let log = Arc::new(ProcessLog::default());
         log.lock().open_pipes = 2;
         if let Some(pipe) = child.stdout.take() {
-            log.collect(Source::Stdout, pipe);
+            log.collect(OutputPipe::Stdout, pipe);
         }
         if let Some(pipe) = child.stderr.take() {
-            log.collect(Source::Stderr, pipe);
+            log.collect(OutputPipe::Stderr, pipe);
         }
         let (watched, watcher) = (pidfd.try_clone()?, Arc::clone(&log));
         thread::spawn(move || {
@@ -149,10 +149,10 @@ impl Process {
 
     /// Everything printed to standard output so far.
     pub fn stdout(&self) -> String {
-        self.lines(|source| source == Source::Stdout)
+        self.lines(|source| source == OutputPipe::Stdout)
     }
 
-    fn lines(&self, wanted: impl Fn(Source) -> bool) -> String {
+    fn lines(&self, wanted: impl Fn(OutputPipe) -> bool) -> String {
         if self.ended_within(Duration::ZERO) {
             self.log.drain();
         }
@@ -164,19 +164,19 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-impl Log {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl ProcessLog {
+    fn lock(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn collect(self: &Arc<Self>, source: Source, pipe: impl Read + Send + 'static) {
+    fn collect(self: &Arc<Self>, source: OutputPipe, pipe: impl Read + Send + 'static) {
         let log = Arc::clone(self);
         thread::spawn(move || {
             for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {

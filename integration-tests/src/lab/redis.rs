@@ -1,21 +1,21 @@
 //! A real Redis on loopback.
 
-use super::{claim::free_port, process::Process, scratch::Scratch};
+use super::{claim::free_port, process::ChildProcess, scratch::Scratch};
 use anyhow::Result;
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const READY: &str = "Ready to accept connections";
 
-/// A running server with user [`Redis::USER`]. Killed and removed on drop.
+/// A running server with user [`RedisServer::USER`]. Killed and removed on drop.
 #[derive(Debug)]
-pub struct Redis {
+pub struct RedisServer {
     address: SocketAddr,
-    _server: Process,
+    _server: ChildProcess,
     files: Scratch,
 }
 
-impl Redis {
+impl RedisServer {
     /// The user that functions use.
     pub const USER: &'static str = "app";
     /// Its password: striking enough to be searched for in logs.
@@ -34,7 +34,7 @@ impl Redis {
         );
         let config = files.path().join("redis.conf");
         fs::write(&config, text)?;
-        let server = Process::spawn(Command::new("redis-server").arg(config))?;
+        let server = ChildProcess::spawn(Command::new("redis-server").arg(config))?;
         server.wait_line(READY, LIMIT)?;
         Ok(Self { address, _server: server, files })
     }

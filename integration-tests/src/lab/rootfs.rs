@@ -2,7 +2,7 @@
 
 use super::{
     command::run_within,
-    docker::Docker,
+    docker::DockerDaemon,
     scratch::{Scratch, unique},
     target_dir, workspace,
 };
@@ -73,7 +73,7 @@ impl Rootfs {
     }
 
     /// Imports it into Docker under a tag of its own.
-    pub fn docker_image(&self, docker: &Arc<Docker>) -> Result<DockerImage> {
+    pub fn docker_image(&self, docker: &Arc<DockerDaemon>) -> Result<DockerImage> {
         let archive = Scratch::new("image")?;
         let tar = archive.path().join("rootfs.tar");
         run_within(
@@ -91,7 +91,7 @@ impl Rootfs {
 #[derive(Debug)]
 pub struct DockerImage {
     tag: String,
-    docker: Arc<Docker>,
+    docker: Arc<DockerDaemon>,
 }
 
 impl DockerImage {

@@ -30,7 +30,7 @@ pub fn unique(kind: &str) -> String {
 /// The right of this process to have things in the laboratory. The first clears what dead
 /// processes left behind; the last one dropped removes this process's directory.
 #[derive(Debug)]
-pub struct Lease(());
+pub struct LabLease(());
 
 #[derive(Debug)]
 struct Registry {
@@ -40,7 +40,7 @@ struct Registry {
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry { leases: 0, lock: None });
 
-impl Lease {
+impl LabLease {
     /// Takes part in this process's laboratory.
     pub fn take() -> Result<Self> {
         let mut registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,7 +53,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for LabLease {
     fn drop(&mut self) {
         let mut registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
         registry.leases -= 1;
@@ -69,13 +69,13 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
-    _lease: Lease,
+    _lease: LabLease,
 }
 
 impl Scratch {
     /// Makes an empty directory.
     pub fn new(kind: &str) -> Result<Self> {
-        let lease = Lease::take()?;
+        let lease = LabLease::take()?;
         let path = own_dir().join(unique(kind));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self { path, _lease: lease })

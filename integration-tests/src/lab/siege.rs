@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::lab::flood::{Flood, Running, Spoofed};
-use crate::lab::node::{KeyFile, Node};
-use crate::lab::site::{Function, LIMIT};
-use crate::lab::{Agent, Link, Namespace, cli, fixture};
+use crate::lab::flood::{Flood, FloodProcess, SpoofedRoutes};
+use crate::lab::node::{KeyFile, TestNode};
+use crate::lab::site::{LIMIT, TestFunction};
+use crate::lab::{Link, Namespace, RunningAgent, cli, fixture};
 
 /// The function that starts early for clients with a key only.
 pub const CLOSED: &str = "closed";
@@ -39,28 +39,28 @@ pub fn last_cpu() -> Result<usize> {
 #[derive(Debug)]
 pub struct Siege {
     /// On the node.
-    pub agent: Agent,
+    pub agent: RunningAgent,
     /// The function for clients with a key: parked, so that its starts are short.
-    pub closed: Function,
+    pub closed: TestFunction,
     /// The client's key.
     pub keys: KeyFile,
     open: Vec<(String, u16)>,
-    _program: Function,
-    _routes: Spoofed,
+    _program: TestFunction,
+    _routes: SpoofedRoutes,
     attack: Link,
     decoy: Link,
     /// The node and its client.
-    pub node: Node,
+    pub node: TestNode,
 }
 
 impl Siege {
     /// An agent with so many open functions, of which none runs. None where the machine does not let it be.
     pub fn new(open: u16) -> Result<Option<Self>> {
-        let Some(node) = Node::new()? else { return Ok(None) };
+        let Some(node) = TestNode::new()? else { return Ok(None) };
         let (attacker, elsewhere) = (Namespace::new("attacker")?, Namespace::new("elsewhere")?);
         let decoy = Link::between(&elsewhere, &attacker)?;
         let attack = Link::between(&node.node, &attacker)?;
-        let routes = Spoofed::route(&attack)?;
+        let routes = SpoofedRoutes::route(&attack)?;
         let keys = KeyFile::new(&[(1, KEY)])?;
         let closed = fixture::function("plain", "oci", "id = 7\nrequire_auth = \"wake\"")?;
 
@@ -97,16 +97,16 @@ impl Siege {
     }
 
     /// SYNs to every function, as fast as one core sends them.
-    pub fn flood(&self, lasting: Duration) -> Result<Running> {
+    pub fn flood(&self, lasting: Duration) -> Result<FloodProcess> {
         self.send(&self.attack, lasting)
     }
 
     /// The same to a network where there is no node: what the sender alone takes from this machine.
-    pub fn flood_elsewhere(&self, lasting: Duration) -> Result<Running> {
+    pub fn flood_elsewhere(&self, lasting: Duration) -> Result<FloodProcess> {
         self.send(&self.decoy, lasting)
     }
 
-    fn send(&self, link: &Link, lasting: Duration) -> Result<Running> {
+    fn send(&self, link: &Link, lasting: Duration) -> Result<FloodProcess> {
         let mut ports: Vec<_> = self.open.iter().map(|(_, port)| *port).collect();
         ports.push(self.closed.port);
         Flood::new(link, &ports)?.lasting(lasting).cpu(last_cpu()?).start()

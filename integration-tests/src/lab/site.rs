@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::lab::client::{self, Reply};
+use crate::lab::client::{self, HttpReply};
 use crate::lab::{
-    Agent, AgentSetup, Distance, Docker, DockerImage, Link, Namespace, Postgres, PostgresSetup, Rootfs,
-    free_port, unique,
+    AgentSetup, Distance, DockerDaemon, DockerImage, Link, Namespace, PostgresServer, PostgresSetup, Rootfs,
+    RunningAgent, free_port, unique,
 };
 
 /// Longest wait for anything that takes milliseconds when all is well.
@@ -42,7 +42,7 @@ pub struct Site {
     // In this order they are taken down: delays before the links they are on.
     distances: [Distance; 2],
     /// The database, in a namespace of its own.
-    pub postgres: Postgres,
+    pub postgres: PostgresServer,
     /// The host's end is where the agent watches for SYNs.
     pub link: Link,
     /// The host's end is where the agent's connections to the database begin.
@@ -89,8 +89,8 @@ impl Site {
             "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\n\
              database = \"{}\"\npassword_file = {:?}\n{tls}pool = {pool}\n",
             self.postgres.address(),
-            Postgres::USER,
-            Postgres::DATABASE,
+            PostgresServer::USER,
+            PostgresServer::DATABASE,
             self.password_file()?,
         ))
     }
@@ -103,17 +103,17 @@ impl Site {
     }
 
     /// An agent that watches the client's link, if `syn`, and serves `orders` as given.
-    pub fn agent(&self, syn: bool, function: &Function) -> Result<Agent> {
+    pub fn agent(&self, syn: bool, function: &TestFunction) -> Result<RunningAgent> {
         self.agent_for("orders", syn, function)
     }
 
     /// The same under another name, which its containers, cgroups and labels then bear.
-    pub fn agent_for(&self, name: &str, syn: bool, function: &Function) -> Result<Agent> {
+    pub fn agent_for(&self, name: &str, syn: bool, function: &TestFunction) -> Result<RunningAgent> {
         let mut setup = unbounded();
         if syn {
             setup = setup.interface(self.link.host_if());
         }
-        if let Kind::Docker { docker, .. } = &function.kind {
+        if let FunctionKind::Docker { docker, .. } = &function.kind {
             setup = setup.docker(docker);
         }
         let backend = self.backend("{ min_idle = 2, max = 16 }")?;
@@ -123,7 +123,7 @@ impl Site {
     }
 
     /// One request from the client's network, on a new connection that sends at once.
-    pub fn get(&self, port: u16, path: &str) -> Result<Reply> {
+    pub fn get(&self, port: u16, path: &str) -> Result<HttpReply> {
         let target = self.link.host(port);
         self.client.enter(|| client::get(target, path, LIMIT))?.with_context(|| format!("GET {path}"))
     }
@@ -138,13 +138,13 @@ pub fn unbounded() -> AgentSetup {
 
 /// How a function is run.
 #[derive(Debug)]
-pub enum Kind {
+pub enum FunctionKind {
     /// `runtime = "oci"`.
     Oci(Rootfs),
     /// `runtime = "docker"`.
     Docker {
         /// The daemon.
-        docker: Arc<Docker>,
+        docker: Arc<DockerDaemon>,
         /// The function.
         image: DockerImage,
     },
@@ -152,13 +152,13 @@ pub enum Kind {
     Process(Program),
 }
 
-impl Kind {
+impl FunctionKind {
     /// A root filesystem, made ready for `runtime`.
     pub fn of(runtime: &str, rootfs: Rootfs) -> Result<Self> {
         Ok(match runtime {
             "oci" => Self::Oci(rootfs),
             "docker" => {
-                let docker = Docker::shared()?;
+                let docker = DockerDaemon::shared()?;
                 Self::Docker { image: rootfs.docker_image(&docker)?, docker }
             }
             _ => Self::Process(Program::copy(&rootfs)?),
@@ -189,21 +189,21 @@ impl Drop for Program {
 
 /// A function to serve.
 #[derive(Debug)]
-pub struct Function {
+pub struct TestFunction {
     /// Where it listens, on every address.
     pub port: u16,
     /// Containers kept parked.
     pub prepared: usize,
     /// How it is run.
-    pub kind: Kind,
+    pub kind: FunctionKind,
     /// Further keys of its section.
     pub keys: String,
 }
 
-impl Function {
+impl TestFunction {
     /// An example, on a free port, with one parked container.
     pub fn example(name: &str, runtime: &str) -> Result<Self> {
-        let kind = Kind::of(runtime, Rootfs::example(name)?)?;
+        let kind = FunctionKind::of(runtime, Rootfs::example(name)?)?;
         Ok(Self { port: free_port()?.port(), prepared: 1, kind, keys: String::new() })
     }
 
@@ -216,11 +216,13 @@ impl Function {
         );
         let inside = |rootfs: &Rootfs| format!("command = [{:?}]", rootfs.command());
         let written = match &self.kind {
-            Kind::Oci(rootfs) => {
+            FunctionKind::Oci(rootfs) => {
                 write!(text, "runtime = \"oci\"\nrootfs = {:?}\n{}\n", rootfs.path(), inside(rootfs))
             }
-            Kind::Docker { image, .. } => write!(text, "runtime = \"docker\"\nimage = {:?}\n", image.tag()),
-            Kind::Process(Program(path)) => {
+            FunctionKind::Docker { image, .. } => {
+                write!(text, "runtime = \"docker\"\nimage = {:?}\n", image.tag())
+            }
+            FunctionKind::Process(Program(path)) => {
                 write!(text, "runtime = \"process\"\ncommand = [{:?}]\n", path.display().to_string())
             }
         };
@@ -229,7 +231,7 @@ impl Function {
     }
 
     /// Waits until it is cold, its containers are parked, and nothing of an earlier instance is left.
-    pub fn rest(&self, agent: &Agent, name: &str) -> Result<()> {
+    pub fn rest(&self, agent: &RunningAgent, name: &str) -> Result<()> {
         let prepared = self.prepared;
         agent.wait_function(name, "at rest", LIMIT, |function| {
             function["state"] == "cold" && function["prepared"] == prepared && function["removing"] == 0
@@ -238,7 +240,7 @@ impl Function {
     }
 
     /// Stops its instance and waits for rest: the next request is a cold one.
-    pub fn cool(&self, agent: &Agent, name: &str) -> Result<()> {
+    pub fn cool(&self, agent: &RunningAgent, name: &str) -> Result<()> {
         agent.stop_function(name)?;
         self.rest(agent, name)
     }

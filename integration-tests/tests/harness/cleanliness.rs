@@ -5,9 +5,9 @@ use headstart_integration_tests::{
     evidence::usual::Usual,
     lab::cli,
     lab::client,
-    lab::leaks::{Watch, descriptors},
+    lab::leaks::{LeakWatch, descriptors},
     lab::privilege,
-    lab::{self, Delay, Docker, Link, Namespace, Postgres, Process, Scratch},
+    lab::{self, ChildProcess, Delay, DockerDaemon, Link, Namespace, PostgresServer, Scratch},
 };
 use nix::sys::signal::Signal;
 use std::{env, fs, fs::File, path::Path, sync::Arc, thread, time::Duration};
@@ -21,12 +21,12 @@ fn what_is_left_is_found() {
         return;
     }
     let site = Namespace::new("leak").unwrap();
-    let watch = Watch::default().name(site.name()).process(std::process::id());
+    let watch = LeakWatch::default().name(site.name()).process(std::process::id());
     assert!(watch.snapshot().unwrap().beyond(&Default::default()).contains(&leak(&site)));
 
     let name = site.name().to_owned();
     drop(site);
-    let before = Watch::default().name(&name);
+    let before = LeakWatch::default().name(&name);
     assert_eq!(before.leaked_since(&Default::default(), LIMIT).unwrap(), Vec::<String>::new());
 
     let own = std::process::id();
@@ -44,7 +44,7 @@ fn dropping_everything_leaves_nothing() {
     if !can_network() || !privilege::require_tools(&["runc", "/usr/lib/postgresql"]) {
         return;
     }
-    let mut child = Process::spawn(&mut copy_of_this_test("cleanliness::life_of_a_run", NEXT)).unwrap();
+    let mut child = ChildProcess::spawn(&mut copy_of_this_test("cleanliness::life_of_a_run", NEXT)).unwrap();
     let (prefix, directory) = (format!("hs{}", child.id()), lab_directory(child.id()));
     let status = child.wait(LIMIT * 3).unwrap();
     assert!(status.success(), "{}", child.log());
@@ -56,7 +56,8 @@ fn the_next_run_clears_what_a_killed_one_left() {
     if !can_network() || !privilege::require_tools(&["runc", "dockerd", "/usr/lib/postgresql"]) {
         return;
     }
-    let mut child = Process::spawn(&mut copy_of_this_test("cleanliness::life_of_a_run", DOOMED)).unwrap();
+    let mut child =
+        ChildProcess::spawn(&mut copy_of_this_test("cleanliness::life_of_a_run", DOOMED)).unwrap();
     let (prefix, directory) = (format!("hs{}", child.id()), lab_directory(child.id()));
     child.wait_line("all is up", LIMIT * 3).unwrap();
     assert!(!watch(&prefix).snapshot().unwrap().beyond(&Default::default()).is_empty());
@@ -79,7 +80,7 @@ fn life_of_a_run() {
     }
     let link = Link::connect(&site).unwrap();
     let _delay = Delay::new(&site, Duration::from_millis(2)).unwrap();
-    let _database = Postgres::inside(&site, link.peer(5432)).unwrap();
+    let _database = PostgresServer::inside(&site, link.peer(5432)).unwrap();
     let _files = Scratch::new("files").unwrap();
     let rootfs = plain_function();
     let upstream = lab::free_port().unwrap();
@@ -87,7 +88,7 @@ fn life_of_a_run() {
     let usual = Usual::start(&rootfs, &environment, "127.0.0.1:0".parse().unwrap(), upstream).unwrap();
     client::get(usual.address(), "/", LIMIT).unwrap();
     if plays(DOOMED) {
-        let docker = Docker::start().unwrap();
+        let docker = DockerDaemon::start().unwrap();
         let image = rootfs.docker_image(&Arc::new(docker)).unwrap();
         println!("all is up, {} too", image.tag());
         loop {
@@ -100,8 +101,8 @@ fn lab_directory(process: u32) -> String {
     env::temp_dir().join("headstart-lab").join(process.to_string()).display().to_string()
 }
 
-fn watch(prefix: &str) -> Watch {
-    Watch::default().name(&format!("{prefix}-")).name(&format!("{prefix}v"))
+fn watch(prefix: &str) -> LeakWatch {
+    LeakWatch::default().name(&format!("{prefix}-")).name(&format!("{prefix}v"))
 }
 
 fn assert_nothing_left(prefix: &str, directory: &str) {

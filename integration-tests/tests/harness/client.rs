@@ -1,7 +1,7 @@
 //! The timed clients.
 
 use crate::common::{LIMIT, echo};
-use headstart_integration_tests::lab::client::{self, Lines, Step};
+use headstart_integration_tests::lab::client::{self, LineClient, Step};
 use std::{
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener},
@@ -39,7 +39,7 @@ fn lines_are_answered_one_by_one() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     echo(listener);
-    let mut client = Lines::connect(address, LIMIT).unwrap();
+    let mut client = LineClient::connect(address, LIMIT).unwrap();
     for line in ["one", "two", ""] {
         assert_eq!(client.ask(line).unwrap(), line);
     }

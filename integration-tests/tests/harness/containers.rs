@@ -4,9 +4,9 @@ use crate::common::{LIMIT, plain_function};
 use headstart_integration_tests::{
     evidence::usual::Usual,
     lab::client,
-    lab::leaks::Watch,
+    lab::leaks::LeakWatch,
     lab::privilege,
-    lab::{Docker, Rootfs, free_port},
+    lab::{DockerDaemon, Rootfs, free_port},
 };
 use std::{thread, time::Duration};
 
@@ -36,9 +36,9 @@ fn docker_runs_an_image_of_ours() {
     if !privilege::require_root("dockerd") || !privilege::require_tools(&["docker", "dockerd", "runc"]) {
         return;
     }
-    let docker = Docker::shared().unwrap();
+    let docker = DockerDaemon::shared().unwrap();
     let image = plain_function().docker_image(&docker).unwrap();
-    let watch = Watch::default().docker(&docker, "label=harness");
+    let watch = LeakWatch::default().docker(&docker, "label=harness");
     let before = watch.snapshot().unwrap();
     let id = docker.run(&["run", "-d", "--network=none", "--label=harness", image.tag()]).unwrap();
     let states = docker.run(&["ps", "--no-trunc", "--format={{.ID}} {{.State}}"]).unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use headstart_integration_tests::lab::flood::{Flood, Spoofed, Tag, send_frames};
+use headstart_integration_tests::lab::flood::{Flood, FloodTag, SpoofedRoutes, send_frames};
 use headstart_integration_tests::lab::{Link, Namespace, cli};
 
 use crate::common::{LIMIT, can_network};
@@ -18,10 +18,12 @@ fn a_flood_of_well_formed_syns_arrives_and_is_answered_inside() {
     }
     let (node, attacker) = (Namespace::new("node").unwrap(), Namespace::new("attacker").unwrap());
     let link = Link::between(&node, &attacker).unwrap();
-    let _routes = Spoofed::route(&link).unwrap();
+    let _routes = SpoofedRoutes::route(&link).unwrap();
     let target = link.host(8081);
     let _listener = node.enter(|| TcpListener::bind(target).unwrap()).unwrap();
-    for tag in [Tag::None, Tag::Open(7), Tag::Authenticated { function: 7, number: 1, key: KEY }] {
+    for tag in
+        [FloodTag::None, FloodTag::Open(7), FloodTag::Authenticated { function: 7, number: 1, key: KEY }]
+    {
         let before = counters(&node);
         let flood = Flood::new(&link, &[target.port()]).unwrap().lasting(Duration::from_millis(500));
         let sent = flood.tag(tag).cpu(0).start().unwrap().join().unwrap();

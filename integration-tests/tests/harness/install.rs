@@ -2,7 +2,7 @@
 
 use headstart_integration_tests::{
     lab::privilege,
-    lab::{self, Process},
+    lab::{self, ChildProcess},
 };
 use std::{os::unix::process::CommandExt, process::Command, time::Duration};
 
@@ -26,7 +26,7 @@ fn a_user_is_told_what_is_needed_and_why() {
     }
     let mut command = installer();
     command.uid(65534).gid(65534).env("HEADSTART_INSTALL_PRETEND_MISSING", "runc");
-    let mut process = Process::spawn(&mut command).unwrap();
+    let mut process = ChildProcess::spawn(&mut command).unwrap();
     let status = process.wait(Duration::from_secs(20)).unwrap();
     let log = process.log();
     assert_eq!(status.code(), Some(1), "{log}");

@@ -2,7 +2,7 @@
 
 use crate::common::{LIMIT, can_network, connect_time, echo, echo_server};
 use headstart_integration_tests::{
-    lab::client::Lines,
+    lab::client::LineClient,
     lab::{self, Delay, Link, Namespace},
 };
 use std::{
@@ -22,7 +22,7 @@ fn a_client_in_a_namespace_reaches_the_host() {
     let target = listener.local_addr().unwrap();
     echo(listener);
 
-    let mut client = site.enter(|| Lines::connect(target, LIMIT)).unwrap().unwrap();
+    let mut client = site.enter(|| LineClient::connect(target, LIMIT)).unwrap().unwrap();
     assert_eq!(client.ask("hello").unwrap(), "hello");
     assert!(client.timings().connect < client.timings().first_byte);
 }
@@ -35,7 +35,7 @@ fn the_host_reaches_a_server_in_a_namespace() {
     let site = Namespace::new("server").unwrap();
     let link = Link::connect(&site).unwrap();
     echo_server(&site, link.peer(7000));
-    assert_eq!(Lines::connect(link.peer(7000), LIMIT).unwrap().ask("hello").unwrap(), "hello");
+    assert_eq!(LineClient::connect(link.peer(7000), LIMIT).unwrap().ask("hello").unwrap(), "hello");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_server_can_be_far_away_too() {
     let _delay = Delay::new(&site, round_trip).unwrap();
     assert_round_trip(connect_time(link.peer(7000)), round_trip);
 
-    let mut client = Lines::connect(link.peer(7000), LIMIT).unwrap();
+    let mut client = LineClient::connect(link.peer(7000), LIMIT).unwrap();
     client.ask("hello").unwrap();
     let both = client.timings().total;
     assert!(both > round_trip * 2, "a handshake and an answer took {both:?}");

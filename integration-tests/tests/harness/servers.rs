@@ -3,7 +3,7 @@
 use crate::common::{LIMIT, can_network, connect_time};
 use headstart_integration_tests::{
     lab::privilege,
-    lab::{Delay, Link, Namespace, Postgres, PostgresSetup},
+    lab::{Delay, Link, Namespace, PostgresServer, PostgresSetup},
 };
 use std::{io::Read, net::TcpStream, time::Duration};
 
@@ -22,7 +22,7 @@ fn a_database_on_loopback_is_ready_with_its_user() {
     assert_eq!(database.sql("show max_connections").unwrap(), "17");
     let kept = database.admin_sql("select rolpassword from pg_authid where rolname = 'app'").unwrap();
     assert!(kept.starts_with("SCRAM-SHA-256"), "{kept}");
-    assert!(!database.log().contains(Postgres::PASSWORD));
+    assert!(!database.log().contains(PostgresServer::PASSWORD));
     assert!(database.socket_dir().join(format!(".s.PGSQL.{}", database.address().port())).exists());
     assert!(database.url().contains("app:"));
     assert!(database.password_file().unwrap().exists());
@@ -33,7 +33,7 @@ fn a_restart_breaks_connections_and_keeps_data_and_address() {
     if !can_serve() {
         return;
     }
-    let mut database = Postgres::on_loopback().unwrap();
+    let mut database = PostgresServer::on_loopback().unwrap();
     database.sql("create table kept as select 42 as answer").unwrap();
     let mut connection = TcpStream::connect(database.address()).unwrap();
     database.restart().unwrap();
@@ -54,7 +54,7 @@ fn a_database_can_be_a_round_trip_away() {
     }
     let site = Namespace::new("database").unwrap();
     let link = Link::connect(&site).unwrap();
-    let database = Postgres::inside(&site, link.peer(5432)).unwrap();
+    let database = PostgresServer::inside(&site, link.peer(5432)).unwrap();
     let _delay = Delay::new(&site, Duration::from_millis(5)).unwrap();
     assert!(connect_time(database.address()) >= Duration::from_millis(4));
     // The unix socket is a way around the network, for checks that must not be slow.

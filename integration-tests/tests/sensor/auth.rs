@@ -4,9 +4,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use headstart_integration_tests::lab::client::Step;
-use headstart_integration_tests::lab::node::{KeyFile, Node, trigger};
-use headstart_integration_tests::lab::site::{Function, LIMIT};
-use headstart_integration_tests::lab::{Agent, cli};
+use headstart_integration_tests::lab::node::{KeyFile, TestNode, trigger};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
+use headstart_integration_tests::lab::{RunningAgent, cli};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -15,7 +15,7 @@ use crate::common::{KEY, OTHER_KEY, assert_cold, count, function};
 /// A SYN that is dropped gets no answer however long one waits.
 const BRIEF: Duration = Duration::from_millis(300);
 
-fn start(node: &Node, keys: &KeyFile, function: &Function) -> Agent {
+fn start(node: &TestNode, keys: &KeyFile, function: &TestFunction) -> RunningAgent {
     let (key, value) = keys.setting();
     let setup = node.watching().lookup(true).syn(key, &value).config(&function.text("closed", &[]));
     let agent = setup.start().unwrap();
@@ -25,7 +25,7 @@ fn start(node: &Node, keys: &KeyFile, function: &Function) -> Agent {
 
 #[test]
 fn wake_starts_early_for_those_with_a_key_only() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let keys = KeyFile::new(&[(1, KEY)]).unwrap();
     let function = function("id = 7\nrequire_auth = \"wake\"");
     let agent = start(&node, &keys, &function);
@@ -50,7 +50,7 @@ fn wake_starts_early_for_those_with_a_key_only() {
 
 #[test]
 fn a_wrong_or_unknown_key_is_as_good_as_none() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let keys = KeyFile::new(&[(1, KEY)]).unwrap();
     let function = function("id = 7\nrequire_auth = \"wake\"");
     let agent = start(&node, &keys, &function);
@@ -69,7 +69,7 @@ fn a_wrong_or_unknown_key_is_as_good_as_none() {
 
 #[test]
 fn connect_refuses_those_without_a_key_before_anything_happens() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let keys = KeyFile::new(&[(1, KEY)]).unwrap();
     let function = function("id = 7\nrequire_auth = \"connect\"");
     let agent = start(&node, &keys, &function);
@@ -90,7 +90,7 @@ fn connect_refuses_those_without_a_key_before_anything_happens() {
 
 #[test]
 fn connect_refuses_also_where_no_interface_is_watched() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let keys = KeyFile::new(&[(1, KEY)]).unwrap();
     let function = function("id = 7\nrequire_auth = \"connect\"");
     let agent = start(&node, &keys, &function);
@@ -106,7 +106,7 @@ fn connect_refuses_also_where_no_interface_is_watched() {
 
 #[test]
 fn keys_are_replaced_without_a_restart() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let keys = KeyFile::new(&[(1, KEY)]).unwrap();
     let (old, new) = (KeyFile::new(&[(1, KEY)]).unwrap(), KeyFile::new(&[(2, OTHER_KEY)]).unwrap());
     let function = function("id = 7\nrequire_auth = \"wake\"");
@@ -136,7 +136,7 @@ fn keys_are_replaced_without_a_restart() {
 
 #[test]
 fn a_function_is_closed_and_opened_again_without_a_restart() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let keys = KeyFile::new(&[(1, KEY)]).unwrap();
     let mut function = function("id = 7");
     let agent = start(&node, &keys, &function);

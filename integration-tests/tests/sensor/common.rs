@@ -1,8 +1,8 @@
 //! What several tests need.
 
 use headstart_integration_tests::lab::node::ip;
-use headstart_integration_tests::lab::site::{Function, LIMIT};
-use headstart_integration_tests::lab::{Agent, Namespace, cli, fixture};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
+use headstart_integration_tests::lab::{Namespace, RunningAgent, cli, fixture};
 
 /// Parked containers make an early start visible: it is over before a client's connection is complete.
 const RUNTIME: &str = "oci";
@@ -12,7 +12,7 @@ pub(crate) const KEY: [u8; 16] = *b"sixteen secret b";
 pub(crate) const OTHER_KEY: [u8; 16] = *b"another secret b";
 
 /// A function that answers, with one parked container. `keys` are further keys of its section.
-pub(crate) fn function(keys: &str) -> Function {
+pub(crate) fn function(keys: &str) -> TestFunction {
     fixture::function("plain", RUNTIME, keys).unwrap()
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn wait_bare(namespace: &Namespace, interface: &str) {
 }
 
 /// The modes in which the agent watches the interface now.
-pub(crate) fn modes(agent: &Agent, interface: &str) -> Vec<String> {
+pub(crate) fn modes(agent: &RunningAgent, interface: &str) -> Vec<String> {
     let metrics = agent.metrics().unwrap();
     let labels = [("interface", interface)];
     let on = metrics.find("headstart_syn_sensor", &labels).filter(|sample| sample.value > 0.0);
@@ -38,7 +38,7 @@ pub(crate) fn modes(agent: &Agent, interface: &str) -> Vec<String> {
 }
 
 /// Waits until the agent watches the interface in one of `wanted`, or not at all if there are none.
-pub(crate) fn wait_modes(agent: &Agent, interface: &str, wanted: &[&str]) -> Vec<String> {
+pub(crate) fn wait_modes(agent: &RunningAgent, interface: &str, wanted: &[&str]) -> Vec<String> {
     let reached = |modes: &[String]| match wanted {
         [] => modes.is_empty(),
         _ => modes.len() == 1 && wanted.contains(&&*modes[0]),
@@ -51,12 +51,12 @@ pub(crate) fn wait_modes(agent: &Agent, interface: &str, wanted: &[&str]) -> Vec
 }
 
 /// The sum of a counter.
-pub(crate) fn count(agent: &Agent, name: &str, labels: &[(&str, &str)]) -> f64 {
+pub(crate) fn count(agent: &RunningAgent, name: &str, labels: &[(&str, &str)]) -> f64 {
     agent.metrics().unwrap().sum(name, labels)
 }
 
 /// Asserts that nothing has started the function.
-pub(crate) fn assert_cold(agent: &Agent, name: &str) {
+pub(crate) fn assert_cold(agent: &RunningAgent, name: &str) {
     let all = agent.functions().unwrap();
     let function = all.as_array().unwrap().iter().find(|function| function["name"] == name).unwrap();
     assert_eq!(function["state"], "cold", "{function}\n{}", agent.log());

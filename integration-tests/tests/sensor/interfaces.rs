@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use headstart_integration_tests::lab::Namespace;
-use headstart_integration_tests::lab::node::{Node, get_from, ip, trigger};
+use headstart_integration_tests::lab::node::{TestNode, get_from, ip, trigger};
 
 use crate::common::{function, has_xdp, modes, wait_modes};
 
@@ -14,7 +14,7 @@ const LATE_CLIENT: &str = "10.214.0.2";
 
 #[test]
 fn an_interface_is_watched_in_native_mode_where_frames_are_large_too() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     for (namespace, interface) in [(&node.node, node.link.host_if()), (&node.client, node.link.peer_if())] {
         ip(namespace, &format!("link set {interface} mtu 9000")).unwrap();
     }
@@ -29,7 +29,7 @@ fn an_interface_is_watched_in_native_mode_where_frames_are_large_too() {
 
 #[test]
 fn where_another_program_has_the_interface_tcx_is_used() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let (first, second) = (function(""), function(""));
     let holder = node.watching().config(&first.text("first", &[])).start().unwrap();
     wait_modes(&holder, node.link.host_if(), &["native", "generic"]);
@@ -50,7 +50,7 @@ fn where_another_program_has_the_interface_tcx_is_used() {
 
 #[test]
 fn an_interface_may_appear_disappear_and_come_back() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let agent = node.agent().interface(LATE).config(&function.text("orders", &[])).start().unwrap();
     assert_eq!(modes(&agent, LATE), Vec::<String>::new());
@@ -73,7 +73,7 @@ fn an_interface_may_appear_disappear_and_come_back() {
 
 #[test]
 fn auto_watches_uplinks_and_no_links_of_containers() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let agent = node.agent().interface("auto").config(&function.text("orders", &[])).start().unwrap();
     assert_eq!(modes(&agent, node.link.host_if()), Vec::<String>::new(), "it leads nowhere yet");

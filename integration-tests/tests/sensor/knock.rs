@@ -4,25 +4,25 @@ use std::net::{SocketAddr, UdpSocket};
 
 use headstart_ebpf::auth::epoch;
 use headstart_ebpf::knock::{self, Knock};
-use headstart_integration_tests::lab::Agent;
+use headstart_integration_tests::lab::RunningAgent;
 use headstart_integration_tests::lab::client::Step;
-use headstart_integration_tests::lab::node::{KeyFile, Node, trigger, words};
-use headstart_integration_tests::lab::site::{Function, LIMIT};
+use headstart_integration_tests::lab::node::{KeyFile, TestNode, trigger, words};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::{lab, lab::cli};
 
 use crate::common::{KEY, OTHER_KEY, assert_cold, count, function};
 
-struct Door {
-    node: Node,
+struct UdpTarget {
+    node: TestNode,
     keys: KeyFile,
-    function: Function,
-    agent: Agent,
+    function: TestFunction,
+    agent: RunningAgent,
     port: u16,
 }
 
-impl Door {
+impl UdpTarget {
     fn new() -> Option<Self> {
-        let node = Node::new().unwrap()?;
+        let node = TestNode::new().unwrap()?;
         let keys = KeyFile::new(&[(1, KEY)]).unwrap();
         let function = function("id = 7\nrequire_auth = \"connect\"");
         let (key, value) = keys.setting();
@@ -56,8 +56,8 @@ impl Door {
 
 #[test]
 fn a_knock_starts_a_function_and_lets_its_sender_in() {
-    let Some(door) = Door::new() else { return };
-    let Door { node, keys, function, agent, port } = &door;
+    let Some(door) = UdpTarget::new() else { return };
+    let UdpTarget { node, keys, function, agent, port } = &door;
     node.knock(*port, 7, keys).unwrap();
     agent.wait_state("closed", "ready", LIMIT).unwrap();
     assert_eq!(trigger(agent, "closed").unwrap(), "knock");
@@ -69,7 +69,7 @@ fn a_knock_starts_a_function_and_lets_its_sender_in() {
 
 #[test]
 fn garbage_and_forgeries_open_nothing() {
-    let Some(door) = Door::new() else { return };
+    let Some(door) = UdpTarget::new() else { return };
     let now = epoch(unix_seconds());
     let knock = |key, number, epoch, id| Knock::new(words(key), number, epoch, id, 42).encode();
     let good = knock(KEY, 1, now, 7);
@@ -96,7 +96,7 @@ fn garbage_and_forgeries_open_nothing() {
 
 #[test]
 fn the_clock_of_a_knock_may_be_one_step_off_and_it_works_once() {
-    let Some(door) = Door::new() else { return };
+    let Some(door) = UdpTarget::new() else { return };
     // An epoch that passes while this runs makes a step of the next one, and nothing of the one before.
     let ahead = epoch(unix_seconds()) + 1;
     let knock = Knock::new(words(KEY), 1, ahead, 7, 1).encode();

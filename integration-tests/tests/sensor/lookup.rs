@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use headstart_integration_tests::lab::node::{Node, get_from, ip, trigger};
+use headstart_integration_tests::lab::node::{TestNode, get_from, ip, trigger};
 use headstart_integration_tests::lab::{Link, Namespace};
 
 use crate::common::{count, function, wait_modes};
 
 #[test]
 fn a_loopback_request_starts_early() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let v4 = function("");
     let v6 = function("");
     let wide = v6.text("v6", &[]).replace("0.0.0.0", "[::]");
@@ -35,7 +35,7 @@ fn a_loopback_request_starts_early() {
 
 #[test]
 fn without_the_lookup_a_loopback_request_starts_when_it_is_accepted() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let agent = node.watching().config(&function.text("orders", &[])).start().unwrap();
     function.rest(&agent, "orders").unwrap();
@@ -46,7 +46,7 @@ fn without_the_lookup_a_loopback_request_starts_when_it_is_accepted() {
 
 #[test]
 fn a_container_behind_a_bridge_starts_functions_early() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let container = Namespace::new("container").unwrap();
     let link = Link::between(&node.node, &container).unwrap();
     // The node's address moves from its end of the container's link to the bridge.
@@ -71,7 +71,7 @@ fn a_container_behind_a_bridge_starts_functions_early() {
 
 #[test]
 fn a_port_that_is_translated_starts_its_function_early() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let rule = format!("-t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports {}", function.port);
     node.node.run(Command::new("iptables").args(rule.split(' '))).unwrap();
@@ -85,7 +85,7 @@ fn a_port_that_is_translated_starts_its_function_early() {
 
 #[test]
 fn a_syn_that_both_sensors_see_is_one_demand() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let agent = node.watching().lookup(true).config(&function.text("orders", &[])).start().unwrap();
     let mut seen = 0.0;

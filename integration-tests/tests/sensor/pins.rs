@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use headstart_integration_tests::lab::node::{Node, trigger};
+use headstart_integration_tests::lab::node::{TestNode, trigger};
 use headstart_integration_tests::lab::site::LIMIT;
 use headstart_integration_tests::lab::{Scratch, cli, free_port};
 
@@ -11,7 +11,7 @@ use crate::common::{function, has_xdp, wait_bare, wait_modes};
 
 #[test]
 fn with_unpin_nothing_is_left_behind() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let setup = node.watching().lookup(true).config(&function.text("orders", &[]));
     let agent = setup.start().unwrap();
@@ -23,7 +23,7 @@ fn with_unpin_nothing_is_left_behind() {
 
 #[test]
 fn pins_outlive_the_agent_and_the_next_one_takes_them_over() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let setup = node.watching().lookup(true).pinned().config(&function.text("orders", &[]));
     let agent = setup.start().unwrap();
@@ -52,7 +52,7 @@ fn pins_outlive_the_agent_and_the_next_one_takes_them_over() {
 
 #[test]
 fn a_second_agent_with_the_same_pins_refuses_and_says_what_to_do() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let agent = node.watching().pinned().config(&function.text("orders", &[])).start().unwrap();
     let files = Scratch::new("second").unwrap();

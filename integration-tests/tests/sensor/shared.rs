@@ -1,12 +1,12 @@
 //! One port for several functions: the SYN's option says which one is meant.
 
-use headstart_integration_tests::lab::node::{Node, trigger};
+use headstart_integration_tests::lab::node::{TestNode, trigger};
 
 use crate::common::{assert_cold, function};
 
 #[test]
 fn two_functions_share_a_port_and_the_option_chooses() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let default = function("");
     let mut seven = function("id = 7");
     seven.port = default.port;
@@ -42,7 +42,7 @@ fn two_functions_share_a_port_and_the_option_chooses() {
 
 #[test]
 fn a_shared_port_without_a_default_gives_strangers_nothing() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let seven = function("id = 7");
     let mut eight = function("id = 8");
     eight.port = seven.port;

@@ -1,6 +1,6 @@
 //! Sources that an operator named: those to ignore, and those to which no budget applies.
 
-use headstart_integration_tests::lab::node::{Node, trigger};
+use headstart_integration_tests::lab::node::{TestNode, trigger};
 
 use crate::common::{assert_cold, count, function};
 
@@ -9,7 +9,7 @@ const BURST: usize = 6;
 
 #[test]
 fn an_ignored_source_wakes_nothing_and_is_told_so() {
-    let Some(node) = Node::new().unwrap() else { return };
+    let Some(node) = TestNode::new().unwrap() else { return };
     let function = function("");
     let checker = node.link.peer(0).ip();
     let setup = node.watching().lookup(true).syn("ignore", &format!("[\"{checker}\"]"));
@@ -49,7 +49,7 @@ fn no_budget_applies_to_an_allowed_source() {
 
 /// How many of a burst of requests to cold functions started them early, and how many SYNs were over a budget.
 fn early_starts(allowed: bool) -> Option<(usize, f64)> {
-    let node = Node::new().unwrap()?;
+    let node = TestNode::new().unwrap()?;
     let mut setup = node.watching().syn("events", "{ source = 1, function = 1, global = 1 }");
     if allowed {
         setup = setup.syn("allow", &format!("[\"{}/32\"]", node.link.peer(0).ip()));

@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use headstart_integration_tests::evidence::bench::Run;
 use headstart_integration_tests::evidence::report::levene;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    Agent, AgentSetup, Distance, Link, Namespace, Postgres, PostgresSetup, Process, Rootfs, Scratch,
-    build_static, client, free_port, run_within,
+    AgentSetup, ChildProcess, Distance, Link, Namespace, PostgresServer, PostgresSetup, Rootfs, RunningAgent,
+    Scratch, build_static, client, free_port, run_within,
 };
 
 /// From the node to the database and back.
@@ -30,14 +30,14 @@ const GETTING: &str = "inject_getting_ms";
 const FIRST_RESULT: &str = "inject_first_result_ms";
 
 /// A way to the first result.
-enum Way<'a> {
+enum SessionWay<'a> {
     /// An instance that the agent starts.
-    Function(&'a Agent, &'a Function, &'static str),
+    Function(&'a RunningAgent, &'a TestFunction, &'static str),
     /// A process of its own, with these variables.
     Process(Vec<(&'static str, String)>),
 }
 
-impl Way<'_> {
+impl SessionWay<'_> {
     /// How long the connection took, and the result from the entry of the process on, in ms.
     fn measure(&self, probe: &Path) -> Result<(f64, f64)> {
         let text = match self {
@@ -66,15 +66,15 @@ pub(super) fn first_results(run: &mut Run) -> Result<()> {
     let mut distance = Distance::of(&database);
     let postgres = PostgresSetup::default().tls().inside(&database, link.peer(DATABASE_PORT)).start()?;
     let probe = build_static("headstart-integration-tests", "probe")?;
-    let function = |way: &str, keys: &str| -> Result<Function> {
-        let kind = Kind::of("process", Rootfs::with_binary("probe", &probe)?)?;
+    let function = |way: &str, keys: &str| -> Result<TestFunction> {
+        let kind = FunctionKind::of("process", Rootfs::with_binary("probe", &probe)?)?;
         let keys = format!(
             "{keys}env = {{ WAY = {way:?}, HOST = \"/run/headstart/backends/orders-db\", \
                             DBUSER = {:?}, DATABASE = {:?} }}\n",
-            Postgres::USER,
-            Postgres::DATABASE
+            PostgresServer::USER,
+            PostgresServer::DATABASE
         );
-        Ok(Function { port: free_port()?.port(), prepared: 1, kind, keys })
+        Ok(TestFunction { port: free_port()?.port(), prepared: 1, kind, keys })
     };
     let injected = function("injected", "tls_hand_over = true\n")?;
     let relayed = function("injected", "")?;
@@ -83,8 +83,8 @@ pub(super) fn first_results(run: &mut Run) -> Result<()> {
         "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
          password_file = {:?}\ntls = {{ ca_file = {:?} }}\npool = {{ min_idle = 4, max = 16 }}\n",
         postgres.address(),
-        Postgres::USER,
-        Postgres::DATABASE,
+        PostgresServer::USER,
+        PostgresServer::DATABASE,
         postgres.password_file()?,
         postgres.ca_file(),
     );
@@ -102,17 +102,17 @@ pub(super) fn first_results(run: &mut Run) -> Result<()> {
         let mut variables = vec![
             ("WAY", "direct".to_owned()),
             ("HOST", host),
-            ("DBUSER", Postgres::USER.to_owned()),
-            ("DATABASE", Postgres::DATABASE.to_owned()),
+            ("DBUSER", PostgresServer::USER.to_owned()),
+            ("DATABASE", PostgresServer::DATABASE.to_owned()),
             ("PASSWORD_FILE", bouncer.password_file.clone()),
         ];
         variables.extend(tls.then(|| ("CA_FILE", postgres.ca_file().display().to_string())));
-        Way::Process(variables)
+        SessionWay::Process(variables)
     };
     let ways = [
-        ("injected", Way::Function(&agent, &injected, "injected")),
-        ("relayed", Way::Function(&agent, &relayed, "relayed")),
-        ("socket", Way::Function(&agent, &socket, "socket")),
+        ("injected", SessionWay::Function(&agent, &injected, "injected")),
+        ("relayed", SessionWay::Function(&agent, &relayed, "relayed")),
+        ("socket", SessionWay::Function(&agent, &socket, "socket")),
         ("pgbouncer_unix", process(bouncer.socket(), false)),
         ("pgbouncer_tcp", process(format!("127.0.0.1:{}", bouncer.port), false)),
         ("direct", process(postgres.address().to_string(), true)),
@@ -173,18 +173,18 @@ pub(super) fn first_results(run: &mut Run) -> Result<()> {
 
 /// PgBouncer before the database, over TLS, with SCRAM on both sides, its pool full.
 struct Bouncer {
-    _server: Process,
+    _server: ChildProcess,
     files: Scratch,
     port: u16,
     password_file: String,
 }
 
 impl Bouncer {
-    fn start(postgres: &Postgres) -> Result<Self> {
+    fn start(postgres: &PostgresServer) -> Result<Self> {
         let files = Scratch::new("pgbouncer")?;
         let (path, port) = (files.path(), free_port()?.port());
         let users = path.join("users");
-        fs::write(&users, format!("\"{}\" \"{}\"\n", Postgres::USER, Postgres::PASSWORD))?;
+        fs::write(&users, format!("\"{}\" \"{}\"\n", PostgresServer::USER, PostgresServer::PASSWORD))?;
         let ca = path.join("ca.pem");
         fs::copy(postgres.ca_file(), &ca)?;
         let address = postgres.address();
@@ -196,7 +196,7 @@ impl Bouncer {
              unix_socket_dir = {}\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = session\nmin_pool_size = 4\n\
              default_pool_size = 16\nserver_tls_sslmode = verify-full\nserver_tls_ca_file = {}\n\
              ignore_startup_parameters = extra_float_digits\n",
-                Postgres::DATABASE,
+                PostgresServer::DATABASE,
                 address.ip(),
                 address.port(),
                 path.display(),
@@ -212,7 +212,7 @@ impl Bouncer {
         command
             .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "/usr/sbin/pgbouncer"])
             .arg(&config);
-        let server = Process::spawn(&mut command)?;
+        let server = ChildProcess::spawn(&mut command)?;
         server.wait_line("process up", LIMIT)?;
         let password_file = postgres.password_file()?.display().to_string();
         Ok(Self { _server: server, files, port, password_file })

@@ -9,7 +9,7 @@ use headstart_injector::{
     Address, BackendKind, BackendSpec, Pool, PoolSettings, PostgresLogin, Secret, Sockets, Tls, TlsSettings,
 };
 use headstart_integration_tests::evidence::bench::Run;
-use headstart_integration_tests::lab::{Postgres, PostgresSetup, Scratch};
+use headstart_integration_tests::lab::{PostgresServer, PostgresSetup, Scratch};
 
 /// Turns, seconds of each, and clients of what connects for each query.
 const TURNS: usize = 5;
@@ -71,14 +71,14 @@ pub(super) fn throughput(run: &mut Run) -> Result<()> {
             ("PGPORT", address.port().to_string()),
             ("PGSSLMODE", "verify-full".to_owned()),
             ("PGSSLROOTCERT", postgres.ca_file().display().to_string()),
-            ("PGPASSWORD", Postgres::PASSWORD.to_owned()),
+            ("PGPASSWORD", PostgresServer::PASSWORD.to_owned()),
         ];
         let socket = [("PGHOST", files.path().join("orders-db").display().to_string())];
         for _ in 0..turns {
             for (way, variables) in [("direct", &direct[..]), ("socket", &socket)] {
                 run.step(&format!("much data, {way}"))?;
                 let mut psql = Command::new("psql");
-                psql.args(["-X", "-U", Postgres::USER, "-d", Postgres::DATABASE, "-c", COPY]);
+                psql.args(["-X", "-U", PostgresServer::USER, "-d", PostgresServer::DATABASE, "-c", COPY]);
                 psql.envs(variables.iter().map(|(name, value)| (name, value)));
                 psql.stdout(std::process::Stdio::null());
                 let began = std::time::Instant::now();
@@ -92,16 +92,16 @@ pub(super) fn throughput(run: &mut Run) -> Result<()> {
     })
 }
 
-fn spec(postgres: &Postgres, recycle: bool) -> Result<BackendSpec> {
+fn spec(postgres: &PostgresServer, recycle: bool) -> Result<BackendSpec> {
     let tls = TlsSettings {
         ca_file: Some(postgres.ca_file()),
         server_name: postgres.address().ip().to_string(),
         ..TlsSettings::default()
     };
     let login = PostgresLogin {
-        user: Postgres::USER.to_owned(),
-        database: Postgres::DATABASE.to_owned(),
-        password: Some(Secret::new(Postgres::PASSWORD)),
+        user: PostgresServer::USER.to_owned(),
+        database: PostgresServer::DATABASE.to_owned(),
+        password: Some(Secret::new(PostgresServer::PASSWORD)),
         ..PostgresLogin::default()
     };
     Ok(BackendSpec {
@@ -114,9 +114,14 @@ fn spec(postgres: &Postgres, recycle: bool) -> Result<BackendSpec> {
 }
 
 fn pgbench(script: &Path, host: &Path) -> Result<Command> {
-    let mut command = Command::new(Postgres::program("pgbench")?);
+    let mut command = Command::new(PostgresServer::program("pgbench")?);
     command.args(["-n", "-C", "-c", &RECONNECT_CLIENTS.to_string(), "-T", &RECONNECT_SECONDS.to_string()]);
-    command.args(["-U", Postgres::USER, "-f"]).arg(script).arg("-h").arg(host).arg(Postgres::DATABASE);
+    command
+        .args(["-U", PostgresServer::USER, "-f"])
+        .arg(script)
+        .arg("-h")
+        .arg(host)
+        .arg(PostgresServer::DATABASE);
     Ok(command)
 }
 

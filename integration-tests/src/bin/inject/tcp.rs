@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use headstart_integration_tests::evidence::bench::Run;
 use headstart_integration_tests::evidence::report::levene;
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, Distance, Docker, Link, Namespace, Rootfs, build_static, client, free_port, run_within,
+    AgentSetup, Distance, DockerDaemon, Link, Namespace, Rootfs, build_static, client, free_port, run_within,
 };
 
 /// What is added to the handshake; the paper has no 1 ms, which is what a server in the same data centre may take.
@@ -30,10 +30,14 @@ const LIFE: &str = "inject_lifecycle_ms";
 
 /// The connection is there: directly, in a process that was just started; or injected, in an instance.
 pub(super) fn getting(run: &mut Run) -> Result<()> {
-    let mut server = Server::start()?;
+    let mut server = SilentServer::start()?;
     let probe = build_static("headstart-integration-tests", "probe")?;
-    let function =
-        function(Kind::of("process", Rootfs::with_binary("probe", &probe)?)?, "injected", &server, "")?;
+    let function = function(
+        FunctionKind::of("process", Rootfs::with_binary("probe", &probe)?)?,
+        "injected",
+        &server,
+        "",
+    )?;
     let agent = server.agent().config(&function.text("probe", &["orders-db"])).start()?;
     function.rest(&agent, "probe")?;
     let added = run.of(&ADDED_MS, &QUICK_ADDED_MS);
@@ -77,12 +81,12 @@ pub(super) fn getting(run: &mut Run) -> Result<()> {
 
 /// From the request for a container to its removal, where its function gets a connection meanwhile.
 pub(super) fn lives(run: &mut Run) -> Result<()> {
-    let mut server = Server::start()?;
-    let docker = Arc::new(Docker::bridged()?);
+    let mut server = SilentServer::start()?;
+    let docker = Arc::new(DockerDaemon::bridged()?);
     docker.bridge().context("it has one")?.route(&server.link)?;
     let functions = ["direct", "injected"].map(|way| {
         let rootfs = Rootfs::with_binary("probe", &build_static("headstart-integration-tests", "probe")?)?;
-        let kind = Kind::Docker { image: rootfs.docker_image(&docker)?, docker: Arc::clone(&docker) };
+        let kind = FunctionKind::Docker { image: rootfs.docker_image(&docker)?, docker: Arc::clone(&docker) };
         let word = if way == "direct" { "connect" } else { way };
         anyhow::Ok((way, function(kind, word, &server, "network = \"bridge\"\n")?))
     });
@@ -144,24 +148,24 @@ fn compare(run: &mut Run, what: &str, at: &str, [direct, injected]: &[Vec<f64>; 
     Ok(())
 }
 
-fn function(kind: Kind, way: &str, server: &Server, keys: &str) -> Result<Function> {
+fn function(kind: FunctionKind, way: &str, server: &SilentServer, keys: &str) -> Result<TestFunction> {
     let keys = format!(
         "{keys}env = {{ WAY = {way:?}, QUERY = \"later\", HOST = {:?} }}\n",
         server.address.to_string()
     );
-    let prepared = usize::from(matches!(kind, Kind::Process(_)));
-    Ok(Function { port: free_port()?.port(), prepared, kind, keys })
+    let prepared = usize::from(matches!(kind, FunctionKind::Process(_)));
+    Ok(TestFunction { port: free_port()?.port(), prepared, kind, keys })
 }
 
 /// What accepts connections on another host, and says nothing.
-struct Server {
+struct SilentServer {
     distance: Distance,
     link: Link,
     address: SocketAddr,
     _namespace: Namespace,
 }
 
-impl Server {
+impl SilentServer {
     fn start() -> Result<Self> {
         let namespace = Namespace::new("server")?;
         let link = Link::connect(&namespace)?;

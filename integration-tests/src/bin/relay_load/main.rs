@@ -22,9 +22,9 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use headstart_integration_tests::evidence::bench::{self, Run};
-use headstart_integration_tests::lab::node::{Node, newest_start};
-use headstart_integration_tests::lab::site::{Function, Kind, LIMIT, unbounded};
-use headstart_integration_tests::lab::{Agent, Rootfs, build_static, cli, client, fixture, free_port};
+use headstart_integration_tests::lab::node::{TestNode, newest_start};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction, unbounded};
+use headstart_integration_tests::lab::{Rootfs, RunningAgent, build_static, cli, client, fixture, free_port};
 use servers::Servers;
 
 /// The function that is started cold.
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 
 /// What runs beside the cold starts: its name, who relays, and the function that does it.
 #[derive(Clone, Copy, Debug)]
-struct Load {
+struct LoadCase {
     name: &'static str,
     path: &'static str,
     function: Option<&'static LoadFunction>,
@@ -112,14 +112,14 @@ const LOAD_FUNCTIONS: [LoadFunction; 6] = [
     },
 ];
 
-const LOADS: [Load; 7] = [
-    Load { name: "none", path: "none", function: None },
-    Load { name: "socket", path: "beside", function: Some(&LOAD_FUNCTIONS[0]) },
-    Load { name: "socket", path: "agent", function: Some(&LOAD_FUNCTIONS[1]) },
-    Load { name: "tls", path: "beside", function: Some(&LOAD_FUNCTIONS[2]) },
-    Load { name: "tls", path: "agent", function: Some(&LOAD_FUNCTIONS[3]) },
-    Load { name: "chatter", path: "beside", function: Some(&LOAD_FUNCTIONS[4]) },
-    Load { name: "chatter", path: "agent", function: Some(&LOAD_FUNCTIONS[5]) },
+const LOADS: [LoadCase; 7] = [
+    LoadCase { name: "none", path: "none", function: None },
+    LoadCase { name: "socket", path: "beside", function: Some(&LOAD_FUNCTIONS[0]) },
+    LoadCase { name: "socket", path: "agent", function: Some(&LOAD_FUNCTIONS[1]) },
+    LoadCase { name: "tls", path: "beside", function: Some(&LOAD_FUNCTIONS[2]) },
+    LoadCase { name: "tls", path: "agent", function: Some(&LOAD_FUNCTIONS[3]) },
+    LoadCase { name: "chatter", path: "beside", function: Some(&LOAD_FUNCTIONS[4]) },
+    LoadCase { name: "chatter", path: "agent", function: Some(&LOAD_FUNCTIONS[5]) },
 ];
 
 fn measure(run: &mut Run, arguments: &RelayLoadArguments) -> Result<()> {
@@ -129,7 +129,7 @@ fn measure(run: &mut Run, arguments: &RelayLoadArguments) -> Result<()> {
     }
     let blocks = run.many(BLOCKS, QUICK_BLOCKS);
     let requests = run.many(REQUESTS, QUICK_REQUESTS);
-    let kinds: Vec<(&LoadedNode, Load)> =
+    let kinds: Vec<(&LoadedNode, LoadCase)> =
         nodes.iter().flat_map(|node| LOADS.map(|load| (node, load))).collect();
     run.expect((1 + blocks) * kinds.len());
     for block in 0..=blocks {
@@ -176,7 +176,7 @@ fn compare_paths(run: &mut Run, node: &LoadedNode) {
 
 /// How many times as long with this agent as with the one before, under each load.
 fn compare_agents(run: &mut Run, this: &LoadedNode, before: &LoadedNode) {
-    for Load { name, path, .. } in LOADS {
+    for LoadCase { name, path, .. } in LOADS {
         for stage in STAGES {
             for (of, percent) in PERCENTILES {
                 let [this, before] = [this, before].map(|node| node.stage_labels(name, path, stage));
@@ -195,16 +195,16 @@ type NamedSample = (&'static str, Option<&'static str>, &'static str, f64);
 #[derive(Debug)]
 struct LoadedNode {
     label: &'static str,
-    agent: Agent,
-    cold: Function,
-    loads: Vec<(&'static str, Function)>,
-    node: Node,
+    agent: RunningAgent,
+    cold: TestFunction,
+    loads: Vec<(&'static str, TestFunction)>,
+    node: TestNode,
     _servers: Servers,
 }
 
 impl LoadedNode {
     fn new(label: &'static str, agent: Option<&Path>) -> Result<Self> {
-        let node = Node::new()?.context("something is missing: run `make install`")?;
+        let node = TestNode::new()?.context("something is missing: run `make install`")?;
         let servers = Servers::start(&node.node)?;
         let cold = fixture::steady("process", "")?;
         let reader = build_static("headstart-integration-tests", "stream_reader")?;
@@ -212,9 +212,9 @@ impl LoadedNode {
         setup = setup.config(&servers.backends()).config(&cold.text(COLD, &[]));
         let mut loads = Vec::new();
         for load in &LOAD_FUNCTIONS {
-            let kind = Kind::of("process", Rootfs::with_binary("stream_reader", &reader)?)?;
+            let kind = FunctionKind::of("process", Rootfs::with_binary("stream_reader", &reader)?)?;
             // None is parked: a load that ends leaves no work behind.
-            let function = Function { port: free_port()?.port(), prepared: 0, kind, keys: load.keys() };
+            let function = TestFunction { port: free_port()?.port(), prepared: 0, kind, keys: load.keys() };
             setup = setup.config(&function.text(load.name, &[load.backend]));
             loads.push((load.name, function));
         }
@@ -232,7 +232,7 @@ impl LoadedNode {
     }
 
     /// Cold starts while the load is under way, and how fast it was.
-    fn measure_block(&self, load: Load, requests: usize) -> Result<Vec<NamedSample>> {
+    fn measure_block(&self, load: LoadCase, requests: usize) -> Result<Vec<NamedSample>> {
         let before = load.function.map(|function| self.begin(function)).transpose()?;
         let mut samples = Vec::new();
         for _ in 0..requests {
@@ -274,7 +274,7 @@ impl LoadedNode {
         Ok(reply.body.parse()?)
     }
 
-    fn function(&self, load: &LoadFunction) -> Result<&Function> {
+    fn function(&self, load: &LoadFunction) -> Result<&TestFunction> {
         let found = self.loads.iter().find(|(name, _)| *name == load.name);
         found.map(|(_, function)| function).with_context(|| format!("no function {}", load.name))
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use headstart_integration_tests::lab::site::LIMIT;
-use headstart_integration_tests::lab::{Namespace, Process, Scratch, free_port};
+use headstart_integration_tests::lab::{ChildProcess, Namespace, Scratch, free_port};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -29,8 +29,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Servers {
     addresses: Addresses,
-    _server: Process,
-    _relay: Process,
+    _server: ChildProcess,
+    _relay: ChildProcess,
     _files: Scratch,
 }
 
@@ -48,11 +48,11 @@ impl Servers {
         let files = Scratch::new("relay-load")?;
         let directory = files.path().to_owned();
         let addresses = Addresses { clear: free_port()?, tls: free_port()?, directory };
-        let start = |mode: &str| -> Result<Process> {
+        let start = |mode: &str| -> Result<ChildProcess> {
             let mut command = Command::new(std::env::current_exe()?);
             command.arg(mode).args([addresses.clear, addresses.tls].map(|address| address.to_string()));
             command.arg(&addresses.directory);
-            let process = namespace.enter(|| Process::spawn(&mut command))??;
+            let process = namespace.enter(|| ChildProcess::spawn(&mut command))??;
             process.wait_line(READY, LIMIT)?;
             Ok(process)
         };

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use crate::lab::site::{Function, Kind, Site};
-use crate::lab::{Agent, AgentSetup, Docker, Postgres, Rootfs, build_static, free_port};
+use crate::lab::site::{FunctionKind, Site, TestFunction};
+use crate::lab::{AgentSetup, DockerDaemon, PostgresServer, Rootfs, RunningAgent, build_static, free_port};
 
 /// The path that is answered with a query's result.
 pub const PATH: &str = "/query";
@@ -15,7 +15,7 @@ pub const PATH: &str = "/query";
 /// Its root filesystem, with what it needs to log in by itself.
 pub fn rootfs(site: &Site) -> Result<Rootfs> {
     let rootfs = Rootfs::with_binary("probe", &build_static("headstart-integration-tests", "probe")?)?;
-    fs::write(rootfs.path().join("password"), Postgres::PASSWORD)?;
+    fs::write(rootfs.path().join("password"), PostgresServer::PASSWORD)?;
     fs::copy(site.postgres.ca_file(), rootfs.path().join("ca.pem"))?;
     Ok(rootfs)
 }
@@ -31,8 +31,8 @@ pub fn direct(site: &Site, root: &str) -> Vec<(&'static str, String)> {
         ("WAY", "direct".to_owned()),
         ("QUERY", "later".to_owned()),
         ("HOST", site.postgres.address().to_string()),
-        ("DBUSER", Postgres::USER.to_owned()),
-        ("DATABASE", Postgres::DATABASE.to_owned()),
+        ("DBUSER", PostgresServer::USER.to_owned()),
+        ("DATABASE", PostgresServer::DATABASE.to_owned()),
         ("PASSWORD_FILE", format!("{root}/password")),
         ("CA_FILE", format!("{root}/ca.pem")),
     ]
@@ -40,21 +40,21 @@ pub fn direct(site: &Site, root: &str) -> Vec<(&'static str, String)> {
 
 /// A function that an agent serves, with one container ready.
 #[derive(Debug)]
-pub struct Served {
+pub struct QueryFunction {
     /// Its name.
     pub name: &'static str,
     /// Whether it is given its connection.
     pub injected: bool,
     /// How it is run.
-    pub function: Function,
+    pub function: TestFunction,
 }
 
-impl Served {
+impl QueryFunction {
     /// On the Docker daemon's bridge, or of the OCI runtime, where it has no network.
     pub fn new(
         name: &'static str,
         site: &Site,
-        docker: Option<&Arc<Docker>>,
+        docker: Option<&Arc<DockerDaemon>>,
         injected: bool,
     ) -> Result<Self> {
         let rootfs = rootfs(site)?;
@@ -64,24 +64,29 @@ impl Served {
         let kind = match docker {
             Some(docker) => {
                 keys.push_str("network = \"bridge\"\n");
-                Kind::Docker { image: rootfs.docker_image(docker)?, docker: Arc::clone(docker) }
+                FunctionKind::Docker { image: rootfs.docker_image(docker)?, docker: Arc::clone(docker) }
             }
-            None => Kind::Oci(rootfs),
+            None => FunctionKind::Oci(rootfs),
         };
-        let function = Function { port: free_port()?.port(), prepared: 1, kind, keys };
+        let function = TestFunction { port: free_port()?.port(), prepared: 1, kind, keys };
         Ok(Self { name, injected, function })
     }
 
     /// How figures name what it runs in.
     pub fn runtime(&self) -> &'static str {
-        if matches!(self.function.kind, Kind::Oci(_)) { "oci-prepared" } else { "docker" }
+        if matches!(self.function.kind, FunctionKind::Oci(_)) { "oci-prepared" } else { "docker" }
     }
 }
 
 /// An agent that serves them, once all are at rest.
-pub fn agent(setup: AgentSetup, site: &Site, functions: &[Served], docker: &Docker) -> Result<Agent> {
+pub fn agent(
+    setup: AgentSetup,
+    site: &Site,
+    functions: &[QueryFunction],
+    docker: &DockerDaemon,
+) -> Result<RunningAgent> {
     let setup = setup.docker(docker).config(&site.backend("{ min_idle = 4, max = 16 }")?);
-    let add = |setup: AgentSetup, served: &Served| {
+    let add = |setup: AgentSetup, served: &QueryFunction| {
         let backends: &[&str] = if served.injected { &["orders-db"] } else { &[] };
         setup.config(&served.function.text(served.name, backends))
     };

@@ -6,10 +6,10 @@ use crate::evidence::report::{Basis, Figure, samples_needed};
 
 /// Series of samples in the order in which they began.
 #[derive(Debug, Default)]
-pub struct Samples(Vec<Series>);
+pub struct Samples(Vec<SampleSeries>);
 
 #[derive(Debug)]
-struct Series {
+struct SampleSeries {
     name: &'static str,
     labels: Vec<(&'static str, String)>,
     unit: &'static str,
@@ -32,7 +32,7 @@ impl Samples {
             return;
         }
         let labels = labels.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-        self.0.push(Series { name, labels, unit, samples: vec![sample], basis: None });
+        self.0.push(SampleSeries { name, labels, unit, samples: vec![sample], basis: None });
     }
 
     /// Adds a figure that was computed from the samples of others.
@@ -94,7 +94,7 @@ impl Samples {
 
     /// A figure for each series.
     pub fn figures(&self) -> Result<Vec<Figure>> {
-        let figure = |series: &Series| {
+        let figure = |series: &SampleSeries| {
             let labels: Vec<_> = series.labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
             Ok(Figure::new(series.name, &labels, series.unit, &series.samples)?.based_on(series.basis))
         };
@@ -102,7 +102,7 @@ impl Samples {
     }
 }
 
-impl Series {
+impl SampleSeries {
     fn is(&self, name: &str, labels: &[(&'static str, &str)]) -> bool {
         let same = |(mine, other): (&(&str, String), &(&str, &str))| mine.0 == other.0 && mine.1 == other.1;
         self.name == name && self.labels.len() == labels.len() && self.labels.iter().zip(labels).all(same)

@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Found, Peer, Place};
+use super::{Peer, PeerPlace, PeerSetup};
 use crate::evidence::gateway::reach;
-use crate::lab::{Process, Rootfs};
+use crate::lab::{ChildProcess, Rootfs};
 
 #[derive(Debug)]
 struct AlwaysWarm {
     address: SocketAddr,
-    process: Process,
+    process: ChildProcess,
     _rootfs: Rootfs,
 }
 
-pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     let (rootfs, address) = (place.rootfs()?, place.listen()?);
-    let process = Process::spawn(place.command(&rootfs).env("HEADSTART_LISTEN", address.to_string()))?;
+    let process = ChildProcess::spawn(place.command(&rootfs).env("HEADSTART_LISTEN", address.to_string()))?;
     drop(reach(address, &process)?);
-    Ok(Found::Here(Box::new(AlwaysWarm { address, process, _rootfs: rootfs })))
+    Ok(PeerSetup::Here(Box::new(AlwaysWarm { address, process, _rootfs: rootfs })))
 }
 
 impl Peer for AlwaysWarm {

@@ -6,27 +6,27 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{Found, Peer, Place};
-use crate::evidence::gateway::{Gateway, Upstream, When};
-use crate::lab::DockerContainer;
+use super::{Peer, PeerPlace, PeerSetup};
+use crate::evidence::gateway::{Gateway, GatewayUpstream, When};
+use crate::lab::LabContainer;
 
 #[derive(Debug)]
 struct DockerStart {
     version: String,
     gateway: Gateway,
-    container: Arc<DockerContainer>,
+    container: Arc<LabContainer>,
 }
 
-pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     let container = Arc::new(super::docker_container(place)?);
-    let gateway = Gateway::start(When::FirstByte, place.listen()?, Started(Arc::clone(&container)))?;
+    let gateway = Gateway::start(When::FirstByte, place.listen()?, StartUpstream(Arc::clone(&container)))?;
     let version = place.docker.version()?;
-    Ok(Found::Here(Box::new(DockerStart { version, gateway, container })))
+    Ok(PeerSetup::Here(Box::new(DockerStart { version, gateway, container })))
 }
 
-struct Started(Arc<DockerContainer>);
+struct StartUpstream(Arc<LabContainer>);
 
-impl Upstream for Started {
+impl GatewayUpstream for StartUpstream {
     fn connect(&self) -> Result<std::net::TcpStream> {
         self.0.start()?;
         self.0.connect()

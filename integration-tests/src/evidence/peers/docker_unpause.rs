@@ -6,31 +6,31 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{Found, Peer, Place};
-use crate::evidence::gateway::{Gateway, Upstream, When};
-use crate::lab::DockerContainer;
+use super::{Peer, PeerPlace, PeerSetup};
+use crate::evidence::gateway::{Gateway, GatewayUpstream, When};
+use crate::lab::LabContainer;
 
 #[derive(Debug)]
 struct DockerUnpause {
     version: String,
     gateway: Gateway,
-    container: Arc<DockerContainer>,
+    container: Arc<LabContainer>,
 }
 
-pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     let container = Arc::new(super::docker_container(place)?);
     container.start()?;
     // Its connection is there once it listens.
     drop(container.connect()?);
-    let gateway = Gateway::start(When::FirstByte, place.listen()?, Unpaused(Arc::clone(&container)))?;
+    let gateway = Gateway::start(When::FirstByte, place.listen()?, UnpauseUpstream(Arc::clone(&container)))?;
     let mut peer = DockerUnpause { version: place.docker.version()?, gateway, container };
     peer.cool()?;
-    Ok(Found::Here(Box::new(peer)))
+    Ok(PeerSetup::Here(Box::new(peer)))
 }
 
-struct Unpaused(Arc<DockerContainer>);
+struct UnpauseUpstream(Arc<LabContainer>);
 
-impl Upstream for Unpaused {
+impl GatewayUpstream for UnpauseUpstream {
     fn connect(&self) -> Result<std::net::TcpStream> {
         self.0.unpause()?;
         self.0.connect()

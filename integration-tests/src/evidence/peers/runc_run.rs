@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Found, Peer, Place, missing, version};
+use super::{Peer, PeerPlace, PeerSetup, missing, version};
 use crate::evidence::bench::querying;
 use crate::evidence::usual::Usual;
 use crate::lab::{Rootfs, free_port};
@@ -17,7 +17,7 @@ struct RuncRun {
     _rootfs: Rootfs,
 }
 
-pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     if let Some(missing) = missing(&["runc"], "apt-get install runc") {
         return Ok(missing);
     }
@@ -28,7 +28,7 @@ pub(super) fn start(place: &Place<'_>) -> Result<Found> {
     environment.push(("HEADSTART_LISTEN", &listen));
     let usual = Usual::start(&rootfs, &environment, place.listen()?, upstream)?;
     let version = version(Command::new("runc").arg("--version"))?;
-    Ok(Found::Here(Box::new(RuncRun { version, usual, _rootfs: rootfs })))
+    Ok(PeerSetup::Here(Box::new(RuncRun { version, usual, _rootfs: rootfs })))
 }
 
 impl Peer for RuncRun {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
-use super::{Found, Peer, Place, missing, version};
+use super::{Peer, PeerPlace, PeerSetup, missing, version};
 use crate::evidence::bench::querying;
-use crate::lab::{Process, Rootfs};
+use crate::lab::{ChildProcess, Rootfs};
 
 pub(super) const PROGRAM: &str = "systemd-socket-activate";
 const LIMIT: Duration = Duration::from_secs(10);
@@ -18,11 +18,11 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 struct SocketActivate {
     version: String,
-    activated: Activated,
+    activated: ActivatedUnit,
     _rootfs: Rootfs,
 }
 
-pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     if let Some(missing) = missing(&[PROGRAM], "apt-get install systemd") {
         return Ok(missing);
     }
@@ -30,9 +30,9 @@ pub(super) fn start(place: &Place<'_>) -> Result<Found> {
     let root = rootfs.path().display().to_string();
     let program = rootfs.path().join(rootfs.command().trim_start_matches('/'));
     let variables = querying::direct(place.site, &root);
-    let activated = Activated::listen(address, variables, vec![program.display().to_string()])?;
+    let activated = ActivatedUnit::listen(address, variables, vec![program.display().to_string()])?;
     let version = version(Command::new(PROGRAM).arg("--version"))?;
-    Ok(Found::Here(Box::new(SocketActivate { version, activated, _rootfs: rootfs })))
+    Ok(PeerSetup::Here(Box::new(SocketActivate { version, activated, _rootfs: rootfs })))
 }
 
 impl Peer for SocketActivate {
@@ -55,14 +55,14 @@ impl Peer for SocketActivate {
 
 /// `systemd-socket-activate`, which becomes what it starts.
 #[derive(Debug)]
-pub(super) struct Activated {
+pub(super) struct ActivatedUnit {
     pub(super) address: SocketAddr,
     variables: Vec<(&'static str, String)>,
     command: Vec<String>,
-    process: Process,
+    process: ChildProcess,
 }
 
-impl Activated {
+impl ActivatedUnit {
     pub(super) fn listen(
         address: SocketAddr,
         variables: Vec<(&'static str, String)>,
@@ -80,13 +80,13 @@ impl Activated {
     }
 }
 
-fn spawn(address: SocketAddr, variables: &[(&str, String)], words: &[String]) -> Result<Process> {
+fn spawn(address: SocketAddr, variables: &[(&str, String)], words: &[String]) -> Result<ChildProcess> {
     let mut command = Command::new(PROGRAM);
     command.arg("--listen").arg(address.to_string());
     for (name, value) in variables {
         command.arg("--setenv").arg(format!("{name}={value}"));
     }
-    let process = Process::spawn(command.args(words))?;
+    let process = ChildProcess::spawn(command.args(words))?;
     process.wait_line("Listening on", LIMIT)?;
     Ok(process)
 }

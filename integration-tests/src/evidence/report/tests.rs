@@ -11,7 +11,7 @@ fn no_samples_and_no_numbers_are_no_figure() {
 fn a_report_holds_what_was_added_and_what_others_measured() {
     let files = Scratch::new("report").unwrap();
     let other = files.path().join("xdp_ns.json");
-    let mut report = Report::new().unwrap();
+    let mut report = BenchReport::new().unwrap();
     assert!(!report.merge(&other).unwrap());
     fs::write(&other, r#"{"figures":[{"name":"xdp_ns","labels":{"case":"udp"},"unit":"ns","n":7,"p50":3}]}"#)
         .unwrap();
@@ -63,7 +63,7 @@ fn a_percentile_needs_samples_beyond_it() {
 #[test]
 fn what_is_partial_says_so_and_notes_and_seeds_of_parts_are_kept() {
     let files = Scratch::new("report").unwrap();
-    let mut report = Report::new().unwrap();
+    let mut report = BenchReport::new().unwrap();
     assert!(!report.markdown().unwrap().contains("PARTIAL"));
     for (file, text) in [
         ("a.json", r#"{"figures":[],"seed":7,"notes":{"postgres":"15.1"}}"#),

@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
-use super::{Agent, binary};
+use super::{RunningAgent, binary};
 use crate::lab::claim::free_port;
 use crate::lab::command::run;
-use crate::lab::docker::Docker;
+use crate::lab::docker::DockerDaemon;
 use crate::lab::manager::Manager;
 use crate::lab::netns::Namespace;
-use crate::lab::pins::Pins;
-use crate::lab::process::Process;
+use crate::lab::pins::PinDirectory;
+use crate::lab::process::ChildProcess;
 use crate::lab::scratch::Scratch;
 
-/// How an [`Agent`] is to run.
+/// How a [`RunningAgent`] runs.
 ///
 /// What a test does not ask for is off: no interface is watched, the socket lookup is not, nothing stays pinned.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +68,7 @@ impl AgentSetup {
     }
 
     /// Uses this Docker daemon.
-    pub fn docker(self, docker: &Docker) -> Self {
+    pub fn docker(self, docker: &DockerDaemon) -> Self {
         self.setting("docker_socket", &format!("{:?}", docker.socket()))
     }
 
@@ -105,11 +105,11 @@ impl AgentSetup {
     }
 
     /// Starts the agent and waits until `/readyz` says so.
-    pub fn start(self) -> Result<Agent> {
-        Agent::start(Arc::new(Place::new(self)?))
+    pub fn start(self) -> Result<RunningAgent> {
+        RunningAgent::start(Arc::new(AgentPlace::new(self)?))
     }
 
-    fn text(&self, place: &Place, sections: &str) -> String {
+    fn text(&self, place: &AgentPlace, sections: &str) -> String {
         let lines = |settings: &[(String, String)]| -> String {
             settings.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
         };
@@ -128,7 +128,7 @@ impl AgentSetup {
 
 /// What stays the same from one agent to the next: configuration, directories, addresses.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct AgentPlace {
     setup: AgentSetup,
     pub(super) admin: SocketAddr,
     pub(super) config: PathBuf,
@@ -136,11 +136,11 @@ pub(super) struct Place {
     binary: PathBuf,
     /// An agent was killed here, and none has cleaned up since.
     littered: AtomicBool,
-    pub(super) pins: Pins,
+    pub(super) pins: PinDirectory,
     _files: Scratch,
 }
 
-impl Place {
+impl AgentPlace {
     fn new(setup: AgentSetup) -> Result<Self> {
         let files = Scratch::new("agent")?;
         let state_dir = files.path().join("state");
@@ -155,7 +155,7 @@ impl Place {
             state_dir,
             binary,
             littered: AtomicBool::new(false),
-            pins: Pins::new()?,
+            pins: PinDirectory::new()?,
             _files: files,
             setup,
         };
@@ -169,7 +169,7 @@ impl Place {
     }
 
     /// Starts an agent here.
-    pub(super) fn spawn(&self) -> Result<Process> {
+    pub(super) fn spawn(&self) -> Result<ChildProcess> {
         let mut command = match &self.setup.manager {
             Some(manager) => manager.command(&self.binary)?,
             None => Command::new(&self.binary),
@@ -181,7 +181,7 @@ impl Place {
         for (name, value) in &self.setup.variables {
             command.env(name, value);
         }
-        self.inside(|| Process::spawn(&mut command))?
+        self.inside(|| ChildProcess::spawn(&mut command))?
     }
 
     /// Does `work` where the agent's loopback is.
@@ -204,7 +204,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for AgentPlace {
     fn drop(&mut self) {
         if self.littered.load(Ordering::Relaxed)
             && let Err(error) = self.uninstall()
