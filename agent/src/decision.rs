@@ -54,9 +54,8 @@ mod waiting;
 
 pub use action::{Action, QueueWatchRate, Reason};
 pub use admission::Admission;
-pub use budget::{Budget, Rates};
+pub use budget::Budget;
 pub use load::{FunctionLoad, InstanceLoad};
-pub use policy::Policy;
 pub use state::{Instance, InstanceState, Summary};
 
 use std::collections::{BTreeMap, VecDeque};
@@ -64,7 +63,7 @@ use std::time::Duration;
 
 use self::failure::Failures;
 use self::waiting::{ExpectedConnection, ExpectedState, WaitingClients};
-use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
+use crate::event::{Demand, Event, FunctionId, InstanceId, Policy, Trigger};
 
 /// An instance that crashes sooner than this after it was ready counts as a
 /// failed start, so that a crash loop is slowed down like any other failure.

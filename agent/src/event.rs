@@ -2,10 +2,12 @@
 //!
 //! Sensors, instances, timers and operators all send these; the task that owns the state reads nothing else.
 
+mod policy;
+
 use std::fmt;
 use std::net::SocketAddr;
 
-use crate::decision::Policy;
+pub use policy::{Policy, Rates};
 
 /// Index of a function in the configuration. The kernel half uses the same number.
 pub type FunctionId = u32;

@@ -13,7 +13,8 @@ use headstart_config::{self as config, Config};
 use headstart_injector::{Pool, ServerQuotas, TlsMode};
 
 use crate::api::Unavailable;
-use crate::decision::{Admission, Policy, Rates};
+use crate::decision::Admission;
+use crate::event::{Policy, Rates};
 use crate::inject::Resources;
 use crate::manager::ServiceManager;
 use crate::node::{AllowList, Service};

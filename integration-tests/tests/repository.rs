@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -179,6 +179,50 @@ fn commands_that_ask_a_running_agent_know_only_its_api() {
             assert!(modules.is_empty(), "{} uses {modules:?}", file.display());
         }
     }
+}
+
+/// Which module at the top of the agent imports which, with a file that does.
+fn agent_modules() -> BTreeMap<String, BTreeMap<String, PathBuf>> {
+    let root = workspace().join("agent/src");
+    let mut modules: BTreeMap<String, BTreeMap<String, PathBuf>> = BTreeMap::new();
+    for file in sources("agent/src") {
+        let path = file.strip_prefix(&root).unwrap();
+        let is_test = path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests");
+        if is_test || path.ends_with("main.rs") || path.ends_with("lib.rs") {
+            continue;
+        }
+        let module = path.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
+        let imports = modules.entry(module.to_owned()).or_default();
+        for import in crate_modules(&code_without_tests(&file)) {
+            if import != module {
+                imports.entry(import).or_insert_with(|| path.to_owned());
+            }
+        }
+    }
+    modules
+}
+
+#[test]
+fn modules_of_the_agent_do_not_import_each_other_in_a_circle() {
+    let mut modules = agent_modules();
+    assert!(modules.len() > 10, "{modules:?}");
+    // Those that import none of the rest are taken away until nothing changes: what is left are circles and what
+    // leads to them.
+    loop {
+        let bottom: Vec<_> = modules
+            .iter()
+            .filter(|(_, imports)| imports.is_empty())
+            .map(|(module, _)| module.clone())
+            .collect();
+        if bottom.is_empty() {
+            break;
+        }
+        for module in bottom {
+            modules.remove(&module);
+            modules.values_mut().for_each(|imports| drop(imports.remove(&module)));
+        }
+    }
+    assert!(modules.is_empty(), "modules in a circle, or above one: {modules:#?}");
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::budget::{Budget, Rates};
+use super::budget::Budget;
 use super::recent::RecentClients;
+use crate::event::Rates;
 
 /// Which clients have asked already, and what SYNs without a key may still start on this node.
 #[derive(Debug)]

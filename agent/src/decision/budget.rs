@@ -9,18 +9,10 @@
 use std::time::Duration;
 
 use super::nanos;
+use crate::event::Rates;
 
 /// One start in the unit of [`Budget::credit`]: rate in starts per second times nanoseconds.
 const START: u64 = 1_000_000_000;
-
-/// The bounds of a budget, in starts per second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rates {
-    /// The rate that remains in a flood. At least 1.
-    pub min: u32,
-    /// The highest rate, with which the budget begins.
-    pub max: u32,
-}
 
 /// A token bucket. It holds at most the starts of one second at the current rate.
 #[derive(Debug)]

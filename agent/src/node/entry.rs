@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
-use crate::decision::{self, Action, FunctionLoad, InstanceLoad, InstanceState, Policy, Reason, Summary};
-use crate::event::{FunctionId, InstanceId};
+use crate::decision::{self, Action, FunctionLoad, InstanceLoad, InstanceState, Reason, Summary};
+use crate::event::{FunctionId, InstanceId, Policy};
 use crate::inject::Resources;
 use crate::instance::InstanceCommand;
 use crate::measure;

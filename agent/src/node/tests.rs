@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::api::server::Control as _;
 use crate::api::{FunctionStatus, FunctionSummary};
-use crate::decision::{Policy, Rates};
+use crate::event::{Policy, Rates};
 use crate::inject::Resources;
 use crate::start::{BoxFuture, ControlEnd, Exit, FunctionRuntime, PreparedContainer, Process, StartError};
 use crate::syn::Seen;
