@@ -1,5 +1,5 @@
-//! The client's side, for machines from which functions are called: `headstart tag` has unmodified programs
-//! name the function in their SYNs, `headstart knock` asks for it before anybody connects. Neither needs an
+//! The client's side, for machines from which functions are called: `headstart tag` makes unmodified programs
+//! name the function in their SYNs, `headstart knock` asks for it before a client connects. Neither needs an
 //! agent on the same machine.
 
 mod cgroup;

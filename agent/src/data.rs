@@ -48,7 +48,7 @@ impl DataThreads {
 
 impl Drop for DataThreads {
     fn drop(&mut self) {
-        // Waiting for them is not possible on the agent's own runtime, and nobody needs what they still do.
+        // Waiting for them is not possible on the agent's own runtime, and what they still do is of no use.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

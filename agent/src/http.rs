@@ -1,4 +1,4 @@
-//! A small answer of HTTP to whoever connects, for clients that no function serves.
+//! A small answer of HTTP, for clients that no function serves.
 
 use std::io;
 use std::time::Duration;

@@ -24,7 +24,6 @@ pub mod api;
 pub mod cli;
 pub mod client;
 pub mod data;
-pub mod doctor;
 mod fd;
 mod http;
 mod instance;

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod backend;
+mod error;
 mod kernel;
 pub mod reload;
 pub(crate) mod state_dir;
@@ -23,6 +24,7 @@ use crate::start::{ContainerSpec, Drivers};
 use crate::syn::ListenerSupport;
 pub use adopt::adopt;
 pub(crate) use backend::{Credentials, credentials, pool};
+pub use error::{ReloadRefusal, ServiceError};
 pub use kernel::{kernel, kernel_tls, pins, watch};
 
 /// Every backend's pool by the backend's name, or why there is none.
@@ -76,17 +78,16 @@ pub fn build(
     let (mut services, keys) = (Vec::new(), BindingKeys::of(config));
     let mut bindings = Bindings::new(support);
     for function in &config.functions {
-        let bound =
-            bindings.inherit(function, keys.key(function), manager).map_err(|error| error.to_string());
+        let key = keys.key(function);
+        let bound = bindings.inherit(function, key, manager).map_err(ServiceError::from);
         let served = bound.and_then(|bound| {
-            let key = bound.key;
             let service = service(config, function, &drivers, &pools, bound)?;
             bindings.record(function, key, &service.resources.listener);
             Ok(service)
         });
         match served {
             Ok(service) => services.push(service),
-            Err(reason) => unavailable.push(self::unavailable(function, reason)),
+            Err(reason) => unavailable.push(self::unavailable(function, &reason)),
         }
     }
     let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
@@ -95,9 +96,9 @@ pub fn build(
 }
 
 /// Also logs it.
-fn unavailable(function: &config::Function, reason: String) -> Unavailable {
+fn unavailable(function: &config::Function, reason: &ServiceError) -> Unavailable {
     tracing::error!(function = function.name, "not served: {reason}");
-    Unavailable::new(function.name.clone(), reason)
+    Unavailable::new(function.name.clone(), reason.to_string())
 }
 
 /// A function that accepts from this listener.
@@ -107,15 +108,15 @@ pub(crate) fn service(
     drivers: &Drivers,
     pools: &Pools,
     bound: BoundListener,
-) -> Result<Service, String> {
+) -> Result<Service, ServiceError> {
     let own = function.backends.iter().map(|name| match pools.get(name.as_str()) {
         Some(Ok(pool)) => Ok(pool.clone()),
-        Some(Err(error)) => Err(error.clone()),
-        None => Err(format!("there is no backend {name:?}")),
+        Some(Err(error)) => Err(ServiceError::Backend(error.clone())),
+        None => Err(ServiceError::NoBackend(name.clone())),
     });
     let pools = own.collect::<Result<_, _>>()?;
     let container = container(config, function);
-    let runtime = drivers.runtime(&function.runtime, &container).map_err(|error| error.to_string())?;
+    let runtime = drivers.runtime(&function.runtime, &container)?;
     Ok(Service {
         name: function.name.clone(),
         listen: function.listen,

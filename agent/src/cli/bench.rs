@@ -145,7 +145,7 @@ fn check(function: &FunctionStatus, force: bool) -> anyhow::Result<()> {
     let open: u32 = function.running.iter().filter_map(|instance| instance.open).sum();
     ensure!(
         force || (open == 0 && function.queued == 0),
-        "{name} is in use: {open} connections are open and {} wait. Measure when nobody is, or say --force: their \
+        "{name} is in use: {open} connections are open and {} wait. Measure when it is not, or say --force: their \
          requests may be cut off",
         function.queued
     );

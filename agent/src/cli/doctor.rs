@@ -1,10 +1,21 @@
-//! `headstart doctor`: what this host can do.
+//! `headstart doctor`: what this host can do, and what each lack costs.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use headstart_config::keys::Keys;
+use headstart_config::{Agent, Config};
+use headstart_wire::ktls;
+use nix::sys::resource::{Resource, getrlimit};
+use rustix::thread::CapabilitySet;
+
 use super::arguments;
-use crate::doctor;
+use crate::start::{Drivers, Lack};
+use crate::syn::{Kernel, Part, uplinks};
+
+/// Descriptors for a node of a few hundred functions with their pools.
+const OPEN_FILES_MIN: u64 = 65_536;
 
 /// `headstart doctor`.
 #[derive(Debug, clap::Args)]
@@ -14,13 +25,210 @@ pub(super) struct DoctorArgs {
     config: Option<PathBuf>,
 }
 
-/// Prints what was found.
+/// Prints what was found. What is missing is no failure.
 pub(super) fn run(args: &DoctorArgs) -> ExitCode {
     match args.config.as_deref().map(arguments::load).transpose() {
         Ok(config) => {
-            doctor::print(config.as_ref());
+            print(config.as_ref());
             ExitCode::SUCCESS
         }
         Err(code) => code,
     }
+}
+
+/// One thing that was looked at.
+struct Finding {
+    what: &'static str,
+    /// What was found; or what is missing, what that costs, and what to do.
+    found: Result<String, Lack>,
+}
+
+/// Prints one line for each thing that Headstart can use: of what `config` names, or of the defaults.
+fn print(config: Option<&Config>) {
+    let agent = config.map_or_else(Agent::default, |config| config.agent.clone());
+    let findings = findings(&Drivers::new(&agent));
+    for Finding { what, found } in findings.into_iter().chain(config.and_then(keys)) {
+        match found {
+            Ok(found) => println!("ok       {what:<14} {found}"),
+            Err(lack) => println!("missing  {what:<14} {lack}"),
+        }
+    }
+}
+
+fn findings(drivers: &Drivers) -> Vec<Finding> {
+    let mut findings = vec![
+        Finding { what: "kernel", found: kernel() },
+        Finding { what: "privileges", found: privileges() },
+        Finding { what: "capabilities", found: capabilities() },
+        Finding { what: "btf", found: btf() },
+    ];
+    findings.extend(sensors());
+    findings.extend([
+        Finding { what: "pinning", found: pinning() },
+        Finding { what: "interfaces", found: interfaces() },
+        Finding { what: "accept queue", found: Ok("always there: starts functions without eBPF".into()) },
+        Finding { what: "cgroups", found: cgroups() },
+    ]);
+    findings
+        .extend(drivers.checks().into_iter().map(|check| Finding { what: check.what, found: check.found }));
+    findings.extend([
+        Finding { what: "ktls", found: kernel_tls() },
+        Finding { what: "syn cookies", found: syn_cookies() },
+        Finding { what: "open files", found: open_files() },
+    ]);
+    findings
+}
+
+fn read(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+fn kernel() -> Result<String, Lack> {
+    read("/proc/sys/kernel/osrelease").ok_or_else(|| "/proc is not mounted: nothing works without it".into())
+}
+
+fn privileges() -> Result<String, Lack> {
+    if nix::unistd::geteuid().is_root() {
+        Ok("root".into())
+    } else {
+        Err("not root: no XDP, no containers, only a look around; run it as root or through the systemd unit"
+            .into())
+    }
+}
+
+/// What the kernel half needs, each of which root has.
+const CAPABILITIES: [(&str, CapabilitySet); 3] = [
+    ("CAP_BPF", CapabilitySet::BPF),
+    ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+    ("CAP_PERFMON", CapabilitySet::PERFMON),
+];
+
+fn capabilities() -> Result<String, Lack> {
+    let own = rustix::thread::capabilities(None).map_err(|error| error.to_string())?.effective;
+    let lacking: Vec<_> =
+        CAPABILITIES.iter().filter(|(_, needed)| !own.contains(*needed)).map(|(name, _)| *name).collect();
+    if lacking.is_empty() {
+        return Ok("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, to load and attach the eBPF programs".into());
+    }
+    Err(format!("no eBPF, starts happen one round trip later: {} is not here", lacking.join(", ")).into())
+}
+
+fn btf() -> Result<String, Lack> {
+    let path = "/sys/kernel/btf/vmlinux";
+    match Path::new(path).exists() {
+        true => Ok("the kernel describes its types".into()),
+        false => {
+            Err(format!("no eBPF, starts happen one round trip later: {path} needs CONFIG_DEBUG_INFO_BTF")
+                .into())
+        }
+    }
+}
+
+/// Each program of the kernel half: whether this kernel takes it. Where it can be attached is known only by
+/// attaching, which `headstart run` does and logs.
+fn sensors() -> Vec<Finding> {
+    let kernel = Kernel::load(headstart_ebpf::OBJECT, None);
+    let sensor = |part| {
+        let (what, does) = match part {
+            Part::Xdp => ("xdp", "loads; native where the driver can, else generic"),
+            Part::Tcx => ("tcx", "loads; for interfaces that refuse XDP or have another program"),
+            Part::Lookup => (
+                "sk_lookup",
+                "loads; sees loopback, containers of this host, DNAT; shared ports and the lobby",
+            ),
+            Part::Gate => ("gate", "loads; require_auth = \"connect\" holds on every path"),
+        };
+        let found = match &kernel {
+            Ok(kernel) => match kernel.refused().get(&part) {
+                None => Ok(does.to_owned()),
+                Some(error) => Err(error.to_string().into()),
+            },
+            Err(error) => Err(format!("{}: {error}", part.cost()).into()),
+        };
+        Finding { what, found }
+    };
+    Part::ALL.into_iter().map(sensor).collect()
+}
+
+/// The key file, when one is configured.
+fn keys(config: &Config) -> Option<Finding> {
+    let file = config.syn.key_file.as_ref()?;
+    let found = match Keys::load(file) {
+        Ok(keys) if keys.is_empty() => Err(format!("{}: no client has a key", file.display()).into()),
+        Ok(keys) => Ok(format!("{}: {} keys", file.display(), keys.iter().count())),
+        Err(error) => Err(format!("no client has a key: {error}").into()),
+    };
+    Some(Finding { what: "key file", found })
+}
+
+fn pinning() -> Result<String, Lack> {
+    let mounted = read("/proc/self/mounts").unwrap_or_default();
+    let dir = mounted.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let dir = words.next()?;
+        (words.next()? == "bpf").then(|| dir.to_owned())
+    });
+    match dir {
+        Some(dir) => Ok(format!("a BPF file system is on {dir}: sensors outlive the agent")),
+        None if nix::unistd::geteuid().is_root() && Path::new("/sys/fs/bpf").is_dir() => {
+            Ok("no BPF file system is mounted; `headstart run` mounts one on /sys/fs/bpf".into())
+        }
+        None => Err("while the agent restarts nothing is seen: mount -t bpf bpf /sys/fs/bpf".into()),
+    }
+}
+
+fn interfaces() -> Result<String, Lack> {
+    let uplinks = uplinks();
+    if uplinks.is_empty() {
+        return Err(
+            "no interface has a default route: name them in `interfaces`, [\"auto\"] finds none".into()
+        );
+    }
+    Ok(format!("[\"auto\"] means {}", uplinks.join(", ")))
+}
+
+fn cgroups() -> Result<String, Lack> {
+    let v2 = read("/sys/fs/cgroup/cgroup.controllers").is_some_and(|list| list.contains("memory"));
+    let v1 = Path::new("/sys/fs/cgroup/memory").is_dir() && Path::new("/sys/fs/cgroup/pids").is_dir();
+    match (v2, v1) {
+        (true, _) => Ok("v2".into()),
+        (false, true) => Ok("v1".into()),
+        (false, false) => {
+            Err("memory and pids limits are not enforced: mount cgroup v2 on /sys/fs/cgroup".into())
+        }
+    }
+}
+
+fn kernel_tls() -> Result<String, Lack> {
+    match (ktls::load(), ktls::can_rekey()) {
+        (true, true) => Ok("tls_hand_over: the kernel goes on with TLS sessions".into()),
+        (true, false) => {
+            Ok("tls_hand_over: the kernel goes on with TLS sessions, but not when a server changes its \
+                             keys (Linux 6.14 does)"
+                .into())
+        }
+        (false, _) => {
+            Err("tls_hand_over: functions need the shim's feature `tls`; modprobe tls, or a kernel with \
+                           CONFIG_TLS"
+                .into())
+        }
+    }
+}
+
+fn syn_cookies() -> Result<String, Lack> {
+    match read("/proc/sys/net/ipv4/tcp_syncookies").as_deref() {
+        Some("0") => Err("a SYN flood can fill the listeners: sysctl net.ipv4.tcp_syncookies=1".into()),
+        _ => Ok("on: listeners survive a SYN flood".into()),
+    }
+}
+
+fn open_files() -> Result<String, Lack> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| error.to_string())?;
+    if soft < OPEN_FILES_MIN {
+        return Err(format!(
+            "{soft} bounds functions and pooled connections: LimitNOFILE={OPEN_FILES_MIN} in the unit"
+        )
+        .into());
+    }
+    Ok(soft.to_string())
 }

@@ -31,7 +31,7 @@ pub(super) fn open(path: &Path) -> Result<File, ClientError> {
     Err(ClientError::NotCgroup { path: path.to_owned(), mounts: mounts() })
 }
 
-/// A cgroup for one command, below this process's own. Dropping it lets go of what still runs in it and
+/// A cgroup for one command, below this process's own. Dropping it releases what still runs in it and
 /// removes it.
 pub(super) struct Fresh {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! `headstart knock`: asks for a function before anybody connects to it.
+//! `headstart knock`: asks for a function before a client connects to it.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -36,7 +36,7 @@ pub struct KnockArgs {
 /// Sends one packet to the first address that takes it.
 ///
 /// # Errors
-/// See [`ClientError`]. That it arrives, nobody can say.
+/// See [`ClientError`]. Whether it arrives is not known.
 pub fn knock(args: &KnockArgs) -> Result<ExitCode, ClientError> {
     let (number, key) = key(&args.key_file, args.key)?;
     let to = args.to.resolve()?;

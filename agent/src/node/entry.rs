@@ -38,7 +38,7 @@ pub struct Service {
     pub steered: bool,
     /// What decisions depend on.
     pub policy: Policy,
-    /// What clients are told that nobody will serve.
+    /// How clients are answered that no instance will serve.
     pub overload: Overload,
     /// What becomes of a frozen instance's backend connections.
     pub freeze_backends: FreezeBackends,
@@ -92,7 +92,7 @@ pub(super) struct RunningInstance {
 pub(super) struct FunctionRecord {
     pub(super) service: Service,
     pub(super) state: decision::FunctionState,
-    /// Not configured any more: forgotten when nothing of it is left.
+    /// No longer configured: forgotten when nothing of it is left.
     pub(super) leaving: bool,
     /// Tells its containers from those of an earlier agent, and of an earlier function with its name.
     pub(super) boot: u32,
@@ -101,7 +101,7 @@ pub(super) struct FunctionRecord {
     pub(super) running: BTreeMap<InstanceId, RunningInstance>,
     pub(super) removing: usize,
     pub(super) last_error: Option<String>,
-    /// That was an instance that took nobody, and none has served since.
+    /// The last error is of an instance that accepted no connection, and none has served since.
     pub(super) hung: bool,
     /// Since when connections have waited in the accept queue without a pause, in nanoseconds of
     /// `CLOCK_MONOTONIC`; 0 while none waits.
@@ -131,7 +131,7 @@ impl FunctionRecord {
         }
     }
 
-    /// What is to be seen of its connections now. The pages are read first: a connection that is accepted meanwhile is
+    /// What can be seen of its connections now. The pages are read first: a connection that is accepted meanwhile is
     /// in neither, for a moment, rather than in both.
     pub(super) fn load(&self, now_ns: u64) -> FunctionLoad {
         let instances: Vec<_> =
@@ -158,7 +158,7 @@ impl FunctionRecord {
         true
     }
 
-    /// Tells those who have waited longest that nobody will serve them.
+    /// Answers the clients that have waited longest: no instance will serve them.
     pub(super) fn answer(&mut self, count: u32, reason: Reason) {
         let pause = self.retry_in().unwrap_or(Duration::from_secs(1));
         let Service { overload, resources, name, .. } = &self.service;
@@ -170,12 +170,12 @@ impl FunctionRecord {
                 reason = reason.as_str(),
                 clients = taken,
                 overload = overload.as_str(),
-                "clients were told that nobody serves them"
+                "the agent answered clients that no instance serves"
             );
         }
         measure::record_overload(name, reason, taken);
         if let Err(error) = result {
-            tracing::error!(function = name, "clients cannot be told that nobody serves them: {error}");
+            tracing::error!(function = name, "clients that no instance serves cannot be answered: {error}");
         }
     }
 

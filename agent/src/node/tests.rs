@@ -125,7 +125,7 @@ impl Bed {
         line.unwrap_or_else(|| panic!("no {series} in\n{page}")).parse().unwrap()
     }
 
-    /// Asks again and again: the pages that show it tell nobody of a change.
+    /// Asks again and again: the pages that show it do not report changes.
     async fn until(&self, condition: impl AsyncFn() -> bool) {
         let asked = async {
             while !condition().await {
@@ -268,7 +268,7 @@ fn one_syn_that_both_sensors_see_is_one_start_and_one_duplicate() {
 }
 
 #[test]
-fn a_start_that_nobody_follows_halves_the_budgets_and_a_first_answer_adds_to_them() {
+fn a_start_that_no_connection_follows_halves_the_budgets_and_a_first_answer_adds_to_them() {
     run(UNUSED_AFTER, PLENTY, async |bed| {
         assert_eq!((bed.value(SPENT).await, bed.value(UNUSED).await), (0.0, 0.0));
         bed.waste_a_start().await;

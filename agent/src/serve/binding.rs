@@ -55,8 +55,6 @@ pub enum BindingError {
 /// A binding that is open.
 #[derive(Clone)]
 pub struct BoundListener {
-    /// Which one, also for later agents.
-    pub key: ListenerKey,
     /// From where instances accept.
     pub listener: Arc<OwnedFd>,
     /// Only the socket lookup leads to it.
@@ -175,7 +173,7 @@ impl Bindings {
                 listener
             }
         };
-        Ok(BoundListener { key, listener: Arc::new(listener), steered: binding.steered })
+        Ok(BoundListener { listener: Arc::new(listener), steered: binding.steered })
     }
 
     /// A new one. The caller stores it with the service manager when it is used.
@@ -188,7 +186,7 @@ impl Bindings {
             return Err(BindingError::Taken { listen: function.listen, owner: record.owner.clone() });
         }
         let listener = Arc::new(binding.open(function.backlog)?);
-        Ok(BoundListener { key, listener, steered: binding.steered })
+        Ok(BoundListener { listener, steered: binding.steered })
     }
 
     /// The same one, with what the function's configuration says now.
@@ -204,7 +202,7 @@ impl Bindings {
         let binding = self.plan(function, key)?;
         let guarded = self.is_guarded(key);
         binding.adopt(listener.try_clone()?, guarded, function.backlog)?;
-        Ok(BoundListener { key, listener: Arc::clone(listener), steered: binding.steered })
+        Ok(BoundListener { listener: Arc::clone(listener), steered: binding.steered })
     }
 
     /// Notes that a function has a binding now.

@@ -20,10 +20,7 @@ pub async fn adopt(
     let mut adopted = Vec::new();
     for (instance, note) in survivors.notes() {
         let Some((function, service)) = (0..).zip(services).find(|(_, service)| fits(service, &note)) else {
-            tracing::info!(
-                instance,
-                "not taken over: its function has changed, or is not configured any more"
-            );
+            tracing::info!(instance, "not taken over: its function has changed, or is no longer configured");
             continue;
         };
         let Some((control, page)) = manager.take_instance(&instance) else {
@@ -39,7 +36,7 @@ pub async fn adopt(
         };
         match service.runtime.adopt(&instance).await {
             Ok(process) => {
-                // From here on it is this agent's: nobody else may read its output.
+                // From here on it is this agent's: the survivors must not read its output.
                 survivors.keep(&instance);
                 tracing::info!(instance, "taken over from an earlier agent");
                 adopted.push(AdoptedInstance { function, instance, process, control, page, activity, note });

@@ -9,7 +9,7 @@ use crate::node::Service;
 use crate::syn::{self, Kernel, PinError, Pins, Sensing};
 
 /// Locks the directory where programs and maps outlive the agent; `None` where nothing can be pinned, or
-/// nothing is to be watched.
+/// nothing is watched.
 ///
 /// # Errors
 /// [`syn::PinError::Locked`] when another agent runs there.

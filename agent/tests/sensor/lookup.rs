@@ -98,7 +98,7 @@ fn ignored_sources_meet_the_lobby_while_the_function_is_cold_and_wake_nobody() {
             });
             let answer = answer.await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("asleep\n"), "{answer}");
-            assert!(listener.accept().is_err(), "nobody came to the function");
+            assert!(listener.accept().is_err(), "no client came to the function");
 
             sensing.sensor.warm(0, true).unwrap();
             let warm = TcpStream::connect(address).unwrap();
@@ -121,7 +121,7 @@ fn a_closed_listener_admits_nobody_without_a_key_and_stays_closed() {
         let kernel = Kernel::load(headstart_ebpf::OBJECT, pins(true)).unwrap();
         let fd: Listener =
             serve::listen_behind(address, 16, |socket| kernel.listeners().guard(socket)).unwrap().into();
-        assert!(is_refused(address), "nobody has said yet whose it is");
+        assert!(is_refused(address), "no function has the address yet");
         let closed = Route { auth: RequireAuth::Connect, ..route(address, &fd) };
         let sensing = kernel.watch(&numbered(&[closed]), &config("").syn, &named(&[])).unwrap();
 

@@ -139,7 +139,7 @@ fn a_pin_of_an_interface_that_is_gone_is_replaced() {
         assert!(!shown("late0").contains("xdp"));
         drop(start());
         assert!(shown("late0").contains("xdp"), "{}", shown("late0"));
-        // An agent that watches nothing there any more removes it.
+        // An agent that no longer watches there removes it.
         drop(bed::start(pins(true), &[], &config(""), &named(&["lo"]), false));
         assert_eq!(pinned("links"), ["xdp-generic-1"]);
         bed::bare("late0").await;
@@ -163,7 +163,7 @@ fn interfaces_are_followed_as_they_come_and_go_without_any_capability() {
         let sensing = start(pins(true), &[], &config(""), &named(&["late0", "lo"]), false);
         let mut attached = sensing.attached.clone();
         assert_eq!(modes(&sensing), [("lo".into(), Mode::Generic)]);
-        // The program is loaded: attaching it takes no privilege any more (since Linux 5.19).
+        // The program is loaded: attaching it takes no privilege (since Linux 5.19).
         let none = CapabilitySet::empty();
         let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
         set_capabilities(None, none).unwrap();
@@ -333,7 +333,7 @@ fn functions_change_while_the_programs_run() {
                 (PortKey::any(3000), entry(3, 0)),
             ]
         );
-        assert_eq!(proved(&opened), [0], "nobody has proved anything to the others");
+        assert_eq!(proved(&opened), [0], "no client has proved anything to the others");
         let ports: Array<_, u64> =
             Array::try_from(aya::maps::Map::Array(MapData::from_pin(map(PORTS)).unwrap())).unwrap();
         assert_eq!(ports.iter().map(Result::unwrap).map(u64::count_ones).sum::<u32>(), 3);
