@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use headstart_config::backend::{Mysql, Redis};
-use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Protocol, Tls};
+use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Protocol, Runtime, Tls};
 use proptest::prelude::*;
 
 mod lifecycle;
@@ -215,11 +215,13 @@ fn functions() {
     let many: Vec<_> = (0..17).map(|i| format!("\"b{i}\"")).collect();
     let many = format!("[[function]]\n{GOOD}backends = [{}]", many.join(", "));
     check(&many, &["6: function.f.backends: must be at most 16 names, not 17"]);
+    let runtimes = Runtime::WORDS.map(|word| format!("{word:?}"));
+    let (last, others) = runtimes.split_last().unwrap();
     check(
         "[[function]]\nlisten = \"localhost:80\"",
         &[
             "1: function[0].name: is required",
-            "1: function[0].runtime: is required: \"oci\", \"docker\" or \"process\"",
+            &format!("1: function[0].runtime: is required: {} or {last}", others.join(", ")),
             "2: function[0].listen: must be an IP address and a port, as in \"0.0.0.0:8081\" or \"[::]:8081\"",
         ],
     );
@@ -443,7 +445,10 @@ fn files_that_cannot_be_read() {
     std::fs::write(&path, b"a\n\xff").unwrap();
     assert_eq!(message(), "F: is not UTF-8 (line 2)");
     std::fs::write(&path, "[agent]\nx = 1").unwrap();
-    assert!(message().starts_with("F:2: agent.x: unknown key; the keys here are admin, docker_socket, "));
+    assert!(
+        message()
+            .starts_with("F:2: agent.x: unknown key; the keys here are admin, data_threads, docker_socket, ")
+    );
 }
 
 proptest! {
