@@ -67,8 +67,10 @@ find_linker() {
     (
         unset RUSTC RUSTC_BOOTSTRAP CARGO_TARGET_DIR
         cd "$repo"
-        LLVM_PREFIX=$LLVM LLVM_SYS_221_PREFIX=$LLVM cargo install bpf-linker --version "=$LINKER_VERSION" \
-            --locked --no-default-features --features llvm-22 --root "$tools" --target-dir "$tools/build"
+        # Unoptimised: it links one small program, and what it spends its time in is LLVM.
+        CARGO_PROFILE_DEV_DEBUG=0 LLVM_PREFIX=$LLVM LLVM_SYS_221_PREFIX=$LLVM \
+            cargo install bpf-linker --version "=$LINKER_VERSION" --debug --locked --no-default-features \
+            --features llvm-22 --root "$tools" --target-dir "$tools/build"
     ) >&2
     rm -rf "$tools/build"
 }

@@ -65,6 +65,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The cargo profile of the programs that the lab builds: `release` for what measures, which is a release build itself;
+/// `lab` for tests and the demo, which compiles in a fraction of the time.
+pub fn profile() -> &'static str {
+    let program = env::current_exe().unwrap_or_default();
+    let directory = program.parent().and_then(Path::file_name);
+    if directory.is_some_and(|name| name == "release") { "release" } else { "lab" }
+}
+
 /// The root of the repository.
 pub fn workspace() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

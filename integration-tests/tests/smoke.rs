@@ -134,7 +134,7 @@ fn measure(slow: SlowPart) -> (Vec<f64>, f64) {
 }
 
 fn function(slow: SlowPart) -> TestFunction {
-    let binary = build_static("headstart-integration-tests", "slow").unwrap();
+    let binary = build_static("headstart-lab-functions", "slow").unwrap();
     let kind = FunctionKind::Oci(Rootfs::with_binary("slow", &binary).unwrap());
     let variable = match slow {
         SlowPart::Function(variable) => format!(", {variable} = \"{DELAY_MS}\""),

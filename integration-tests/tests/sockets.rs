@@ -33,7 +33,7 @@ fn client_program(name: &str) -> std::path::PathBuf {
 }
 
 fn function(runtime: &str) -> TestFunction {
-    let binary = build_static("headstart-integration-tests", "steady").unwrap();
+    let binary = build_static("headstart-lab-functions", "steady").unwrap();
     let rootfs = Rootfs::with_binary("steady", &binary).unwrap();
     for program in [client_program("psql"), client_program("pgbench"), MARIADB.into()] {
         rootfs.add_program(&program).unwrap();

@@ -154,7 +154,7 @@ struct SlowFunction {
 
 /// Of each runtime one that speaks HTTP; and one that speaks HTTPS.
 fn functions(docker: &Arc<DockerDaemon>, certificate: &Certificate) -> Result<Vec<SlowFunction>> {
-    let binary = build_static("headstart-integration-tests", "slow")?;
+    let binary = build_static("headstart-lab-functions", "slow")?;
     let function = |runtime: &'static str, https: bool| {
         let rootfs = Rootfs::with_binary("slow", &binary)?;
         let kind = match runtime {

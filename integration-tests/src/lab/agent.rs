@@ -2,7 +2,9 @@
 
 mod setup;
 
-use super::{command::run_within, metrics::Metrics, process::ChildProcess, rootfs::cargo, target_dir};
+use super::{
+    command::run_within, metrics::Metrics, process::ChildProcess, profile, rootfs::cargo, target_dir,
+};
 use crate::lab::client::{self, HttpReply};
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
@@ -266,7 +268,7 @@ pub fn now_ns() -> Result<u64> {
     Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
 }
 
-/// `HEADSTART_BIN`, or the release build of this workspace, made at most once per process.
+/// `HEADSTART_BIN`, or a build of this workspace in [`profile`], made at most once per process.
 pub fn binary() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
     if let Some(path) = env::var_os("HEADSTART_BIN") {
@@ -274,9 +276,9 @@ pub fn binary() -> Result<PathBuf> {
     }
     let build = || {
         let mut cargo = cargo();
-        run_within(BUILD_LIMIT, cargo.args(["build", "--release", "-p", "headstart-agent"]))
+        run_within(BUILD_LIMIT, cargo.args(["build", "--profile", profile(), "-p", "headstart-agent"]))
     };
     let built = BUILT.get_or_init(|| build().map(drop).map_err(|error| format!("{error:#}")));
     ensure!(built.is_ok(), "the agent does not build: {built:?}");
-    Ok(target_dir().join("release/headstart"))
+    Ok(target_dir().join(profile()).join("headstart"))
 }

@@ -24,12 +24,12 @@ pub fn function(mode: &str, runtime: &str, keys: &str) -> Result<TestFunction> {
 
 /// A root filesystem with the fixture in it.
 pub fn rootfs() -> Result<Rootfs> {
-    Rootfs::with_binary("hostile", &build_static("headstart-integration-tests", "hostile")?)
+    Rootfs::with_binary("hostile", &build_static("headstart-lab-functions", "hostile")?)
 }
 
 /// A function that behaves, on a free port, with one parked container. `keys` are further keys of its section.
 pub fn steady(runtime: &str, keys: &str) -> Result<TestFunction> {
-    let binary = build_static("headstart-integration-tests", "steady")?;
+    let binary = build_static("headstart-lab-functions", "steady")?;
     let kind = FunctionKind::of(runtime, Rootfs::with_binary("steady", &binary)?)?;
     Ok(TestFunction { port: free_port()?.port(), prepared: 1, kind, keys: keys.to_owned() })
 }

@@ -3,6 +3,7 @@
 use super::{
     command::run_within,
     docker::DockerDaemon,
+    profile,
     scratch::{Scratch, unique},
     target_dir, workspace,
 };
@@ -122,11 +123,11 @@ pub fn build_static(package: &str, binary: &str) -> Result<PathBuf> {
     let target = target_dir().join("static");
     let mut cargo = cargo();
     cargo
-        .args(["build", "--release", "--target", TARGET, "-p", package, "--bin", binary])
+        .args(["build", "--profile", profile(), "--target", TARGET, "-p", package, "--bin", binary])
         .arg("--target-dir")
         .arg(&target);
     run_within(BUILD_LIMIT, cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(target.join(TARGET).join("release").join(binary))
+    Ok(target.join(TARGET).join(profile()).join(binary))
 }
 
 /// The cargo that runs the tests, in the workspace.

@@ -65,7 +65,7 @@ pub(super) fn first_results(run: &mut Run) -> Result<()> {
     let link = Link::connect(&database)?;
     let mut distance = Distance::of(&database);
     let postgres = PostgresSetup::default().tls().inside(&database, link.peer(DATABASE_PORT)).start()?;
-    let probe = build_static("headstart-integration-tests", "probe")?;
+    let probe = build_static("headstart-lab-functions", "probe")?;
     let function = |way: &str, keys: &str| -> Result<TestFunction> {
         let kind = FunctionKind::of("process", Rootfs::with_binary("probe", &probe)?)?;
         let keys = format!(

@@ -31,7 +31,7 @@ const LIFE: &str = "inject_lifecycle_ms";
 /// The connection is there: directly, in a process that was just started; or injected, in an instance.
 pub(super) fn getting(run: &mut Run) -> Result<()> {
     let mut server = SilentServer::start()?;
-    let probe = build_static("headstart-integration-tests", "probe")?;
+    let probe = build_static("headstart-lab-functions", "probe")?;
     let function = function(
         FunctionKind::of("process", Rootfs::with_binary("probe", &probe)?)?,
         "injected",
@@ -85,7 +85,7 @@ pub(super) fn lives(run: &mut Run) -> Result<()> {
     let docker = Arc::new(DockerDaemon::bridged()?);
     docker.bridge().context("it has one")?.route(&server.link)?;
     let functions = ["direct", "injected"].map(|way| {
-        let rootfs = Rootfs::with_binary("probe", &build_static("headstart-integration-tests", "probe")?)?;
+        let rootfs = Rootfs::with_binary("probe", &build_static("headstart-lab-functions", "probe")?)?;
         let kind = FunctionKind::Docker { image: rootfs.docker_image(&docker)?, docker: Arc::clone(&docker) };
         let word = if way == "direct" { "connect" } else { way };
         anyhow::Ok((way, function(kind, word, &server, "network = \"bridge\"\n")?))

@@ -207,7 +207,7 @@ impl LoadedNode {
         let node = TestNode::new()?.context("something is missing: run `make install`")?;
         let servers = Servers::start(&node.node)?;
         let cold = fixture::steady("process", "")?;
-        let reader = build_static("headstart-integration-tests", "stream_reader")?;
+        let reader = build_static("headstart-lab-functions", "stream_reader")?;
         let mut setup = unbounded().namespace(&node.node).interface(node.link.host_if());
         setup = setup.config(&servers.backends()).config(&cold.text(COLD, &[]));
         let mut loads = Vec::new();

@@ -14,7 +14,7 @@ pub const PATH: &str = "/query";
 
 /// Its root filesystem, with what it needs to log in by itself.
 pub fn rootfs(site: &Site) -> Result<Rootfs> {
-    let rootfs = Rootfs::with_binary("probe", &build_static("headstart-integration-tests", "probe")?)?;
+    let rootfs = Rootfs::with_binary("probe", &build_static("headstart-lab-functions", "probe")?)?;
     fs::write(rootfs.path().join("password"), PostgresServer::PASSWORD)?;
     fs::copy(site.postgres.ca_file(), rootfs.path().join("ca.pem"))?;
     Ok(rootfs)
