@@ -9,6 +9,7 @@ use super::{
 };
 use anyhow::{Context, Result, ensure};
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -96,7 +97,7 @@ pub struct DockerImage {
 }
 
 impl DockerImage {
-    /// What `image` in the function's configuration is to say.
+    /// The value of `image` in the function's configuration.
     pub fn tag(&self) -> &str {
         &self.tag
     }
@@ -115,19 +116,27 @@ impl Drop for DockerImage {
     }
 }
 
-/// Builds the program `binary` of a package of this workspace statically, and returns its path.
+/// Builds the program `binary` of a package of this workspace statically, at most once per process, and returns its path.
 pub fn build_static(package: &str, binary: &str) -> Result<PathBuf> {
-    // The tests of one process would only wait for each other's cargo.
-    static BUILD: Mutex<()> = Mutex::new(());
-    let _turn = BUILD.lock().unwrap_or_else(PoisonError::into_inner);
+    // The tests of one process would only wait for each other's cargo, and each call of it takes a quarter of a second even
+    // when there is nothing to build.
+    static BUILT: Mutex<BTreeSet<(String, String)>> = Mutex::new(BTreeSet::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     let target = target_dir().join("static");
+    let program = target.join(TARGET).join(profile()).join(binary);
+    if !built.insert((package.to_owned(), binary.to_owned())) {
+        return Ok(program);
+    }
     let mut cargo = cargo();
     cargo
         .args(["build", "--profile", profile(), "--target", TARGET, "-p", package, "--bin", binary])
         .arg("--target-dir")
         .arg(&target);
-    run_within(BUILD_LIMIT, cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(target.join(TARGET).join(profile()).join(binary))
+    let build = run_within(BUILD_LIMIT, cargo.env("RUSTFLAGS", "-C target-feature=+crt-static"));
+    if build.is_err() {
+        built.remove(&(package.to_owned(), binary.to_owned()));
+    }
+    build.map(|_| program)
 }
 
 /// The cargo that runs the tests, in the workspace.
