@@ -143,7 +143,7 @@ fn every_promised_metric_is_there_after_one_cold_start() {
 }
 
 #[test]
-fn strangers_and_mistakes_are_refused() {
+fn foreign_requests_and_mistakes_are_refused() {
     if !ready() {
         return;
     }

@@ -45,7 +45,7 @@ fn a_function_is_measured_on_its_own_node() {
         assert!(!matches!(refused.code, Some(0)) && refused.all.contains(said), "{said}: {}", refused.all);
     }
 
-    // Somebody is connected.
+    // A client is connected.
     let client = TcpStream::connect(steady.local()).unwrap();
     agent.wait_function("steady", "in use", LIMIT, |function| function["running"][0]["open"] == 1).unwrap();
     let refused = bench(&agent, &["steady"]);

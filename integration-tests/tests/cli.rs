@@ -145,7 +145,7 @@ fn status_watch_prints_again_and_again_until_it_is_interrupted() {
     function.rest(&agent, "orders").unwrap();
     let watch = |more: &[&str]| {
         let admin = agent.admin().to_string();
-        // Whoever runs the tests may ignore SIGINT, and what is ignored stays so.
+        // The parent of the tests may ignore SIGINT, and children inherit that.
         let mut command = Command::new("env");
         command.arg("--default-signal").arg(binary().unwrap());
         ChildProcess::spawn(command.args(["status", "--watch", "--admin", &admin]).args(more)).unwrap()

@@ -1,5 +1,5 @@
-//! Drivers' own tests, in an instance without a network, against the socket that it finds: what nobody here wrote finds what
-//! nobody here thought of. They are fetched from PyPI and npm, at a version that is written down here.
+//! Drivers' own tests, in an instance without a network, against the socket that it finds: tests that others
+//! wrote find cases that ours miss. They are fetched from PyPI and npm, at a version that is written down here.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 

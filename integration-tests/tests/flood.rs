@@ -13,7 +13,7 @@ const LASTING: Duration = Duration::from_secs(10);
 const GROWTH_BYTES: u64 = 16 * 1024 * 1024;
 
 #[test]
-fn a_flood_starts_few_functions_and_loses_nobody() {
+fn a_flood_starts_few_functions_and_loses_no_request() {
     if !privilege::require_root("namespaces, eBPF and containers") {
         return;
     }
@@ -27,14 +27,14 @@ fn a_flood_starts_few_functions_and_loses_nobody() {
 
     let (begin, mut highest) = (Instant::now(), 0);
     let flood = siege.flood(LASTING).unwrap();
-    let (mut strangers, mut known) = (0, 0);
+    let (mut unannounced, mut known) = (0, 0);
     for (name, port) in siege.open().iter().cycle() {
         if !flood.is_running() {
             break;
         }
         let reply = node.get(*port).unwrap_or_else(|error| panic!("{name}: {error:#}\n{}", agent.log()));
         assert_eq!(reply.status, 200, "{name}: {}", reply.body);
-        strangers += 1;
+        unannounced += 1;
         let answer = node.get_tagged(&node.client, siege.target(), CLOSED_ID, Some(keys)).unwrap();
         assert!(answer.contains("alive"), "{answer}");
         assert_eq!(trigger(agent, CLOSED).unwrap(), "syn", "request {known} with a key");
@@ -45,11 +45,11 @@ fn a_flood_starts_few_functions_and_loses_nobody() {
     let sent = flood.join().unwrap();
     let metrics = agent.metrics().unwrap();
     let took = begin.elapsed();
-    println!("{sent:?}, {:.0} SYNs a second; {strangers} and {known} requests", sent.rate());
+    println!("{sent:?}, {:.0} SYNs a second; {unannounced} and {known} requests", sent.rate());
     assert!(sent.took >= LASTING && sent.frames > 500_000, "that was no flood: {sent:?}");
-    assert!(strangers >= 10 && known >= 10, "{strangers} and {known} requests in {took:?}");
+    assert!(unannounced >= 10 && known >= 10, "{unannounced} and {known} requests in {took:?}");
 
-    // What strangers took from the budget: no more than it gives in this time, and its burst of one second.
+    // What unannounced clients took from the budget: no more than it gives in this time, and its burst of one second.
     let open = |name, labels: &[(&str, &str)]| {
         let all = metrics.find(name, labels).filter(|sample| sample.labels["function"] != CLOSED);
         all.map(|sample| sample.value).sum::<f64>()
@@ -58,12 +58,12 @@ fn a_flood_starts_few_functions_and_loses_nobody() {
     let most = f64::from(BUDGET.1) * (took.as_secs_f64() + 1.0);
     // Every other start is for a connection that was there.
     let starts = open("headstart_decisions_total", &[("action", "start")]);
-    println!("{starts} starts for {strangers} requests; {spent} of the budget's {most:.1}");
+    println!("{starts} starts for {unannounced} requests; {spent} of the budget's {most:.1}");
     assert!(spent > 0.0, "the flood starts what the budget lets it");
     assert!(spent <= most, "{spent} starts of the budget in {took:?}, more than {most:.1}");
     assert!(
-        starts <= spent + f64::from(strangers),
-        "{starts} starts for {strangers} requests and {spent} SYNs"
+        starts <= spent + f64::from(unannounced),
+        "{starts} starts for {unannounced} requests and {spent} SYNs"
     );
     let suppressed = metrics.sum("headstart_syn_suppressed_total", &[]);
     assert!(suppressed > 0.0, "what is over the budget is counted");

@@ -62,7 +62,7 @@ fn a_session_belongs_to_one_instance_and_goes_with_it() {
     wait_sessions(&postgres, 0);
 }
 
-/// Whoever speaks TLS: the agent, or the function or its kernel in a session that the agent began.
+/// What speaks TLS: the agent, or the function or its kernel in a session that the agent began.
 #[test]
 fn a_session_travels_in_tls_and_ends_with_its_instance() {
     if !ready() {

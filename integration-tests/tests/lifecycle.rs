@@ -80,7 +80,7 @@ fn one_instance_serves_a_whole_burst_when_its_concurrency_allows() {
 }
 
 #[test]
-fn provisioned_instances_are_ready_before_anybody_comes() {
+fn provisioned_instances_are_ready_before_any_client_connects() {
     let mut function = fixture::steady("process", "min_ready = 2\nconcurrency = 1").unwrap();
     function.prepared = 0;
     if !ready() {
@@ -92,7 +92,7 @@ fn provisioned_instances_are_ready_before_anybody_comes() {
     assert_eq!(get(&function, "/").status, 200);
     let starts = agent.starts().unwrap();
     assert!(starts.as_array().unwrap().iter().all(|start| start["trigger"] == "provision"), "{starts}");
-    // Whoever stops them gets them again.
+    // When an operator stops them, they start again.
     agent.stop_function(NAME).unwrap();
     agent
         .wait_function(NAME, "provisioned anew", LIMIT, |function| {
@@ -253,7 +253,7 @@ fn backends(agent: &RunningAgent) -> Value {
 }
 
 #[test]
-fn functions_that_misbehave_are_explained_and_harm_nobody() {
+fn functions_that_misbehave_are_explained_and_harm_no_other() {
     if !ready() {
         return;
     }
@@ -362,7 +362,7 @@ fn a_killed_agent_fails_no_request_and_the_next_one_takes_its_instances_over() {
             });
         }
         let killed = first.kill().unwrap();
-        // Somebody comes to a cold one while there is no agent.
+        // A client connects to a cold one while there is no agent.
         let address = functions[EACH].1.local();
         let waiting = scope.spawn(move || client::get(address, "/", LIMIT).unwrap().status);
         let next = killed.start().unwrap();

@@ -1,4 +1,4 @@
-//! The agent is killed and started again while clients keep coming: nobody notices more than a delay.
+//! The agent is killed and started again while clients keep coming: clients notice no more than a delay.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
@@ -53,7 +53,7 @@ fn a_killed_agent_loses_no_request_and_the_next_one_starts_early_within_a_second
         let before = cold_starts(&first);
         let killed_ns = now_ns().unwrap();
         let killed = first.kill().unwrap();
-        // Somebody comes while there is no agent.
+        // A client connects while there is no agent.
         let sent = *trickle.sent.lock().unwrap();
         trickle.wait_sent(sent + 1);
         (before, killed_ns, killed.start().unwrap())

@@ -34,7 +34,7 @@ enum SlowPart {
     Event,
     /// The container is not there before, and its runtime takes its time.
     Runtime,
-    /// The parked container is stopped while it is let go.
+    /// The parked container is stopped while the agent releases it.
     Exec,
     /// A variable makes the function take its time.
     Function(&'static str),
@@ -170,7 +170,7 @@ fn parked() -> i32 {
 }
 
 /// Stops a process; after the delay it goes on.
-#[expect(clippy::disallowed_methods, reason = "it is the delay that is to be found")]
+#[expect(clippy::disallowed_methods, reason = "it is the delay that the test must find")]
 fn stop(process: i32) -> thread::JoinHandle<()> {
     let process = Pid::from_raw(process);
     kill(process, Signal::SIGSTOP).unwrap();

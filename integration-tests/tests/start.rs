@@ -82,7 +82,7 @@ fn a_function_is_confined() {
 }
 
 #[test]
-fn what_does_not_start_says_why_and_harms_nobody() {
+fn what_does_not_start_says_why_and_harms_no_other() {
     if !ready() {
         return;
     }
@@ -149,7 +149,7 @@ fn what_does_not_start_says_why_and_harms_nobody() {
     for (pause, least) in pauses.iter().zip([100, 200]) {
         assert!(*pause >= least, "pauses of {pauses:?} ms");
     }
-    // After three it is left alone, and whoever waits is told so.
+    // After three it is left alone, and clients that wait get an answer that says so.
     let said = told(waiting);
     assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("\r\nRetry-After: "), "{said}");
     assert!(told(client_that_waits(&crashes)).starts_with("HTTP/1.1 503 "), "also who comes later, at once");
@@ -172,7 +172,7 @@ fn what_does_not_start_says_why_and_harms_nobody() {
     let line = agent.wait_log("did not stop in time: killed", LIMIT).unwrap();
     assert!(line.contains("WARN"), "{line}");
 
-    // The command is not there: runc only notices when the function is let go, or before.
+    // The command is not there: runc notices when the agent releases the function, or before.
     let waiting = client_that_waits(&commandless);
     let said = agent.wait_log("/missing", LIMIT).unwrap();
     assert!(said.contains(&no_command), "{said}");
@@ -180,7 +180,7 @@ fn what_does_not_start_says_why_and_harms_nobody() {
     assert!(shown.contains("/missing") && shown.contains("correct `command`"), "{shown}");
     drop(waiting);
 
-    // Whoever starts badly starts no other badly, and not in a tight loop.
+    // A function that fails to start delays no other, and is not retried in a tight loop.
     good.cool(&agent, &healthy).unwrap();
     assert_eq!(get(&good, "/").body, fixture::ALIVE);
     assert!(failed(1).len() < 40, "{} starts", failed(1).len());

@@ -45,13 +45,13 @@ fn a_syn_starts_the_function_before_the_handshake_ends() {
         let ready = start["ready_ns"].as_u64().unwrap() - start["syn_ns"].as_u64().unwrap();
         assert!(u128::from(ready) < ROUND_TRIP.as_nanos(), "ready after {ready} ns");
         assert!(Duration::from_nanos(ready) < reply.timings.connect, "{start}, {:?}", reply.timings);
-        assert!(start["connected_ns"].is_null(), "nobody waited: {start}");
+        assert!(start["connected_ns"].is_null(), "no client waited: {start}");
         assert_eq!(start["stages"]["exposed"], 0.0, "{start}");
     }
 
     let port = exact.port;
     assert!(agent.stop().unwrap().success());
-    // The kernel lets go of a link that is no longer pinned a moment later, in a task of its own.
+    // The kernel releases a link that is no longer pinned a moment later, in a task of its own.
     let gone = || Ok((!xdp(&site.link)).then_some(()));
     cli::eventually("the program is gone with the agent", LIMIT, gone).unwrap();
     assert!(site.client.enter(|| client::get(site.link.host(port), "/", LIMIT)).unwrap().is_err());

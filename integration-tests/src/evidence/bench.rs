@@ -26,10 +26,10 @@ use crate::evidence::interrupt::Interrupt;
 use crate::evidence::report::Figure;
 use crate::lab::{self, LabLease};
 
-/// How often progress is told where nobody looks at a terminal.
+/// How often progress is printed where standard error is not a terminal.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
-/// How a part of the bench is called.
+/// The command line of a part of the bench.
 #[derive(Debug, Parser)]
 #[command(about = "A part of `make bench`: it writes target/bench/NAME.json")]
 pub struct PartArguments {
@@ -41,10 +41,10 @@ pub struct PartArguments {
     seed: Option<u64>,
 }
 
-/// One part that is under way.
+/// One part of the bench, while it runs.
 #[derive(Debug)]
 pub struct Run {
-    /// Whether it is to be short.
+    /// Whether this is a quick run.
     pub quick: bool,
     /// What was measured so far.
     pub samples: Samples,
@@ -112,12 +112,12 @@ impl Run {
         ended
     }
 
-    /// So many of something: `full`, or `quick` in a quick run.
+    /// A number of rounds, samples or cases: `full`, or `quick` in a quick run.
     pub fn many(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
     }
 
-    /// These, or in a quick run those.
+    /// The cases `full`, or `quick` in a quick run.
     pub fn of<T: Copy>(&self, full: &[T], quick: &[T]) -> Vec<T> {
         if self.quick { quick.to_vec() } else { full.to_vec() }
     }
@@ -129,12 +129,12 @@ impl Run {
         order
     }
 
-    /// Announces so many more steps.
+    /// Adds this many steps to those that are expected.
     pub fn expect(&mut self, steps: usize) {
         self.progress.all += steps;
     }
 
-    /// One of the announced steps is about to be taken; an error when somebody wants this to end.
+    /// One of the announced steps is about to be taken; an error after Ctrl-C or SIGTERM.
     pub fn step(&mut self, what: &str) -> Result<()> {
         self.interrupt.check()?;
         self.progress.step(self.name, what);

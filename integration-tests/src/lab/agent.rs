@@ -41,7 +41,7 @@ pub struct RunningAgent {
     place: Arc<AgentPlace>,
 }
 
-/// Where an agent has ended: the place for the next one. Dropped after a kill without a next one, it is cleaned up.
+/// An agent that has stopped: directories and addresses for the next one. Without a next one, a drop cleans up after a kill.
 #[derive(Debug)]
 pub struct StoppedAgent(Arc<AgentPlace>);
 
@@ -184,12 +184,12 @@ impl RunningAgent {
         }
     }
 
-    /// Changes its configuration file to these sections after `[agent]` and `[syn]`; it is not told.
+    /// Changes its configuration file to these sections after `[agent]` and `[syn]`; the agent is not notified.
     pub fn rewrite(&self, sections: &str) -> Result<()> {
         self.place.write(sections)
     }
 
-    /// What its open descriptors refer to.
+    /// The targets of its open descriptors.
     pub fn open_fds(&self) -> Result<Vec<String>> {
         crate::lab::leaks::descriptors(self.id())
     }
@@ -214,7 +214,7 @@ impl RunningAgent {
         Ok(StoppedAgent(Arc::clone(&self.place)))
     }
 
-    /// As [`RunningAgent::stop`], where another agent is to follow.
+    /// As [`RunningAgent::stop`], where another agent will follow.
     pub fn halt(mut self) -> Result<StoppedAgent> {
         let status = self.end(STOP_LIMIT)?;
         ensure!(status.success(), "{status}:\n{}", self.log());
@@ -253,7 +253,7 @@ impl RunningAgent {
 }
 
 impl Drop for RunningAgent {
-    /// A killed agent leaves parked containers that nobody finds once its state directory is gone: it may clean up.
+    /// The agent gets time to clean up: parked containers of a killed one could not be found once its state directory is gone.
     fn drop(&mut self) {
         // After `kill` the process is gone, and the place is the next agent's business.
         if !self.process.ended_within(Duration::ZERO) {

@@ -1,5 +1,5 @@
-//! A client in a process of its own, so that it can be given to `headstart tag`: told to, it makes one request
-//! on a new connection, and says how long that took. It is a mode of the program that wants to know.
+//! A client in a process of its own, so that `headstart tag` can run it. For each line on standard input it makes one
+//! request on a new connection, and prints how long that took. It is a mode of the program that measures.
 
 use std::io::{self, BufRead as _, Write as _};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::lab::{ChildProcess, Namespace, client};
 /// The argument that selects this mode; the address to ask follows.
 pub const MODE: &str = "--ask";
 
-/// The client, from its owner's side. Ended on drop.
+/// The client process, as the measuring program sees it. A drop ends it.
 #[derive(Debug)]
 pub struct Asker {
     process: ChildProcess,
@@ -23,7 +23,7 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Starts it in `namespace`. `command` is to become `prefix PROGRAM --ask TARGET`; the program is this one.
+    /// Starts it in `namespace`. `command` becomes `prefix PROGRAM --ask TARGET`; the program is this one.
     pub fn start(namespace: &Namespace, mut command: Command, target: SocketAddr) -> Result<Self> {
         command.arg(std::env::current_exe()?).args([MODE, &target.to_string()]);
         let (process, orders) = namespace.enter(|| ChildProcess::spawn_with_input(&mut command))??;
@@ -42,7 +42,7 @@ impl Asker {
     }
 }
 
-/// Plays the client until its owner is gone.
+/// Runs the client until its standard input is closed.
 pub fn main(target: &str) -> ExitCode {
     match answer(target) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! Numbers that processes on one host must share out among themselves: subnets and ports.
+//! Numbers that processes on one host must divide among themselves: subnets and ports.
 //!
 //! A claim is an abstract unix socket. It lives in the same network namespace as what it stands
 //! for, and dies with its process, however that ends.
@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-/// Ports below those that the kernel gives to clients (32768 and up): nobody else takes one by
+/// Ports below those that the kernel gives to clients (32768 and up): no other program takes one by
 /// chance, and a client that polls one before its server listens cannot connect to itself.
 const FIRST_PORT: u16 = 20_000;
 const PORTS_PER_PROCESS: u16 = 200;
@@ -51,7 +51,7 @@ impl NumberClaim {
     }
 }
 
-/// A loopback address whose port nobody uses, nor will by chance.
+/// A loopback address whose port is free, and which no other program takes by chance.
 pub fn free_port() -> Result<SocketAddr> {
     static RANGE: Mutex<Option<NumberClaim>> = Mutex::new(None);
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -1,5 +1,5 @@
 //! The agent's command line, for what [`crate::lab::RunningAgent`] does not do: commands that end, and
-//! agents that are not to become ready.
+//! agents that must not become ready.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,7 +14,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// The pause between two looks.
 const LOOK_AGAIN_MS: u8 = 5;
 
-/// What a command said, and how it ended.
+/// The output of a command, and how it ended.
 #[derive(Debug)]
 pub struct Outcome {
     /// Exit code; none after a signal.
@@ -44,7 +44,7 @@ pub fn run(files: &Scratch, text: &str) -> Result<ChildProcess> {
     ChildProcess::spawn(Command::new(binary()?).args(["run", "--unpin", "--config"]).arg(config))
 }
 
-/// Looks again and again until there is something to see; `what` names it in the error.
+/// Calls `look` again and again until it returns a value; `what` names that value in the error.
 pub fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {

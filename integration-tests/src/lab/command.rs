@@ -30,7 +30,7 @@ pub(super) fn ip(arguments: &str) -> Result<String> {
 }
 
 /// Looks again and again until `done` accepts what `look` returns, at most until `limit`; returns
-/// what was seen last. For kernel objects that go a moment after their last user and tell nobody.
+/// what was seen last. For kernel objects that go a moment after their last user, without any notice.
 pub(crate) fn settle<T>(
     limit: Duration,
     mut look: impl FnMut() -> Result<T>,

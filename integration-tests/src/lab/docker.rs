@@ -45,7 +45,7 @@ struct Daemon {
 }
 
 impl DockerDaemon {
-    /// The daemon of this process: started by the first who asks, stopped by the last to let go.
+    /// The daemon of this process. The first call starts it, and it stops when the last clone is dropped.
     pub fn shared() -> Result<Arc<Self>> {
         static SHARED: Mutex<Weak<DockerDaemon>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);

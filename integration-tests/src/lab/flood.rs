@@ -34,10 +34,10 @@ pub const SOURCES: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
 /// Frames handed to the kernel in one call.
 const BATCH: usize = 256;
 
-/// Longest flood: whatever a test forgets, it ends.
+/// The longest flood: it ends even if a test does not stop it.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// What the SYNs of a flood say about themselves.
+/// The option in the SYNs of a flood.
 #[derive(Clone, Copy)]
 pub enum FloodTag {
     /// Nothing: no option.
@@ -74,7 +74,7 @@ pub struct FloodProcess {
     thread: Option<JoinHandle<Result<FloodCount>>>,
 }
 
-/// What was sent.
+/// How much was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloodCount {
     /// Frames that the kernel took.
@@ -111,7 +111,7 @@ impl Flood {
         })
     }
 
-    /// What the SYNs are to say about themselves.
+    /// Sets the option in the SYNs.
     pub fn tag(mut self, tag: FloodTag) -> Self {
         self.tag = tag;
         self

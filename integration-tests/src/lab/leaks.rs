@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-/// What to look at. Tests run side by side, so mounts, cgroups, interfaces and namespaces count
+/// The things that are watched. Tests run side by side, so mounts, cgroups, interfaces and namespaces count
 /// only if their path or name contains one of the given names.
 #[derive(Clone, Debug, Default)]
 pub struct LeakWatch {

@@ -16,7 +16,7 @@ use crate::lab::client::{self, ClientFailure, HttpReply};
 use crate::lab::site::LIMIT;
 use crate::lab::{AgentSetup, Link, Namespace, RunningAgent, Scratch, binary, cli, privilege, run};
 
-/// How long a client tries where it is to get no answer: its SYN, and one retransmission a second later.
+/// How long a client tries where it should get no answer: its SYN, and one retransmission a second later.
 const IN_VAIN: Duration = Duration::from_millis(1_500);
 
 /// A node, a client, and the link between them.
@@ -31,7 +31,7 @@ pub struct TestNode {
 }
 
 impl TestNode {
-    /// None where the machine does not let it be tested, which is said.
+    /// `None` where this machine cannot run such tests; the reason is printed.
     pub fn new() -> Result<Option<Self>> {
         let able = privilege::require_root("namespaces and eBPF programs")
             && privilege::require_tools(&["ip", "iptables", "runc"]);
@@ -62,7 +62,7 @@ impl TestNode {
         Ok(get_from(&self.node, SocketAddr::from(([127, 0, 0, 1], port)))??)
     }
 
-    /// A request that is to fail, soon.
+    /// A request that must fail, and soon.
     pub fn get_in_vain(&self, from: &Namespace, target: SocketAddr) -> Result<ClientFailure> {
         let tried = from.enter(|| client::get(target, "/", IN_VAIN))?;
         tried.err().with_context(|| format!("{target} has answered"))
@@ -123,7 +123,7 @@ pub fn trigger(agent: &RunningAgent, name: &str) -> Result<String> {
     start["trigger"].as_str().map(str::to_owned).with_context(|| format!("no trigger in {start}"))
 }
 
-/// A file with keys, which nobody but its owner reads.
+/// A file with keys that only its owner can read.
 #[derive(Debug)]
 pub struct KeyFile {
     path: PathBuf,

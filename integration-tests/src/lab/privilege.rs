@@ -1,4 +1,4 @@
-//! Whether this machine lets a test run: skipped aloud on a laptop, a failure in CI.
+//! Checks whether this machine can run a test. If not, the test prints why and is skipped; in CI it fails.
 
 use std::{env, path::Path};
 

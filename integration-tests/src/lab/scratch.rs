@@ -148,6 +148,6 @@ fn base() -> Result<PathBuf> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
     let found = fs::symlink_metadata(&path)?;
     let ours = found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0;
-    ensure!(ours, "{} belongs to somebody else: remove it", path.display());
+    ensure!(ours, "{} belongs to another user: remove it", path.display());
     Ok(path)
 }

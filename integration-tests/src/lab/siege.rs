@@ -1,4 +1,4 @@
-//! A node under attack: many open functions, one that wants a key, a client, and an attacker with a link of
+//! A node under attack: many open functions, one that requires a key, a client, and an attacker with a link of
 //! its own, as uplinks have queues of their own.
 
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ pub const CLOSED: &str = "closed";
 /// Its ID.
 pub const CLOSED_ID: u32 = 7;
 
-/// The first of the open functions' ports; nobody else is in the node's network.
+/// The first of the open functions' ports; the node's network has no other listeners.
 const FIRST_PORT: u16 = 8_000;
 
-/// Early starts a second that strangers may cause: at least, and at most.
+/// Early starts a second that clients without a key may cause: at least, and at most.
 pub const BUDGET: (u32, u32) = (2, 4);
 
 /// A key of 128 bits.
@@ -54,7 +54,7 @@ pub struct Siege {
 }
 
 impl Siege {
-    /// An agent with so many open functions, of which none runs. None where the machine does not let it be.
+    /// An agent with so many open functions, of which none runs. `None` where this machine cannot run it.
     pub fn new(open: u16) -> Result<Option<Self>> {
         let Some(node) = TestNode::new()? else { return Ok(None) };
         let (attacker, elsewhere) = (Namespace::new("attacker")?, Namespace::new("elsewhere")?);

@@ -30,7 +30,7 @@ pub const STAGES: [&str; 8] = [
     "first_response",
 ];
 
-/// What timelines say of a cold start as a whole, beside [`STAGES`].
+/// The durations in a timeline of a cold start as a whole, beside [`STAGES`].
 pub const TOTALS: [&str; 3] = ["total", "hidden", "exposed"];
 
 /// The database's port in its namespace.
@@ -129,14 +129,14 @@ impl Site {
     }
 }
 
-/// One client starts functions over and over, faster than strangers are allowed to: the budgets are out of its way.
+/// An agent whose budgets are so large that one client without a key can start functions again and again.
 pub fn unbounded() -> AgentSetup {
     AgentSetup::default()
         .syn("events", "{ source = 10000, function = 10000, global = 10000 }")
         .syn("starts", "{ function = { min = 1000, max = 1000 }, global = { min = 1000, max = 1000 } }")
 }
 
-/// How a function is run.
+/// The runtime of a function, and what it runs.
 #[derive(Debug)]
 pub enum FunctionKind {
     /// `runtime = "oci"`.

@@ -1,5 +1,5 @@
 //! Clears what killed runs left behind: processes, containers, cgroups, interfaces, namespaces, pins,
-//! mounts, directories. A run is dead when nobody holds the lock of its directory.
+//! mounts, directories. A run is dead when no process holds the lock of its directory.
 
 use super::{
     command::{ip, run},

@@ -49,7 +49,7 @@ fn what_a_service_stored_outlives_it_and_is_handed_to_the_next() {
 
     say(&manager, "FDSTOREREMOVE=1\nFDNAME=first");
     assert_eq!(manager.stored().unwrap(), ["second"]);
-    assert_eq!(client.read(&mut [0; 1]).unwrap_or(0), 0, "nobody keeps it any more");
+    assert_eq!(client.read(&mut [0; 1]).unwrap_or(0), 0, "no process keeps it open");
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn wake_starts_early_for_those_with_a_key_only() {
     let agent = start(&node, &keys, &function);
     let target = node.link.host(function.port);
 
-    assert_eq!(node.get(function.port).unwrap().status, 200, "everybody is answered");
+    assert_eq!(node.get(function.port).unwrap().status, 200, "every client is answered");
     assert_eq!(trigger(&agent, "closed").unwrap(), "accept");
     assert!(count(&agent, "headstart_syn_suppressed_total", &[("reason", "unauthenticated")]) >= 1.0);
     function.cool(&agent, "closed").unwrap();

@@ -21,7 +21,7 @@ pub(crate) fn has_xdp(namespace: &Namespace, interface: &str) -> bool {
     ip(namespace, &format!("-d link show dev {interface}")).unwrap().contains("xdp")
 }
 
-/// Waits until there is none: the kernel lets go of a link that is no longer pinned a moment later, in a task of its own.
+/// Waits until there is none: the kernel releases a link that is no longer pinned a moment later, in a task of its own.
 pub(crate) fn wait_bare(namespace: &Namespace, interface: &str) {
     cli::eventually(&format!("no program on {interface}"), LIMIT, || {
         Ok((!has_xdp(namespace, interface)).then_some(()))

@@ -7,7 +7,7 @@ use headstart_integration_tests::lab::node::{TestNode, get_from, ip, trigger};
 
 use crate::common::{function, has_xdp, modes, wait_modes};
 
-/// An interface that is plugged in while the agent runs, and its addresses; nobody else is in these networks.
+/// An interface that is plugged in while the agent runs, and its addresses; these networks have no other hosts.
 const LATE: &str = "late0";
 const LATE_NODE: &str = "10.214.0.1";
 const LATE_CLIENT: &str = "10.214.0.2";

@@ -28,7 +28,7 @@ fn two_functions_share_a_port_and_the_option_chooses() {
     assert_cold(&agent, "default");
     seven.cool(&agent, "seven").unwrap();
 
-    // Without the option, as if a middlebox had removed it, and with an ID that nobody has.
+    // Without the option, as if a middlebox had removed it, and with an ID that no function has.
     assert_eq!(node.get(default.port).unwrap().status, 200);
     assert_eq!(trigger(&agent, "default").unwrap(), "syn");
     assert_cold(&agent, "seven");
@@ -41,7 +41,7 @@ fn two_functions_share_a_port_and_the_option_chooses() {
 }
 
 #[test]
-fn a_shared_port_without_a_default_gives_strangers_nothing() {
+fn a_shared_port_without_a_default_gives_unannounced_clients_nothing() {
     let Some(node) = TestNode::new().unwrap() else { return };
     let seven = function("id = 7");
     let mut eight = function("id = 8");

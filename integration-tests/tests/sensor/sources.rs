@@ -63,7 +63,7 @@ fn early_starts(allowed: bool) -> Option<(usize, f64)> {
         function.rest(&agent, name).unwrap();
     }
     for (_, function) in &functions {
-        assert_eq!(node.get(function.port).unwrap().status, 200, "everybody is answered");
+        assert_eq!(node.get(function.port).unwrap().status, 200, "every client is answered");
     }
     let early = functions.iter().filter(|(name, _)| trigger(&agent, name).unwrap() == "syn").count();
     let reasons = ["source_budget", "function_budget", "global_budget"];

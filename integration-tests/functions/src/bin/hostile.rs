@@ -60,7 +60,7 @@ fn act(mode: &str) -> Result<()> {
         }
         // Alive and well, but never ready.
         "silent" => attach(),
-        // Ready, and then it takes nobody.
+        // Ready, and then it accepts no connection.
         "hang" => {
             attach()?;
             say(READY)

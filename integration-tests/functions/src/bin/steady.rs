@@ -3,7 +3,7 @@
 //! - `GET /` answers with the name of the instance.
 //! - `GET /hold/MS` answers so many milliseconds later.
 //! - `POST /run` runs a program, whose arguments are the lines of the body, and answers with what it prints.
-//! - `GET /spin` answers at once, and has the instance use its processor time from then on.
+//! - `GET /spin` answers at once, and uses the processor time of the instance from then on.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -9,7 +9,7 @@ use plotters::prelude::*;
 use serde_json::Value;
 
 const SIZE: (u32, u32) = (900, 500);
-/// Colours that can be told apart by everybody (Okabe and Ito, Color Universal Design, 2008).
+/// Colours that people with any colour vision can tell apart (Okabe and Ito, Color Universal Design, 2008).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
