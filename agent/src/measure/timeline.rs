@@ -238,7 +238,7 @@ mod tests {
         timeline.update();
         let sum: f64 = timeline.stages.named()[..6].iter().filter_map(|(_, seconds)| *seconds).sum();
         assert!((sum - timeline.stages.total.unwrap()).abs() < 1e-12);
-        assert_eq!(timeline.stages.exposed, Some(0.0), "nobody was connected yet");
+        assert_eq!(timeline.stages.exposed, Some(0.0), "no client was connected yet");
         assert_eq!(timeline.stages.hidden, timeline.stages.total);
     }
 

@@ -21,7 +21,7 @@ pub enum FunctionChange {
 }
 
 impl Node {
-    /// Carries out changes. The kernel half is updated first, so that a function that is removed gets no more SYNs while
+    /// Carries out changes. The kernel half is updated first, so that a function that is removed gets no SYNs while
     /// it drains.
     pub(super) fn change(&mut self, changes: Vec<FunctionChange>) {
         let mut events = Vec::new();

@@ -96,7 +96,7 @@ fn an_instance_is_kept_and_forgotten() {
     descriptor_store.remove_instance(INSTANCE);
     assert_eq!(received(&socket), ("FDSTOREREMOVE=1\nFDNAME=instance-f-1".to_owned(), 0));
     assert!(is_legal(&descriptor_store::name(&"x".repeat(96))));
-    // Half of one is of no use, and must not stay there either; nor one that nobody takes.
+    // One descriptor without the other is useless, and is removed too; so are those that are not taken.
     let mut manager = ServiceManager { inherited: inherited(vec![control]).inherited, ..manager };
     assert!(manager.take_instance(INSTANCE).is_none());
     assert_eq!(received(&socket), ("FDSTOREREMOVE=1\nFDNAME=instance-f-1".to_owned(), 0));
