@@ -145,7 +145,7 @@ impl Agent {
             data.handle().clone(),
         );
         if let Some(Watching { rings, keys, background }) = watching {
-            node.look_into(rings.clone());
+            node.read_rings(rings.clone());
             tokio::spawn(watch_rings(rings, control.clone()));
             tokio::spawn(background.run());
             reload = reload.with_keys(keys);

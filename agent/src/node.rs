@@ -3,8 +3,9 @@
 mod allow;
 mod change;
 mod containers;
-mod entry;
 mod handle;
+mod record;
+mod service;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -25,10 +26,10 @@ use crate::syn::{self, Reader, Sensor};
 pub use allow::AllowList;
 pub use change::FunctionChange;
 pub use containers::AdoptedInstance;
-use entry::FunctionRecord;
-pub use entry::Service;
 pub use handle::NodeHandle;
 use handle::NodeMessage;
+use record::FunctionRecord;
+pub use service::Service;
 
 /// Messages that may wait for the node. Senders other than the rings wait for room. An event of a ring that finds none
 /// is dropped; the accept queue reports its connection.
@@ -43,7 +44,7 @@ const SLOW_WATCH: Duration = Duration::from_millis(250);
 
 /// The owner of the state of every function.
 pub struct Node {
-    entries: BTreeMap<FunctionId, FunctionRecord>,
+    functions: BTreeMap<FunctionId, FunctionRecord>,
     admission: Admission,
     sensor: Option<Sensor>,
     starts: Arc<StartHistory>,
@@ -71,10 +72,10 @@ impl Node {
     ) -> (Self, NodeHandle) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let handle = NodeHandle { inbox: sender, allow: Arc::new(allow) };
-        let entries =
+        let functions =
             (0..).zip(services).map(|(number, service)| (number, FunctionRecord::new(number, service)));
         let node = Self {
-            entries: entries.collect(),
+            functions: functions.collect(),
             admission,
             sensor,
             starts,
@@ -91,13 +92,13 @@ impl Node {
 
     /// Gives the node the rings with SYNs. It reads them before it decides about connections, because a connection that
     /// waits may have a SYN in a ring.
-    pub fn look_into(&mut self, rings: Reader) {
+    pub fn read_rings(&mut self, rings: Reader) {
         self.rings = Some(rings);
     }
 
     /// Serves until [`NodeHandle::shutdown`], then stops every instance and removes every container.
     pub async fn run(mut self) {
-        for function in self.functions() {
+        for function in self.function_ids() {
             self.event(function, Event::Configured);
         }
         while let Some(message) = self.next().await {
@@ -138,13 +139,13 @@ impl Node {
             NodeMessage::Event(function, event) => self.event(function, event),
             NodeMessage::Prepared(function, instance, parked) => self.prepared(function, instance, parked),
             NodeMessage::Failed(function, error) => {
-                if let Some(entry) = self.entry(function) {
-                    entry.last_error = Some(error);
+                if let Some(record) = self.record(function) {
+                    record.last_error = Some(error);
                 }
             }
             NodeMessage::Removed(function) => {
-                if let Some(entry) = self.entry(function) {
-                    entry.removing = entry.removing.saturating_sub(1);
+                if let Some(record) = self.record(function) {
+                    record.removing = record.removing.saturating_sub(1);
                 }
                 self.forget(function);
             }
@@ -157,9 +158,9 @@ impl Node {
             }
             NodeMessage::Status(name, answer) => {
                 let asked =
-                    |entry: &&FunctionRecord| name.as_ref().is_none_or(|name| entry.service.name == *name);
+                    |record: &&FunctionRecord| name.as_ref().is_none_or(|name| record.service.name == *name);
                 let _ =
-                    answer.send(self.entries.values().filter(asked).map(FunctionRecord::status).collect());
+                    answer.send(self.functions.values().filter(asked).map(FunctionRecord::status).collect());
             }
             NodeMessage::Scrape(answer) => {
                 self.scrape();
@@ -169,34 +170,34 @@ impl Node {
         }
     }
 
-    fn functions(&self) -> Vec<FunctionId> {
-        self.entries.keys().copied().collect()
+    fn function_ids(&self) -> Vec<FunctionId> {
+        self.functions.keys().copied().collect()
     }
 
-    fn entry(&mut self, function: FunctionId) -> Option<&mut FunctionRecord> {
-        self.entries.get_mut(&function)
+    fn record(&mut self, function: FunctionId) -> Option<&mut FunctionRecord> {
+        self.functions.get_mut(&function)
     }
 
     fn event(&mut self, function: FunctionId, event: Event) {
-        let Some(entry) = self.entry(function) else { return };
+        let Some(record) = self.record(function) else { return };
         match &event {
             Event::Gone { instance, .. } => {
-                if let Some(waiting) = entry.parked.remove(instance) {
-                    tracing::warn!(function = entry.service.name, "a container died while it was parked");
-                    self.remove(function, waiting.parked.process);
-                } else if entry.gone(*instance) {
-                    // Its own task removes it, and says so.
-                    entry.removing += 1;
+                if let Some(container) = record.parked.remove(instance) {
+                    tracing::warn!(function = record.service.name, "a container died while it was parked");
+                    self.remove(function, container.parked.process);
+                } else if record.gone(*instance) {
+                    // The task of the instance removes it, and reports that.
+                    record.removing += 1;
                 }
             }
             // An instance hung: the next may hang too, until it has served a client.
-            Event::Ready(_) if entry.hung => {}
-            Event::Ready(_) | Event::Served(_) => (entry.last_error, entry.hung) = (None, false),
+            Event::Ready(_) if record.hung => {}
+            Event::Ready(_) | Event::Served(_) => (record.last_error, record.hung) = (None, false),
             _ => {}
         }
-        let Some(entry) = self.entries.get_mut(&function) else { return };
+        let Some(record) = self.functions.get_mut(&function) else { return };
         let now_ns = now_ns();
-        let load = entry.load(now_ns);
+        let load = record.load(now_ns);
         if load.queued > 0 && !matches!(&event, Event::Demand(demand) if demand.client.is_some()) {
             // The SYNs of the connections in the queue were written before, and the demand is theirs.
             return self.event_after_syns(function, event);
@@ -212,19 +213,19 @@ impl Node {
                 self.event(of, Event::Demand(demand));
             }
         }
-        let Some(entry) = self.entries.get_mut(&function) else { return };
+        let Some(record) = self.functions.get_mut(&function) else { return };
         let now_ns = now_ns();
-        let load = entry.load(now_ns);
+        let load = record.load(now_ns);
         self.decide(function, event, &load, now_ns);
     }
 
     fn decide(&mut self, function: FunctionId, event: Event, load: &FunctionLoad, now_ns: u64) {
-        let Some(entry) = self.entries.get_mut(&function) else { return };
-        let actions = entry.state.on(event, load, now_ns, &mut self.admission);
+        let Some(record) = self.functions.get_mut(&function) else { return };
+        let actions = record.state.on(event, load, now_ns, &mut self.admission);
         if let Event::Demand(demand) = &event
             && is_news(demand, &actions)
         {
-            measure::record_syn(&entry.service.name, demand);
+            measure::record_syn(&record.service.name, demand);
         }
         for action in actions {
             self.act(function, action);
@@ -233,8 +234,8 @@ impl Node {
     }
 
     fn act(&mut self, function: FunctionId, action: Action) {
-        if let Some(entry) = self.entry(function) {
-            entry.record(&action);
+        if let Some(record) = self.record(function) {
+            record.log_action(&action);
         }
         match action {
             Action::Prepare(instance) => self.prepare(function, instance),
@@ -246,8 +247,8 @@ impl Node {
             Action::Stop(instance) => self.send_command(function, instance, InstanceCommand::Stop),
             Action::Discard(instance) => self.discard(function, instance),
             Action::Answer(count, reason) => {
-                if let Some(entry) = self.entry(function) {
-                    entry.answer(count, reason);
+                if let Some(record) = self.record(function) {
+                    record.answer(count, reason);
                 }
             }
             Action::Moved(instance, Some(InstanceState::Stopping { failed: true }), reason) => {
@@ -262,13 +263,13 @@ impl Node {
 
     fn watch(&mut self, function: FunctionId, watch: QueueWatchRate) {
         let handle = self.handle.clone();
-        let Some(entry) = self.entry(function) else { return };
+        let Some(record) = self.record(function) else { return };
         let pause = match watch {
-            QueueWatchRate::Off => return entry.watch.disarm(),
+            QueueWatchRate::Off => return record.watch.disarm(),
             QueueWatchRate::Slow => SLOW_WATCH,
             QueueWatchRate::Immediate => Duration::ZERO,
         };
-        entry.watch.arm(pause, move |at_ns| {
+        record.watch.arm(pause, move |at_ns| {
             let handle = handle.clone();
             async move { handle.event(function, Event::Demand(Demand::local(Trigger::Accept, at_ns))).await }
         });
@@ -276,27 +277,27 @@ impl Node {
 
     /// Logs why an instance is stopped that did not become ready or does not accept.
     fn failed(&mut self, function: FunctionId, instance: InstanceId, reason: Reason) {
-        let Some(entry) = self.entry(function) else { return };
-        let service = &entry.service;
+        let Some(record) = self.record(function) else { return };
+        let service = &record.service;
         let what = if reason == Reason::Hung {
             format!("took no connection while one waited for {:?}", service.policy.queue_timeout)
         } else {
             format!("was not ready within init_timeout, {:?}", service.policy.init_timeout)
         };
-        let name = entry.running.get(&instance).map_or("", |running| &running.name);
+        let name = record.running.get(&instance).map_or("", |running| &running.name);
         let text = format!("instance {name} {what}: stopped");
         tracing::warn!(function = service.name, reason = reason.as_str(), "{text}");
-        entry.last_error = Some(text);
-        entry.hung = reason == Reason::Hung;
+        record.last_error = Some(text);
+        record.hung = reason == Reason::Hung;
     }
 
     fn warm(&mut self, function: FunctionId, warm: bool) {
         if let Some(sensor) = &mut self.sensor
             && let Err(error) = sensor.warm(function, warm)
-            && let Some(entry) = self.entry(function)
+            && let Some(record) = self.record(function)
         {
             tracing::warn!(
-                function = entry.service.name,
+                function = record.service.name,
                 "the kernel half cannot be told whether the function is ready: {error}"
             );
         }
@@ -314,8 +315,8 @@ impl Node {
     }
 
     fn scrape(&self) {
-        for entry in self.entries.values() {
-            entry.scrape();
+        for record in self.functions.values() {
+            record.scrape();
         }
         measure::scrape::budget(None, self.admission.rate());
         match self.sensor.as_ref().map(Sensor::counters) {
@@ -327,12 +328,12 @@ impl Node {
 
     /// Stops everything and waits for its end, for the longest grace period and 10 s at most.
     async fn close(&mut self) {
-        let grace = self.entries.values().map(|entry| entry.service.stop_grace).max().unwrap_or_default();
+        let grace = self.functions.values().map(|record| record.service.stop_grace).max().unwrap_or_default();
         let deadline = Instant::now() + grace + Duration::from_secs(10);
-        for function in self.functions() {
+        for function in self.function_ids() {
             self.event(function, Event::Shutdown);
         }
-        while self.entries.values().any(|entry| !entry.is_gone()) {
+        while self.functions.values().any(|record| !record.is_gone()) {
             match tokio::time::timeout_at(deadline, self.next()).await {
                 Ok(Some(message)) => self.take(message),
                 Ok(None) => break,

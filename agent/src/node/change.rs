@@ -1,7 +1,8 @@
 //! Changes of what is served, while the node runs.
 
 use super::Node;
-use super::entry::{FunctionRecord, Service};
+use super::record::FunctionRecord;
+use super::service::Service;
 use crate::decision::Reason;
 use crate::event::{Event, FunctionId};
 
@@ -29,22 +30,22 @@ impl Node {
             match change {
                 FunctionChange::Remove(name) => {
                     let Some(function) = self.find(&name) else { continue };
-                    if let Some(entry) = self.entry(function) {
-                        entry.leaving = true;
+                    if let Some(record) = self.record(function) {
+                        record.leaving = true;
                     }
                     events.push((function, Event::Removed));
                 }
                 FunctionChange::Alter { service, replace } => {
                     let Some(function) = self.find(&service.name) else { continue };
                     let policy = service.policy;
-                    if let Some(entry) = self.entry(function) {
-                        entry.service = *service;
+                    if let Some(record) = self.record(function) {
+                        record.service = *service;
                     }
                     events.push((function, Event::Changed { policy, replace }));
                 }
                 FunctionChange::Add(service) => {
                     let function = self.free_number();
-                    self.entries.insert(function, FunctionRecord::new(function, *service));
+                    self.functions.insert(function, FunctionRecord::new(function, *service));
                     events.push((function, Event::Configured));
                 }
             }
@@ -57,8 +58,8 @@ impl Node {
 
     fn update_sensor(&mut self) {
         let Some(sensor) = &mut self.sensor else { return };
-        let served = self.entries.iter().filter(|(_, entry)| !entry.leaving);
-        let routes = served.map(|(function, entry)| (*function, entry.service.route())).collect();
+        let served = self.functions.iter().filter(|(_, record)| !record.leaving);
+        let routes = served.map(|(function, record)| (*function, record.service.route())).collect();
         if let Err(error) = sensor.update(&routes) {
             tracing::error!("the kernel half does not know all functions: {error}; restart the agent");
         }
@@ -66,28 +67,29 @@ impl Node {
 
     /// The function with this name, if it is not being removed.
     pub(super) fn find(&self, name: &str) -> Option<FunctionId> {
-        let mut found = self.entries.iter().filter(|(_, entry)| !entry.leaving && entry.service.name == name);
+        let mut found =
+            self.functions.iter().filter(|(_, record)| !record.leaving && record.service.name == name);
         found.next().map(|(function, _)| *function)
     }
 
     /// The lowest number that no function has, not even one that is being removed.
     fn free_number(&self) -> FunctionId {
-        let taken = self.entries.keys().zip(0..).find(|(number, place)| *number != place);
+        let taken = self.functions.keys().zip(0..).find(|(number, place)| *number != place);
         taken.map_or_else(
-            || FunctionId::try_from(self.entries.len()).unwrap_or(FunctionId::MAX),
+            || FunctionId::try_from(self.functions.len()).unwrap_or(FunctionId::MAX),
             |(_, free)| free,
         )
     }
 
     /// Forgets a removed function once nothing of it is left. Its listener closes then.
     pub(super) fn forget(&mut self, function: FunctionId) {
-        if self.entries.get(&function).is_some_and(|entry| entry.leaving && entry.is_gone())
-            && let Some(mut entry) = self.entries.remove(&function)
+        if self.functions.get(&function).is_some_and(|record| record.leaving && record.is_gone())
+            && let Some(mut record) = self.functions.remove(&function)
         {
-            entry.answer(u32::MAX, Reason::Closed);
-            entry.scrape();
+            record.answer(u32::MAX, Reason::Closed);
+            record.scrape();
             tracing::info!(
-                function = entry.service.name,
+                function = record.service.name,
                 "removed from the configuration, and nothing of it is left"
             );
         }

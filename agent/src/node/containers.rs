@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::Node;
-use super::entry::{ActivityPage, ParkedContainer, RunningInstance};
 use super::handle::{NodeHandle, NodeMessage};
+use super::record::{ActivityPage, ParkedContainer, RunningInstance};
 use crate::event::{Demand, Event, FunctionId, InstanceEnd, InstanceId};
 use crate::inject::Resources;
 use crate::instance::{self, InstanceCommand, InstanceOrigin, InstanceReport, Launch, Reporter};
@@ -58,10 +58,10 @@ impl Node {
     pub fn adopt(&mut self, instances: Vec<AdoptedInstance>) {
         for AdoptedInstance { function, instance: name, process, control, page, activity, note } in instances
         {
-            let Some(entry) = self.entry(function) else { continue };
-            let instance = InstanceId::try_from(entry.running.len()).unwrap_or_default() + 1;
+            let Some(record) = self.record(function) else { continue };
+            let instance = InstanceId::try_from(record.running.len()).unwrap_or_default() + 1;
             let page = ActivityPage { activity: Arc::new(activity), descriptor: page };
-            let sockets = entry.service.resources.sockets(&name, &*process).unwrap_or_else(|error| {
+            let sockets = record.service.resources.sockets(&name, &*process).unwrap_or_else(|error| {
                 tracing::error!(
                     instance = name,
                     "the sockets of its backends cannot be made, so it no longer reaches them: {error}"
@@ -82,10 +82,10 @@ impl Node {
 
     /// Starts a task that makes a container.
     pub(super) fn prepare(&mut self, function: FunctionId, instance: InstanceId) {
-        let Some(entry) = self.entry(function) else { return };
-        let runtime = Arc::clone(&entry.service.runtime);
-        let service = entry.service.name.clone();
-        let name = instance_name(&service, entry.boot, instance);
+        let Some(record) = self.record(function) else { return };
+        let runtime = Arc::clone(&record.service.runtime);
+        let service = record.service.name.clone();
+        let name = instance_name(&service, record.boot, instance);
         let (prepares, handle) = (Arc::clone(&self.prepares), self.handle.clone());
         self.tasks.spawn(async move {
             // The semaphore is never closed. Without a permit more containers would be made at a time, nothing else.
@@ -108,22 +108,22 @@ impl Node {
         instance: InstanceId,
         parked: Result<PreparedContainer, StartError>,
     ) {
-        let Some(entry) = self.entry(function) else { return };
-        let name = instance_name(&entry.service.name, entry.boot, instance);
+        let Some(record) = self.record(function) else { return };
+        let name = instance_name(&record.service.name, record.boot, instance);
         let process = parked.as_ref().ok().map(|parked| Arc::clone(&parked.process));
         let equipped = parked.map_err(PrepareError::from).and_then(|parked| {
-            let (page, sockets) = equip(&parked, &name, &entry.service.resources)?;
+            let (page, sockets) = equip(&parked, &name, &record.service.resources)?;
             Ok((parked, page, sockets))
         });
         let event = match equipped {
             Ok((parked, page, sockets)) => {
                 let watch = self.watch_parked(function, instance, Arc::clone(&parked.process));
-                let Some(entry) = self.entry(function) else { return };
-                entry.parked.insert(instance, ParkedContainer { parked, page, sockets, watch });
+                let Some(record) = self.record(function) else { return };
+                record.parked.insert(instance, ParkedContainer { parked, page, sockets, watch });
                 Event::Parked(instance)
             }
             Err(error) => {
-                entry.last_error = Some(error.to_string());
+                record.last_error = Some(error.to_string());
                 if let Some(process) = process {
                     self.remove(function, process);
                 }
@@ -149,15 +149,15 @@ impl Node {
 
     /// Releases a parked container for this demand.
     pub(super) fn release(&mut self, function: FunctionId, instance: InstanceId, demand: Demand) {
-        let Some(entry) = self.entry(function) else { return };
-        let Some(ParkedContainer { parked, page, sockets, watch }) = entry.parked.remove(&instance) else {
+        let Some(record) = self.record(function) else { return };
+        let Some(ParkedContainer { parked, page, sockets, watch }) = record.parked.remove(&instance) else {
             return;
         };
         watch.abort();
         if let Some(sockets) = &sockets {
             sockets.expect_clients();
         }
-        let name = instance_name(&entry.service.name, entry.boot, instance);
+        let name = instance_name(&record.service.name, record.boot, instance);
         self.start_task(function, instance, name, page, sockets, InstanceOrigin::New { parked, demand });
     }
 
@@ -173,8 +173,8 @@ impl Node {
     ) {
         let (starts, handle, descriptor_store) =
             (Arc::clone(&self.starts), self.handle.clone(), self.descriptor_store.clone());
-        let Some(entry) = self.entry(function) else { return };
-        let service = &entry.service;
+        let Some(record) = self.record(function) else { return };
+        let service = &record.service;
         let (commands, command_inbox) = mpsc::channel(COMMANDS_MAX);
         let activity = Arc::clone(&page.activity);
         let launch = Launch {
@@ -186,11 +186,11 @@ impl Node {
             fingerprint: service.fingerprint.clone(),
             return_backends: service.freeze_backends == headstart_config::FreezeBackends::Return,
             stop_grace: service.stop_grace,
-            connected_ns: Arc::clone(&entry.connected_ns),
+            connected_ns: Arc::clone(&record.connected_ns),
             starts,
             descriptor_store,
         };
-        entry.running.insert(instance, RunningInstance { name, commands, activity });
+        record.running.insert(instance, RunningInstance { name, commands, activity });
         self.tasks.spawn(async move {
             // The sockets close when the instance has ended.
             let _sockets = sockets;
@@ -207,7 +207,7 @@ impl Node {
         instance: InstanceId,
         command: InstanceCommand,
     ) {
-        let Some(running) = self.entry(function).and_then(|entry| entry.running.get(&instance)) else {
+        let Some(running) = self.record(function).and_then(|record| record.running.get(&instance)) else {
             return;
         };
         if let Err(mpsc::error::TrySendError::Full(command)) = running.commands.try_send(command) {
@@ -221,7 +221,7 @@ impl Node {
 
     /// Removes a parked container that is not needed.
     pub(super) fn discard(&mut self, function: FunctionId, instance: InstanceId) {
-        let Some(container) = self.entry(function).and_then(|entry| entry.parked.remove(&instance)) else {
+        let Some(container) = self.record(function).and_then(|record| record.parked.remove(&instance)) else {
             return;
         };
         container.watch.abort();
@@ -231,9 +231,9 @@ impl Node {
     /// Starts a task that removes a container.
     pub(super) fn remove(&mut self, function: FunctionId, process: Arc<dyn Process>) {
         let handle = self.handle.clone();
-        let Some(entry) = self.entry(function) else { return };
-        entry.removing += 1;
-        let name = entry.service.name.clone();
+        let Some(record) = self.record(function) else { return };
+        record.removing += 1;
+        let name = record.service.name.clone();
         self.tasks.spawn(async move {
             if let Err(error) = process.remove().await {
                 tracing::error!(function = name, "a parked container cannot be removed: {error}");

@@ -1,81 +1,35 @@
-//! One function, with everything the node holds for it.
+//! What the node knows of one function: its settings, its state and its containers.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use headstart_config::{FreezeBackends, Overload, RequireAuth};
 use headstart_injector::Sockets;
 use headstart_wire::{Activity, accept_queue};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::service::Service;
 use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
 use crate::decision::{self, Action, FunctionLoad, InstanceLoad, InstanceState, Reason, Summary};
-use crate::event::{FunctionId, InstanceId, Policy};
-use crate::inject::Resources;
+use crate::event::{FunctionId, InstanceId};
 use crate::instance::InstanceCommand;
 use crate::measure;
 use crate::serve::{QueueWatch, overload};
-use crate::start::{FunctionRuntime, PreparedContainer};
-use crate::syn::Route;
-
-/// A function as the node needs it.
-#[derive(Clone)]
-pub struct Service {
-    /// Configured name.
-    pub name: String,
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// What clients may put into their SYN to name it.
-    pub id: Option<u32>,
-    /// What clients without a key may do.
-    pub require_auth: RequireAuth,
-    /// Its listener is a hidden one: see [`Route::steered`].
-    pub steered: bool,
-    /// What decisions depend on.
-    pub policy: Policy,
-    /// How clients are answered that no instance will serve.
-    pub overload: Overload,
-    /// What becomes of a frozen instance's backend connections.
-    pub freeze_backends: FreezeBackends,
-    /// From SIGTERM to the kill.
-    pub stop_grace: Duration,
-    /// How its containers are made.
-    pub runtime: Arc<dyn FunctionRuntime>,
-    /// What its instances are given.
-    pub resources: Resources,
-    /// Tells instances of this configuration from those of another.
-    pub fingerprint: String,
-}
-
-impl Service {
-    /// How clients reach it.
-    #[must_use]
-    pub fn route(&self) -> Route {
-        Route {
-            listen: self.listen,
-            id: self.id,
-            auth: self.require_auth,
-            steered: self.steered,
-            listener: Arc::clone(&self.resources.listener),
-        }
-    }
-}
+use crate::start::PreparedContainer;
 
 /// A parked container.
 pub(super) struct ParkedContainer {
     pub(super) parked: PreparedContainer,
     pub(super) page: ActivityPage,
     pub(super) sockets: Option<Sockets>,
-    /// The task that notices its death.
+    /// The task that reports its death.
     pub(super) watch: AbortHandle,
 }
 
-/// What an instance counts its connections on, and what the instance is given of it.
+/// The page on which an instance counts its connections: mapped, and the descriptor that the instance is given.
 pub(super) struct ActivityPage {
     pub(super) activity: Arc<Activity>,
     pub(super) descriptor: OwnedFd,
@@ -88,20 +42,21 @@ pub(super) struct RunningInstance {
     pub(super) activity: Arc<Activity>,
 }
 
-/// A function and its containers.
+/// A function, its state and its containers.
 pub(super) struct FunctionRecord {
     pub(super) service: Service,
     pub(super) state: decision::FunctionState,
-    /// No longer configured: forgotten when nothing of it is left.
+    /// It was removed from the configuration, and is forgotten when nothing of it is left.
     pub(super) leaving: bool,
-    /// Tells its containers from those of an earlier agent, and of an earlier function with its name.
+    /// A number in the names of its containers, which differs from that of an earlier agent and of an earlier function
+    /// with its name.
     pub(super) boot: u32,
     pub(super) watch: QueueWatch,
     pub(super) parked: HashMap<InstanceId, ParkedContainer>,
     pub(super) running: BTreeMap<InstanceId, RunningInstance>,
     pub(super) removing: usize,
     pub(super) last_error: Option<String>,
-    /// The last error is of an instance that accepted no connection, and none has served since.
+    /// `last_error` is of an instance that accepted no connection, and none has served a client since.
     pub(super) hung: bool,
     /// Since when connections have waited in the accept queue without a pause, in nanoseconds of
     /// `CLOCK_MONOTONIC`; 0 while none waits.
@@ -131,8 +86,8 @@ impl FunctionRecord {
         }
     }
 
-    /// What can be seen of its connections now. The pages are read first: a connection that is accepted meanwhile is
-    /// in neither, for a moment, rather than in both.
+    /// The load of its connections now. The pages are read first: a connection that is accepted meanwhile is then counted
+    /// in neither the pages nor the queue for a moment, rather than in both.
     pub(super) fn load(&self, now_ns: u64) -> FunctionLoad {
         let instances: Vec<_> =
             self.running.iter().map(|(id, running)| (*id, seen(&running.activity))).collect();
@@ -140,7 +95,7 @@ impl FunctionRecord {
             .iter()
             .fold(self.accepted, |sum, (_, seen): &(_, InstanceLoad)| sum.saturating_add(seen.accepted));
         let queued = accept_queue(&*self.service.resources.listener).unwrap_or_else(|error| {
-            tracing::error!(function = self.service.name, "the accept queue cannot be looked at: {error}");
+            tracing::error!(function = self.service.name, "the accept queue cannot be read: {error}");
             0
         });
         if queued == 0 {
@@ -151,14 +106,14 @@ impl FunctionRecord {
         FunctionLoad { queued, accepted, instances }
     }
 
-    /// An instance is gone: what it has accepted is not forgotten. False when it was not known to run.
+    /// An instance is gone: keeps the count of what it has accepted. False when it was not known to run.
     pub(super) fn gone(&mut self, instance: InstanceId) -> bool {
         let Some(running) = self.running.remove(&instance) else { return false };
         self.accepted = self.accepted.saturating_add(running.activity.read().accepted);
         true
     }
 
-    /// Answers the clients that have waited longest: no instance will serve them.
+    /// Answers the clients that have waited longest, because no instance will serve them.
     pub(super) fn answer(&mut self, count: u32, reason: Reason) {
         let pause = self.retry_in().unwrap_or(Duration::from_secs(1));
         let Service { overload, resources, name, .. } = &self.service;
@@ -170,7 +125,7 @@ impl FunctionRecord {
                 reason = reason.as_str(),
                 clients = taken,
                 overload = overload.as_str(),
-                "the agent answered clients that no instance serves"
+                "clients answered: no instance serves them in time"
             );
         }
         measure::record_overload(name, reason, taken);
@@ -179,12 +134,13 @@ impl FunctionRecord {
         }
     }
 
-    /// Nothing runs, is parked, or is being made or removed.
+    /// Whether nothing runs, is parked, or is being made or removed.
     pub(super) fn is_gone(&self) -> bool {
         let none = self.parked.is_empty() && self.running.is_empty();
         none && self.state.preparing() == 0 && self.removing == 0
     }
 
+    /// The function as the API shows it.
     pub(super) fn status(&self) -> FunctionStatus {
         let now_ns = measure::now_ns();
         let Service { policy, .. } = &self.service;
@@ -238,8 +194,8 @@ impl FunctionRecord {
         Some(Duration::from_nanos(pause_ns))
     }
 
-    /// Counts and logs what is decided.
-    pub(super) fn record(&self, action: &Action) {
+    /// Counts and logs what was decided.
+    pub(super) fn log_action(&self, action: &Action) {
         let name = &self.service.name;
         match action {
             Action::Release(_, demand) => measure::record_decision(name, "start", demand.trigger.as_str()),
@@ -248,7 +204,7 @@ impl FunctionRecord {
                 measure::record_suppressed(*reason);
                 measure::record_decision(name, "suppress", reason.as_str());
             }
-            Action::Moved(id, state, reason) => self.record_move(*id, *state, *reason),
+            Action::Moved(id, state, reason) => self.log_move(*id, *state, *reason),
             Action::Spent => measure::record_spent(name),
             Action::Unused => measure::record_unused(name),
             Action::Prepare(_)
@@ -262,7 +218,7 @@ impl FunctionRecord {
         }
     }
 
-    fn record_move(&self, id: InstanceId, state: Option<InstanceState>, reason: Reason) {
+    fn log_move(&self, id: InstanceId, state: Option<InstanceState>, reason: Reason) {
         let function = &self.service.name;
         let (reason, word) = (reason.as_str(), state.map_or("gone", InstanceState::as_str));
         measure::record_transition(function, word, reason);
@@ -284,6 +240,7 @@ impl FunctionRecord {
         }
     }
 
+    /// Brings the gauges of the function up to date.
     pub(super) fn scrape(&self) {
         for state in InstanceState::NAMES {
             let there = self.state.instances().filter(|(_, instance)| instance.state.as_str() == state);
@@ -308,9 +265,9 @@ impl From<Summary> for FunctionSummary {
     }
 }
 
-/// A number that differs between two starts of the agent on one node, and between two moments of one.
+/// A number that differs between two starts of the agent on one node, and between two functions of the same name.
 fn boot_number() -> u32 {
-    // The low bits change every 65 us, the process id besides.
+    // The low bits change every 65 us, and the process ID differs too.
     let clock = u32::try_from((measure::now_ns() >> 16) & 0xffff_ffff).unwrap_or_default();
     clock ^ std::process::id().rotate_left(16)
 }
