@@ -52,7 +52,7 @@ mod settle;
 mod state;
 mod waiting;
 
-pub use action::{Action, QueueWatchRate, Reason};
+pub use action::{Action, DecisionReason, QueueWatchRate};
 pub use admission::Admission;
 pub use budget::Budget;
 pub use load::{FunctionLoad, InstanceLoad};
@@ -178,7 +178,7 @@ impl FunctionState {
     /// Starts that have failed in a row, and whether the function is in a cool-down for that.
     #[must_use]
     pub fn failed_starts(&self, now_ns: u64) -> (u32, bool) {
-        (self.failures.starts(), self.failures.pause(now_ns) == Some(Reason::Cooldown))
+        (self.failures.starts(), self.failures.pause(now_ns) == Some(DecisionReason::Cooldown))
     }
 
     fn count(&self, wanted: impl Fn(InstanceState) -> bool) -> u32 {
@@ -232,7 +232,7 @@ impl FunctionState {
             Event::Gone { instance, end } => self.gone(instance, end, now_ns, &mut actions),
             Event::Timer => self.timer_ns = self.timer_ns.filter(|at_ns| *at_ns > now_ns),
             Event::Freeze => self.freeze_all(now_ns, &mut actions),
-            Event::Stop => self.stop_all(Reason::Requested, now_ns, &mut actions),
+            Event::Stop => self.stop_all(DecisionReason::Requested, now_ns, &mut actions),
             Event::Removed => {
                 self.removed = true;
                 self.shutdown(now_ns, &mut actions);
@@ -252,7 +252,7 @@ impl FunctionState {
         actions: &mut Vec<Action>,
     ) {
         if node.recent.is_duplicate(self.number, &demand, now_ns) {
-            actions.push(Action::Suppress(demand, Reason::Duplicate));
+            actions.push(Action::Suppress(demand, DecisionReason::Duplicate));
             return;
         }
         let needless = self.needless(&demand, load, now_ns);
@@ -260,7 +260,7 @@ impl FunctionState {
             node.recent.remember(self.number, &demand, false, now_ns);
             // Its connection counts as demand already. If that needs an instance, the instance is for this SYN.
             if self.units(load) <= self.policy.places(self.count(InstanceState::has_room)) {
-                actions.push(Action::Suppress(demand, Reason::Late));
+                actions.push(Action::Suppress(demand, DecisionReason::Late));
             } else {
                 self.waiting.push_late(demand);
             }
@@ -270,14 +270,14 @@ impl FunctionState {
             Some(reason) => (Some(reason), false),
             None if demand.is_open() && !self.fits(load) => {
                 let paid = node.spend(&mut self.starts, now_ns);
-                ((!paid).then_some(Reason::Budget), paid)
+                ((!paid).then_some(DecisionReason::Budget), paid)
             }
             None => (None, false),
         };
         if paid {
             actions.push(Action::Spent);
         }
-        node.recent.remember(self.number, &demand, reason == Some(Reason::Budget), now_ns);
+        node.recent.remember(self.number, &demand, reason == Some(DecisionReason::Budget), now_ns);
         if let Some(reason) = reason {
             actions.push(Action::Suppress(demand, reason));
             return;
@@ -309,19 +309,22 @@ impl FunctionState {
         self.waiting.expect(ExpectedConnection { demand, deadline_ns, paid, state });
         if joins {
             let ready = self.instances.values().any(|one| one.state == InstanceState::Ready);
-            actions.push(Action::Suppress(demand, if ready { Reason::Ready } else { Reason::Starting }));
+            actions.push(Action::Suppress(
+                demand,
+                if ready { DecisionReason::Ready } else { DecisionReason::Starting },
+            ));
         }
     }
 
     /// Why this demand needs nothing, or `None` when it may need something.
-    fn needless(&self, demand: &Demand, load: &FunctionLoad, now_ns: u64) -> Option<Reason> {
+    fn needless(&self, demand: &Demand, load: &FunctionLoad, now_ns: u64) -> Option<DecisionReason> {
         let any = |wanted: fn(InstanceState) -> bool| self.instances.values().any(|one| wanted(one.state));
         let with_room = self.count(InstanceState::has_room);
         if self.closed {
-            return Some(Reason::Closed);
+            return Some(DecisionReason::Closed);
         }
         if self.policy.max_instances == 0 {
-            return Some(Reason::Off);
+            return Some(DecisionReason::Off);
         }
         if with_room == 0
             && !any(|state| matches!(state, InstanceState::Frozen | InstanceState::Freezing))
@@ -331,13 +334,13 @@ impl FunctionState {
         }
         let joins = with_room > 0 && (self.policy.concurrency.is_none() || demand.trigger == Trigger::Api);
         if joins && any(|state| state == InstanceState::Ready) {
-            return Some(Reason::Ready);
+            return Some(DecisionReason::Ready);
         }
         if joins {
-            return Some(Reason::Starting);
+            return Some(DecisionReason::Starting);
         }
         let full = self.policy.places(self.policy.max_instances);
-        (demand.trigger.is_early() && self.units(load) >= full).then_some(Reason::Ceiling)
+        (demand.trigger.is_early() && self.units(load) >= full).then_some(DecisionReason::Ceiling)
     }
 
     /// Whether the announced connection came before this report of it, or the report is so late that the client has

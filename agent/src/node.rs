@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::api::Operation;
-use crate::decision::{Action, Admission, FunctionLoad, InstanceState, QueueWatchRate, Reason};
+use crate::decision::{Action, Admission, DecisionReason, FunctionLoad, InstanceState, QueueWatchRate};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::instance::InstanceCommand;
 use crate::manager::DescriptorStore;
@@ -276,10 +276,10 @@ impl Node {
     }
 
     /// Logs why an instance is stopped that did not become ready or does not accept.
-    fn failed(&mut self, function: FunctionId, instance: InstanceId, reason: Reason) {
+    fn failed(&mut self, function: FunctionId, instance: InstanceId, reason: DecisionReason) {
         let Some(record) = self.record(function) else { return };
         let service = &record.service;
-        let what = if reason == Reason::Hung {
+        let what = if reason == DecisionReason::Hung {
             format!("took no connection while one waited for {:?}", service.policy.queue_timeout)
         } else {
             format!("was not ready within init_timeout, {:?}", service.policy.init_timeout)
@@ -288,7 +288,7 @@ impl Node {
         let text = format!("instance {name} {what}: stopped");
         tracing::warn!(function = service.name, reason = reason.as_str(), "{text}");
         record.last_error = Some(text);
-        record.hung = reason == Reason::Hung;
+        record.hung = reason == DecisionReason::Hung;
     }
 
     fn warm(&mut self, function: FunctionId, warm: bool) {
@@ -355,7 +355,7 @@ fn is_news(demand: &Demand, actions: &[Action]) -> bool {
             matches!(action, Action::Release(..) | Action::Thaw(..) | Action::Prepare(_) | Action::Answer(..))
         });
     }
-    !actions.iter().any(|action| matches!(action, Action::Suppress(_, Reason::Duplicate)))
+    !actions.iter().any(|action| matches!(action, Action::Suppress(_, DecisionReason::Duplicate)))
 }
 
 async fn until(at_ns: Option<u64>) {

@@ -5,7 +5,7 @@ use crate::event::{Demand, InstanceEnd, InstanceId};
 
 /// Why something was decided: the `reason` in logs, metrics and the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub enum DecisionReason {
     /// Clients want the function, and there are too few instances.
     Demand,
     /// `min_ready` wants more instances.
@@ -61,7 +61,7 @@ pub enum Reason {
     Ended(InstanceEnd),
 }
 
-impl Reason {
+impl DecisionReason {
     /// The reasons of [`Action::Suppress`].
     pub const SUPPRESS: [Self; 10] = [
         Self::Starting,
@@ -141,9 +141,9 @@ pub enum Action {
     /// Remove a parked container.
     Discard(InstanceId),
     /// Answer this many of the connections that have waited longest: no instance will serve them.
-    Answer(u32, Reason),
+    Answer(u32, DecisionReason),
     /// The demand needs nothing new.
-    Suppress(Demand, Reason),
+    Suppress(Demand, DecisionReason),
     /// A SYN without a key took a start from the budgets.
     Spent,
     /// No connection followed the SYN or knock that started the function.
@@ -155,5 +155,5 @@ pub enum Action {
     /// Send [`crate::event::Event::Timer`] at this time, in nanoseconds of `CLOCK_MONOTONIC`.
     Timer(u64),
     /// Nothing to do: an instance has changed its state. `None`: it is gone.
-    Moved(InstanceId, Option<InstanceState>, Reason),
+    Moved(InstanceId, Option<InstanceState>, DecisionReason),
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{Policy, Reason, nanos};
+use super::{DecisionReason, Policy, nanos};
 
 /// First delay after a failed start or prepare; doubles with each one that follows.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -33,8 +33,8 @@ impl Failures {
     }
 
     /// Why nothing may be started now; `None` when starts are allowed.
-    pub(super) fn pause(&self, now_ns: u64) -> Option<Reason> {
-        let reason = if self.cooling { Reason::Cooldown } else { Reason::Backoff };
+    pub(super) fn pause(&self, now_ns: u64) -> Option<DecisionReason> {
+        let reason = if self.cooling { DecisionReason::Cooldown } else { DecisionReason::Backoff };
         (now_ns < self.until_ns).then_some(reason)
     }
 

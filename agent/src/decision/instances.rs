@@ -3,17 +3,17 @@
 use super::budget::Budget;
 use super::failure::Failures;
 use super::{
-    Action, Admission, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceState, Policy, Reason,
-    nanos,
+    Action, Admission, DecisionReason, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceState,
+    Policy, nanos,
 };
 use crate::event::{Demand, InstanceEnd, InstanceId, Trigger};
 
 impl FunctionState {
     pub(super) fn adopted(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
         self.next_instance = self.next_instance.max(id + 1);
-        let instance = Instance::new(InstanceState::Ready, Reason::Adopted, now_ns);
+        let instance = Instance::new(InstanceState::Ready, DecisionReason::Adopted, now_ns);
         self.instances.insert(id, Instance { released_ns: now_ns, ready_ns: now_ns, ..instance });
-        actions.push(Action::Moved(id, Some(InstanceState::Ready), Reason::Adopted));
+        actions.push(Action::Moved(id, Some(InstanceState::Ready), DecisionReason::Adopted));
     }
 
     pub(super) fn changed(&mut self, policy: Policy, replace: bool, now_ns: u64, actions: &mut Vec<Action>) {
@@ -31,8 +31,8 @@ impl FunctionState {
                 *stale = true;
             }
         }
-        self.discard_all(Reason::Replaced, actions);
-        self.stop_all(Reason::Replaced, now_ns, actions);
+        self.discard_all(DecisionReason::Replaced, actions);
+        self.stop_all(DecisionReason::Replaced, now_ns, actions);
     }
 
     pub(super) fn on_parked(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
@@ -40,14 +40,14 @@ impl FunctionState {
             return;
         };
         if *stale || self.closed {
-            let reason = if self.closed { Reason::Closed } else { Reason::Replaced };
+            let reason = if self.closed { DecisionReason::Closed } else { DecisionReason::Replaced };
             self.instances.remove(&id);
             actions.extend([Action::Discard(id), Action::Moved(id, None, reason)]);
             return;
         }
         self.failures.prepared();
         self.parked.push_back(id);
-        self.set(id, InstanceState::Parked, Reason::Refill, now_ns, actions);
+        self.set(id, InstanceState::Parked, DecisionReason::Refill, now_ns, actions);
     }
 
     pub(super) fn prepare_failed(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
@@ -56,7 +56,7 @@ impl FunctionState {
             _ => return,
         };
         self.instances.remove(&id);
-        actions.push(Action::Moved(id, None, Reason::PrepareFailed));
+        actions.push(Action::Moved(id, None, DecisionReason::PrepareFailed));
         if stale {
             return;
         }
@@ -73,7 +73,7 @@ impl FunctionState {
             if instance.ready_ns == 0 {
                 instance.ready_ns = now_ns;
             }
-            self.set(id, InstanceState::Ready, Reason::Initialised, now_ns, actions);
+            self.set(id, InstanceState::Ready, DecisionReason::Initialised, now_ns, actions);
         }
     }
 
@@ -98,24 +98,24 @@ impl FunctionState {
         if self.state(id) != Some(InstanceState::Freezing) {
             return;
         }
-        self.set(id, InstanceState::Frozen, Reason::Idle, now_ns, actions);
+        self.set(id, InstanceState::Frozen, DecisionReason::Idle, now_ns, actions);
         // A client connected before the freezer had stopped it.
         if load.of(id).open.is_some_and(|open| open > 0) {
-            self.thaw(id, Demand::local(Trigger::Accept, now_ns), Reason::Busy, now_ns, actions);
+            self.thaw(id, Demand::local(Trigger::Accept, now_ns), DecisionReason::Busy, now_ns, actions);
         }
     }
 
     pub(super) fn not_frozen(&mut self, id: InstanceId, busy: bool, now_ns: u64, actions: &mut Vec<Action>) {
         if self.state(id) == Some(InstanceState::Freezing) {
             // Its idle time starts again, and with it the time until the next attempt.
-            let reason = if busy { Reason::Busy } else { Reason::FreezeFailed };
+            let reason = if busy { DecisionReason::Busy } else { DecisionReason::FreezeFailed };
             self.set(id, InstanceState::Ready, reason, now_ns, actions);
         }
     }
 
     pub(super) fn gone(&mut self, id: InstanceId, end: InstanceEnd, now_ns: u64, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.remove(&id) else { return };
-        actions.push(Action::Moved(id, None, Reason::Ended(end)));
+        actions.push(Action::Moved(id, None, DecisionReason::Ended(end)));
         let short = now_ns.saturating_sub(instance.ready_ns) < nanos(HEALTHY_AFTER);
         match instance.state {
             InstanceState::Preparing { .. } | InstanceState::Parked => {
@@ -142,12 +142,12 @@ impl FunctionState {
 
     pub(super) fn freeze_all(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         for id in self.in_state(|state| state == InstanceState::Ready) {
-            self.freeze(id, now_ns, Reason::Requested, now_ns, actions);
+            self.freeze(id, now_ns, DecisionReason::Requested, now_ns, actions);
         }
     }
 
-    pub(super) fn stop_all(&mut self, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
-        if reason == Reason::Requested {
+    pub(super) fn stop_all(&mut self, reason: DecisionReason, now_ns: u64, actions: &mut Vec<Action>) {
+        if reason == DecisionReason::Requested {
             self.requested = None;
         }
         for id in self.in_state(|state| state.is_alive() && !matches!(state, InstanceState::Stopping { .. }))
@@ -160,11 +160,11 @@ impl FunctionState {
         self.closed = true;
         self.requested = None;
         self.waiting.forget_expected();
-        self.stop_all(Reason::Closed, now_ns, actions);
-        self.discard_all(Reason::Closed, actions);
+        self.stop_all(DecisionReason::Closed, now_ns, actions);
+        self.discard_all(DecisionReason::Closed, actions);
     }
 
-    pub(super) fn discard_all(&mut self, reason: Reason, actions: &mut Vec<Action>) {
+    pub(super) fn discard_all(&mut self, reason: DecisionReason, actions: &mut Vec<Action>) {
         for id in std::mem::take(&mut self.parked) {
             self.instances.remove(&id);
             actions.extend([Action::Discard(id), Action::Moved(id, None, reason)]);
@@ -183,7 +183,7 @@ impl FunctionState {
         &mut self,
         id: InstanceId,
         state: InstanceState,
-        reason: Reason,
+        reason: DecisionReason,
         now_ns: u64,
         actions: &mut Vec<Action>,
     ) {
@@ -197,7 +197,7 @@ impl FunctionState {
         &mut self,
         id: InstanceId,
         failed: bool,
-        reason: Reason,
+        reason: DecisionReason,
         now_ns: u64,
         actions: &mut Vec<Action>,
     ) {
@@ -210,7 +210,7 @@ impl FunctionState {
         &mut self,
         id: InstanceId,
         idle_ns: u64,
-        reason: Reason,
+        reason: DecisionReason,
         now_ns: u64,
         actions: &mut Vec<Action>,
     ) {
@@ -225,7 +225,7 @@ impl FunctionState {
         &mut self,
         id: InstanceId,
         demand: Demand,
-        reason: Reason,
+        reason: DecisionReason,
         now_ns: u64,
         actions: &mut Vec<Action>,
     ) {

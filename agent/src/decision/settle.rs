@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Demand, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceLoad, InstanceState,
-    Policy, QueueWatchRate, Reason, Trigger, nanos,
+    Action, DecisionReason, Demand, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceLoad,
+    InstanceState, Policy, QueueWatchRate, Trigger, nanos,
 };
 use crate::event::InstanceId;
 
@@ -38,7 +38,7 @@ impl FunctionState {
     /// Stops instances that take too long to become ready.
     fn stop_late(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         for id in self.in_state(|state| deadline_ns(state).is_some_and(|at_ns| at_ns <= now_ns)) {
-            self.stop(id, true, Reason::InitTimeout, now_ns, actions);
+            self.stop(id, true, DecisionReason::InitTimeout, now_ns, actions);
         }
     }
 
@@ -81,7 +81,7 @@ impl FunctionState {
             }
         }
         for id in hung {
-            self.stop(id, true, Reason::Hung, now_ns, actions);
+            self.stop(id, true, DecisionReason::Hung, now_ns, actions);
         }
     }
 
@@ -102,8 +102,11 @@ impl FunctionState {
         frozen.sort_by_key(|id| std::cmp::Reverse(self.instances.get(id).map(|one| one.since_ns)));
         for id in frozen.into_iter().take(missing as usize) {
             let demand = self.demand_for(now_ns);
-            let reason =
-                if demand.trigger == Trigger::Provision { Reason::Provision } else { Reason::Demand };
+            let reason = if demand.trigger == Trigger::Provision {
+                DecisionReason::Provision
+            } else {
+                DecisionReason::Demand
+            };
             self.thaw(id, demand, reason, now_ns, actions);
             missing -= 1;
         }
@@ -122,7 +125,7 @@ impl FunctionState {
         // A container that failed does not delay the demand itself: that has a back-off of its own.
         let ordered = self.count(|state| state == InstanceState::Preparing { stale: false });
         for _ in ordered..missing {
-            self.prepare(Reason::Demand, now_ns, actions);
+            self.prepare(DecisionReason::Demand, now_ns, actions);
         }
     }
 
@@ -138,7 +141,11 @@ impl FunctionState {
     }
 
     fn release(&mut self, id: InstanceId, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
-        let reason = if demand.trigger == Trigger::Provision { Reason::Provision } else { Reason::Demand };
+        let reason = if demand.trigger == Trigger::Provision {
+            DecisionReason::Provision
+        } else {
+            DecisionReason::Demand
+        };
         let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
         self.set(id, InstanceState::Starting { deadline_ns }, reason, now_ns, actions);
         if let Some(instance) = self.instances.get_mut(&id) {
@@ -147,7 +154,7 @@ impl FunctionState {
         actions.push(Action::Release(id, demand));
     }
 
-    fn prepare(&mut self, reason: Reason, now_ns: u64, actions: &mut Vec<Action>) {
+    fn prepare(&mut self, reason: DecisionReason, now_ns: u64, actions: &mut Vec<Action>) {
         let id = self.next_instance;
         self.next_instance += 1;
         let state = InstanceState::Preparing { stale: false };
@@ -161,14 +168,14 @@ impl FunctionState {
             state.has_room() || matches!(state, InstanceState::Freezing | InstanceState::Frozen)
         }) == 0;
         let (count, reason) = if self.removed {
-            (self.waiting.queued(), Reason::Closed)
+            (self.waiting.queued(), DecisionReason::Closed)
         } else if self.policy.max_instances == 0 {
-            (self.waiting.queued(), Reason::Off)
-        } else if no_instance && self.failures.pause(now_ns) == Some(Reason::Cooldown) {
-            (self.waiting.queued(), Reason::Cooldown)
+            (self.waiting.queued(), DecisionReason::Off)
+        } else if no_instance && self.failures.pause(now_ns) == Some(DecisionReason::Cooldown) {
+            (self.waiting.queued(), DecisionReason::Cooldown)
         } else {
             let came_ns = now_ns.checked_sub(nanos(self.policy.queue_timeout));
-            (came_ns.map_or(0, |came_ns| self.waiting.queued_until(came_ns)), Reason::QueueTimeout)
+            (came_ns.map_or(0, |came_ns| self.waiting.queued_until(came_ns)), DecisionReason::QueueTimeout)
         };
         if count > 0 {
             self.waiting.remove_answered(count);
@@ -193,9 +200,9 @@ impl FunctionState {
                 continue;
             }
             if over(stop_after, idle_ns) {
-                self.stop(id, false, Reason::Idle, now_ns, actions);
+                self.stop(id, false, DecisionReason::Idle, now_ns, actions);
             } else if !frozen && over(freeze_after, idle_ns) {
-                self.freeze(id, idle_ns, Reason::Idle, now_ns, actions);
+                self.freeze(id, idle_ns, DecisionReason::Idle, now_ns, actions);
             } else {
                 continue;
             }
@@ -228,7 +235,7 @@ impl FunctionState {
         while self.parked.len() > prepared as usize {
             let Some(id) = self.parked.pop_back() else { break };
             self.instances.remove(&id);
-            actions.extend([Action::Discard(id), Action::Moved(id, None, Reason::Surplus)]);
+            actions.extend([Action::Discard(id), Action::Moved(id, None, DecisionReason::Surplus)]);
         }
         let starting = self.count(|state| matches!(state, InstanceState::Starting { .. })) > 0;
         if starting || self.failures.pause(now_ns).is_some() || !self.failures.may_prepare(now_ns) {
@@ -238,7 +245,7 @@ impl FunctionState {
             matches!(state, InstanceState::Parked | InstanceState::Preparing { stale: false })
         });
         for _ in there..prepared {
-            self.prepare(Reason::Refill, now_ns, actions);
+            self.prepare(DecisionReason::Refill, now_ns, actions);
         }
     }
 
@@ -315,7 +322,7 @@ impl FunctionState {
 }
 
 impl Instance {
-    pub(super) fn new(state: InstanceState, reason: Reason, now_ns: u64) -> Self {
+    pub(super) fn new(state: InstanceState, reason: DecisionReason, now_ns: u64) -> Self {
         let (seen, unmoved_ns, checks) = (InstanceLoad::default(), now_ns, 0);
         let (since_ns, released_ns, ready_ns, idle_ns) = (now_ns, 0, 0, 0);
         Self { state, reason, since_ns, released_ns, ready_ns, idle_ns, seen, unmoved_ns, checks }

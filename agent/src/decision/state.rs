@@ -1,6 +1,6 @@
 //! The states of one instance, and of a function as a whole.
 
-use super::{InstanceLoad, Reason};
+use super::{DecisionReason, InstanceLoad};
 
 /// The state of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub struct Instance {
     /// Its state.
     pub state: InstanceState,
     /// Why it is in this state.
-    pub reason: Reason,
+    pub reason: DecisionReason,
     /// Since when it is in this state, in nanoseconds of `CLOCK_MONOTONIC`.
     pub since_ns: u64,
     /// When it was released; 0 before.

@@ -170,7 +170,10 @@ fn a_syn_releases_the_parked_container_and_the_next_is_made_after_it_is_ready() 
     assert_eq!(moved(&actions), [(1, "starting", "demand")]);
     assert_eq!(timer(&actions), Some(5 + 10 * SECOND), "until the client must have come");
     let joined = demand(6);
-    assert_eq!(orders(&function.on(Event::Demand(joined), 6)), [Action::Suppress(joined, Reason::Starting)]);
+    assert_eq!(
+        orders(&function.on(Event::Demand(joined), 6)),
+        [Action::Suppress(joined, DecisionReason::Starting)]
+    );
     let actions = function.on(Event::Ready(1), 10);
     assert_eq!(
         orders(&actions),
@@ -237,7 +240,7 @@ fn a_syn_that_is_reported_after_its_connection_is_the_same_unit_of_demand() {
     let mut function = Alone::cold(one_each(2));
     assert_eq!(orders(&function.arrives(1, 10)).len(), 1);
     let late = demand(9);
-    assert_eq!(orders(&function.on(Event::Demand(late), 11)), [Action::Suppress(late, Reason::Late)]);
+    assert_eq!(orders(&function.on(Event::Demand(late), 11)), [Action::Suppress(late, DecisionReason::Late)]);
     assert_eq!(orders(&function.on(Event::Demand(demand(12)), 12)), [Action::Release(2, demand(12))]);
 }
 
@@ -251,13 +254,16 @@ fn no_more_instances_than_allowed_and_the_rest_is_answered_in_time() {
     function.serves(1, 1, 21);
     function.serves(2, 1, 21);
     let full = demand(30);
-    assert_eq!(orders(&function.on(Event::Demand(full), 30)), [Action::Suppress(full, Reason::Ceiling)]);
+    assert_eq!(
+        orders(&function.on(Event::Demand(full), 30)),
+        [Action::Suppress(full, DecisionReason::Ceiling)]
+    );
     // One is served in between: it was the one that had waited longest.
     function.sees(1, 0, 40);
     function.serves(1, 1, 40);
     let due = 10 + 2 * SECOND;
     assert_eq!(orders(&function.on(Event::Timer, due - 1)), []);
-    assert_eq!(orders(&function.on(Event::Timer, due)), [Action::Answer(2, Reason::QueueTimeout)]);
+    assert_eq!(orders(&function.on(Event::Timer, due)), [Action::Answer(2, DecisionReason::QueueTimeout)]);
     function.load.queued = 0;
     function.load.accepted += 2;
     assert_eq!(orders(&function.on(Event::Timer, due + 1)), []);
@@ -273,8 +279,8 @@ fn a_function_that_is_off_answers_at_once() {
     );
     assert_eq!(function.word(0), "off");
     let syn = demand(5);
-    assert_eq!(orders(&function.on(Event::Demand(syn), 5)), [Action::Suppress(syn, Reason::Off)]);
-    assert!(orders(&function.arrives(1, 6)).contains(&Action::Answer(1, Reason::Off)));
+    assert_eq!(orders(&function.on(Event::Demand(syn), 5)), [Action::Suppress(syn, DecisionReason::Off)]);
+    assert!(orders(&function.arrives(1, 6)).contains(&Action::Answer(1, DecisionReason::Off)));
 }
 
 #[test]
@@ -330,7 +336,10 @@ fn one_that_was_full_does_not_hang_when_its_first_place_becomes_free_in_the_last
         assert_eq!(orders(&function.on(Event::Timer, now)), []);
     }
     function.sees(1, 1, 3 * SECOND - 1);
-    assert_eq!(orders(&function.on(Event::Timer, 3 * SECOND)), [Action::Answer(1, Reason::QueueTimeout)]);
+    assert_eq!(
+        orders(&function.on(Event::Timer, 3 * SECOND)),
+        [Action::Answer(1, DecisionReason::QueueTimeout)]
+    );
     // The next waits while there is room, but not for a whole queue timeout of it.
     function.load.queued = 0;
     function.load.accepted += 1;
@@ -341,7 +350,10 @@ fn one_that_was_full_does_not_hang_when_its_first_place_becomes_free_in_the_last
         }
         assert_eq!(orders(&function.on(Event::Timer, now)), []);
     }
-    assert_eq!(orders(&function.on(Event::Timer, 6 * SECOND)), [Action::Answer(1, Reason::QueueTimeout)]);
+    assert_eq!(
+        orders(&function.on(Event::Timer, 6 * SECOND)),
+        [Action::Answer(1, DecisionReason::QueueTimeout)]
+    );
 }
 
 #[test]

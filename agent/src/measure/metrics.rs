@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 
 use super::timeline::seconds;
 use super::{StartOutcome, Timeline, kernel};
-use crate::decision::Reason;
+use crate::decision::DecisionReason;
 use crate::event::{Demand, Trigger};
 
 pub(super) const SYN_PACKETS: &str = "headstart_syn_packets_total";
@@ -179,7 +179,7 @@ pub fn install() -> Result<Export, BuildError> {
     for reason in REFUSED_REASONS {
         counter!(REFUSED, "reason" => reason).increment(0);
     }
-    for reason in Reason::SUPPRESS {
+    for reason in DecisionReason::SUPPRESS {
         counter!(SYN_SUPPRESSED, "reason" => reason.as_str()).increment(0);
     }
     for outcome in RELOAD_OUTCOMES {
@@ -215,7 +215,7 @@ pub fn record_syn(function: &str, demand: &Demand) {
 }
 
 /// A demand needed nothing new.
-pub fn record_suppressed(reason: Reason) {
+pub fn record_suppressed(reason: DecisionReason) {
     counter!(SYN_SUPPRESSED, "reason" => reason.as_str()).increment(1);
 }
 
@@ -239,7 +239,7 @@ pub fn record_thaw(function: &str, demand: &Demand, thawed_ns: u64) {
 }
 
 /// The agent answered clients that no instance serves.
-pub fn record_overload(function: &str, reason: Reason, clients: u32) {
+pub fn record_overload(function: &str, reason: DecisionReason, clients: u32) {
     counter!(OVERLOAD, "function" => function.to_owned(), "reason" => reason.as_str())
         .increment(clients.into());
 }

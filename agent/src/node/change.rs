@@ -3,7 +3,7 @@
 use super::Node;
 use super::record::FunctionRecord;
 use super::service::Service;
-use crate::decision::Reason;
+use crate::decision::DecisionReason;
 use crate::event::{Event, FunctionId};
 
 /// A change of one function.
@@ -86,7 +86,7 @@ impl Node {
         if self.functions.get(&function).is_some_and(|record| record.leaving && record.is_gone())
             && let Some(mut record) = self.functions.remove(&function)
         {
-            record.answer(u32::MAX, Reason::Closed);
+            record.answer(u32::MAX, DecisionReason::Closed);
             record.scrape();
             tracing::info!(
                 function = record.service.name,

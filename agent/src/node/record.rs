@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::service::Service;
 use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
-use crate::decision::{self, Action, FunctionLoad, InstanceLoad, InstanceState, Reason, Summary};
+use crate::decision::{self, Action, DecisionReason, FunctionLoad, InstanceLoad, InstanceState, Summary};
 use crate::event::{FunctionId, InstanceId};
 use crate::instance::InstanceCommand;
 use crate::measure;
@@ -114,7 +114,7 @@ impl FunctionRecord {
     }
 
     /// Answers the clients that have waited longest, because no instance will serve them.
-    pub(super) fn answer(&mut self, count: u32, reason: Reason) {
+    pub(super) fn answer(&mut self, count: u32, reason: DecisionReason) {
         let pause = self.retry_in().unwrap_or(Duration::from_secs(1));
         let Service { overload, resources, name, .. } = &self.service;
         let (taken, result) = overload::answer(&*resources.listener, count, *overload, pause);
@@ -218,7 +218,7 @@ impl FunctionRecord {
         }
     }
 
-    fn log_move(&self, id: InstanceId, state: Option<InstanceState>, reason: Reason) {
+    fn log_move(&self, id: InstanceId, state: Option<InstanceState>, reason: DecisionReason) {
         let function = &self.service.name;
         let (reason, word) = (reason.as_str(), state.map_or("gone", InstanceState::as_str));
         measure::record_transition(function, word, reason);

@@ -35,13 +35,13 @@ fn a_function_that_is_removed_stops_everything_and_turns_clients_away() {
     let expected = [
         Action::Stop(1),
         Action::Discard(2),
-        Action::Answer(2, Reason::Closed),
+        Action::Answer(2, DecisionReason::Closed),
         Action::WatchQueue(QueueWatchRate::Immediate),
     ];
     assert_eq!(orders(&actions), expected);
     function.load.queued -= 2;
     function.load.accepted += 2;
-    assert_eq!(orders(&function.arrives(1, 21)).last(), Some(&Action::Answer(1, Reason::Closed)));
+    assert_eq!(orders(&function.arrives(1, 21)).last(), Some(&Action::Answer(1, DecisionReason::Closed)));
     function.load.queued -= 1;
     function.load.accepted += 1;
     function.on(Event::Gone { instance: 1, end: InstanceEnd::Asked }, 22);
@@ -58,6 +58,6 @@ fn shutdown_stops_everything_and_nothing_starts_afterwards() {
     assert_eq!(orders(&actions), expected);
     assert_eq!(orders(&function.on(Event::Parked(3), 21)), []);
     let syn = demand(22);
-    assert_eq!(orders(&function.on(Event::Demand(syn), 22)), [Action::Suppress(syn, Reason::Closed)]);
+    assert_eq!(orders(&function.on(Event::Demand(syn), 22)), [Action::Suppress(syn, DecisionReason::Closed)]);
     assert_eq!(function.word(22), "closed");
 }

@@ -87,7 +87,7 @@ fn unused(actions: &[Action]) -> usize {
     actions.iter().filter(|action| **action == Action::Unused).count()
 }
 
-fn suppressed(actions: &[Action]) -> Option<Reason> {
+fn suppressed(actions: &[Action]) -> Option<DecisionReason> {
     actions.iter().find_map(|action| match action {
         Action::Suppress(_, reason) => Some(*reason),
         _ => None,
@@ -106,7 +106,7 @@ fn the_second_sensor_and_retransmissions_are_duplicates_also_of_a_refused_syn() 
         let lookup = from(7, Trigger::Lookup);
         for (demand, seconds) in [(lookup, 0), (syn(7, 0), 1), (syn(7, 0), 3), (syn(7, 0), 7)] {
             let actions = node.ask(0, demand, seconds * SECOND);
-            assert_eq!(orders(&actions), [Action::Suppress(demand, Reason::Duplicate)]);
+            assert_eq!(orders(&actions), [Action::Suppress(demand, DecisionReason::Duplicate)]);
         }
     }
 }
@@ -120,7 +120,7 @@ fn without_a_start_in_the_budget_a_function_stays_cold_and_its_connection_starts
         node.on(0, Event::Ready(1), 2);
         node.on(0, Event::Parked(2), 3);
         node.ends(0, 1, InstanceEnd::Exited, 4);
-        assert_eq!(orders(&node.ask(0, syn(2, 5), 5)), [Action::Suppress(syn(2, 5), Reason::Budget)]);
+        assert_eq!(orders(&node.ask(0, syn(2, 5), 5)), [Action::Suppress(syn(2, 5), DecisionReason::Budget)]);
         assert_eq!((node.functions[0].summary(5), node.functions[0].parked()), (Summary::Cold, 1));
         assert!(released(&node.ask(0, accept(6), 6)));
     }
@@ -131,7 +131,7 @@ fn a_budget_is_not_spent_when_the_other_refuses() {
     let mut node = Node::new(2, rates(2, 2), rates(1, 1));
     assert!(released(&node.ask(1, syn(1, 0), 0)));
     for client in 2..50 {
-        assert_eq!(suppressed(&node.ask(0, syn(client, 0), 0)), Some(Reason::Budget));
+        assert_eq!(suppressed(&node.ask(0, syn(client, 0), 0)), Some(DecisionReason::Budget));
     }
     assert!(released(&node.ask(0, syn(50, SECOND), SECOND)), "the function's own budget was left alone");
 }
@@ -140,16 +140,16 @@ fn a_budget_is_not_spent_when_the_other_refuses() {
 fn what_joins_an_instance_needs_no_start() {
     let mut node = Node::new(1, rates(1, 1), rates(1, 1));
     assert!(released(&node.ask(0, syn(1, 0), 0)));
-    assert_eq!(suppressed(&node.ask(0, syn(2, 1), 1)), Some(Reason::Starting));
+    assert_eq!(suppressed(&node.ask(0, syn(2, 1), 1)), Some(DecisionReason::Starting));
     node.on(0, Event::Ready(1), 2);
-    assert_eq!(suppressed(&node.ask(0, syn(3, 3), 3)), Some(Reason::Ready));
+    assert_eq!(suppressed(&node.ask(0, syn(3, 3), 3)), Some(DecisionReason::Ready));
 }
 
 #[test]
 fn what_needs_an_instance_more_needs_a_start() {
     let mut function = Alone::cold(one_each(3));
     function.node = Admission::new(rates(1, 2), UNUSED_AFTER);
-    for (client, refused) in [(1, None), (2, None), (3, Some(Reason::Budget))] {
+    for (client, refused) in [(1, None), (2, None), (3, Some(DecisionReason::Budget))] {
         let actions = function.on(Event::Demand(syn(client, 5)), 5);
         assert_eq!((released(&actions), suppressed(&actions)), (refused.is_none(), refused));
     }
@@ -169,7 +169,7 @@ fn keys_connections_and_operators_need_no_start() {
     ] {
         let mut node = Node::new(2, rates(1, 1), rates(1, 1));
         node.ask(1, syn(1, 0), 0);
-        assert_eq!(suppressed(&node.ask(0, syn(2, 0), 0)), Some(Reason::Budget));
+        assert_eq!(suppressed(&node.ask(0, syn(2, 0), 0)), Some(DecisionReason::Budget));
         assert!(released(&node.ask(0, demand, 0)), "{demand:?}");
     }
 }
@@ -178,10 +178,10 @@ fn keys_connections_and_operators_need_no_start() {
 fn a_key_starts_what_the_same_syn_without_it_could_not() {
     let mut node = Node::new(2, rates(1, 1), rates(1, 1));
     node.ask(1, syn(1, 0), 0);
-    assert_eq!(suppressed(&node.ask(0, syn(2, 0), 0)), Some(Reason::Budget));
+    assert_eq!(suppressed(&node.ask(0, syn(2, 0), 0)), Some(DecisionReason::Budget));
     let with_key = Demand { trusted: true, ..syn(2, 0) };
     assert!(released(&node.ask(0, with_key, 1)));
-    assert_eq!(suppressed(&node.ask(0, with_key, 2)), Some(Reason::Duplicate));
+    assert_eq!(suppressed(&node.ask(0, with_key, 2)), Some(DecisionReason::Duplicate));
 }
 
 #[test]

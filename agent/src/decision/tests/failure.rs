@@ -23,17 +23,22 @@ fn failed_starts_back_off_then_cool_down_and_clients_are_answered() {
         assert_eq!(orders(&actions), [], "it waits");
         assert_eq!(timer(&actions), Some(now + pause_ms * MS));
         let syn = demand(now);
-        assert_eq!(orders(&function.on(Event::Demand(syn), now)), [Action::Suppress(syn, Reason::Backoff)]);
+        assert_eq!(
+            orders(&function.on(Event::Demand(syn), now)),
+            [Action::Suppress(syn, DecisionReason::Backoff)]
+        );
         now += pause_ms * MS;
         assert_eq!(orders(&function.on(Event::Timer, now)), [Action::Prepare(instance + 1)]);
     }
     function.on(Event::Parked(3), now);
     let actions = function.on(Event::Gone { instance: 3, end: InstanceEnd::Crashed }, now);
-    assert_eq!(orders(&actions), [Action::Answer(1, Reason::Cooldown)]);
+    assert_eq!(orders(&actions), [Action::Answer(1, DecisionReason::Cooldown)]);
     function.load.queued = 0;
     function.load.accepted += 1;
     assert_eq!(function.word(now), "failed");
-    assert!(orders(&function.arrives(1, now + SECOND)).contains(&Action::Answer(1, Reason::Cooldown)));
+    assert!(
+        orders(&function.arrives(1, now + SECOND)).contains(&Action::Answer(1, DecisionReason::Cooldown))
+    );
     function.load.queued = 0;
     function.load.accepted += 1;
     // Afterwards it is as new.
@@ -87,11 +92,14 @@ fn an_instance_that_accepts_nothing_for_a_whole_queue_timeout_is_replaced() {
     }
     let actions = function.on(Event::Timer, due);
     assert!(moved(&actions).contains(&(1, "stopping", "hung")), "{actions:?}");
-    assert!(orders(&actions).contains(&Action::Answer(1, Reason::QueueTimeout)), "{actions:?}");
+    assert!(orders(&actions).contains(&Action::Answer(1, DecisionReason::QueueTimeout)), "{actions:?}");
     // Where the whole machine stood still it had no time either.
     let mut function = Alone::ready(Policy { queue_timeout: Duration::from_secs(2), ..policy(1) });
     function.arrives(1, SECOND);
-    assert_eq!(orders(&function.on(Event::Timer, 60 * SECOND)), [Action::Answer(1, Reason::QueueTimeout)]);
+    assert_eq!(
+        orders(&function.on(Event::Timer, 60 * SECOND)),
+        [Action::Answer(1, DecisionReason::QueueTimeout)]
+    );
     // One that is merely full does not hang.
     let settings = Policy { queue_timeout: Duration::from_secs(2), max_instances: 1, ..one_each(1) };
     let mut function = Alone::ready(settings);
@@ -101,7 +109,7 @@ fn an_instance_that_accepts_nothing_for_a_whole_queue_timeout_is_replaced() {
     for now in (SECOND..due).step_by(LOOK) {
         assert_eq!(orders(&function.on(Event::Timer, now)), []);
     }
-    assert_eq!(orders(&function.on(Event::Timer, due)), [Action::Answer(1, Reason::QueueTimeout)]);
+    assert_eq!(orders(&function.on(Event::Timer, due)), [Action::Answer(1, DecisionReason::QueueTimeout)]);
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn an_idle_instance_is_frozen_and_a_syn_thaws_it() {
     assert_eq!(moved(&actions), [(1, "thawing", "demand")]);
     let another = demand(20 * SECOND);
     let actions = function.on(Event::Demand(another), 20 * SECOND);
-    assert_eq!(orders(&actions), [Action::Suppress(another, Reason::Starting)]);
+    assert_eq!(orders(&actions), [Action::Suppress(another, DecisionReason::Starting)]);
     let actions = function.on(Event::Ready(1), 20 * SECOND + 1);
     assert!(moved(&actions).contains(&(1, "ready", "initialised")));
     // It counts as idle from then on, not from before it was frozen.

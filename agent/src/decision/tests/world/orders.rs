@@ -42,10 +42,10 @@ impl World {
                     let paused = self.instances.get(&id).is_some_and(|one| one.stage == Stage::Paused);
                     let moves =
                         matches!(state, Some(InstanceState::Freezing | InstanceState::Stopping { .. }));
-                    rests |= moves && reason == Reason::Idle && !paused;
+                    rests |= moves && reason == DecisionReason::Idle && !paused;
                 }
                 // This thaw is needed even if others have room: the instance has a connection.
-                Action::Thaw(id, _) if why.last() == Some(&(id, Reason::Busy)) => {}
+                Action::Thaw(id, _) if why.last() == Some(&(id, DecisionReason::Busy)) => {}
                 Action::Release(..) | Action::Thaw(..) => started = true,
                 Action::Answer(count, _) => answered += count,
                 _ => {}
@@ -73,13 +73,13 @@ impl World {
     pub(super) fn carry_out(
         &mut self,
         action: Action,
-        why: &[(InstanceId, Reason)],
+        why: &[(InstanceId, DecisionReason)],
         load: &FunctionLoad,
     ) -> Result<(), String> {
         let is = |id: &InstanceId, reason| {
             why.iter().rev().find(|(moved, _)| moved == id).map(|(_, why)| *why) == Some(reason)
         };
-        let idle = |id: &InstanceId| is(id, Reason::Idle);
+        let idle = |id: &InstanceId| is(id, DecisionReason::Idle);
         let busy = |id: &InstanceId| load.of(*id).open != Some(0);
         match action {
             Action::Prepare(id) => {
@@ -111,7 +111,7 @@ impl World {
                     return Err(format!("{id} is stopped as idle while it is busy"));
                 }
                 let hangs = self.instances.get(&id).is_some_and(|one| one.hangs);
-                if is(&id, Reason::Hung) && !hangs {
+                if is(&id, DecisionReason::Hung) && !hangs {
                     return Err(format!("{id} is stopped as hung and accepts what it has room for"));
                 }
                 if let Some(one) = self.instances.get_mut(&id) {
@@ -160,13 +160,15 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn answer(&mut self, count: u32, reason: Reason) -> Result<(), String> {
+    pub(super) fn answer(&mut self, count: u32, reason: DecisionReason) -> Result<(), String> {
         for _ in 0..count {
             let Some((client, seen_ns)) = self.queue.pop_front() else {
                 return Err("answers a client that is not there".into());
             };
             let waited_ns = self.now_ns - seen_ns.unwrap_or(self.now_ns);
-            if reason == Reason::QueueTimeout && waited_ns + self.gap_ns < nanos(self.policy.queue_timeout) {
+            if reason == DecisionReason::QueueTimeout
+                && waited_ns + self.gap_ns < nanos(self.policy.queue_timeout)
+            {
                 return Err(format!("{client} is answered too soon"));
             }
             self.accepted += 1;
