@@ -27,7 +27,7 @@ pub use error::{ConnectCause, ConnectError};
 pub use headstart_wire::Session;
 pub use mysql::MysqlLogin;
 pub use postgres::{PostgresLogin, ProtocolError};
-pub(crate) use protocol::{BoxFuture, LoginResult, Protocol, TerminationDetector};
+pub(crate) use protocol::{AdmissionError, BoxFuture, LoginResult, Protocol, TerminationDetector};
 pub use redis::RedisLogin;
 pub(crate) use stream::{Stream, StreamHandOver};
 pub(crate) use tls::{NoHandOver, RetainedSecrets};

@@ -1,4 +1,4 @@
-//! The socket for fuzz targets: what parses the words of servers and clients. No part of the interface.
+//! The entry for fuzz targets: the parsers of what servers and clients send. Not part of the public interface.
 
 use std::time::Duration;
 

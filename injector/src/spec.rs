@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::secret::PasswordFileError;
 use crate::{BackendKind, Tls, TlsSettings, TlsSettingsError};
 
-/// Shortest pause after a failed connect, where nothing else is said.
+/// Shortest pause after a failed connect, unless the caller sets another one.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 /// One backend and the pool in front of it.
@@ -91,7 +91,7 @@ impl fmt::Display for Address {
 pub struct PoolSettings {
     /// Idle connections to keep ready. More than `max` means `max`.
     pub min_idle: usize,
-    /// Keep more of them while more are asked for: leases per second times the time of a connect, and as many as most
+    /// Keep more of them while more are leased: leases per second times the time of a connect, and as many as most
     /// bursts need. Those that are not needed end when their `ttl` is over.
     pub follow_demand: bool,
     /// Limit of idle, connecting and leased connections together. 0 counts as 1.

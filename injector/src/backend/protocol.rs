@@ -88,6 +88,21 @@ pub(crate) trait Protocol: Send + Sync {
     fn fuzz_first_packet(&self, _: &[u8]) {}
 }
 
+/// Why the login of a client has failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum AdmissionError<R> {
+    /// The client has left.
+    Left,
+    /// The client cannot be served, and must be told so.
+    Refused(R),
+}
+
+impl<R> From<R> for AdmissionError<R> {
+    fn from(refusal: R) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 /// Follows a client and its server, to find out where their conversation ends.
 pub(crate) trait TerminationDetector: Send {
     /// Where the client's termination message begins in its next bytes, if it is there.

@@ -51,14 +51,14 @@ impl PoolShared {
             }
             Err(error) => {
                 let error = Arc::new(error);
-                let (first, told) = self.with_state(|state| state.failed(&error, Instant::now()));
+                let (first, waiters) = self.with_state(|state| state.failed(&error, Instant::now()));
                 let (backend, reason) = (&self.spec.name, error.cause.reason().as_str());
                 if first {
                     tracing::warn!(backend, reason, "{error}");
                 } else {
                     tracing::debug!(backend, reason, "still: {error}"); // one line per outage, not per attempt
                 }
-                for waiter in told {
+                for waiter in waiters {
                     drop(waiter.answer.send(Err(LeaseError::Connect(Arc::clone(&error)))));
                 }
             }

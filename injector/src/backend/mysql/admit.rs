@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::packets::{Packets, parse};
-use crate::backend::{ConnectCause, Session, Stream};
+use crate::backend::{AdmissionError, ConnectCause, Session, Stream};
 use crate::sockets::{BackendSocket, ClientSession};
 use crate::{LeaseError, MysqlLogin};
 
@@ -76,8 +76,8 @@ pub(super) async fn admit<'a>(
     let welcomed = timeout(RESPONSE_LIMIT, welcome(login, &session, &mut packets, &mut server)).await;
     match welcomed {
         Ok(Ok(())) => Some(ClientSession { server, session, slot: Arc::new(slot), cancel: None }),
-        Ok(Err(None)) | Err(_) => None,
-        Ok(Err(Some(refusal))) => tell(client, 2, &refusal).await,
+        Ok(Err(AdmissionError::Left)) | Err(_) => None,
+        Ok(Err(AdmissionError::Refused(refusal))) => tell(client, 2, &refusal).await,
     }
 }
 
@@ -98,20 +98,20 @@ async fn tell<'a>(client: &mut Stream, sequence: u8, refusal: &MysqlRefusal) -> 
     None
 }
 
-/// `Err(None)` when the client left.
+/// The greeting, the client's answer, and the settings that it asks for.
 async fn welcome<C, S>(
     login: &MysqlLogin,
     session: &Session,
     client: &mut Packets<'_, C>,
     server: &mut S,
-) -> Result<(), Option<MysqlRefusal>>
+) -> Result<(), AdmissionError<MysqlRefusal>>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let Session::Mysql { server_version, connection_id, capabilities, collation, status, .. } = session
     else {
-        return Err(Some(refuse(1105, b"HY000", "the pool gave a connection of another kind")));
+        return Err(refuse(1105, b"HY000", "the pool gave a connection of another kind").into());
     };
     let agreed = CapabilityFlags::from_bits_retain(*capabilities) - CapabilityFlags::CLIENT_SSL;
     let offered = agreed | OFFERED | CapabilityFlags::CLIENT_CONNECT_WITH_DB;
@@ -119,7 +119,7 @@ where
     let mut nonce: [u8; 21] = rand::rng().random();
     nonce.iter_mut().for_each(|byte| *byte = *byte % 94 + 33);
     nonce[20] = 0;
-    let (head, tail) = nonce.split_first_chunk::<8>().ok_or(None)?;
+    let (head, tail) = nonce.split_first_chunk::<8>().ok_or(AdmissionError::Left)?;
     let greeting = HandshakePacket::new(
         10,
         server_version.as_bytes(),
@@ -131,12 +131,12 @@ where
         StatusFlags::from_bits_retain(*status),
         Some(&b"mysql_native_password\0"[..]),
     );
-    client.say(&greeting).await.map_err(|_| None)?;
-    let mut packet = client.next().await.map_err(|_| None)?;
-    let wanted = wanted(login, &mut packet, offered).map_err(Some)?;
+    client.say(&greeting).await.map_err(|_| AdmissionError::Left)?;
+    let mut packet = client.next().await.map_err(|_| AdmissionError::Left)?;
+    let wanted = wanted(login, &mut packet, offered)?;
 
     let mut server = Packets::new(server, 0, None);
-    let refused = |cause: ConnectCause| Some(cause.into());
+    let refused = |cause: ConnectCause| AdmissionError::Refused(cause.into());
     if wanted.multi_statements {
         server.order(&MULTI_STATEMENTS_ON).await.map_err(refused)?;
     }
@@ -145,7 +145,7 @@ where
     }
     let [low, high] = status.to_le_bytes();
     // OK: no rows, no ID, the status, no warnings.
-    client.send(&[0, 0, 0, low, high, 0, 0]).await.map_err(|_| None)
+    client.send(&[0, 0, 0, low, high, 0, 0]).await.map_err(|_| AdmissionError::Left)
 }
 
 /// A query that sets the connection's character sets and collation.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::frames::{Frames, ProtocolError, encode};
-use crate::backend::{ConnectCause, Session, Stream};
+use crate::backend::{AdmissionError, ConnectCause, Session, Stream};
 use crate::sockets::{BackendSocket, CancelKey, CancelRegistration, ClientSession};
 use crate::{LeaseError, PostgresLogin};
 use request::{FirstPacket, PROTOCOL_3_0, StartupMessage};
@@ -60,8 +60,8 @@ pub(super) async fn admit<'a>(
 ) -> Option<ClientSession<'a>> {
     let request = match timeout(REQUEST_LIMIT, request::read(client)).await {
         Ok(Ok(request)) => request,
-        Ok(Err(None)) | Err(_) => return None,
-        Ok(Err(Some(refusal))) => return tell(client, &refusal).await,
+        Ok(Err(AdmissionError::Left)) | Err(_) => return None,
+        Ok(Err(AdmissionError::Refused(refusal))) => return tell(client, &refusal).await,
     };
     let start = match request {
         FirstPacket::Startup(start) => start,
@@ -116,8 +116,8 @@ async fn welcome<'a>(
     let key = (process_id, rand::rng().random());
     let registered = CancelRegistration::new(socket, key, &slot);
     let admitted = ClientSession { server, session, slot, cancel: Some(registered) };
-    let said = client.write_all(&greeting(&start, key, &parameters)).await;
-    Ok(said.is_ok().then_some(admitted))
+    let sent = client.write_all(&greeting(&start, key, &parameters)).await;
+    Ok(sent.is_ok().then_some(admitted))
 }
 
 /// A packet without its length, as far as no pool is needed.

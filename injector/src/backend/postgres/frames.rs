@@ -137,7 +137,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Frames<'a, S> {
         self.buf.is_empty()
     }
 
-    /// The server's own words, fit for a log line: short, one line, without our password.
+    /// The server's error text, fit for a log line: short, one line, without our password.
     fn refusal(&self, body: &ErrorResponseBody) -> ConnectCause {
         let (mut sqlstate, mut message) = (String::new(), String::new());
         let mut fields = body.fields();

@@ -149,9 +149,9 @@ pub(super) async fn clean<S>(login: &RedisLogin, stream: &mut S) -> Result<(), C
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let (mut asked, mut read) = (Vec::new(), Vec::new());
-    command(&mut asked, &["RESET"]);
-    stream.write_all(&asked).await.map_err(ConnectCause::Lost)?;
+    let (mut commands, mut read) = (Vec::new(), Vec::new());
+    command(&mut commands, &["RESET"]);
+    stream.write_all(&commands).await.map_err(ConnectCause::Lost)?;
     stream.flush().await.map_err(ConnectCause::Lost)?;
     let (expected, found) = ("+RESET", line(login, stream, &mut read).await?);
     if found != expected {

@@ -11,24 +11,24 @@ pub(super) async fn log_in<S>(login: &RedisLogin, stream: &mut S) -> Result<Logi
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut asked = Vec::new();
+    let mut commands = Vec::new();
     let mut replies = Vec::new();
     if let Some(password) = &login.password {
         let user = login.user.iter().map(String::as_str);
         let words: Vec<_> = ["AUTH"].into_iter().chain(user).chain([password.expose()]).collect();
-        command(&mut asked, &words);
+        command(&mut commands, &words);
         replies.push("+OK");
     }
     if login.database != 0 {
-        command(&mut asked, &["SELECT", &login.database.to_string()]);
+        command(&mut commands, &["SELECT", &login.database.to_string()]);
         replies.push("+OK");
     }
-    command(&mut asked, &["PING"]);
+    command(&mut commands, &["PING"]);
     replies.push("+PONG");
     // All commands at once: one round trip.
-    stream.write_all(&asked).await.map_err(ConnectCause::Lost)?;
+    stream.write_all(&commands).await.map_err(ConnectCause::Lost)?;
     stream.flush().await.map_err(ConnectCause::Lost)?;
-    asked.fill(0);
+    commands.fill(0);
     let mut read = Vec::new();
     for expected in replies {
         let line = line(login, stream, &mut read).await?;

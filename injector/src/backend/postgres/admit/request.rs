@@ -6,6 +6,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{PostgresRefusal, refuse};
 use crate::PostgresLogin;
+use crate::backend::AdmissionError;
 use crate::sockets::CancelKey;
 
 /// Largest first packet that a server accepts (`MAX_STARTUP_PACKET_LENGTH`).
@@ -35,26 +36,26 @@ pub(super) struct StartupMessage {
     pub(super) parameters: Vec<(String, String)>,
 }
 
-/// Reads the first packet after those that ask for encryption, which is declined. `Err(None)` when the client left.
-pub(super) async fn read<S>(client: &mut S) -> Result<FirstPacket, Option<PostgresRefusal>>
+/// Reads the first packet after those that ask for encryption, which is declined. An error when the client has left, or sends something else.
+pub(super) async fn read<S>(client: &mut S) -> Result<FirstPacket, AdmissionError<PostgresRefusal>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let lost = |_: io::Error| None;
+    let left = |_: io::Error| AdmissionError::Left;
     for _ in 0..=DECLINED_MAX {
-        let length = client.read_i32().await.map_err(lost)?;
+        let length = client.read_i32().await.map_err(left)?;
         if !(8..=REQUEST_MAX_BYTES).contains(&length) {
-            return Err(Some(refuse("08P01", "invalid length of startup packet")));
+            return Err(refuse("08P01", "invalid length of startup packet").into());
         }
         let mut body = vec![0; usize::try_from(length - 4).unwrap_or_default()];
-        client.read_exact(&mut body).await.map_err(lost)?;
-        match parse(&body).map_err(Some)? {
+        client.read_exact(&mut body).await.map_err(left)?;
+        match parse(&body)? {
             Some(request) => return Ok(request),
             // The socket is local: its bytes cross no network.
-            None => client.write_all(b"N").await.map_err(lost)?,
+            None => client.write_all(b"N").await.map_err(left)?,
         }
     }
-    Err(Some(refuse("08P01", "TLS was declined already")))
+    Err(refuse("08P01", "TLS was declined already").into())
 }
 
 /// A packet without its length. `None` when TLS or GSSAPI is asked for.

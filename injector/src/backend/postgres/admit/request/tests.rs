@@ -17,7 +17,7 @@ fn start(parameters: &[(&str, &str)]) -> StartupMessage {
     StartupMessage { parameters: parameters.collect(), ..StartupMessage::default() }
 }
 
-async fn asked(bytes: &[u8]) -> (Result<FirstPacket, Option<PostgresRefusal>>, Vec<u8>) {
+async fn asked(bytes: &[u8]) -> (Result<FirstPacket, AdmissionError<PostgresRefusal>>, Vec<u8>) {
     let (mut client, mut server) = duplex(1 << 16);
     client.write_all(bytes).await.unwrap();
     client.shutdown().await.unwrap();
@@ -26,6 +26,13 @@ async fn asked(bytes: &[u8]) -> (Result<FirstPacket, Option<PostgresRefusal>>, V
     let mut said = Vec::new();
     client.read_to_end(&mut said).await.unwrap();
     (request, said)
+}
+
+fn sqlstate_of(request: Result<FirstPacket, AdmissionError<PostgresRefusal>>) -> String {
+    match request {
+        Err(AdmissionError::Refused(refusal)) => refusal.sqlstate,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -40,7 +47,7 @@ async fn encryption_is_declined_and_then_the_login_comes() {
         assert_eq!((request.as_ref(), &said[..]), (Ok(&expected), declined));
     }
     let (request, _) = asked(&[ssl.clone(), gss, ssl].concat()).await;
-    assert_eq!(request.unwrap_err().unwrap().sqlstate, "08P01");
+    assert_eq!(sqlstate_of(request), "08P01");
 }
 
 #[tokio::test]
@@ -56,9 +63,9 @@ async fn packets_that_no_server_would_take_are_refused() {
         (packet(131_072, b"user\0app\0\0"), "0A000"),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "08P01"),
     ] {
-        assert_eq!(asked(&bytes).await.0.unwrap_err().unwrap().sqlstate, sqlstate, "{bytes:?}");
+        assert_eq!(sqlstate_of(asked(&bytes).await.0), sqlstate, "{bytes:?}");
     }
-    assert_eq!(asked(b"\0\0").await.0, Err(None), "it has left");
+    assert_eq!(asked(b"\0\0").await.0, Err(AdmissionError::Left));
 }
 
 #[tokio::test]
