@@ -17,27 +17,34 @@ install: ## Installs the Debian packages that tests and demo use (root).
 build: ## Builds the agent, target/release/headstart.
 	@cargo build --release --locked -p headstart-agent
 
-# What tests run: optimised, but without what makes a release take three times as long to compile.
-WITH_AGENT := HEADSTART_BIN=$(CURDIR)/target/lab/headstart
+# What tests and the demo run is optimised, but without what makes a release take three times as long to compile. What
+# goes into containers is linked statically.
+TRIPLE := x86_64-unknown-linux-gnu
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --target $(TRIPLE)
+WITH_PROGRAMS := HEADSTART_BIN=$(CURDIR)/target/lab/headstart HEADSTART_STATIC_DIR=$(CURDIR)/target/$(TRIPLE)/lab
 
-.PHONY: agent
-agent:
+.PHONY: programs
+programs:
 	@cargo build --profile lab --locked -p headstart-agent
+	@$(STATIC) --profile lab -p headstart-lab-functions -p echo -p orders
 
+# All of it static: what the function needs is then compiled once, not twice.
 demo: install ## Three requests side by side: warm, cold, cold the usual way (root).
-	@test -x target/lab/demo || echo "Compiling, the first time: some three minutes on two cores."
-	@cargo build --profile lab --locked -p headstart-agent -p headstart-integration-tests --bin headstart --bin demo
-	@HEADSTART_BIN=$(CURDIR)/target/lab/headstart target/lab/demo
+	@test -x target/$(TRIPLE)/lab/demo || echo "Compiling, the first time: some three minutes on two cores."
+	@$(STATIC) --profile lab -p headstart-agent -p headstart-integration-tests -p orders --bin headstart --bin demo --bin orders
+	@$(WITH_PROGRAMS) HEADSTART_BIN=$(CURDIR)/target/$(TRIPLE)/lab/headstart target/$(TRIPLE)/lab/demo
 
 # It compiles first, the first time for seven minutes on two cores. QUICK=1: about four minutes instead of forty, and what
 # needs more samples than that is not judged. SEED=N: the order of an earlier run.
 bench: install peers ## Measures everything, beside what others use: target/bench/report.md, plots (root; 40 minutes; QUICK=1: 4, and 7 to compile; SEED=N).
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
+	@$(STATIC) --release -p headstart-lab-functions -p echo -p orders
 	@cargo bench --locked --quiet -p headstart-ebpf --no-run
-	@HEADSTART_BIN=$(CURDIR)/target/release/headstart target/release/bench $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
+	@HEADSTART_BIN=$(CURDIR)/target/release/headstart HEADSTART_STATIC_DIR=$(CURDIR)/target/$(TRIPLE)/release \
+	  target/release/bench $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
 
-bench-smoke: install agent ## Whether the benches measure what they say: known delays are found where they were put (root).
-	@$(WITH_AGENT) cargo test --locked -p headstart-integration-tests --test smoke -- --nocapture
+bench-smoke: install programs ## Whether the benches measure what they say: known delays are found where they were put (root).
+	@$(WITH_PROGRAMS) cargo test --locked -p headstart-integration-tests --test smoke -- --nocapture
 
 # What no Debian package has, and the bench does without where it cannot be had.
 peers:
@@ -47,15 +54,15 @@ peers:
 ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 	@bash ebpf/build.sh
 
-test: install agent ## Every test; those that need root are skipped without it.
-	@$(WITH_AGENT) cargo test --workspace --locked
+test: install programs ## Every test; those that need root are skipped without it.
+	@$(WITH_PROGRAMS) cargo test --workspace --locked
 
 # Debian's kernels have kTLS: the older one cannot change the keys of a session, the newer one can.
-test-vm: install agent ## What takes another kernel, in virtual machines: TLS sessions that go on in the kernel (root).
-	@$(WITH_AGENT) cargo test --locked -p headstart-integration-tests --test inject travels
+test-vm: install programs ## What takes another kernel, in virtual machines: TLS sessions that go on in the kernel (root).
+	@$(WITH_PROGRAMS) cargo test --locked -p headstart-integration-tests --test inject travels
 	@for suite in bookworm trixie-backports; do \
 	  echo "== the kernel of $$suite"; \
-	  export $(WITH_AGENT) CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sh $(CURDIR)/integration-tests/vm/run.sh $$suite"; \
+	  export $(WITH_PROGRAMS) CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sh $(CURDIR)/integration-tests/vm/run.sh $$suite"; \
 	  cargo test --locked -p headstart --features http,postgres,tls --lib tls; \
 	  cargo test --locked -p headstart-integration-tests --test inject travels; \
 	done

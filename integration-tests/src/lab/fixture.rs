@@ -1,4 +1,4 @@
-//! Functions that misbehave, `src/bin/hostile.rs` in one of its modes, and one that behaves, `src/bin/steady.rs`.
+//! Functions that misbehave, `functions/src/bin/hostile.rs` in one of its modes, and one that behaves, `steady.rs` beside it.
 
 use std::fmt::Write as _;
 
