@@ -168,7 +168,7 @@ pub struct InstanceStatus {
     pub name: String,
     /// See `State` of the decision.
     pub state: Cow<'static, str>,
-    /// Why it is in this state: see `Reason` of the decision.
+    /// Why it is in this state: see `DecisionReason`.
     pub reason: Cow<'static, str>,
     /// How long it has been in it.
     pub since_seconds: f64,

@@ -1,9 +1,9 @@
 //! `adopt`: takes over the running instances of an earlier agent.
 //!
-//! Three things must have outlived it: the instance's note, and its control socket and activity page in the service
-//! manager's descriptor store. Then nothing is lost: what the instance says meanwhile waits in the socket. One of which
-//! something is missing, or whose configuration has changed, goes on serving until it is asked to stop, like any
-//! survivor.
+//! The agent can take an instance over if three things are still there: the instance's note, and its control socket and
+//! its activity page, which the service manager has stored. Nothing is lost then: messages of the instance wait in the
+//! socket. An instance that lacks one of the three, or whose configuration has changed, is a survivor: it serves until it
+//! is asked to stop.
 
 use headstart_wire::Activity;
 
@@ -24,13 +24,13 @@ pub async fn adopt(
             continue;
         };
         let Some((control, page)) = manager.take_instance(&instance) else {
-            tracing::info!(instance, "not taken over: the service manager has not kept its descriptors");
+            tracing::info!(instance, "not taken over: the service manager has not stored its descriptors");
             continue;
         };
         let activity = match page.try_clone().and_then(Activity::adopt) {
             Ok(activity) => activity,
             Err(error) => {
-                tracing::warn!(instance, "not taken over: its activity cannot be seen: {error}");
+                tracing::warn!(instance, "not taken over: its activity page cannot be mapped: {error}");
                 continue;
             }
         };
