@@ -10,7 +10,7 @@ use std::thread;
 use headstart_integration_tests::lab::client::LineClient;
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, DockerDaemon, Link, Manager, Namespace, privilege, usage,
+    AgentSetup, DockerDaemon, Link, Manager, Namespace, cli, privilege, usage,
 };
 use serde_json::Value;
 
@@ -119,6 +119,10 @@ fn an_agent_that_takes_over_an_instance_and_looks_up_a_name_has_no_thread_that_k
     function.rest(&agent, &name).unwrap();
     agent.operate(&name, "wake").unwrap();
     agent.wait_state(&name, "ready", LIMIT).unwrap();
+    // An instance may report before the daemon lists it as running, and the next agent takes over only what runs.
+    let running = ["ps", "-q", "--filter", "status=running", "--filter", &format!("name={name}")];
+    let started = || Ok(Some(docker.run(&running)?).filter(|listed| !listed.trim().is_empty()));
+    cli::eventually("the daemon has started it", LIMIT, started).unwrap();
 
     let next = agent.kill().unwrap().start().unwrap();
     next.wait_log("headstart is up", LIMIT).unwrap();
