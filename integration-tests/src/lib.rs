@@ -2,7 +2,7 @@
 //!
 //! - [`lab`]: namespaces, links with a delay, servers, the agent, clients, functions.
 //! - [`evidence`]: what benches share, what Headstart is compared with, and the report.
-//! - `tests/`: the tests themselves. `src/bin/`: the demo, the benches, and the functions that tests and benches serve.
+//! - `tests/`: the tests themselves. `src/bin/`: the demo and the benches. `functions/`: the functions that they serve.
 //!
 //! Every piece undoes itself when it is dropped, and [`lab::LabLease`] clears what a killed earlier
 //! run left behind. Nothing outside the namespaces made here and loopback gets any traffic.
