@@ -1,10 +1,10 @@
-"""A small order book in Python: WSGI and PostgreSQL, with a driver that knows nothing of Headstart.
+"""A small order book in Python: WSGI and PostgreSQL, with an unchanged driver.
 
 - `GET /` answers `{"answer": 42, "backend_pid": ...}` with one round trip to the database.
 - `GET /orders` lists the newest orders (it needs the table of `../orders/schema.sql`).
 
-The agent's configuration has `backend_sockets = true` for it: libpq finds its session where PGHOST leads. In a container
-without a network: `sh rootfs.sh /srv/python-orders`, and then
+The agent's configuration has `backend_sockets = true` for this function: PGHOST names the agent's socket, where libpq
+finds its session. In a container without a network: `sh rootfs.sh /srv/python-orders`, and then
 
     runtime = "oci"
     rootfs = "/srv/python-orders"
@@ -20,11 +20,11 @@ import psycopg2
 
 
 def main(function: headstart.Function) -> None:
-    # Logged in by the agent: no connect over a network, no TLS, no password in here.
+    # The agent has logged in: this needs no network, no TLS and no password.
     state = {"db": psycopg2.connect("")}
 
     def query(sql):
-        # A session may have ended while the instance was frozen: one more try with another.
+        # A session may have ended while the instance was frozen: try again with another one.
         for last in (False, True):
             try:
                 with state["db"], state["db"].cursor() as cursor:

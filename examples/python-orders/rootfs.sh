@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a root file system for this function from Debian's packages, for runtime = "oci": Python, a driver, the module
-# headstart and orders.py. Nothing is installed on this system. Run again, it only renews the function.
+# headstart and orders.py. It installs nothing on this system. A second run only updates the function.
 set -eu
 
 [ $# = 1 ] || { echo "usage: rootfs.sh DIRECTORY    (root, Debian)" >&2; exit 2; }
@@ -9,7 +9,7 @@ root=$(cd "$1" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
 
 PACKAGES="python3 python3-psycopg2"
-# What they depend on for their installation, their documentation or an interactive use only.
+# Dependencies for installation, documentation or interactive use only.
 NOT="dpkg tar install-info mailcap mime-support perl perl-.* libperl.* readline-common debconf"
 
 if [ ! -e "$root/.complete" ]; then
@@ -37,5 +37,5 @@ module=$root/usr/lib/python3/dist-packages/headstart
 mkdir -p "$module"
 cp "$here/../../runtime-shim/python/src/headstart/"*.py "$module"
 cp "$here/orders.py" "$root/app"
-# What is imported here is compiled once, and not at every start: the function cannot write.
+# Compile the imported modules now: the function cannot write, and would compile them at every start.
 chroot "$root" /usr/bin/python3 -c 'import json, headstart, headstart._wsgi, psycopg2'

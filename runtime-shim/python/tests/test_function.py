@@ -1,4 +1,4 @@
-"""A function in a process of its own, against an agent that this test plays."""
+"""Runs a function in a process of its own; the test acts as its agent."""
 
 import array
 import json
@@ -95,7 +95,7 @@ class Agent:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
         self.control.sendmsg([packet], ancillary)
 
-    def hear(self, expected):
+    def receive(self, expected):
         packet = self.control.recv(4096)
         assert packet[:4] == HEAD, packet
         ((name, body),) = json.loads(packet[4:]).items()
@@ -103,9 +103,9 @@ class Agent:
         return body
 
     def until_ready(self):
-        assert self.hear("hello")["shim"].startswith("headstart-python/")
-        self.hear("ack")
-        self.hear("ready")
+        assert self.receive("hello")["shim"].startswith("headstart-python/")
+        self.receive("ack")
+        self.receive("ready")
 
     def seen(self):
         counting, is_open, accepted, changed = struct.unpack("IIQQ", os.pread(self.page, 24, 0))
@@ -140,7 +140,7 @@ def read_all(client):
         while part := client.recv(65536):
             answer += part
     except ConnectionResetError:
-        pass  # it had more to read than it wanted
+        pass  # it closed the connection without reading everything
     return answer
 
 
@@ -166,7 +166,7 @@ class FunctionTest(unittest.TestCase):
         self.assertEqual(agent.seen(), (1, 0, 0, False))
         answer = agent.ask()
         self.assertTrue(answer.startswith("HTTP/1.0 200 OK") and answer.endswith("f-1"), answer)
-        self.assertGreater(agent.hear("served")["first_response_ns"], 0)
+        self.assertGreater(agent.receive("served")["first_response_ns"], 0)
         self.assertTrue(agent.ask(body="echo").endswith("echo"))
         self.assertTrue("500" in agent.ask("/raise"))
         self.assertTrue(agent.ask().endswith("f-1"), "an error is one request's")
@@ -183,42 +183,42 @@ class FunctionTest(unittest.TestCase):
         theirs.close()
         agent.until_ready()
         self.assertTrue(agent.ask("/backend").endswith("tcp"))
-        agent.hear("served")
+        agent.receive("served")
         self.assertEqual(ours.recv(5), b"hello")
-        # The next one is another.
+        # The next call gets another connection.
         with agent.connect() as client:
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
-            self.assertEqual(agent.hear("request"), {"backend": "db"})
+            self.assertEqual(agent.receive("request"), {"backend": "db"})
             mine, theirs = socket.socketpair()
             agent.tell("grant", ready({"redis": {"database": 0}}), [theirs.fileno()])
             theirs.close()
-            agent.hear("ack")
+            agent.receive("ack")
             self.assertTrue(client.recv(4096).decode().startswith("HTTP/1.0 200"))
             self.assertEqual(mine.recv(5), b"hello")
-        # And those after that are refused, or cannot be used.
+        # The agent refuses a further one, or grants one that this module cannot use.
         with agent.connect() as client:
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
-            agent.hear("request")
+            agent.receive("request")
             agent.tell("grant", {"backend": "db", "status": {"failed": {"reason": "the server is full"}}})
             self.assertIn("500", client.recv(4096).decode())
         with agent.connect() as client:
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
-            agent.hear("request")
+            agent.receive("request")
             another, theirs = socket.socketpair()
             agent.tell("grant", ready(tls={"connection": 7, "keys": {}}), [theirs.fileno()])
             theirs.close()
-            agent.hear("ack")
+            agent.receive("ack")
             self.assertIn("500", client.recv(4096).decode())
             self.assertEqual(another.recv(1), b"", "closed")
             another.close()
-        # Unless the kernel has the keys.
+        # It can use a TLS session whose keys the kernel has.
         with agent.connect() as client:
             client.sendall(b"GET /backend HTTP/1.0\r\n\r\n")
-            agent.hear("request")
+            agent.receive("request")
             another, theirs = socket.socketpair()
             agent.tell("grant", ready(tls={"connection": 7}), [theirs.fileno()])
             theirs.close()
-            agent.hear("ack")
+            agent.receive("ack")
             self.assertIn("200", client.recv(4096).decode())
             self.assertEqual(another.recv(5), b"hello")
             another.close()
@@ -237,24 +237,24 @@ class FunctionTest(unittest.TestCase):
         with self.assertRaisesRegex(HeadstartError, "pip install 'no-such>=1'"):
             _drivers._driver("no_such_driver", "no-such>=1")
 
-    def test_it_is_frozen_only_when_nobody_is_connected(self):
+    def test_it_is_frozen_only_without_a_client(self):
         agent = self.agent()
         agent.until_ready()
         with agent.connect() as client:
             while agent.seen()[1] != 1:
                 pass
             agent.tell("freeze", {"return_backends": False})
-            agent.hear("busy")
+            agent.receive("busy")
             self.assertIn("200", exchange(client))
-        agent.hear("served")
+        agent.receive("served")
         while agent.seen()[1] != 0:
             pass
         agent.tell("freeze", {"return_backends": False})
-        agent.hear("quiet")
+        agent.receive("quiet")
         with agent.connect() as client:
             agent.tell("thaw", {})
-            agent.hear("thawed")
-            self.assertIn("200", exchange(client), "who came meanwhile is served")
+            agent.receive("thawed")
+            self.assertIn("200", exchange(client), "a client that came meanwhile is served")
         self.assertEqual(agent.stop(), 0)
         self.assertEqual(agent.said(), "hook: freeze\nhook: thaw\n")
 
@@ -287,12 +287,12 @@ class FunctionTest(unittest.TestCase):
         agent = self.agent("""
             import os, signal, headstart
             def main(function):
-                heard = function._places.hear
-                def hear():
-                    function._places.hear = heard
-                    os.kill(os.getpid(), signal.SIGTERM)  # between the last look at it and this
-                    heard()
-                function._places.hear = hear
+                clear = function._places.clear_wakeup
+                def clear_after_signal():
+                    function._places.clear_wakeup = clear
+                    os.kill(os.getpid(), signal.SIGTERM)  # between the last check and this call
+                    clear()
+                function._places.clear_wakeup = clear_after_signal
                 function.serve_connections(lambda connection, address: None)
             headstart.run(main)
         """)
@@ -307,7 +307,7 @@ class FunctionTest(unittest.TestCase):
         head, _, body = first.partition("\r\n\r\n")
         self.assertEqual(body, "POST /a b c=d 100000")
         self.assertTrue(head.startswith("HTTP/1.1 201 Created\r\n") and "x-a: b" in head, head)
-        agent.hear("served")
+        agent.receive("served")
         self.assertIn("content-length: 14", agent.ask("/known"))
         self.assertTrue(agent.ask("/late").endswith("POST /late  0"))
         for request, answer in [
@@ -330,7 +330,7 @@ class FunctionTest(unittest.TestCase):
             with agent.connect() as client:
                 client.sendall(request)
                 self.assertIn(status, read_all(client).split(b"\r\n")[0], request[:80])
-        # A client that leaves in the middle of its body harms nobody.
+        # A client that leaves in the middle of its body does no harm.
         with agent.connect() as client:
             client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
         self.assertTrue(agent.ask("/still").endswith("POST /still  0"))
@@ -346,13 +346,13 @@ class FunctionTest(unittest.TestCase):
                 await send({"type": "lifespan.startup.failed", "message": "no database"})
             headstart.run(lambda function: function.serve_asgi(app))
         """)
-        agent.hear("hello")
+        agent.receive("hello")
         self.assertEqual(agent.child.wait(LIMIT), 1)
         self.assertIn("the application does not start: no database", agent.said())
 
     def test_what_it_does_not_understand_it_says(self):
         agent = self.agent("import headstart; headstart.run(lambda function: None)")
-        agent.hear("hello")
+        agent.receive("hello")
         agent.control.close()
         self.assertEqual(agent.child.wait(LIMIT), 0, "it took the lease and had nothing to do")
         for wrong, said in [(b"HS\x09\x00{}", "version 9"), (b"GET /", "no message"), (HEAD + b"[]", "cannot be read")]:

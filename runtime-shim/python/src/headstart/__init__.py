@@ -1,7 +1,7 @@
-"""What a Python function uses to be started by Headstart.
+"""The library of Python functions that Headstart starts.
 
-A function that Headstart starts holds its listening socket and its backends' connections from its first instruction on;
-this module receives them, and tells the agent how far the function is.
+A function has its listening socket and its backend connections when it starts. This module receives them from the agent,
+and reports to the agent when the function is ready and when it has served its first client.
 """
 
 from ._function import Backend, Function, Injected, attach, run

@@ -17,7 +17,7 @@ App = Callable[[Event, Callable[[], Awaitable[Event]], Callable[[Event], Awaitab
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _CHUNK = 65536
-# As WSGI's: a client that stays silent, or reads nothing, does not hold its place for ever.
+# In seconds, as for WSGI: a client that sends or reads nothing does not occupy its place for ever.
 _TIMEOUT = 60
 
 
@@ -44,7 +44,7 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     async def _startup(self) -> None:
-        # Made here, as they belong to the loop.
+        # Made here, because they belong to the loop.
         self._orders, self._answer = asyncio.Queue(), asyncio.Queue()
         await self._orders.put({"type": "lifespan.startup"})
         self._lifespan = self.loop.create_task(self._live())
@@ -56,7 +56,7 @@ class Loop:
         try:
             await self.application({"type": "lifespan", "asgi": _ASGI}, self._orders.get, self._answer.put)
         except Exception:
-            pass  # "If an exception is raised when calling the application callable with a lifespan scope", it has none
+            pass  # as the specification says, such an application has no lifespan
         await self._answer.put({"type": "none"})
 
     async def _shutdown(self) -> None:
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
     loop: Loop
 
     def log_message(self, format: str, *args: Any) -> None:
-        pass  # the agent has the times
+        pass  # the agent reports times
 
     def handle(self) -> None:
         self.close_connection = True
@@ -118,18 +118,18 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def _length(self) -> Optional[int]:
-        """Bytes of the body that are to come; None for one in chunks."""
+        """Length of the body in bytes; None for a body in chunks."""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             return None
         length = self.headers.get("Content-Length", "0")
-        # int() would take signs and underscores too (RFC 9110, section 8.6: digits).
+        # int() also accepts signs and underscores; RFC 9110, section 8.6, allows digits only.
         if not (length.isascii() and length.isdigit()):
             raise _BadRequest
         return int(length)
 
     async def _receive(self) -> Event:
         if self._body == 0:
-            # It was told that nothing follows: what comes next is the end.
+            # The application has the whole body, so the next event is the end.
             if self._ended:
                 await self._over.wait()
                 return {"type": "http.disconnect"}
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
                     pass
                 self._body = 0
                 return b""
-        # A chunk may be of any size; so much of it at a time.
+        # A chunk may have any size; read a part of it at a time.
         part = bytes(self.rfile.read1(min(self._chunk, _CHUNK)))  # type: ignore[attr-defined]
         self._chunk -= len(part)
         if not part or (self._chunk == 0 and self.rfile.readline(_CHUNK) != b"\r\n"):
@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in event.get("headers", ()):
                 if bytes(name).lower() != b"connection":
                     self.send_header(bytes(name).decode("latin-1"), bytes(value).decode("latin-1"))
-            # A body whose length nobody knows ends with the connection (RFC 9112, section 6.3).
+            # A body of unknown length ends with the connection (RFC 9112, section 6.3).
             self.send_header("Connection", "close")
             self.end_headers()
         elif event["type"] == "http.response.body":
@@ -182,10 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _BadRequest(Exception):
-    """The client's fault."""
+    """The client sent an invalid request."""
 
 
 def handler(loop: Loop) -> Callable[[socket.socket, Any], None]:
-    """What :meth:`Function.serve_connections` calls."""
+    """The handler for :meth:`Function.serve_connections`."""
     bound = type("Handler", (_Handler,), {"loop": loop})
     return lambda connection, address: bound(connection, address, None)  # type: ignore[arg-type,return-value]

@@ -19,11 +19,11 @@ from ._wire import Channel, HeadstartError
 
 SHIM = "headstart-python/0.1.0"
 
-# How long attaching waits for the lease, which is normally there before the process is.
+# Longest wait for the lease, in seconds. Normally it is in the control socket before the process exists.
 LEASE_WAIT = 10.0
-# How long a connection of a backend is waited for.
+# Longest wait for a backend connection, in seconds.
 BACKEND_WAIT = 10.0
-# How long requests in flight may take to finish after SIGTERM, less than the 10 s after which a container is killed.
+# Longest time for requests in flight after SIGTERM, in seconds; less than the 10 s after which a container is killed.
 DRAIN_WAIT = 8.0
 
 Hook = Callable[[], None]
@@ -33,16 +33,16 @@ Handler = Callable[[socket.socket, Any], None]
 class Injected(NamedTuple):
     """A connection that the agent made and logged in."""
 
-    #: Connected and non-blocking: ``setblocking(True)`` for a driver that blocks.
+    #: Connected and non-blocking. Call ``setblocking(True)`` for a driver that blocks.
     socket: socket.socket
-    #: What a driver would have learned by logging in: ``kind``, and what belongs to it.
+    #: What a driver learns when it logs in: ``kind``, and the fields of that kind.
     session: Dict[str, Any]
-    #: From when on it is too old to be used after a thaw, in nanoseconds of ``time.monotonic_ns()``.
+    #: The time from which it is too old for use after a thaw, in nanoseconds of ``time.monotonic_ns()``; None for never.
     expires_ns: Optional[int]
 
 
-class _Slot:
-    """One backend: what there is for the next who asks."""
+class _BackendSlot:
+    """One backend: the connection for the next call, if there is one."""
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
@@ -54,11 +54,11 @@ class _Slot:
     def set(self, grant: Dict[str, Any], descriptor: Optional[int]) -> None:
         with self.changed:
             status, grant = _wire.variant(grant["status"])
-            # The kernel may have the keys: then what is read and written is in the clear.
+            # Without keys in the grant the kernel encrypts, and the socket carries plaintext.
             if status == "ready" and (grant.get("tls") or {}).get("keys") is not None:
                 if descriptor is not None:
                     os.close(descriptor)
-                reason = "TLS was handed over, which this module does not speak: modprobe tls, or remove tls_hand_over"
+                reason = "this module cannot continue a TLS session: load the kernel's TLS (modprobe tls), or remove tls_hand_over"
                 self.state, self.reason = "failed", reason
             elif status == "ready" and descriptor is not None:
                 sock = socket.socket(fileno=descriptor)
@@ -74,13 +74,11 @@ class _Slot:
 
 
 class Backend:
-    """One backend of a function. Each call gives a connection of its own: the first is the one that the instance was born
-    with.
-    """
+    """One backend of a function. Each call returns another connection; the first one comes with the lease."""
 
     def __init__(self, function: "Function", name: str) -> None:
         self._function = function
-        #: As in the agent's configuration.
+        #: The backend's name in the agent's configuration.
         self.name = name
 
     def socket(self, wait: float = BACKEND_WAIT) -> Injected:
@@ -88,17 +86,17 @@ class Backend:
         return self._function._take(self.name, wait)
 
     def _returned(self) -> None:
-        """One that was given is closed."""
+        """Reports to the agent that a connection of this backend is closed."""
         self._function._tell("returned", {"backend": self.name})
 
     def pg8000(self, wait: float = BACKEND_WAIT, **arguments: Any) -> Any:
-        """A ``pg8000.dbapi.Connection`` (1.31 or later) to a PostgreSQL backend, with further `arguments` of its own."""
+        """A ``pg8000.dbapi.Connection`` (1.31 or later) to a PostgreSQL backend, with further `arguments` of the driver."""
         from . import _drivers
 
         return _drivers.pg8000(self, wait, arguments)
 
     def pymysql(self, wait: float = BACKEND_WAIT, **arguments: Any) -> Any:
-        """A ``pymysql.Connection`` to a MariaDB or MySQL backend, with further `arguments` of its own."""
+        """A ``pymysql.Connection`` to a MariaDB or MySQL backend, with further `arguments` of the driver."""
         from . import _drivers
 
         return _drivers.pymysql(self, wait, arguments)
@@ -106,7 +104,7 @@ class Backend:
     def redis(self, wait: float = BACKEND_WAIT, **arguments: Any) -> Any:
         """A ``redis.Redis`` in RESP2 whose pool takes its connections from the agent, with further `arguments` of the pool.
 
-        It asks for another connection whenever it has lost one, or several are used at a time.
+        The pool requests another connection when it has lost one, or when several are in use at a time.
         """
         from . import _drivers
 
@@ -118,11 +116,11 @@ class Function:
 
     def __init__(self, channel: Optional[Channel], lease: Optional[_wire.Received]) -> None:
         self._channel = channel
-        self._slots: Dict[str, _Slot] = {}
+        self._slots: Dict[str, _BackendSlot] = {}
         self._freeze_hooks: List[Hook] = []
         self._thaw_hooks: List[Hook] = []
         self._listener: Optional[socket.socket] = None
-        self._said_ready = self._said_served = self._gone = False
+        self._reported_ready = self._reported_served = self._gone = False
         self._stopping = False
         self._once = threading.Lock()
         #: The function's name in the agent's configuration; None without an agent.
@@ -137,30 +135,30 @@ class Function:
             self.name, self.instance = body["function"], body["instance"]
             self.concurrency = body.get("concurrency")
             self._listener = socket.socket(fileno=next(descriptors))
-            # Shared with others who rely on it: never make it blocking.
+            # The agent and other instances share it, and rely on it: never make it blocking.
             self._listener.setblocking(False)
             page = next(descriptors)
             for grant in body["backends"]:
-                slot = self._slots[grant["backend"]] = _Slot()
+                slot = self._slots[grant["backend"]] = _BackendSlot()
                 ready = _wire.variant(grant["status"])[0] == "ready"
                 slot.set(grant, next(descriptors, None) if ready else None)
         self._places = Places(page, self.concurrency)
         if channel is not None:
             orders: "queue.Queue[Optional[_wire.Received]]" = queue.Queue()
             threading.Thread(target=self._read, args=(orders,), name="headstart", daemon=True).start()
-            threading.Thread(target=self._obey, args=(orders,), name="headstart-rest", daemon=True).start()
+            threading.Thread(target=self._follow_orders, args=(orders,), name="headstart-freeze", daemon=True).start()
 
-    # What the function uses.
+    # The interface of the function.
 
     def backend(self, name: str) -> Backend:
-        """The backend with this name; nothing happens before it is asked for a connection."""
+        """The backend with this name. It does nothing until you request a connection."""
         return Backend(self, name)
 
     def listener(self) -> socket.socket:
         """The listening socket, for a server of your own.
 
-        It is non-blocking and must stay so, since other instances accept from it too. Hold a :meth:`track` for each
-        connection, keep to :attr:`concurrency`, and call :meth:`ready` when you are about to accept.
+        It is non-blocking and must stay so, because other instances accept from it too. Hold a :meth:`track` for each
+        connection, respect :attr:`concurrency`, and call :meth:`ready` immediately before you accept.
         """
         if self._listener is None:
             self._listener = _listen_alone()
@@ -177,43 +175,43 @@ class Function:
             self._places.closed()
 
     def on_freeze(self, hook: Hook) -> None:
-        """Runs `hook` before the instance is frozen, when nobody is connected. If it raises, the instance is not frozen."""
+        """Runs `hook` before a freeze, when no client is connected. If it raises, the instance is not frozen."""
         self._freeze_hooks.append(hook)
 
     def on_thaw(self, hook: Hook) -> None:
-        """Runs `hook` when the instance was thawed, before it accepts again."""
+        """Runs `hook` after a thaw, before the instance accepts again."""
         self._thaw_hooks.append(hook)
 
     def ready(self) -> None:
-        """Initialisation is over. The serving methods say so themselves."""
+        """Reports to the agent that initialisation is complete. The serving methods call it."""
         with self._once:
-            first, self._said_ready = not self._said_ready, True
+            first, self._reported_ready = not self._reported_ready, True
         if first:
             self._tell("ready", {"ready_ns": time.monotonic_ns()})
 
     def served(self, accept_ns: int, first_response_ns: int) -> None:
-        """The first response has left. The serving methods say so themselves."""
+        """Reports to the agent that the first response is sent. The serving methods call it."""
         with self._once:
-            first, self._said_served = not self._said_served, True
+            first, self._reported_served = not self._reported_served, True
         if first:
             self._tell("served", {"accept_ns": accept_ns, "first_response_ns": first_response_ns})
 
     def serve_connections(self, handler: Handler) -> None:
         """Calls ``handler(socket, address)`` for every client, each in a thread, until SIGTERM.
 
-        Must be called by the main thread, which gets the signal. On SIGTERM it stops accepting, and waits for those that
-        were begun. The socket is blocking, and closed when the handler returns.
+        Call it in the main thread, which receives the signal. On SIGTERM it stops accepting, and waits for the handlers
+        that run. The socket is blocking; it is closed when the handler returns.
         """
         listener = self.listener()
         earlier = signal.signal(signal.SIGTERM, self._terminated)
         self._places.count()
         self.ready()
         poll = select.poll()
-        poll.register(self._places.ear, select.POLLIN)
+        poll.register(self._places.wakeup, select.POLLIN)
         try:
             while True:
-                self._places.hear()
-                # After hearing: a signal before it was heard, one from here on will be.
+                self._places.clear_wakeup()
+                # Check after clearing, so that a later signal wakes the poll again.
                 if self._stopping:
                     break
                 accepted = self._places.accept(listener)
@@ -224,7 +222,7 @@ class Function:
                         target=self._handle, args=(handler, connection, address, began), daemon=True
                     ).start()
                     continue
-                # Somebody may have been quicker; without a place nobody is looked for.
+                # Another instance may have accepted the connection. Without a free place, do not wait for connections.
                 if self._places.has_room():
                     poll.register(listener, select.POLLIN)
                     poll.poll()
@@ -236,29 +234,29 @@ class Function:
         self._drain()
 
     def serve_wsgi(self, application: Callable[..., Any]) -> None:
-        """Serves a WSGI application (PEP 3333): one request for each connection, as :meth:`serve_connections`."""
+        """Serves a WSGI application (PEP 3333) with :meth:`serve_connections`: one request for each connection."""
         from ._wsgi import handler
 
         self.serve_connections(handler(self, application))
 
     def serve_asgi(self, application: Callable[..., Any]) -> None:
-        """Serves an ASGI 3.0 application over HTTP, as :meth:`serve_wsgi`; its coroutines share one event loop.
+        """Serves an ASGI 3.0 application over HTTP, like :meth:`serve_wsgi`; its coroutines share one event loop.
 
-        It is ready when its lifespan has started. There are no WebSockets.
+        The function is ready when the application's lifespan has started. There are no WebSockets.
         """
         from ._asgi import Loop, handler
 
         with Loop(application) as loop:
             self.serve_connections(handler(loop))
 
-    # What happens inside.
+    # The implementation.
 
     def _handle(self, handler: Handler, connection: socket.socket, address: Any, began: int) -> None:
         try:
             connection.setblocking(True)
             handler(connection, address)
             self.served(began, time.monotonic_ns())
-        except Exception as error:  # one connection's, not the function's
+        except Exception as error:  # ends this connection, not the function
             _report(f"a connection failed: {error!r}")
         finally:
             connection.close()
@@ -271,15 +269,15 @@ class Function:
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_WAIT
         poll = select.poll()
-        poll.register(self._places.ear, select.POLLIN)
+        poll.register(self._places.wakeup, select.POLLIN)
         while self._places.opened_now() > 0 and time.monotonic() < deadline:
             poll.poll(max(1, int((deadline - time.monotonic()) * 1000)))
-            self._places.hear()
+            self._places.clear_wakeup()
 
     def _tell(self, name: str, body: Optional[Dict[str, Any]] = None) -> None:
-        """Nothing of the function's depends on it being heard."""
+        """Sends a message. An error means that the agent is gone, and is ignored."""
         if self._channel is not None:
-            _try_to_say(self._channel, name, body)
+            _try_to_send(self._channel, name, body)
 
     def _take(self, name: str, wait: float) -> Injected:
         if self._channel is None:
@@ -287,7 +285,7 @@ class Function:
         slot = self._slots.get(name)
         if slot is None:
             raise HeadstartError(
-                f"the agent gives no connections of backend {name!r}: configure it for this function, without "
+                f"the agent grants no connections of backend {name!r}: add it to the function's configuration, without "
                 "backend_sockets"
             )
         deadline = time.monotonic() + wait
@@ -320,7 +318,7 @@ class Function:
                     orders.put(received)
         except (EOFError, OSError, HeadstartError, KeyError) as error:
             if not isinstance(error, EOFError):
-                _report(f"the agent is not understood any more: {error}")
+                _report(f"cannot read the agent's message, the function serves on without the agent: {error}")
         self._gone = True
         orders.put(None)
         for slot in self._slots.values():
@@ -332,7 +330,7 @@ class Function:
     def _granted(self, received: _wire.Received) -> None:
         descriptor = received.descriptors[0] if received.descriptors else None
         if descriptor is not None:
-            # First of all: until then the agent keeps its copy.
+            # Acknowledge first: until then the agent keeps its copy.
             self._tell("ack", {"injected_ns": time.monotonic_ns()})
         slot = self._slots.get(received.body["backend"])
         if slot is not None and slot.state == "waiting":
@@ -340,12 +338,12 @@ class Function:
         elif descriptor is not None:
             os.close(descriptor)
 
-    def _obey(self, orders: "queue.Queue[Optional[_wire.Received]]") -> None:
+    def _follow_orders(self, orders: "queue.Queue[Optional[_wire.Received]]") -> None:
         """Freezes and thaws, one after the other."""
         while True:
             order = orders.get()
             if order is None:
-                # Nobody is left who would freeze or thaw it.
+                # Without an agent there is no thaw, so the function accepts again.
                 self._places.resume()
                 return
             if order.name == "freeze":
@@ -362,7 +360,7 @@ class Function:
             for hook in self._freeze_hooks:
                 hook()
         except Exception as error:
-            _report(f"not frozen: {error!r}")
+            _report(f"the instance refuses to freeze: {error!r}")
             self._thaw()
             return False
         return True
@@ -372,33 +370,33 @@ class Function:
             for hook in self._thaw_hooks:
                 hook()
         except Exception as error:
-            _report(f"thawed, but: {error!r}")
+            _report(f"a hook failed after the thaw: {error!r}")
         self._places.resume()
 
 
 def attach() -> Function:
-    """Attaches this process to the agent that started it. No agent is not an error."""
+    """Attaches this process to the agent that started it. It is no error if no agent did."""
     entered_ns = time.monotonic_ns()
     channel = _wire.find()
     if channel is None:
         return Function(None, None)
     channel.set_timeout(LEASE_WAIT)
-    # If the agent is gone, receiving says so, and its lease may still be queued.
-    _try_to_say(channel, "hello", {"shim": SHIM, "hello_ns": entered_ns})
+    # If the agent is gone, receiving fails; its lease may still be in the socket.
+    _try_to_send(channel, "hello", {"shim": SHIM, "hello_ns": entered_ns})
     try:
         lease = channel.receive()
     except (OSError, EOFError) as error:
-        raise HeadstartError(f"no lease came from the agent within {LEASE_WAIT:g} s: {error}") from None
+        raise HeadstartError(f"the agent sent no lease within {LEASE_WAIT:g} s: {error}") from None
     injected_ns = time.monotonic_ns()
     if lease.name != "lease" or len(lease.descriptors) < 2:
-        raise HeadstartError("the agent did not begin with a lease")
-    _try_to_say(channel, "ack", {"injected_ns": injected_ns})
+        raise HeadstartError("the agent's first message is not a lease: the versions of function and agent do not match")
+    _try_to_send(channel, "ack", {"injected_ns": injected_ns})
     channel.set_timeout(None)
     return Function(channel, lease)
 
 
 def run(main: Callable[[Function], None]) -> None:
-    """Attaches, calls ``main(function)`` and ends the process: with code 1, and a line that says why, after an error."""
+    """Attaches and calls ``main(function)``. After an error it prints one line and exits with code 1."""
     try:
         main(attach())
     except HeadstartError as error:
@@ -406,7 +404,7 @@ def run(main: Callable[[Function], None]) -> None:
         sys.exit(1)
 
 
-def _try_to_say(channel: Channel, name: str, body: Optional[Dict[str, Any]]) -> None:
+def _try_to_send(channel: Channel, name: str, body: Optional[Dict[str, Any]]) -> None:
     try:
         channel.send(name, body)
     except OSError:
@@ -420,7 +418,7 @@ def _report(line: str) -> None:
 def _listen_alone() -> socket.socket:
     address, port = os.environ.get("HEADSTART_LISTEN"), os.environ.get("PORT")
     if not address and not port:
-        raise HeadstartError("nobody says where to listen: set PORT, or HEADSTART_LISTEN to host:port")
+        raise HeadstartError("no agent started this function, and no address is set: set HEADSTART_LISTEN to host:port, or PORT")
     where = _split(address) if address else ("0.0.0.0", int(port or 0))
     listener = socket.create_server(where, backlog=1024)
     listener.setblocking(False)
@@ -437,7 +435,7 @@ def _connect_alone(name: str, wait: float, why: str) -> Injected:
     try:
         connection = socket.create_connection(_split(url[len("tcp://") :]), timeout=wait)
     except OSError as error:
-        raise HeadstartError(f"backend {name}: cannot connect as {variable} says: {error}") from None
+        raise HeadstartError(f"backend {name}: cannot connect to the address in {variable}: {error}") from None
     connection.setblocking(False)
     return Injected(connection, {"kind": "tcp"}, None)
 

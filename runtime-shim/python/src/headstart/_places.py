@@ -1,4 +1,4 @@
-"""How many client connections are open, in memory that the agent sees too, and whether one more may be accepted."""
+"""Counts open client connections, in memory that the agent reads, and decides whether the instance may accept another."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any, Optional, Tuple
 
 PAGE_BYTES = 4096
 
-# Places in the page: `counting` and `open` as 32 bits, `accepted` and `changed_ns` as 64 bits.
+# Fields of the page: `counting` and `open` as 32 bits, `accepted` and `changed_ns` as 64 bits.
 _COUNTING, _OPEN, _ACCEPTED, _CHANGED = 0, 1, 1, 2
 
 
 class Places:
-    """The places of an instance. This process alone writes the page; whole words, so that the agent never sees halves."""
+    """The places for connections of an instance. Only this process writes the page, in whole words, which the agent can
+    read at any time.
+    """
 
     def __init__(self, page: Optional[int], concurrency: Optional[int]) -> None:
         memory: Any = mmap.mmap(page, PAGE_BYTES) if page is not None else bytearray(PAGE_BYTES)
@@ -29,30 +31,30 @@ class Places:
         self._open = 0
         self._paused = False
         self._counting = False
-        # Wakes whoever waits for a place.
-        self._ear, self._mouth = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # A pipe that wakes the thread that waits for a place.
+        self._wakeup_read, self._wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     @property
-    def ear(self) -> int:
-        """Readable when something may have changed; :meth:`hear` before looking again."""
-        return self._ear
+    def wakeup(self) -> int:
+        """A descriptor that is readable after a change; call :meth:`clear_wakeup` before you check the state."""
+        return self._wakeup_read
 
     def wake(self) -> None:
-        """Also for signal handlers: takes no lock."""
+        """Takes no lock, so that signal handlers can call it."""
         try:
-            os.write(self._mouth, b"!")
+            os.write(self._wakeup_write, b"!")
         except BlockingIOError:
-            pass  # it is awake
+            pass  # the pipe is full, so the thread wakes anyway
 
-    def hear(self) -> None:
+    def clear_wakeup(self) -> None:
         try:
-            while os.read(self._ear, 512):
+            while os.read(self._wakeup_read, 512):
                 pass
         except BlockingIOError:
             pass
 
     def count(self) -> None:
-        """From here on every connection is counted."""
+        """Reports to the agent that every connection is counted from now on."""
         with self._lock:
             self._counting = True
             self._words[_COUNTING] = 1
@@ -65,7 +67,7 @@ class Places:
         return not self._paused and (self._limit is None or self._open < self._limit)
 
     def accept(self, listener: socket.socket) -> Optional[Tuple[socket.socket, Any]]:
-        """A connection, if there is one and a place for it. A pause comes before or after this."""
+        """A connection, if there are one and a free place. A pause comes before or after this, never in between."""
         with self._lock:
             if not self._has_room():
                 return None
@@ -84,7 +86,7 @@ class Places:
         self._open += 1
         self._longs[_ACCEPTED] += 1
         self._longs[_CHANGED] = time.monotonic_ns()
-        # Last: who sees it sees the others.
+        # Last, so that the agent sees the other fields when it sees this one.
         self._words[_OPEN] = self._open
 
     def closed(self) -> None:
@@ -99,7 +101,7 @@ class Places:
             return self._open
 
     def pause(self) -> bool:
-        """Accepts nothing from now on. False, and nothing changes, when a connection is open, or may be."""
+        """Stops accepting. If a connection is open, or may be, it changes nothing and returns False."""
         with self._lock:
             quiet = self._counting and self._open == 0
             self._paused = self._paused or quiet

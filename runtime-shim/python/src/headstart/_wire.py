@@ -14,7 +14,7 @@ VERSION = 3
 CONTROL_FD_ENV = "HEADSTART_CONTROL_FD"
 CONTROL_PATH = "/run/headstart/control.sock"
 
-# Largest packets of both directions, and most descriptors beside one: the listener, the page, 16 backends.
+# Longest packets of both directions in bytes, and most descriptors beside one: the listener, the page, 16 backends.
 TO_AGENT_MAX = 4 * 1024
 TO_FUNCTION_MAX = 64 * 1024
 DESCRIPTORS_MAX = 18
@@ -23,7 +23,7 @@ _HEAD = b"HS" + bytes([VERSION, 0])
 
 
 class HeadstartError(Exception):
-    """Something that the function cannot do; the text says what to do about it."""
+    """The function cannot go on; the text says what to do about it."""
 
 
 class Received(NamedTuple):
@@ -43,9 +43,9 @@ def encode(name: str, body: Dict[str, Any]) -> bytes:
 
 def decode(packet: bytes) -> Tuple[str, Dict[str, Any]]:
     if packet[:2] != b"HS" or len(packet) < 4:
-        raise HeadstartError("what came on the control socket is no message of an agent")
+        raise HeadstartError("the control socket received something that is no message of an agent")
     if packet[2] != VERSION:
-        raise HeadstartError(f"the agent speaks version {packet[2]} of the control protocol, this module {VERSION}")
+        raise HeadstartError(f"the agent uses version {packet[2]} of the control protocol, this module version {VERSION}")
     try:
         ((name, body),) = json.loads(packet[4:]).items()
     except (ValueError, AttributeError) as error:
@@ -54,7 +54,7 @@ def decode(packet: bytes) -> Tuple[str, Dict[str, Any]]:
 
 
 def variant(value: Any) -> Tuple[str, Dict[str, Any]]:
-    """One of several things: its name, or an object with the name as its key."""
+    """A variant of an enumeration: its name, or an object with the name as its key."""
     if isinstance(value, str):
         return value, {}
     ((name, body),) = value.items()
@@ -62,7 +62,7 @@ def variant(value: Any) -> Tuple[str, Dict[str, Any]]:
 
 
 class Channel:
-    """The function's end of the control socket. Any thread may send; one receives."""
+    """The function's end of the control socket. Any thread may send; only one may receive."""
 
     def __init__(self, control: socket.socket) -> None:
         self._socket = control
@@ -80,7 +80,7 @@ class Channel:
             if not packet:
                 raise EOFError("the agent has closed the control socket")
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise HeadstartError("a control message was cut off: the process has too few descriptors left")
+                raise HeadstartError("a control message was truncated: the process has too few free descriptors (RLIMIT_NOFILE)")
             name, body = decode(packet)
         except BaseException:
             for descriptor in descriptors:
@@ -93,7 +93,7 @@ class Channel:
 
 
 def find() -> Optional[Channel]:
-    """The agent that started this process, if one did."""
+    """The control socket of this process; None when no agent started it."""
     number = os.environ.pop(CONTROL_FD_ENV, None)
     if number is not None:
         try:
@@ -103,7 +103,7 @@ def find() -> Optional[Channel]:
             raise HeadstartError(f"{CONTROL_FD_ENV}={number} is no control socket: {error}") from None
         if kind != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
             raise HeadstartError(f"{CONTROL_FD_ENV}={number} is no control socket")
-        # Not for what this process starts.
+        # Child processes must not inherit it.
         control.set_inheritable(False)
         return Channel(control)
     if os.path.exists(CONTROL_PATH):

@@ -8,7 +8,7 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler
 
 
 class _Server:
-    """As much of a server as its request handler asks for."""
+    """The part of a server that its request handler uses."""
 
     def __init__(self, name: str, port: int, application: Callable[..., Any]) -> None:
         self.application = application
@@ -30,14 +30,14 @@ class _Threads(ServerHandler):
 
 
 class _Handler(WSGIRequestHandler):
-    # A client that stays silent, or reads nothing, does not hold its place for ever.
+    # In seconds: a client that sends or reads nothing does not occupy its place for ever.
     timeout = 60
 
     def address_string(self) -> str:
         return str(self.client_address[0])
 
     def log_message(self, format: str, *args: Any) -> None:
-        pass  # the agent has the times
+        pass  # the agent reports times
 
     def handle(self) -> None:
         self.raw_requestline = self.rfile.readline(65537)
@@ -53,7 +53,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def handler(function: Any, application: Callable[..., Any]) -> Callable[[socket.socket, Any], None]:
-    """What :meth:`Function.serve_connections` calls."""
+    """The handler for :meth:`Function.serve_connections`."""
     host, port = function.listener().getsockname()[:2]
     server = _Server(host, port, application)
 
