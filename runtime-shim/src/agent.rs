@@ -1,4 +1,4 @@
-//! The control socket after the lease: grants and orders come in, requests and answers go out.
+//! The control socket after the lease. The function receives grants and orders, and sends requests and answers.
 //!
 //! One task reads the socket. Each backend has a slot:
 //!
@@ -10,10 +10,10 @@
 //!    +---------------- backend() sends a Request ---------------------+
 //! ```
 //!
-//! A slot asks for one connection at a time, so at most
-//! [`MAX_BACKENDS`](headstart_wire::MAX_BACKENDS) small messages are on their
-//! way to the agent: they fit the socket's buffer many times over, and sending
-//! never waits.
+//! A slot requests one connection at a time, so at most
+//! [`MAX_BACKENDS`](headstart_wire::MAX_BACKENDS) small messages are in flight to
+//! the agent. The socket's buffer has room for many times that, so sending never
+//! waits.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,64 +31,64 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::rest::Order;
+use crate::freeze::FreezeOrder;
 use crate::{Error, Reason, now_ns, report};
 
-/// The agent, as the function sees it.
+/// The function's connection to the agent.
 #[derive(Debug)]
 pub(crate) struct Agent {
     control: Channel,
-    /// Goes before anything else.
+    /// Messages that must go before any other.
     unsaid: Mutex<Vec<ToAgent>>,
-    /// A duplicate of the control socket, only to learn when there is something
-    /// to read: the safe way to have tokio watch a socket type it does not know.
+    /// A duplicate of the control socket, used only to wait until it is readable:
+    /// tokio has no type for `SOCK_SEQPACKET`.
     readiness: UnixStream,
-    slots: BTreeMap<String, Slot>,
-    /// Who answers questions about freezing, until the agent is gone.
-    orders: Mutex<Option<mpsc::Sender<Order>>>,
-    /// Who waits for the next key of a connection.
+    slots: BTreeMap<String, BackendSlot>,
+    /// To the task that freezes and thaws; none when the agent is gone.
+    orders: Mutex<Option<mpsc::Sender<FreezeOrder>>>,
+    /// Tasks that wait for the next key of a connection.
     keys: Mutex<Vec<KeyWaiter>>,
     gone: AtomicBool,
 }
 
-/// A connection, one of its directions, and where the answer goes.
+/// A connection, one of its directions, and the receiver of the key.
 type KeyWaiter = (u64, Flow, oneshot::Sender<Option<TrafficKey>>);
 
-/// What came with a grant.
+/// The connection of a grant.
 #[derive(Debug)]
-pub(crate) struct Granted {
+pub(crate) struct GrantedConnection {
     pub(crate) socket: OwnedFd,
     pub(crate) session: Session,
     pub(crate) expires_ns: Option<u64>,
-    /// The TLS session that the socket leads into.
+    /// The TLS session on the socket, if there is one.
     pub(crate) tls: Option<Box<TlsSession>>,
 }
 
 /// One configured backend.
 #[derive(Debug)]
-struct Slot {
-    /// Held from asking until having: requests of one backend do not overlap.
+struct BackendSlot {
+    /// Locked from the request until the grant, so that requests of one backend do not overlap.
     turn: tokio::sync::Mutex<()>,
-    state: Mutex<State>,
-    /// Wakes the holder of the turn.
+    state: Mutex<SlotState>,
+    /// Notifies the task that holds `turn`.
     changed: Notify,
 }
 
 #[derive(Debug)]
-enum State {
-    Ready(Box<Granted>),
+enum SlotState {
+    Ready(Box<GrantedConnection>),
     Waiting,
     Failed(Reason),
     Taken,
 }
 
-impl State {
+impl SlotState {
     fn new(status: GrantStatus, descriptor: Option<OwnedFd>) -> Self {
         match (status, descriptor) {
             (GrantStatus::Ready { session, expires_ns, tls }, Some(socket)) => {
-                Self::Ready(Box::new(Granted { socket, session, expires_ns, tls }))
+                Self::Ready(Box::new(GrantedConnection { socket, session, expires_ns, tls }))
             }
-            // The wire crate lets no such message through.
+            // The wire crate refuses such a message.
             (GrantStatus::Ready { .. }, None) => Self::Failed(Reason::Failed("no descriptor came".into())),
             (GrantStatus::Pending, _) => Self::Waiting,
             (GrantStatus::Failed { reason }, _) => Self::Failed(Reason::Failed(reason)),
@@ -96,8 +96,8 @@ impl State {
     }
 }
 
-impl Slot {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl BackendSlot {
+    fn state(&self) -> MutexGuard<'_, SlotState> {
         lock(&self.state)
     }
 }
@@ -108,11 +108,11 @@ impl Agent {
         channel: Channel,
         unsaid: Vec<ToAgent>,
         backends: Vec<(Grant, Option<OwnedFd>)>,
-        orders: mpsc::Sender<Order>,
+        orders: mpsc::Sender<FreezeOrder>,
     ) -> Result<Arc<Self>, Error> {
         let slot = |(grant, descriptor): (Grant, Option<OwnedFd>)| {
-            let state = Mutex::new(State::new(grant.status, descriptor));
-            (grant.backend, Slot { turn: tokio::sync::Mutex::new(()), state, changed: Notify::new() })
+            let state = Mutex::new(SlotState::new(grant.status, descriptor));
+            (grant.backend, BackendSlot { turn: tokio::sync::Mutex::new(()), state, changed: Notify::new() })
         };
         let slots = backends.into_iter().map(slot).collect();
         let readiness = readiness(&channel).map_err(Error::Runtime)?;
@@ -129,27 +129,27 @@ impl Agent {
         self.slots.keys().cloned().collect()
     }
 
-    /// Says something. Nothing of the function's depends on it being heard but a [`ToAgent::Request`].
+    /// Sends a message. Only a [`ToAgent::Request`] needs an answer.
     pub(crate) fn tell(&self, message: &ToAgent) -> Result<(), WireError> {
         self.introduce();
         self.control.send(message, &[])
     }
 
-    /// Says what was kept until the function had taken its first steps.
+    /// Sends the messages that must go first.
     fn introduce(&self) {
         let mut unsaid = lock(&self.unsaid);
-        // If the agent is gone, the reader will say so.
+        // If the agent is gone, the reader reports it.
         unsaid.drain(..).for_each(|message| drop(self.control.send(&message, &[])));
     }
 
     /// A connection of this backend: the leased one, or one more.
-    pub(crate) async fn take(&self, backend: &str, wait: Duration) -> Result<Granted, Reason> {
+    pub(crate) async fn take(&self, backend: &str, wait: Duration) -> Result<GrantedConnection, Reason> {
         let slot = self.slots.get(backend).ok_or(Reason::NotConfigured)?;
         // A late grant stays in the slot, for the next caller.
         timeout(wait, self.take_from(slot, backend)).await.unwrap_or(Err(Reason::Deadline(wait)))
     }
 
-    async fn take_from(&self, slot: &Slot, backend: &str) -> Result<Granted, Reason> {
+    async fn take_from(&self, slot: &BackendSlot, backend: &str) -> Result<GrantedConnection, Reason> {
         let _turn = slot.turn.lock().await;
         loop {
             if let Some(result) = self.try_take(slot, backend) {
@@ -159,39 +159,37 @@ impl Agent {
         }
     }
 
-    /// None while there is a grant to wait for.
-    fn try_take(&self, slot: &Slot, backend: &str) -> Option<Result<Granted, Reason>> {
+    /// The grant, or the reason for which there is none; `None` while a grant is pending.
+    fn try_take(&self, slot: &BackendSlot, backend: &str) -> Option<Result<GrantedConnection, Reason>> {
         let mut state = slot.state();
-        match std::mem::replace(&mut *state, State::Taken) {
-            State::Ready(granted) => return Some(Ok(*granted)),
-            State::Failed(reason) => return Some(Err(reason)),
-            State::Waiting => {}
-            State::Taken => {
-                // Under the slot's lock: `lost` has either been here, or comes after.
+        match std::mem::replace(&mut *state, SlotState::Taken) {
+            SlotState::Ready(granted) => return Some(Ok(*granted)),
+            SlotState::Failed(reason) => return Some(Err(reason)),
+            SlotState::Waiting => {}
+            SlotState::Taken => {
+                // This holds the slot's lock, so `lost` has already handled the slot, or will.
                 let request = ToAgent::Request { backend: backend.to_owned() };
                 if self.gone.load(Ordering::Acquire) || self.tell(&request).is_err() {
                     return Some(Err(Reason::AgentGone));
                 }
             }
         }
-        *state = State::Waiting;
+        *state = SlotState::Waiting;
         None
     }
 
-    /// The key that follows the last one of this direction; each is given once.
+    /// The key that follows the last one of this direction; the agent sends each key once.
     #[cfg(feature = "tls")]
     pub(crate) async fn next_key(&self, connection: u64, flow: Flow) -> Result<TrafficKey, Reason> {
         let (sender, answer) = oneshot::channel();
         lock(&self.keys).push((connection, flow, sender));
-        // After the push: `lost` has either been here, or comes after.
-        let asked = ToAgent::NextKey { connection, flow };
-        if self.gone.load(Ordering::Acquire) || self.tell(&asked).is_err() {
+        // This comes after the push, so either `gone` is set, or `lost` will clear the list.
+        let request = ToAgent::NextKey { connection, flow };
+        if self.gone.load(Ordering::Acquire) || self.tell(&request).is_err() {
             return Err(Reason::AgentGone);
         }
         let key = answer.await.map_err(|_| Reason::AgentGone)?;
-        key.ok_or_else(|| {
-            Reason::Failed("the agent was not there when the connection was handed over".into())
-        })
+        key.ok_or_else(|| Reason::Failed("this agent did not hand the connection over".into()))
     }
 
     async fn read(self: Arc<Self>) {
@@ -202,17 +200,17 @@ impl Agent {
                     self.granted(grant, descriptors.pop());
                 }
                 Ok(ReceivedMessage { message: ToFunction::Lease(_), .. }) => {
-                    report::line("the agent sent a second lease, which is ignored");
+                    report::line("the agent sent a second lease; it is ignored");
                 }
                 Ok(ReceivedMessage { message: ToFunction::Freeze { return_backends }, .. }) => {
-                    self.order(Order::Freeze { return_backends });
+                    self.order(FreezeOrder::Freeze { return_backends });
                 }
-                Ok(ReceivedMessage { message: ToFunction::Thaw {}, .. }) => self.order(Order::Thaw),
+                Ok(ReceivedMessage { message: ToFunction::Thaw {}, .. }) => self.order(FreezeOrder::Thaw),
                 Ok(ReceivedMessage { message: ToFunction::NextKey { connection, flow, key }, .. }) => {
                     let mut keys = lock(&self.keys);
                     if let Some(at) = keys.iter().position(|(of, way, _)| (*of, *way) == (connection, flow)) {
                         let (_, _, answer) = keys.swap_remove(at);
-                        drop(answer.send(key)); // nobody waits any longer: the connection is closed
+                        drop(answer.send(key)); // fails if the connection has been closed
                     }
                 }
                 Err(error) => break error,
@@ -221,11 +219,11 @@ impl Agent {
         self.lost(&error);
     }
 
-    fn order(&self, order: Order) {
+    fn order(&self, order: FreezeOrder) {
         let orders = lock(&self.orders);
         if orders.as_ref().is_some_and(|orders| orders.try_send(order).is_err()) {
             report::line(
-                "the agent asks for more freezes and thaws than it can have answers, which are ignored",
+                "the agent sent more orders to freeze and thaw than fit the queue; this one is ignored",
             );
         }
     }
@@ -240,28 +238,28 @@ impl Agent {
 
     fn granted(&self, grant: Grant, descriptor: Option<OwnedFd>) {
         if descriptor.is_some() {
-            // First of all: until then the agent keeps its copy.
+            // Acknowledge first: until then the agent keeps its copy.
             let _ = self.tell(&ToAgent::Ack { injected_ns: now_ns() });
         }
         let Some(slot) = self.slots.get(&grant.backend) else { return };
         let mut state = slot.state();
-        // What nobody waits for is closed, not stored: the slot may hold another.
-        if matches!(*state, State::Waiting) {
-            *state = State::new(grant.status, descriptor);
+        // A connection without a waiting request is closed, not stored: the slot may hold another one.
+        if matches!(*state, SlotState::Waiting) {
+            *state = SlotState::new(grant.status, descriptor);
             slot.changed.notify_one();
         }
     }
 
-    /// The agent is gone: nobody waits for it any longer, everything else goes on.
+    /// Ends every wait for the agent, because it is gone. The function goes on.
     fn lost(&self, error: &WireError) {
-        report::line(&format!("the agent is gone, serving on without it: {error}"));
+        report::line(&format!("the agent is gone, the function serves on without it: {error}"));
         self.gone.store(true, Ordering::Release);
         lock(&self.orders).take();
         lock(&self.keys).clear();
         for slot in self.slots.values() {
             let mut state = slot.state();
-            if matches!(*state, State::Waiting) {
-                *state = State::Failed(Reason::AgentGone);
+            if matches!(*state, SlotState::Waiting) {
+                *state = SlotState::Failed(Reason::AgentGone);
                 slot.changed.notify_one();
             }
         }

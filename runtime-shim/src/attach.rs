@@ -1,4 +1,4 @@
-//! The lease: blocking, because nothing else runs yet.
+//! Receives the lease. It blocks, because nothing else runs yet.
 
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,8 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{Error, Function, control, now_ns};
 
-/// How long attaching waits for the agent's lease. It is normally queued on the
-/// control socket before the process exists.
+/// Longest wait for the agent's lease. Normally it is in the control socket before
+/// the process exists.
 pub const LEASE_WAIT: Duration = Duration::from_secs(10);
 
 const SHIM: &str = concat!("headstart-rust/", env!("CARGO_PKG_VERSION"));
@@ -22,7 +22,7 @@ const SHIM: &str = concat!("headstart-rust/", env!("CARGO_PKG_VERSION"));
 ///
 /// [`run`](crate::run) does this for you. The runtime needs its I/O and time
 /// drivers (`enable_all`); the calling thread blocks until the lease is there,
-/// which takes microseconds where the control socket is inherited.
+/// which takes microseconds with an inherited control socket.
 ///
 /// # Errors
 /// [`Error::ControlDescriptor`], [`Error::LeaseTimeout`], [`Error::Lease`],
@@ -37,38 +37,38 @@ const SHIM: &str = concat!("headstart-rust/", env!("CARGO_PKG_VERSION"));
 ///     function.serve_connections(|_connection| async { /* speak */ }).await
 /// }
 /// ```
-// Async so that it can only be called where a runtime is, and may wait without blocking one day.
+// Async, so that a caller needs a runtime, and so that a later version may wait without blocking.
 pub async fn attach() -> Result<Function, Error> {
     Function::new(Attachment::make(now_ns())?)
 }
 
-/// What the agent gave, before there is a runtime.
+/// What the process has received from the agent, before there is a runtime.
 #[derive(Debug)]
 pub(crate) enum Attachment {
-    /// No agent: everything is found in the environment.
+    /// There is no agent; the environment has the addresses.
     Alone,
-    /// The control socket, and what came over it.
-    Agent(Box<Attached>),
+    /// The control socket and its lease.
+    Agent(Box<ReceivedLease>),
 }
 
-/// A lease that was received.
+/// A lease with its descriptors.
 #[derive(Debug)]
-pub(crate) struct Attached {
+pub(crate) struct ReceivedLease {
     pub(crate) channel: Channel,
-    /// What the agent is still to be told, before anything else. It waits for nothing of that, and the function should
-    /// not wait until the agent is woken.
+    /// Messages that must go to the agent before any other. The agent does not wait for them, and sending them later
+    /// saves the function the time in which the agent wakes.
     pub(crate) unsaid: Vec<ToAgent>,
     pub(crate) function: String,
     pub(crate) instance: String,
     pub(crate) listener: TcpListener,
     pub(crate) activity: Activity,
     pub(crate) concurrency: Option<u32>,
-    /// In the order of the configuration; a descriptor with each ready one.
+    /// In the order of the configuration; each ready one has a descriptor.
     pub(crate) backends: Vec<(Grant, Option<OwnedFd>)>,
 }
 
 impl Attachment {
-    /// Finds the agent and takes the lease. `entered_ns` is when the process got here.
+    /// Finds the agent and receives the lease. `entered_ns` is the time of the process's entry, in [`now_ns`] time.
     pub(crate) fn make(entered_ns: u64) -> Result<Self, Error> {
         match control::find(Path::new(CONTROL_PATH))? {
             Some(channel) => Self::over(channel, entered_ns, LEASE_WAIT),
@@ -76,7 +76,7 @@ impl Attachment {
         }
     }
 
-    /// The lease on this control socket, and what is to be said of it.
+    /// Receives the lease on this control socket.
     pub(crate) fn over(channel: Channel, entered_ns: u64, wait: Duration) -> Result<Self, Error> {
         channel.set_nonblocking(true).map_err(Error::Lease)?;
         let mut unsaid = vec![ToAgent::Hello { shim: SHIM.to_owned(), hello_ns: entered_ns }];
@@ -87,7 +87,7 @@ impl Attachment {
         let ReceivedMessage { message, descriptors } = match queued {
             Some(received) => received,
             None => {
-                // If the agent is gone, receiving says so.
+                // If the agent is gone, receiving fails.
                 unsaid.drain(..).for_each(|hello| drop(channel.send(&hello, &[])));
                 receive(&channel, wait)?
             }
@@ -110,21 +110,21 @@ fn receive(channel: &Channel, wait: Duration) -> Result<ReceivedMessage<ToFuncti
             return Err(Error::LeaseTimeout { waited: wait });
         }
         let mut sockets = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-        // One millisecond more: poll rounds down, and would spin at the end.
+        // One millisecond more, because poll rounds down and would spin at the end.
         let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        // An interrupted poll is one more turn, with a shorter wait.
+        // After an interrupted poll the loop repeats with a shorter wait.
         let _ = poll(&mut sockets, timeout);
     }
 }
 
-/// Gives each descriptor to what it belongs to. The wire crate has checked that
-/// there are as many as the lease announces.
+/// Pairs each descriptor with its place in the lease. The wire crate has checked
+/// their number.
 fn distribute(
     channel: Channel,
     unsaid: Vec<ToAgent>,
     lease: Lease,
     descriptors: Vec<OwnedFd>,
-) -> Result<Attached, Error> {
+) -> Result<ReceivedLease, Error> {
     let expected = 2 + lease.backends.iter().filter(|grant| grant.is_ready()).count();
     let got = descriptors.len();
     let missing = || Error::Lease(WireError::Descriptors { expected, got });
@@ -133,7 +133,7 @@ fn distribute(
     let page = descriptors.next().ok_or_else(missing)?;
     let activity = Activity::adopt(page).map_err(|error| Error::Lease(error.into()))?;
     let listener = TcpListener::from(listener);
-    // The agent's copy shares the flag and has set it; tokio panics without it.
+    // The agent's copy shares the flag, and the agent has set it; tokio panics without it.
     listener.set_nonblocking(true).map_err(Error::Accept)?;
     let backends = lease.backends.into_iter().map(|grant| {
         let descriptor = if grant.is_ready() { descriptors.next() } else { None };
@@ -141,7 +141,7 @@ fn distribute(
     });
     let backends = backends.collect();
     let Lease { function, instance, concurrency, .. } = lease;
-    Ok(Attached { channel, unsaid, function, instance, listener, activity, concurrency, backends })
+    Ok(ReceivedLease { channel, unsaid, function, instance, listener, activity, concurrency, backends })
 }
 
 #[cfg(test)]

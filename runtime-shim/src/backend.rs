@@ -1,4 +1,4 @@
-//! One backend connection: from the agent, or directly.
+//! One backend connection, from the agent or made directly.
 
 use std::fmt;
 use std::io;
@@ -11,25 +11,25 @@ use headstart_wire::{Session, TlsSession};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::agent::Granted;
+use crate::agent::GrantedConnection;
 use crate::stream::BackendStream;
 #[cfg(feature = "tls")]
-use crate::tls::Keys;
+use crate::tls::KeyUpdates;
 use crate::{Error, Function, Reason};
 
 /// A connection that came from the agent, before a driver owns it.
 #[derive(Debug)]
 pub struct Injected {
-    /// The socket: non-blocking, close-on-exec, with nothing left unread. TCP, or
-    /// a unix socket where somebody relays into a TLS session: the agent, or a task of this process.
+    /// The socket: non-blocking, close-on-exec, with nothing left to read. TCP, or a
+    /// unix socket if the agent or a task of this process relays into a TLS session.
     pub socket: OwnedFd,
-    /// What a driver would have learned while logging in.
+    /// What a driver learns while it logs in.
     pub session: Session,
-    /// When it gets too old to be used after a thaw, in [`now_ns`](crate::now_ns) time; none for never.
+    /// The time from which it is too old for use after a thaw, in [`now_ns`](crate::now_ns) time; none for never.
     pub expires_ns: Option<u64>,
 }
 
-/// A backend that is about to be connected to, from [`Function::backend`].
+/// A backend before it is connected, from [`Function::backend`].
 #[must_use = "nothing happens before tcp(), postgres() or socket() is awaited"]
 #[derive(Clone)]
 pub struct Backend {
@@ -39,9 +39,9 @@ pub struct Backend {
     wait: Duration,
 }
 
-/// Where the connection comes from.
-pub(crate) enum Source {
-    Injected(Granted),
+/// The origin of a connection.
+pub(crate) enum ConnectionSource {
+    Injected(GrantedConnection),
     Direct { url: String, reason: Reason },
 }
 
@@ -51,10 +51,10 @@ impl Backend {
         Self { function, name, url: None, wait }
     }
 
-    /// Connects here when the agent gives no connection: `tcp://host:port`, or
+    /// Sets the URL for a direct connection when the agent has none: `tcp://host:port`, or
     /// `postgres://user:password@host/database`. The environment variable
     /// `HEADSTART_BACKEND_<NAME>_URL` (upper case, `_` for everything but letters
-    /// and digits) goes before it.
+    /// and digits) overrides it.
     pub fn or_url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
@@ -67,16 +67,16 @@ impl Backend {
         self
     }
 
-    /// A TCP connection on which nothing was said yet.
+    /// A TCP connection without any traffic so far.
     ///
     /// # Errors
     /// [`Error::NoConnection`] and [`Error::UnknownBackend`] when there is neither
-    /// a grant nor a URL; [`Error::Url`] and [`Error::Connect`] when the URL does
-    /// not help; [`Error::WrongKind`] for a backend that is not configured as `tcp`.
+    /// a grant nor a URL; [`Error::Url`] and [`Error::Connect`] when the direct
+    /// connection fails; [`Error::WrongKind`] for a backend that is not configured as `tcp`.
     pub async fn tcp(self) -> Result<TcpStream, Error> {
         match self.source().await? {
-            Source::Direct { url, reason } => self.connect(&url, reason).await,
-            Source::Injected(granted) => {
+            ConnectionSource::Direct { url, reason } => self.connect(&url, reason).await,
+            ConnectionSource::Injected(granted) => {
                 if granted.session != Session::Tcp {
                     return Err(self.wrong_kind(&granted.session));
                 }
@@ -89,18 +89,18 @@ impl Backend {
         }
     }
 
-    /// The connection as a stream of plaintext with its session, for an asynchronous driver of your own. Where TLS was
-    /// handed over, it is spoken here.
+    /// The connection as a stream of plaintext with its session, for an asynchronous driver of your own. The stream
+    /// encrypts and decrypts a TLS session that the agent handed over.
     ///
     /// # Errors
     /// Those of [`socket`](Self::socket).
     pub async fn stream(self) -> Result<(BackendStream, Session), Error> {
         match self.source().await? {
-            Source::Injected(granted) => {
+            ConnectionSource::Injected(granted) => {
                 let session = granted.session.clone();
                 Ok((self.open(granted)?, session))
             }
-            Source::Direct { url, reason } => {
+            ConnectionSource::Direct { url, reason } => {
                 Ok((BackendStream::tcp(self.connect(&url, reason).await?), Session::Tcp))
             }
         }
@@ -109,17 +109,17 @@ impl Backend {
     /// The bare descriptor with its session, for a driver of your own. Its
     /// `O_NONBLOCK` is set; clear it for a driver that blocks.
     ///
-    /// Where TLS was handed over, a task of the current runtime relays between the descriptor and the server: the
-    /// runtime must not be blocked by who uses it.
+    /// If the agent handed a TLS session over, a task of the current runtime relays between the descriptor and the
+    /// server, so the user of the descriptor must not block the runtime.
     ///
-    /// Only a `tcp://` URL helps when there is none: nobody logs in here.
+    /// Without a grant, only a `tcp://` URL is used, because this method does not log in.
     ///
     /// # Errors
     /// Those of [`tcp`](Self::tcp), but never [`Error::WrongKind`]; [`Error::TlsNotBuilt`].
     pub async fn socket(self) -> Result<Injected, Error> {
         match self.source().await? {
-            Source::Injected(granted) => self.plain(granted),
-            Source::Direct { url, reason } => {
+            ConnectionSource::Injected(granted) => self.plain(granted),
+            ConnectionSource::Direct { url, reason } => {
                 let stream = self.connect(&url, reason).await?;
                 let stream = stream.into_std().map_err(|source| self.descriptor(source))?;
                 Ok(Injected { socket: stream.into(), session: Session::Tcp, expires_ns: None })
@@ -127,13 +127,13 @@ impl Backend {
         }
     }
 
-    /// The agent's connection, or the URL to use instead: the one place where
-    /// a fallback is decided and counted.
-    pub(crate) async fn source(&self) -> Result<Source, Error> {
+    /// The agent's connection, or the URL to use instead. Only this method decides on
+    /// fallbacks and counts them.
+    pub(crate) async fn source(&self) -> Result<ConnectionSource, Error> {
         let reason = match self.function.agent() {
             None => Reason::NoAgent,
             Some(agent) => match agent.take(&self.name, self.wait).await {
-                Ok(granted) => return Ok(Source::Injected(granted)),
+                Ok(granted) => return Ok(ConnectionSource::Injected(granted)),
                 Err(reason) => reason,
             },
         };
@@ -142,7 +142,7 @@ impl Backend {
         match (std::env::var(&variable).ok().or_else(|| self.url.clone()), reason) {
             (Some(url), reason) => {
                 self.function.note_fallback(&backend, &reason);
-                Ok(Source::Direct { url, reason })
+                Ok(ConnectionSource::Direct { url, reason })
             }
             (None, Reason::NotConfigured) => {
                 let configured = self.function.agent().map(|agent| agent.backends()).unwrap_or_default();
@@ -152,12 +152,12 @@ impl Backend {
         }
     }
 
-    /// The stream of plaintext, whatever it takes.
-    pub(crate) fn open(&self, granted: Granted) -> Result<BackendStream, Error> {
-        let Granted { socket, tls, .. } = granted;
+    /// The stream of plaintext, through TLS if necessary.
+    pub(crate) fn open(&self, granted: GrantedConnection) -> Result<BackendStream, Error> {
+        let GrantedConnection { socket, tls, .. } = granted;
         #[cfg(feature = "tls")]
         if let (Some(session), Some(agent)) = (&tls, self.function.agent()) {
-            let later = Keys::new(Arc::clone(agent), session.connection, self.wait);
+            let later = KeyUpdates::new(Arc::clone(agent), session.connection, self.wait);
             return BackendStream::tls(socket, session, later).map_err(|source| self.descriptor(source));
         }
         if needs_tls(tls.as_deref()) {
@@ -167,9 +167,9 @@ impl Backend {
     }
 
     /// A descriptor of plaintext.
-    fn plain(&self, granted: Granted) -> Result<Injected, Error> {
+    fn plain(&self, granted: GrantedConnection) -> Result<Injected, Error> {
         if !needs_tls(granted.tls.as_deref()) {
-            let Granted { socket, session, expires_ns, .. } = granted;
+            let GrantedConnection { socket, session, expires_ns, .. } = granted;
             return Ok(Injected { socket, session, expires_ns });
         }
         let (session, expires_ns) = (granted.session.clone(), granted.expires_ns);
@@ -219,14 +219,14 @@ impl Backend {
     }
 }
 
-/// Without the URL: it may contain a password.
+/// Without the URL, because it may contain a password.
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Backend").field("name", &self.name).field("wait", &self.wait).finish_non_exhaustive()
     }
 }
 
-/// Whether TLS is to be spoken on the socket, by this process.
+/// Whether this process must encrypt and decrypt on the socket.
 fn needs_tls(session: Option<&TlsSession>) -> bool {
     session.is_some_and(|session| session.keys.is_some())
 }

@@ -1,4 +1,4 @@
-//! A client's connection, which notices its first response.
+//! A client's connection, which reports its first response.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,31 +11,31 @@ use tokio::net::TcpStream;
 use crate::places::Open;
 use crate::{Function, now_ns};
 
-/// A client's TCP connection, as [`Function::serve_connections`] hands it out.
+/// A client's TCP connection, from [`Function::serve_connections`].
 ///
-/// It reads and writes like the `TcpStream` inside. Until the first response of
-/// the instance's life was written it also watches for that one; afterwards it
-/// costs one check per write. Until it is dropped the instance counts as busy.
+/// It reads and writes like the `TcpStream` inside. It also reports the instance's
+/// first response; after that it costs one check per write. The instance counts as
+/// busy until the connection is dropped.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
-    first: Option<First>,
+    first: Option<FirstResponse>,
     open: Open,
 }
 
-/// A connection on which the first response may be written.
+/// State of a connection that may write the instance's first response.
 #[derive(Debug)]
-struct First {
+struct FirstResponse {
     function: Function,
     accept_ns: u64,
 }
 
 impl Connection {
     pub(crate) fn new(stream: TcpStream, peer: SocketAddr, open: Open, function: &Function) -> Self {
-        // Small responses leave at once; a socket that refuses is only slower.
+        // Small responses leave at once. If the socket refuses, it is only slower.
         let _ = stream.set_nodelay(true);
-        let first = || First { function: function.clone(), accept_ns: now_ns() };
+        let first = || FirstResponse { function: function.clone(), accept_ns: now_ns() };
         Self { stream, peer, first: (!function.was_served()).then(first), open }
     }
 
@@ -51,8 +51,8 @@ impl Connection {
         &self.stream
     }
 
-    /// The bare stream, and the guard that says that it is open: keep it as long. The first response is then
-    /// yours to report with [`Function::served`].
+    /// The bare stream, and the guard that counts it as open: keep the guard as long as the stream. Report the first
+    /// response with [`Function::served`].
     #[must_use]
     pub fn into_parts(self) -> (TcpStream, Open) {
         (self.stream, self.open)

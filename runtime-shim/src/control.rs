@@ -1,4 +1,4 @@
-//! Where the control socket is found.
+//! Finds the control socket.
 
 mod inherited;
 
@@ -10,10 +10,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 
 use crate::{Error, report};
 
-/// The control socket of this process, or none when no agent started it.
+/// The control socket of this process; none when no agent started it.
 ///
-/// An inherited descriptor comes first; where descriptors cannot be inherited
-/// (Docker), the socket file at `path` is connected to.
+/// An inherited descriptor comes first. A process that cannot inherit descriptors
+/// (Docker) connects to the socket file at `path`.
 pub(crate) fn find(path: &Path) -> Result<Option<Channel>, Error> {
     if let Some(value) = std::env::var_os(CONTROL_FD_ENV) {
         return inherited::take(&value.to_string_lossy()).map(Some);
@@ -24,7 +24,7 @@ pub(crate) fn find(path: &Path) -> Result<Option<Channel>, Error> {
     match connect_to(path) {
         Ok(channel) => Ok(Some(channel)),
         Err(error) => {
-            // A socket file without an agent behind it: as good as no agent.
+            // A socket file without a listening agent is the same as no agent.
             report::line(&format!("no agent answers on {}: {error}", path.display()));
             Ok(None)
         }
@@ -58,6 +58,6 @@ mod tests {
         listen(&listener, Backlog::new(1).unwrap()).unwrap();
         assert!(find(&path).unwrap().is_some());
         drop(listener);
-        assert!(find(&path).unwrap().is_none(), "nobody listens any more");
+        assert!(find(&path).unwrap().is_none(), "the listener is closed");
     }
 }

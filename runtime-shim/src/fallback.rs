@@ -1,4 +1,4 @@
-//! Backends that were reached without the agent: why, and how often.
+//! Counts the backends that the function has connected to directly, by reason.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use crate::report;
 
-/// Why a connection did not come from the agent.
+/// Why a connection does not come from the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
     /// No agent started this process.
     NoAgent,
-    /// The agent closed its control socket, or speaks something else on it.
+    /// The agent closed the control socket, or sent something else than the protocol.
     AgentGone,
     /// The agent does not know this backend for this function.
     NotConfigured,
-    /// The agent could not make a connection; this is what it said.
+    /// The agent could not make a connection; its error.
     Failed(String),
-    /// The agent made none in time.
+    /// The agent granted none within this time.
     Deadline(Duration),
 }
 
@@ -41,22 +41,22 @@ impl fmt::Display for Reason {
         match self {
             Self::NoAgent => write!(f, "no agent started this process"),
             Self::AgentGone => write!(f, "the agent is gone"),
-            Self::NotConfigured => write!(f, "the agent does not have it configured for this function"),
+            Self::NotConfigured => write!(f, "the agent's configuration of this function does not have it"),
             Self::Failed(reason) => write!(f, "the agent failed ({reason})"),
             Self::Deadline(waited) => write!(f, "the agent granted none within {waited:?}"),
         }
     }
 }
 
-/// A backend that was connected to directly instead of through the agent.
+/// A backend that the function has connected to directly instead of through the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fallback {
     /// The backend's name.
     pub backend: String,
-    /// Why the agent was not used; the latest text of its [`Reason::label`].
+    /// Why the agent was not used: the latest reason with this [`Reason::label`].
     pub reason: Reason,
-    /// How many times.
+    /// The number of direct connections.
     pub count: u64,
 }
 
@@ -65,7 +65,7 @@ pub struct Fallback {
 pub(crate) struct Fallbacks(Mutex<Vec<Fallback>>);
 
 impl Fallbacks {
-    /// Counts one; the first of its kind is also reported on standard error.
+    /// Counts a fallback; reports the first of each kind on standard error.
     pub(crate) fn note(&self, backend: &str, reason: &Reason) {
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |one: &&mut Fallback| one.backend == backend && one.reason.label() == reason.label();
@@ -76,7 +76,7 @@ impl Fallbacks {
         }
         list.push(Fallback { backend: backend.to_owned(), reason: reason.clone(), count: 1 });
         report::line(&format!(
-            "backend {backend:?} is connected to directly, reason={}: {reason}",
+            "connecting to backend {backend:?} directly, reason={}: {reason}",
             reason.label()
         ));
     }

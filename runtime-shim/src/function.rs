@@ -11,22 +11,23 @@ use headstart_wire::ToAgent;
 use crate::agent::Agent;
 use crate::attach::Attachment;
 use crate::fallback::Fallbacks;
+use crate::freeze::{self, FreezeHooks, HookError};
 use crate::places::{Open, Places};
-use crate::rest::{self, HookError, Rest};
 use crate::stop::Stop;
 use crate::{Backend, Error, Fallback, Reason, now_ns};
 
-/// How long, and how much, at most. Set with [`Function::with_limits`].
+/// Upper bounds of waits and of connections. Set with [`Function::with_limits`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Limits {
-    /// How long a backend connection is waited for. Default 10 s.
+    /// Longest wait for a backend connection. Default 10 s.
     pub backend_wait: Duration,
-    /// How long requests in flight may take to finish after SIGTERM, before they
-    /// are cut off. Default 8 s, less than the 10 s after which a container is killed.
+    /// Longest time for requests in flight to finish after SIGTERM; then their
+    /// connections are closed. Default 8 s, less than the 10 s after which a container
+    /// is killed.
     pub drain_wait: Duration,
-    /// Client connections served at a time; more of them wait in the kernel's
-    /// queue, where another instance can take them. Default 4096.
+    /// Most client connections at a time. Others wait in the kernel's queue, where
+    /// another instance can accept them. Default 4096.
     pub connections_max: usize,
 }
 
@@ -46,12 +47,12 @@ impl Default for Limits {
 /// to ask for more backend connections.
 #[derive(Debug, Clone)]
 pub struct Function {
-    shared: Arc<Shared>,
+    shared: Arc<FunctionState>,
     limits: Limits,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct FunctionState {
     name: Option<String>,
     instance: Option<String>,
     agent: Option<Arc<Agent>>,
@@ -61,14 +62,14 @@ struct Shared {
     served: AtomicBool,
     fallbacks: Fallbacks,
     places: Arc<Places>,
-    rest: Rest,
+    freeze_hooks: FreezeHooks,
     stop: Stop,
 }
 
 impl Function {
     /// Must be called inside a runtime: the control socket gets its reader here.
     pub(crate) fn new(attachment: Attachment) -> Result<Self, Error> {
-        let mut shared = Shared {
+        let mut shared = FunctionState {
             name: None,
             instance: None,
             agent: None,
@@ -78,12 +79,12 @@ impl Function {
             served: AtomicBool::new(false),
             fallbacks: Fallbacks::default(),
             places: Places::new(None, None),
-            rest: Rest::default(),
+            freeze_hooks: FreezeHooks::default(),
             stop: Stop::default(),
         };
         let mut ordered = None;
         if let Attachment::Agent(attached) = attachment {
-            let (orders, receiver) = tokio::sync::mpsc::channel(rest::ORDERS_MAX);
+            let (orders, receiver) = tokio::sync::mpsc::channel(freeze::ORDERS_MAX);
             ordered = Some(receiver);
             shared.agent = Some(Agent::new(attached.channel, attached.unsaid, attached.backends, orders)?);
             shared.name = Some(attached.function);
@@ -93,7 +94,7 @@ impl Function {
         }
         let function = Self { shared: Arc::new(shared), limits: Limits::default() };
         if let Some(ordered) = ordered {
-            tokio::spawn(rest::answer(function.clone(), ordered));
+            tokio::spawn(freeze::answer(function.clone(), ordered));
         }
         Ok(function)
     }
@@ -110,8 +111,8 @@ impl Function {
         self.shared.instance.as_deref()
     }
 
-    /// Client connections that this instance may have open at a time, as the agent's configuration has it; none for any
-    /// number, and without an agent. The serving methods keep to it; a server of your own must.
+    /// Most client connections that this instance may have open at a time, from the agent's configuration; none for no
+    /// limit, and without an agent. The serving methods enforce it; a server of your own must do so too.
     #[must_use]
     pub fn concurrency(&self) -> Option<u32> {
         self.shared.places.concurrency()
@@ -131,29 +132,29 @@ impl Function {
     }
 
     /// A connection of the backend with this name; nothing happens before one of
-    /// its methods is awaited. The first connection is the leased one, every
-    /// further call asks the agent for one more.
+    /// its methods is awaited. The first connection is the leased one; each further
+    /// call requests another from the agent.
     pub fn backend(&self, name: impl Into<String>) -> Backend {
         Backend::new(self.clone(), name.into())
     }
 
-    /// The backends that were connected to directly so far, and why.
+    /// The backends to which the function has connected directly so far, and why.
     #[must_use]
     pub fn fallbacks(&self) -> Vec<Fallback> {
         self.shared.fallbacks.list()
     }
 
     /// The listening socket, for a server of your own. Call [`ready`](Self::ready)
-    /// when it is about to accept, [`served`](Self::served) after the first
+    /// immediately before it accepts, [`served`](Self::served) after the first
     /// response, and stop accepting when [`stopping`](Self::stopping) resolves.
     ///
-    /// Hold a [`track`](Self::track) for each connection: of an instance that does not, nobody knows when it is idle,
-    /// and it is never frozen nor stopped for that. Keep to [`concurrency`](Self::concurrency). Never make the socket
-    /// blocking, and do not register it with `EPOLLEXCLUSIVE`: an instance that is frozen in `accept` would take the
-    /// wake-up that another one needs.
+    /// Hold a [`track`](Self::track) for each connection: without it the agent does not know when the instance is idle,
+    /// and never freezes or stops it for idleness. Respect [`concurrency`](Self::concurrency). Never make the socket
+    /// blocking, and do not register it with `EPOLLEXCLUSIVE`: an instance that is frozen in `accept` would consume the
+    /// wake-up that another instance needs.
     ///
-    /// It is shared with the agent and with other instances of the function: an
-    /// accept may find that another one was quicker (tokio then waits on).
+    /// The agent and other instances of the function share the socket: another
+    /// instance may accept a connection first (tokio then continues to wait).
     ///
     /// # Errors
     /// [`Error::ListenerTaken`] the second time; [`Error::NoListener`] and
@@ -171,42 +172,42 @@ impl Function {
     }
 
     /// Counts one client connection as open until the guard is dropped, for a server of your own. Call it at least once
-    /// before [`ready`](Self::ready): from the first call on the agent believes the count.
+    /// before [`ready`](Self::ready): the agent uses the count from the first call.
     #[must_use]
     pub fn track(&self) -> Open {
         self.shared.places.count();
         self.shared.places.open()
     }
 
-    /// Runs `hook` before the instance is frozen, when nobody is connected and nothing is accepted any more: flush
-    /// what must not wait. An error, or more than 2 s for all hooks together, and the instance is not frozen.
+    /// Runs `hook` before a freeze, when no client is connected and the instance no longer accepts: write out what must
+    /// not wait. If a hook fails, or all hooks together take more than 2 s, the instance is not frozen.
     pub fn on_freeze<H, F>(&self, hook: H)
     where
         H: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), HookError>> + Send + 'static,
     {
-        self.shared.rest.before(move || Box::pin(hook()));
+        self.shared.freeze_hooks.before(move || Box::pin(hook()));
     }
 
-    /// Runs `hook` after the instance was thawed and before it accepts: look at what may have got old. A client waits
-    /// for it. An error is reported, and the instance serves all the same.
+    /// Runs `hook` after a thaw and before the instance accepts: check what may be out of date. A client waits for it.
+    /// An error is reported on standard error, and the instance still serves.
     pub fn on_thaw<H, F>(&self, hook: H)
     where
         H: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), HookError>> + Send + 'static,
     {
-        self.shared.rest.after(move || Box::pin(hook()));
+        self.shared.freeze_hooks.after(move || Box::pin(hook()));
     }
 
-    /// Tells the agent that initialisation is over. Only the first call counts;
-    /// the serving methods call it.
+    /// Reports to the agent that initialisation is complete. Only the first call
+    /// counts; the serving methods call it.
     pub fn ready(&self) {
         if !self.shared.ready.swap(true, Ordering::AcqRel) {
             self.tell(&ToAgent::Ready { ready_ns: now_ns() });
         }
     }
 
-    /// Tells the agent when the first client was served, in [`now_ns`] times: when
+    /// Reports to the agent when the first client was served, in [`now_ns`] times: when
     /// its connection was accepted, and when its first bytes were written. Only the
     /// first call counts; the serving methods call it.
     pub fn served(&self, accept_ns: u64, first_response_ns: u64) {
@@ -219,15 +220,15 @@ impl Function {
         self.shared.served.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the process has been asked to stop (SIGTERM), at once if it
-    /// was before. A connection handler that waits for its client may select on it.
+    /// Resolves on SIGTERM, or at once if the process has received it. A connection
+    /// handler that waits for its client may select on it.
     ///
-    /// From the first call on SIGTERM no longer ends the process by itself.
+    /// After the first call, SIGTERM alone no longer ends the process.
     ///
     /// # Panics
     /// Outside a tokio runtime with its I/O driver.
     pub async fn stopping(&self) {
-        // Where no handler can be set, SIGTERM keeps its default: it ends the process.
+        // Without a handler, SIGTERM keeps its default effect and ends the process.
         if self.handle_sigterm().is_err() {
             std::future::pending::<()>().await;
         }
@@ -238,7 +239,7 @@ impl Function {
         self.shared.stop.handle_sigterm().map_err(Error::Runtime)
     }
 
-    /// Resolves when the process was asked to stop before it began to serve.
+    /// Resolves on a SIGTERM that comes before the function serves.
     pub(crate) async fn stopped_before_serving(&self) {
         self.shared.stop.requested().await;
         if self.shared.listener_taken.load(Ordering::Acquire) {
@@ -258,13 +259,13 @@ impl Function {
         &self.shared.places
     }
 
-    pub(crate) fn rest(&self) -> &Rest {
-        &self.shared.rest
+    pub(crate) fn freeze_hooks(&self) -> &FreezeHooks {
+        &self.shared.freeze_hooks
     }
 
     pub(crate) fn tell(&self, message: &ToAgent) {
         if let Some(agent) = self.agent() {
-            // An agent that is gone does not need to know.
+            // An error means that the agent is gone.
             let _ = agent.tell(message);
         }
     }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 on the accept loop: an axum router, and an end that loses no request.
+//! HTTP/1.1 on the accept loop: an axum router, and a graceful stop that loses no request.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use tokio::time::sleep;
 
 use crate::{Connection, Error, Function};
 
-/// How long a client may take to send the head of a request, or stay idle between two.
+/// Longest time for a client to send the head of a request, or to stay idle between two requests.
 const HEAD_WAIT: Duration = Duration::from_secs(60);
 
-/// How long after SIGTERM a client that has connected may still begin its first
-/// request: it was accepted, so nobody else will answer it.
+/// Longest time after SIGTERM for a connected client to begin its first request: this
+/// instance has accepted it, so no other instance can answer it.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(300);
 
 impl Function {
-    /// Serves this router over HTTP/1.1 (with upgrades) until SIGTERM; the whole
-    /// of a function that speaks HTTP.
+    /// Serves this router over HTTP/1.1 (with upgrades) until SIGTERM. A function that
+    /// speaks HTTP needs no other call.
     ///
-    /// Like [`serve_connections`](Self::serve_connections); on SIGTERM requests in
-    /// flight are answered, and idle keep-alive connections are closed at once.
-    /// When the last place of [`concurrency`](Self::concurrency) is taken it is the same: others may be waiting for
-    /// one. With a concurrency of 1 each connection has one request.
+    /// Like [`serve_connections`](Self::serve_connections). On SIGTERM it answers requests
+    /// in flight and closes idle keep-alive connections at once. It does the same when
+    /// [`concurrency`](Self::concurrency) is reached, because other clients may wait for a place. With a concurrency of
+    /// 1, each connection has one request.
     ///
     /// # Errors
     /// Those of [`serve_connections`](Self::serve_connections).
@@ -46,8 +46,8 @@ impl Function {
     }
 }
 
-/// Says that the connection ends where the last place is taken. Hyper says so by itself only while it still waits for
-/// the answer.
+/// Announces the end of the connection in `response` when no place is free. Hyper itself does so only while it still
+/// waits for the response.
 fn announced(function: &Function, mut response: Response) -> Response {
     if function.places().is_full() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -65,9 +65,9 @@ async fn converse(connection: Connection, service: TowerToHyperService<Router>, 
         .serve_connection(TokioIo::new(connection), service)
         .with_upgrades();
     let mut conversation = pin!(conversation);
-    // Errors are the client's: it went away, or does not speak HTTP.
+    // An error means that the client has gone, or does not speak HTTP.
     tokio::select! {
-        // The conversation first: a request that is there already is in flight.
+        // First the conversation: a request that has arrived is in flight.
         biased;
         _ = conversation.as_mut() => return,
         () = function.stopping() => {}
@@ -77,8 +77,8 @@ async fn converse(connection: Connection, service: TowerToHyperService<Router>, 
     let _ = conversation.await;
 }
 
-/// Waits for the client's first bytes: true when they are there. Whether the socket is said to be readable does not
-/// tell: a new one is, until somebody has tried.
+/// Waits for the client's first bytes; true when they have arrived. It peeks, because tokio reports a new socket as
+/// readable until the first attempt.
 async fn speaks(connection: &Connection, function: &Function) -> bool {
     let too_late = async {
         function.stopping().await;

@@ -1,10 +1,10 @@
-//! What a function links to be started by [Headstart].
+//! The library of functions that [Headstart] starts.
 //!
 //! Headstart starts a function's container when the client's SYN arrives, and
-//! hands it two things at birth: its **listening socket**, in whose queue the
+//! gives it two things at launch: its **listening socket**, in whose queue the
 //! first client already waits, and **backend connections** that the agent has
-//! opened and logged in before. The function neither binds, nor connects, nor
-//! authenticates; it needs no network and no passwords.
+//! opened and logged in before. The function does not bind, connect or
+//! authenticate; it needs no network and no passwords.
 //!
 //! # A whole function
 //!
@@ -20,7 +20,7 @@
 //!         // A session that the agent logged in: no connect, no TLS, no password.
 //!         let db = function.backend("orders-db").session().await?;
 //!         let app = Router::new().route("/", get(count)).with_state(db);
-//!         // Tells the agent "ready", serves, and on SIGTERM finishes what it began.
+//!         // Reports "ready" to the agent, serves, and on SIGTERM finishes the requests in flight.
 //!         function.serve(app).await
 //!     })
 //! }
@@ -39,22 +39,22 @@
 //! The same binary runs on a laptop, or in a container that Headstart did not
 //! start: it listens on `HEADSTART_LISTEN` (`"127.0.0.1:8080"`) or on `PORT`,
 //! and connects to its backends directly, by `HEADSTART_BACKEND_ORDERS_DB_URL`
-//! or [`Backend::or_url`]. It does the same for a single backend when the agent
-//! could not provide that one. Each such [`Fallback`] is one line on standard
+//! or [`Backend::or_url`]. It also connects directly to a single backend for which
+//! the agent has no connection. Each such [`Fallback`] is one line on standard
 //! error and an entry of [`Function::fallbacks`].
 //!
 //! # Frozen instances
 //!
-//! An idle instance may be frozen: it keeps its memory and uses no processor time. It is asked before, and refuses
-//! while a client is connected. Connections of a `PostgresSession` are looked after by themselves when it is thawed;
-//! for everything else there are [`Function::on_freeze`] and [`Function::on_thaw`].
+//! The agent may freeze an idle instance: it keeps its memory and uses no processor time. The agent asks first, and the
+//! instance refuses while a client is connected. After a thaw a `PostgresSession` checks its own connection; for
+//! everything else there are [`Function::on_freeze`] and [`Function::on_thaw`].
 //!
 //! # Features
 //!
 //! - `http` (default): `Function::serve` for an axum `Router`, HTTP/1.1.
-//! - `postgres`: `Backend::session`, which always has a living `tokio_postgres::Client`; `Backend::postgres`, one.
-//! - `tls`: for functions with `tls_hand_over = true`, which go on with TLS sessions that the agent began where the kernel
-//!   does not, and follow a server that changes its keys where it does.
+//! - `postgres`: `Backend::session`, which replaces a dead `tokio_postgres::Client`; `Backend::postgres`, which does not.
+//! - `tls`: for functions with `tls_hand_over = true`. The function continues TLS sessions that the agent began. Where the
+//!   kernel encrypts them, the feature handles a server that changes its keys.
 //!
 //! Without them there are [`Function::serve_connections`] for any protocol
 //! over TCP, [`Function::listener`] for a server of your own,
@@ -76,8 +76,8 @@ mod fallback;
 mod function;
 
 mod connection;
+mod freeze;
 mod places;
-mod rest;
 mod serve;
 mod stop;
 mod stream;
@@ -100,12 +100,12 @@ pub use backend::{Backend, Injected};
 pub use connection::Connection;
 pub use error::Error;
 pub use fallback::{Fallback, Reason};
+pub use freeze::HookError;
 pub use function::{Function, Limits};
 pub use headstart_wire::Session;
 pub use places::Open;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresSession;
-pub use rest::HookError;
 pub use run::run;
 pub use stream::BackendStream;
 #[cfg(feature = "fuzzing")]
@@ -115,6 +115,6 @@ pub use tls::fuzzing;
 /// Now, in nanoseconds of `CLOCK_MONOTONIC`: the clock of [`Function::served`].
 #[must_use]
 pub fn now_ns() -> u64 {
-    // The kernel has this clock since 2.6; zero is "unknown" to the agent.
+    // The kernel has had this clock since 2.6. To the agent, zero means "unknown".
     headstart_wire::monotonic_ns().unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! How many client connections are open, and whether one more may be accepted.
+//! Counts open client connections, and decides whether the instance may accept another.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,29 +12,29 @@ use tokio::sync::watch;
 
 use crate::now_ns;
 
-/// The places of an instance.
+/// The places for connections of an instance.
 #[derive(Debug)]
 pub(crate) struct Places {
-    /// What the agent sees of it.
+    /// The shared memory in which the agent reads the count.
     page: Option<Activity>,
-    /// As many as the agent allows.
+    /// The agent's limit; none for no limit.
     concurrency: Option<u32>,
-    /// Those who wait are woken when a place gets free or the last is taken, and not for each connection.
-    taken: watch::Sender<Taken>,
+    /// Notifies waiting tasks when a place becomes free or the last one is taken, not for each connection.
+    count: watch::Sender<PlaceCount>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Taken {
+struct PlaceCount {
     open: usize,
-    /// Where accepting stops.
+    /// The number at which accepting stops.
     limit: usize,
-    /// Nothing is accepted: the instance is about to be frozen, or was.
+    /// The instance does not accept, because of a freeze.
     paused: bool,
-    /// Connections are counted, so that it is known when there are none.
+    /// Every connection is counted, so that 0 means none.
     counting: bool,
 }
 
-impl Taken {
+impl PlaceCount {
     fn has_room(self) -> bool {
         !self.paused && self.open < self.limit
     }
@@ -46,7 +46,7 @@ pub struct Open(Arc<Places>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.change(|taken| taken.open -= 1);
+        self.0.change(|count| count.open -= 1);
         if let Some(page) = &self.0.page {
             page.closed(now_ns());
         }
@@ -55,32 +55,32 @@ impl Drop for Open {
 
 impl Places {
     pub(crate) fn new(page: Option<Activity>, concurrency: Option<u32>) -> Arc<Self> {
-        let taken = Taken { open: 0, limit: usize::MAX, paused: false, counting: false };
-        Arc::new(Self { page, concurrency, taken: watch::Sender::new(taken) })
+        let count = PlaceCount { open: 0, limit: usize::MAX, paused: false, counting: false };
+        Arc::new(Self { page, concurrency, count: watch::Sender::new(count) })
     }
 
     pub(crate) fn concurrency(&self) -> Option<u32> {
         self.concurrency
     }
 
-    /// From here on every connection is counted.
+    /// Reports to the agent that every connection is counted from now on.
     pub(crate) fn count(&self) {
-        self.change(|taken| taken.counting = true);
+        self.change(|count| count.counting = true);
         if let Some(page) = &self.page {
             page.counts();
         }
     }
 
-    /// Accepting stops at `most`, or before, at what the agent allows.
+    /// Sets the number at which accepting stops: `most`, or the agent's limit if that is lower.
     pub(crate) fn limit(&self, most: usize) {
         let allowed =
             self.concurrency.map_or(usize::MAX, |places| usize::try_from(places).unwrap_or(usize::MAX));
-        self.change(|taken| taken.limit = most.min(allowed).max(1));
+        self.change(|count| count.limit = most.min(allowed).max(1));
     }
 
-    /// One more connection is open, whatever the limit.
+    /// Counts one more open connection, without regard to the limit.
     pub(crate) fn open(self: &Arc<Self>) -> Open {
-        self.change(|taken| taken.open += 1);
+        self.change(|count| count.open += 1);
         self.opened()
     }
 
@@ -91,19 +91,19 @@ impl Places {
         Open(Arc::clone(self))
     }
 
-    /// Accepts a connection as soon as there is one and a place for it.
+    /// Accepts a connection as soon as there are a connection and a free place.
     pub(crate) async fn accept(
         self: &Arc<Self>,
         listener: &TcpListener,
     ) -> io::Result<(TcpStream, SocketAddr, Open)> {
         loop {
-            // Looking, accepting and counting are one step: a pause comes before or after it.
+            // The check, the accept and the count are one step, so that a pause comes before or after it.
             let accepted = poll_fn(|cx| {
                 let mut accepted = Poll::Ready(None);
-                self.change(|taken| {
-                    if taken.has_room() {
+                self.change(|count| {
+                    if count.has_room() {
                         accepted = listener.poll_accept(cx).map(Some);
-                        taken.open += usize::from(matches!(accepted, Poll::Ready(Some(Ok(_)))));
+                        count.open += usize::from(matches!(accepted, Poll::Ready(Some(Ok(_)))));
                     }
                 });
                 accepted
@@ -111,56 +111,56 @@ impl Places {
             match accepted.await {
                 Some(Ok((stream, peer))) => return Ok((stream, peer, self.opened())),
                 Some(Err(error)) => return Err(error),
-                None => self.wait_for(|taken| taken.has_room()).await,
+                None => self.wait_for(|count| count.has_room()).await,
             }
         }
     }
 
-    /// Resolves when the last place that the agent allows is taken; never where it allows any number.
+    /// Resolves when the agent's limit is reached; never without a limit.
     #[cfg(any(feature = "http", test))]
     pub(crate) async fn full(&self) {
         if self.concurrency.is_none() {
             std::future::pending::<()>().await;
         }
-        self.wait_for(|taken| taken.open >= taken.limit).await;
+        self.wait_for(|count| count.open >= count.limit).await;
     }
 
-    /// Whether that is so now.
+    /// Whether the agent's limit is reached.
     #[cfg(feature = "http")]
     pub(crate) fn is_full(&self) -> bool {
-        let taken = self.taken.borrow();
-        self.concurrency.is_some() && taken.open >= taken.limit
+        let count = self.count.borrow();
+        self.concurrency.is_some() && count.open >= count.limit
     }
 
-    /// Accepts nothing from now on. False, and nothing changes, when a connection is open, or may be.
+    /// Stops accepting. If a connection is open, or may be, it changes nothing and returns false.
     pub(crate) fn pause(&self) -> bool {
         let mut quiet = false;
-        self.change(|taken| {
-            quiet = taken.counting && taken.open == 0;
-            taken.paused |= quiet;
+        self.change(|count| {
+            quiet = count.counting && count.open == 0;
+            count.paused |= quiet;
         });
         quiet
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.taken.borrow().paused
+        self.count.borrow().paused
     }
 
     /// Accepts again.
     pub(crate) fn resume(&self) {
-        self.change(|taken| taken.paused = false);
+        self.change(|count| count.paused = false);
     }
 
-    async fn wait_for(&self, wanted: impl FnMut(&Taken) -> bool) {
-        // Cannot fail: the sender is ours.
-        let _ = self.taken.subscribe().wait_for(wanted).await;
+    async fn wait_for(&self, wanted: impl FnMut(&PlaceCount) -> bool) {
+        // This cannot fail, because `self` owns the sender.
+        let _ = self.count.subscribe().wait_for(wanted).await;
     }
 
-    fn change(&self, change: impl FnOnce(&mut Taken)) {
-        self.taken.send_if_modified(|taken| {
-            let before = taken.has_room();
-            change(taken);
-            before != taken.has_room()
+    fn change(&self, change: impl FnOnce(&mut PlaceCount)) {
+        self.count.send_if_modified(|count| {
+            let before = count.has_room();
+            change(count);
+            before != count.has_room()
         });
     }
 }

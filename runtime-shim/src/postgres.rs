@@ -1,4 +1,4 @@
-//! A tokio-postgres client over a session that the agent logged in.
+//! A tokio-postgres client on a session that the agent has logged in.
 
 mod replay;
 mod session;
@@ -13,25 +13,25 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls};
 
-use crate::agent::Granted;
-use crate::backend::Source;
+use crate::agent::GrantedConnection;
+use crate::backend::ConnectionSource;
 use crate::{Backend, Error, Reason, report};
 use replay::Replay;
 pub use session::PostgresSession;
 
 impl Backend {
     /// A PostgreSQL client. Its connection runs in a task of the current runtime
-    /// and ends with the client. When the server ends it, and after a thaw, it is not replaced: see
+    /// and ends with the client. It is not replaced when the server ends it, nor after a thaw: for that use
     /// [`session`](Self::session).
     ///
-    /// The agent has logged in: the driver gets a replay of that login, and the
-    /// server sees the first query at once. Role, database and parameters are
+    /// The agent has logged in. The driver gets a replay of that login, and the first
+    /// message to the server is the first query. Role, database and parameters are
     /// those of the agent's configuration; the driver needs `client_encoding` UTF8.
     ///
-    /// Queries cannot be cancelled through [`Client::cancel_token`]: the key of the
-    /// session stays in the agent. Use `statement_timeout`.
+    /// [`Client::cancel_token`] cannot cancel queries, because the session's key stays in
+    /// the agent. Use `statement_timeout`.
     ///
-    /// A direct connection, from a `postgres://` URL, is made without TLS.
+    /// A direct connection from a `postgres://` URL has no TLS.
     ///
     /// # Errors
     /// Those of [`tcp`](Self::tcp), and [`Error::Postgres`] with the driver's answer.
@@ -39,41 +39,41 @@ impl Backend {
         Ok(self.connect_postgres().await?.client)
     }
 
-    async fn connect_postgres(&self) -> Result<Connected, Error> {
+    async fn connect_postgres(&self) -> Result<PostgresConnection, Error> {
         match self.source().await? {
-            Source::Injected(granted) => self.adopt(granted).await,
-            Source::Direct { url, reason } => self.log_in(&url, reason).await,
+            ConnectionSource::Injected(granted) => self.adopt(granted).await,
+            ConnectionSource::Direct { url, reason } => self.log_in(&url, reason).await,
         }
     }
 
-    async fn adopt(&self, granted: Granted) -> Result<Connected, Error> {
+    async fn adopt(&self, granted: GrantedConnection) -> Result<PostgresConnection, Error> {
         let Session::Postgres { process_id, user, database, parameters } = &granted.session else {
             return Err(self.wrong_kind(&granted.session));
         };
         let mut config = Config::new();
         config.user(user).dbname(database);
         let greeting = replay::greeting(*process_id, parameters);
-        let probe = granted.socket.try_clone().map_err(|source| self.descriptor(source))?;
+        let socket = granted.socket.try_clone().map_err(|source| self.descriptor(source))?;
         let connection = granted.tls.as_ref().map(|keys| keys.connection);
-        let lent = Lent { probe, expires_ns: granted.expires_ns, connection };
+        let probe = LeaseProbe { socket, expires_ns: granted.expires_ns, connection };
         let connected = self.talk(Replay::new(self.open(granted)?, greeting), &config).await?;
-        Ok(Connected { lent: Some(lent), ..connected })
+        Ok(PostgresConnection { probe: Some(probe), ..connected })
     }
 
-    async fn talk<S>(&self, stream: S, config: &Config) -> Result<Connected, Error>
+    async fn talk<S>(&self, stream: S, config: &Config) -> Result<PostgresConnection, Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let connected = config.connect_raw(stream, NoTls).await;
         let (client, connection) = connected.map_err(|source| self.driver(source))?;
-        Ok(Connected { client, task: self.drive(connection), lent: None })
+        Ok(PostgresConnection { client, task: self.drive(connection), probe: None })
     }
 
-    async fn log_in(&self, url: &str, reason: Reason) -> Result<Connected, Error> {
+    async fn log_in(&self, url: &str, reason: Reason) -> Result<PostgresConnection, Error> {
         if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
             return Err(self.bad_url("does not begin with postgres://"));
         }
-        // The driver's own text is left out: it can quote parts of the URL.
+        // The driver's error is left out, because it can quote parts of the URL.
         let config: Config = url.parse().map_err(|_| self.bad_url("is not a valid PostgreSQL URL"))?;
         let connected = timeout(self.wait(), config.connect(NoTls)).await.map_err(|_| Error::Connect {
             backend: self.name().to_owned(),
@@ -81,7 +81,7 @@ impl Backend {
             source: io::ErrorKind::TimedOut.into(),
         })?;
         let (client, connection) = connected.map_err(|source| self.driver(source))?;
-        Ok(Connected { client, task: self.drive(connection), lent: None })
+        Ok(PostgresConnection { client, task: self.drive(connection), probe: None })
     }
 
     fn drive<C>(&self, connection: C) -> JoinHandle<()>
@@ -101,21 +101,21 @@ impl Backend {
     }
 }
 
-/// A client, and what is behind it.
-struct Connected {
+/// A client and its connection.
+struct PostgresConnection {
     client: Client,
     /// Ends with the client, or when the server ends it.
     task: JoinHandle<()>,
-    /// Of a connection that came from the agent.
-    lent: Option<Lent>,
+    /// For a connection that came from the agent.
+    probe: Option<LeaseProbe>,
 }
 
-/// By which a connection of the agent is judged.
-struct Lent {
-    /// The same socket: to look at it needs no driver.
-    probe: OwnedFd,
+/// What decides whether a connection of the agent is still usable.
+struct LeaseProbe {
+    /// The same socket, to check it without the driver.
+    socket: OwnedFd,
     expires_ns: Option<u64>,
-    /// Its name for the agent, which has more of its TLS session.
+    /// The agent's number for the connection, if the agent keeps keys of its TLS session.
     connection: Option<u64>,
 }
 

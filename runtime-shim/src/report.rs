@@ -1,16 +1,16 @@
-//! Lines on standard error.
+//! Messages on standard error.
 
 use std::error::Error;
 use std::io::Write;
 
-/// Writes one line. A closed standard error is no reason to fail: the agent may
-/// have held its other end, and a function outlives the agent.
+/// Writes one line. Ignores a closed standard error: the agent may have held the other
+/// end, and a function outlives the agent.
 pub(crate) fn line(text: &str) {
     let text = format!("headstart: {}\n", text.replace('\n', " "));
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// An error and its causes, without saying the same thing twice.
+/// An error and its causes, without repetitions.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! The usual entry: a runtime, the attachment, the function, the exit code.
+//! The usual entry point: the attachment, a runtime, the function, the exit code.
 
 use std::process::ExitCode;
 
@@ -7,14 +7,14 @@ use tokio::runtime::Builder;
 use crate::attach::Attachment;
 use crate::{Error, Function, now_ns, report};
 
-/// Runs a function to its end; the result is what `main` returns.
+/// Runs a function to its end; return the result from `main`.
 ///
-/// The lease is taken from the agent before anything else happens; then `main`
-/// runs on a current-thread tokio runtime, the quickest one to build. (For a
+/// It receives the agent's lease first; then `main` runs on a current-thread tokio
+/// runtime, which is the fastest to build. (For a
 /// multi-threaded one, use `#[tokio::main]` with [`attach`](crate::attach).)
 ///
-/// SIGTERM before the function serves ends it at once, successfully; afterwards
-/// it is the serving call that ends, see [`Function::stopping`].
+/// SIGTERM before the function serves ends it at once, with success; afterwards it
+/// ends the serving call, see [`Function::stopping`].
 ///
 /// # Errors
 /// An error of the attachment or of `main` becomes one line on standard error,
@@ -59,7 +59,7 @@ where
             result = main(function.clone()) => result.map_err(Into::into),
         }
     });
-    // What still runs on the blocking pool (a name lookup) must not delay the exit.
+    // A task on the blocking pool (a name lookup) must not delay the exit.
     runtime.shutdown_background();
     result
 }

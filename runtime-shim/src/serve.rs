@@ -1,4 +1,4 @@
-//! The accept loop: ready, accept, and a bounded end.
+//! The accept loop: ready, accept, and a stop within a limit.
 
 use std::future::Future;
 use std::io;
@@ -12,22 +12,22 @@ use tokio::time::{sleep, timeout};
 
 use crate::{Connection, Error, Function, report};
 
-/// Where to listen without an agent; the first that is set counts.
+/// The address to listen on without an agent; it overrides [`PORT_ENV`].
 const LISTEN_ENV: &str = "HEADSTART_LISTEN";
-/// A port on all addresses, as most container platforms set it.
+/// A port on all addresses; most container platforms set this variable.
 const PORT_ENV: &str = "PORT";
 
-/// Pause before accepting again when the process ran out of descriptors or memory.
+/// Pause before the next accept when the process has no descriptors or memory left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 impl Function {
     /// Serves every client connection with `handler`, each in a task of its own,
-    /// until SIGTERM; the whole of a function that does not speak HTTP.
+    /// until SIGTERM. A function that does not speak HTTP needs no other call.
     ///
-    /// Tells the agent that the function is ready, and when it has served its
-    /// first response. On SIGTERM it stops accepting, lets the handlers finish
-    /// for [`Limits::drain_wait`](crate::Limits::drain_wait), then cuts off those
-    /// that did not. A handler that waits for its client should select on
+    /// Reports to the agent when the function is ready, and when it has written its
+    /// first response. On SIGTERM it stops accepting, waits
+    /// [`Limits::drain_wait`](crate::Limits::drain_wait) for the handlers to finish,
+    /// then cancels the others. A handler that waits for its client should select on
     /// [`stopping`](Self::stopping). A panic in a handler ends its connection only.
     ///
     /// No more connections are open at a time than [`concurrency`](Self::concurrency) and
@@ -62,23 +62,23 @@ impl Function {
                 },
             }
         }
-        // The agent and the other instances keep the socket, and its queue.
+        // The agent and the other instances keep the socket and its queue.
         drop(listener);
         drain(connections, self.limits().drain_wait).await;
         Ok(())
     }
 }
 
-/// Returns the error only when accepting again cannot help.
+/// Returns the error only when another accept cannot succeed.
 async fn survive(error: io::Error) -> Result<(), Error> {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
-            report::line(&format!("cannot accept for now: {error}"));
+            report::line(&format!("cannot accept at the moment: {error}"));
             sleep(EXHAUSTED_PAUSE).await;
             Ok(())
         }
         Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP) => Err(Error::Accept(error)),
-        // accept(2): errors of the one connection, which has gone again.
+        // accept(2): an error of this one connection, which is gone.
         _ => Ok(()),
     }
 }
@@ -86,12 +86,15 @@ async fn survive(error: io::Error) -> Result<(), Error> {
 async fn drain(mut connections: JoinSet<()>, wait: Duration) {
     let finish = async { while connections.join_next().await.is_some() {} };
     if timeout(wait, finish).await.is_err() {
-        report::line(&format!("{} connections are cut off after {wait:?}", connections.len()));
+        report::line(&format!(
+            "closing {} connections that have not ended within {wait:?}",
+            connections.len()
+        ));
         connections.shutdown().await;
     }
 }
 
-/// The listening socket of a function that no agent started.
+/// The listening socket of a function without an agent.
 pub(crate) fn listen_alone() -> Result<TcpListener, Error> {
     let set = |variable| std::env::var(variable).ok().filter(|value| !value.is_empty());
     let (address, variable) = match (set(LISTEN_ENV), set(PORT_ENV)) {

@@ -1,4 +1,4 @@
-//! SIGTERM, once, for everybody who waits for it.
+//! SIGTERM: one handler for all tasks that wait for it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether the process was asked to stop.
+/// Whether the process has received SIGTERM.
 #[derive(Debug)]
 pub(crate) struct Stop {
     requested: watch::Sender<bool>,
@@ -20,8 +20,8 @@ impl Default for Stop {
 }
 
 impl Stop {
-    /// From here on SIGTERM is a request. As process 1 of a container, the
-    /// kernel would not even deliver it without a handler.
+    /// Installs the handler. To process 1 of a container the kernel does not deliver
+    /// SIGTERM without one.
     pub(crate) fn handle_sigterm(&self) -> io::Result<()> {
         if self.handled.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -37,7 +37,7 @@ impl Stop {
 
     pub(crate) async fn requested(&self) {
         let mut requested = self.requested.subscribe();
-        // Cannot fail: the sender is ours.
+        // This cannot fail, because `self` owns the sender.
         let _ = requested.wait_for(|requested| *requested).await;
     }
 }

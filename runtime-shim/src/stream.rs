@@ -1,4 +1,4 @@
-//! The stream of plaintext of a backend connection, by whatever it travels.
+//! The plaintext stream of a backend connection, over TCP, a unix socket or TLS.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,54 +12,54 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 use tokio::net::{TcpStream, UnixStream};
 
 #[cfg(feature = "tls")]
-use crate::tls::{KernelStream, Keys, TlsStream};
+use crate::tls::{KernelStream, KeyUpdates, UserTlsStream};
 
-/// A backend connection, from [`Backend::stream`](crate::Backend::stream). Flush what must leave at once, and shut it
-/// down to say goodbye in TLS.
+/// A backend connection, from [`Backend::stream`](crate::Backend::stream). Flush it to send at once, and shut it down to
+/// end a TLS session properly.
 #[derive(Debug)]
-pub struct BackendStream(Kind);
+pub struct BackendStream(StreamKind);
 
 #[derive(Debug)]
-enum Kind {
+enum StreamKind {
     Tcp(TcpStream),
     Unix(UnixStream),
     #[cfg(feature = "tls")]
-    Tls(Box<TlsStream>),
+    Tls(Box<UserTlsStream>),
     #[cfg(feature = "tls")]
     KernelTls(Box<KernelStream>),
 }
 
 impl BackendStream {
     pub(crate) fn tcp(stream: TcpStream) -> Self {
-        Self(Kind::Tcp(stream))
+        Self(StreamKind::Tcp(stream))
     }
 
-    /// A socket of either kind.
+    /// A TCP or unix socket.
     pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Self> {
         let address: SockaddrStorage = getsockname(socket.as_raw_fd())?;
         if address.family() == Some(AddressFamily::Unix) {
             let stream = std::os::unix::net::UnixStream::from(socket);
             stream.set_nonblocking(true)?;
-            return Ok(Self(Kind::Unix(UnixStream::from_std(stream)?)));
+            return Ok(Self(StreamKind::Unix(UnixStream::from_std(stream)?)));
         }
         Ok(Self::tcp(adopt_tcp(socket)?))
     }
 
-    /// A socket that leads into a TLS session.
+    /// A socket with a TLS session that the agent began.
     #[cfg(feature = "tls")]
-    pub(crate) fn tls(socket: OwnedFd, session: &TlsSession, later: Keys) -> io::Result<Self> {
+    pub(crate) fn tls(socket: OwnedFd, session: &TlsSession, later: KeyUpdates) -> io::Result<Self> {
         let (socket, suite) = (adopt_tcp(socket)?, session.suite);
         Ok(Self(match &session.keys {
-            Some(first) => Kind::Tls(Box::new(TlsStream::new(socket, suite, first, later)?)),
-            None => Kind::KernelTls(Box::new(KernelStream::new(socket, suite, later)?)),
+            Some(first) => StreamKind::Tls(Box::new(UserTlsStream::new(socket, suite, first, later)?)),
+            None => StreamKind::KernelTls(Box::new(KernelStream::new(socket, suite, later)?)),
         }))
     }
 
-    /// One end of a socket pair; a task passes on what is said there.
+    /// One end of a socket pair; a task relays between the other end and this stream.
     pub(crate) fn relay(mut self) -> io::Result<OwnedFd> {
         let (mut near, far) = UnixStream::pair()?;
         tokio::spawn(async move {
-            // Either end may be lost at any time; then both are closed.
+            // When one end closes or fails, both are closed.
             let _ = copy_bidirectional(&mut near, &mut self).await;
         });
         far.into_std().map(OwnedFd::from)
@@ -75,12 +75,12 @@ fn adopt_tcp(socket: OwnedFd) -> io::Result<TcpStream> {
 macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().0 {
-            Kind::Tcp($stream) => $call,
-            Kind::Unix($stream) => $call,
+            StreamKind::Tcp($stream) => $call,
+            StreamKind::Unix($stream) => $call,
             #[cfg(feature = "tls")]
-            Kind::Tls($stream) => $call,
+            StreamKind::Tls($stream) => $call,
             #[cfg(feature = "tls")]
-            Kind::KernelTls($stream) => $call,
+            StreamKind::KernelTls($stream) => $call,
         }
     };
 }

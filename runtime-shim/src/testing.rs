@@ -1,4 +1,4 @@
-//! An agent for unit tests: the other end of a control socket, in this process.
+//! A fake agent for unit tests: the other end of a control socket, in this process.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -12,20 +12,20 @@ use tokio::time::{sleep, timeout};
 use crate::Function;
 use crate::attach::Attachment;
 
-/// Longer than any test should take, so that a failure is a message and no hang.
+/// Longer than any test takes, so that a failed test ends with a message.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The agent's end.
 pub(crate) struct FakeAgent(pub(crate) Channel);
 
-/// A function that is attached, its agent, which has heard hello and acknowledgement.
+/// An attached function and its agent, which has received hello and acknowledgement.
 pub(crate) async fn attached(grants: Vec<(Grant, Option<OwnedFd>)>) -> (FakeAgent, Function) {
     let (agent, channel) = Channel::pair().unwrap();
     let agent = FakeAgent(agent);
     agent.lease(grants);
     let function = Function::new(Attachment::over(channel, 7, PATIENCE).unwrap()).unwrap();
-    assert!(matches!(agent.heard().await, ToAgent::Hello { hello_ns: 7, .. }));
-    assert!(matches!(agent.heard().await, ToAgent::Ack { .. }));
+    assert!(matches!(agent.next_message().await, ToAgent::Hello { hello_ns: 7, .. }));
+    assert!(matches!(agent.next_message().await, ToAgent::Ack { .. }));
     (agent, function)
 }
 
@@ -48,7 +48,7 @@ impl FakeAgent {
     }
 
     /// The next message of the function.
-    pub(crate) async fn heard(&self) -> ToAgent {
+    pub(crate) async fn next_message(&self) -> ToAgent {
         let next = async {
             loop {
                 match self.0.recv::<ToAgent>() {
@@ -58,10 +58,10 @@ impl FakeAgent {
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(PATIENCE, next).await.expect("the function says something")
+        timeout(PATIENCE, next).await.expect("the function sends a message")
     }
 
-    pub(crate) fn heard_nothing(&self) {
+    pub(crate) fn assert_no_message(&self) {
         assert!(self.0.recv::<ToAgent>().unwrap_err().would_block());
     }
 }
@@ -85,7 +85,7 @@ pub(crate) fn failed(backend: &str, reason: &str) -> (Grant, Option<OwnedFd>) {
     (Grant { backend: backend.into(), status }, None)
 }
 
-/// A connection on which the backend has sent one byte, by which a test knows it.
+/// A connection on which the backend has sent one byte, which identifies it.
 pub(crate) fn marked(mark: u8) -> (UnixStream, OwnedFd) {
     let (mut peer, socket) = UnixStream::pair().unwrap();
     peer.write_all(&[mark]).unwrap();

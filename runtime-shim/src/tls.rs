@@ -1,8 +1,8 @@
-//! TLS sessions that the agent began and this process goes on with (RFC 8446): the stream.
+//! Continues TLS sessions that the agent began (RFC 8446): the stream.
 //!
-//! The agent gives key, IV and sequence number of each direction, to the kernel if that takes them ([`kernel`]), and
-//! keeps the secrets that later keys are made of. So a `KeyUpdate`, the server's or our own, waits for the agent's
-//! answer. Session tickets are of no use here, where nobody connects anew, and are thrown away.
+//! The agent hands over key, IV and sequence number of each direction, to the kernel if it supports that ([`kernel`]).
+//! It keeps the secrets from which later keys are derived, so a `KeyUpdate` of either side waits for the agent's
+//! answer. Session tickets are discarded, because this process makes no new connection with them.
 
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -24,48 +24,48 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
-use crate::rest::BoxFuture;
+use crate::freeze::BoxFuture;
 pub(crate) use kernel::KernelStream;
-use record::{Fault, Opener, PLAIN_MAX, RECORD_MAX, Said, Sealer};
+use record::{Fault, Opener, PLAIN_MAX, RECORD_MAX, RecordContent, Sealer};
 
-/// A stream of plaintext over a session that was handed over.
-pub(crate) struct TlsStream {
+/// The plaintext stream of a TLS session whose records this process encrypts and decrypts.
+pub(crate) struct UserTlsStream {
     socket: TcpStream,
-    keys: Keys,
+    keys: KeyUpdates,
     opener: Opener,
     sealer: Sealer,
-    /// Came from the server, and is no whole record yet.
+    /// Received bytes that are no whole record yet.
     incoming: BytesMut,
-    /// Decrypted, to be read.
+    /// Decrypted bytes that the caller has not read.
     plain: BytesMut,
-    /// Encrypted, to be sent.
+    /// Encrypted bytes that are not sent yet.
     outgoing: BytesMut,
-    /// The server has said that nothing follows.
+    /// The server has sent close_notify.
     ended: bool,
-    /// We have.
+    /// This side has sent close_notify.
     closed: bool,
-    /// What ended the session before its time.
+    /// The error that ended the session.
     broken: Option<String>,
 }
 
 type NextKey = BoxFuture<'static, Result<TrafficKey, String>>;
 
-/// Who makes the next keys, and which are due.
-pub(crate) struct Keys {
+/// The next keys: the agent that derives them, and the directions that need one.
+pub(crate) struct KeyUpdates {
     agent: Arc<Agent>,
     connection: u64,
     wait: Duration,
-    /// The server has new keys from here on; its next record waits for them.
+    /// The server has changed its key; its next record waits for the new key.
     from_server: Option<NextKey>,
-    /// The server wants us to have new keys before we say anything else.
-    owed: bool,
+    /// The server has requested that this side change its key before it sends data.
+    requested: bool,
     to_server: Option<NextKey>,
 }
 
-impl Keys {
-    /// Later keys of this connection are waited for as long as `wait`.
+impl KeyUpdates {
+    /// `wait` is the longest wait for each later key of this connection.
     pub(crate) fn new(agent: Arc<Agent>, connection: u64, wait: Duration) -> Self {
-        Self { agent, connection, wait, from_server: None, owed: false, to_server: None }
+        Self { agent, connection, wait, from_server: None, requested: false, to_server: None }
     }
 
     fn next(&self, flow: Flow) -> NextKey {
@@ -77,13 +77,13 @@ impl Keys {
         })
     }
 
-    /// The server has changed its keys, and may want us to change ours.
+    /// The server has changed its key, and may have requested that this side change its own.
     fn updated(&mut self, requested: bool) {
-        self.owed |= requested;
+        self.requested |= requested;
         self.from_server = Some(self.next(Flow::FromServer));
     }
 
-    /// The key for what the server sends next, if it has changed.
+    /// The key for the server's next record, if it has changed.
     fn poll_from_server(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<TrafficKey>, String>> {
         let Some(next) = &mut self.from_server else { return Poll::Ready(Ok(None)) };
         let key = ready!(next.as_mut().poll(cx));
@@ -91,13 +91,13 @@ impl Keys {
         Poll::Ready(key.map(Some))
     }
 
-    /// The key for what we send next, if the last one is `worn` or the server wants another.
+    /// The key for this side's next record, if the last one is `worn` or the server has requested a change.
     fn poll_to_server(
         &mut self,
         cx: &mut Context<'_>,
         worn: bool,
     ) -> Poll<Result<Option<TrafficKey>, String>> {
-        if !self.owed && !worn {
+        if !self.requested && !worn {
             return Poll::Ready(Ok(None));
         }
         let mut next = self.to_server.take().unwrap_or_else(|| self.next(Flow::ToServer));
@@ -105,14 +105,19 @@ impl Keys {
             self.to_server = Some(next);
             return Poll::Pending;
         };
-        self.owed = false;
+        self.requested = false;
         Poll::Ready(key.map(Some))
     }
 }
 
-impl TlsStream {
-    /// `socket` is where the agent has left off, with the keys of `first`.
-    pub(crate) fn new(socket: TcpStream, suite: Suite, first: &TrafficKeys, keys: Keys) -> io::Result<Self> {
+impl UserTlsStream {
+    /// Continues the session on `socket` with the keys `first`.
+    pub(crate) fn new(
+        socket: TcpStream,
+        suite: Suite,
+        first: &TrafficKeys,
+        keys: KeyUpdates,
+    ) -> io::Result<Self> {
         Ok(Self {
             socket,
             keys,
@@ -134,13 +139,13 @@ impl TlsStream {
         }
     }
 
-    /// Ends the session: nothing that comes later can be trusted.
+    /// Ends the session, because later records cannot be trusted.
     fn fail(&mut self, why: String) -> io::Error {
         self.broken = Some(why.clone());
         io::Error::new(ErrorKind::InvalidData, why)
     }
 
-    /// Until there is something to read, or there never will be.
+    /// Reads until there is plaintext, or the session has ended.
     fn poll_plain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
         while self.plain.is_empty() && !self.ended {
@@ -150,9 +155,9 @@ impl TlsStream {
                 Err(why) => return Poll::Ready(Err(self.fail(why))),
             }
             match self.opener.open(&mut self.incoming, &mut self.plain) {
-                Ok(Some(Said::Data | Said::Nothing)) => {}
-                Ok(Some(Said::End)) => self.ended = true,
-                Ok(Some(Said::KeyUpdate { requested })) => self.keys.updated(requested),
+                Ok(Some(RecordContent::Data | RecordContent::Nothing)) => {}
+                Ok(Some(RecordContent::End)) => self.ended = true,
+                Ok(Some(RecordContent::KeyUpdate { requested })) => self.keys.updated(requested),
                 Ok(None) => ready!(self.poll_more(cx))?,
                 Err(fault) => return Poll::Ready(Err(self.refuse(fault, cx))),
             }
@@ -160,7 +165,7 @@ impl TlsStream {
         Poll::Ready(Ok(()))
     }
 
-    /// More from the socket.
+    /// Receives more bytes from the socket.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.incoming.reserve(RECORD_MAX);
         if ready!(pin!(self.socket.read_buf(&mut self.incoming)).poll(cx))? == 0 {
@@ -180,7 +185,7 @@ impl TlsStream {
         self.fail(fault.to_string())
     }
 
-    /// Sends what is to be sent.
+    /// Sends all of `outgoing`.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outgoing))?;
@@ -189,7 +194,7 @@ impl TlsStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Gets new keys for what we send, if the old ones are due.
+    /// Changes the key for sending, if that is due.
     fn poll_key_update(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = match ready!(self.keys.poll_to_server(cx, self.sealer.is_worn())) {
             Ok(None) => Ok(()),
@@ -200,7 +205,7 @@ impl TlsStream {
     }
 }
 
-impl AsyncRead for TlsStream {
+impl AsyncRead for UserTlsStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
         if stream.plain.is_empty() {
@@ -213,14 +218,14 @@ impl AsyncRead for TlsStream {
     }
 }
 
-impl AsyncWrite for TlsStream {
+impl AsyncWrite for UserTlsStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
         stream.check()?;
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        // One record at a time: what does not fit the socket waits here.
+        // One record at a time: bytes for which the socket has no room stay in `outgoing`.
         ready!(stream.poll_send(cx))?;
         ready!(stream.poll_key_update(cx))?;
         let part = &buf[..buf.len().min(PLAIN_MAX)];
@@ -250,9 +255,9 @@ impl AsyncWrite for TlsStream {
     }
 }
 
-impl fmt::Debug for TlsStream {
+impl fmt::Debug for UserTlsStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsStream").field("socket", &self.socket).finish_non_exhaustive()
+        f.debug_struct("UserTlsStream").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 

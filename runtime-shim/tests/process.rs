@@ -6,8 +6,6 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy exempts test functions, but not their helpers")]
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -18,7 +16,7 @@ use axum::{Router, routing::get};
 use headstart_wire::{Channel, Grant, GrantStatus, ToAgent};
 use tokio::io::AsyncWriteExt;
 
-use support::{Instance, PATIENCE, run_alone, start_with};
+use headstart_test_support::{FunctionProcess, PATIENCE, run_alone, start_with};
 
 const ROLE: &str = "HEADSTART_TEST_ROLE";
 
@@ -103,14 +101,16 @@ fn closed(client: &mut TcpStream) {
 
 #[test]
 fn the_first_request_is_served_and_measured_once() {
-    let instance = Instance::start(role("http"), Vec::new());
+    let instance = FunctionProcess::start(role("http"), Vec::new());
     // Waits in the kernel's queue until the function accepts.
     let mut early = connect(instance.address);
     ask(&mut early, "/");
-    let (hello_ns, injected_ns, ready_ns) = instance.heard_until_ready();
+    let (hello_ns, injected_ns, ready_ns) = instance.messages_until_ready();
     assert!(hello_ns <= injected_ns && injected_ns <= ready_ns);
     answered(&mut early, "quick");
-    let ToAgent::Served { accept_ns, first_response_ns } = instance.heard() else { panic!("served is told") };
+    let ToAgent::Served { accept_ns, first_response_ns } = instance.next_message() else {
+        panic!("served is told")
+    };
     assert!(ready_ns <= accept_ns && accept_ns <= first_response_ns);
 
     ask(&mut early, "/");
@@ -123,13 +123,13 @@ fn the_first_request_is_served_and_measured_once() {
 
 #[test]
 fn sigterm_lets_the_request_in_flight_finish() {
-    let instance = Instance::start(role("http"), Vec::new());
+    let instance = FunctionProcess::start(role("http"), Vec::new());
     let mut client = connect(instance.address);
     ask(&mut client, "/");
     answered(&mut client, "quick");
     ask(&mut client, "/slow");
-    instance.heard_until_ready();
-    instance.heard();
+    instance.messages_until_ready();
+    instance.next_message();
     // Its handler has begun when another request has been answered.
     let mut other = connect(instance.address);
     ask(&mut other, "/");
@@ -144,7 +144,7 @@ fn sigterm_lets_the_request_in_flight_finish() {
 
 #[test]
 fn sigterm_does_not_wait_for_an_idle_client() {
-    let instance = Instance::start(role("http"), Vec::new());
+    let instance = FunctionProcess::start(role("http"), Vec::new());
     let mut idle = connect(instance.address);
     ask(&mut idle, "/");
     answered(&mut idle, "quick");
@@ -157,13 +157,13 @@ fn sigterm_does_not_wait_for_an_idle_client() {
 }
 
 #[test]
-fn sigterm_cuts_off_who_does_not_finish() {
-    let instance = Instance::start(role("stubborn"), Vec::new());
+fn sigterm_closes_connections_that_do_not_finish() {
+    let instance = FunctionProcess::start(role("stubborn"), Vec::new());
     let mut client = connect(instance.address);
     client.read_exact(&mut [0]).unwrap();
     instance.terminate();
     let (status, took, said) = instance.ended();
-    assert!(status.success() && said.contains("1 connections are cut off"), "{said}");
+    assert!(status.success() && said.contains("closing 1 connections that have not ended"), "{said}");
     assert!(took < AT_ONCE, "{took:?}");
 }
 
@@ -171,10 +171,10 @@ fn sigterm_cuts_off_who_does_not_finish() {
 fn sigterm_ends_a_function_that_still_waits_for_its_backend() {
     let failed = GrantStatus::Failed { reason: "empty".into() };
     let grant = Grant { backend: "db".into(), status: failed };
-    let instance = Instance::start(role("waiting"), vec![(grant, None)]);
-    assert!(matches!(instance.heard(), ToAgent::Hello { .. }));
-    assert!(matches!(instance.heard(), ToAgent::Ack { .. }));
-    assert!(matches!(instance.heard(), ToAgent::Request { .. }), "it waits for an answer now");
+    let instance = FunctionProcess::start(role("waiting"), vec![(grant, None)]);
+    assert!(matches!(instance.next_message(), ToAgent::Hello { .. }));
+    assert!(matches!(instance.next_message(), ToAgent::Ack { .. }));
+    assert!(matches!(instance.next_message(), ToAgent::Request { .. }), "it waits for an answer now");
     instance.terminate();
     let (status, took, said) = instance.ended();
     assert!(status.success(), "{said}");
@@ -183,10 +183,10 @@ fn sigterm_ends_a_function_that_still_waits_for_its_backend() {
 
 #[test]
 fn a_function_outlives_its_agent() {
-    let mut instance = Instance::start(role("http"), Vec::new());
-    instance.heard_until_ready();
+    let mut instance = FunctionProcess::start(role("http"), Vec::new());
+    instance.messages_until_ready();
     let said = instance.lose_agent();
-    assert!(said.starts_with("headstart: the agent is gone, serving on without it"), "{said}");
+    assert!(said.starts_with("headstart: the agent is gone, the function serves on without it"), "{said}");
     let mut client = connect(instance.address);
     ask(&mut client, "/");
     answered(&mut client, "quick");
@@ -210,9 +210,9 @@ fn another_version_is_one_clear_line_and_exit_code_1() {
 
 #[test]
 fn attaching_twice_is_an_error() {
-    let (status, _, said) = Instance::start(role("twice"), Vec::new()).ended();
+    let (status, _, said) = FunctionProcess::start(role("twice"), Vec::new()).ended();
     assert_eq!(status.code(), Some(1));
-    assert!(said.contains("attached to the agent already"), "{said}");
+    assert!(said.contains("already attached to the agent"), "{said}");
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! What a series of samples says: for the report of the benches and for `headstart bench`.
+//! Statistics of a series of samples, for the report of the benches and for `headstart bench`.
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// Resamples of the bootstrap: its bounds are then the 25th and the 975th of a thousand medians.
+/// Resamples of the bootstrap. With a thousand, the bounds are the 25th and the 975th median.
 const RESAMPLES: usize = 1_000;
 
-/// The percentile `percent` of ascending samples by nearest rank: the smallest one that at least that part of all do
-/// not exceed. `NaN` without samples.
+/// The percentile `percent` of ascending samples by nearest rank: the smallest sample that at least that part of all
+/// samples does not exceed. `NaN` without samples.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -26,7 +26,7 @@ pub fn mean(samples: &[f64]) -> f64 {
 }
 
 /// The 95 % interval of the median by the percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap,
-/// 1993, chapter 13). The resamples are the same for the same number of samples, so a report can be made again.
+/// 1993, chapter 13). The resamples depend only on the number of samples, so that a report can be reproduced.
 pub fn median_interval(sorted: &[f64]) -> (f64, f64) {
     if sorted.is_empty() {
         return (f64::NAN, f64::NAN);
@@ -34,7 +34,7 @@ pub fn median_interval(sorted: &[f64]) -> (f64, f64) {
     let mut random = StdRng::seed_from_u64(u64::try_from(sorted.len()).unwrap_or_default());
     let mut medians: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            // A resample of ascending samples has its median where the median of its indexes is.
+            // The samples ascend, so the median of a resample is the sample at the median of its indexes.
             let mut picked: Vec<usize> =
                 (0..sorted.len()).map(|_| random.random_range(0..sorted.len())).collect();
             let middle = (picked.len() - 1) / 2;
@@ -57,7 +57,7 @@ mod tests {
         {
             assert!((percentile(&hundred, percent) - value).abs() < f64::EPSILON, "{percent}");
         }
-        // The example that defines the term: five samples.
+        // The usual example of the definition, with five samples.
         let five = [15.0, 20.0, 35.0, 40.0, 50.0];
         let ranks = [5.0, 30.0, 40.0, 50.0, 100.0].map(|percent| percentile(&five, percent));
         assert_eq!(ranks.map(|value| value.to_string()), ["15", "20", "20", "35", "50"]);

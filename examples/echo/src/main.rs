@@ -1,8 +1,8 @@
-//! Answers every line with what the backend `upstream` says to it.
+//! Answers every line with the answer of the backend `upstream`.
 //!
-//! A function that speaks a protocol of its own over TCP: one line in, one line
-//! out. It holds one connection to a line-based upstream server, which the agent
-//! opened before the client was there.
+//! A function with a protocol of its own over TCP: one line in, one line out. It has
+//! one connection to a line-based upstream server, which the agent opened before the
+//! client connected.
 //!
 //! Without an agent:
 //! `HEADSTART_LISTEN=127.0.0.1:7000 HEADSTART_BACKEND_UPSTREAM_URL=tcp://127.0.0.1:7001 echo`
@@ -16,18 +16,18 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
-/// A longer line ends its connection: nobody makes this function buffer without end.
+/// Longest line in bytes. A longer one ends its connection, so that the buffer has a limit.
 const LINE_MAX_BYTES: u64 = 8 * 1024;
 
 type Upstream = Arc<Mutex<BufReader<TcpStream>>>;
 
 fn main() -> ExitCode {
     headstart::run(async |function| {
-        // Connected already: this costs no round trip.
+        // The agent has connected: this costs no round trip.
         let upstream = function.backend("upstream").tcp().await?;
         let upstream: Upstream = Arc::new(Mutex::new(BufReader::new(upstream)));
 
-        // Each client in its own task; ready, and the graceful stop, are inside.
+        // Reports ready, serves each client in a task of its own, and stops gracefully.
         let handler = |client| serve(client, Arc::clone(&upstream), function.clone());
         function.serve_connections(handler).await
     })
@@ -37,7 +37,7 @@ async fn serve(client: Connection, upstream: Upstream, function: Function) {
     let mut client = BufReader::new(client);
     loop {
         let mut line = Vec::new();
-        // An idle client should not hold up the instance's end; a begun answer may.
+        // An idle client must not delay the stop; an answer in progress may.
         let read = tokio::select! {
             read = read_line(&mut client, &mut line) => read,
             () = function.stopping() => return,
@@ -61,7 +61,7 @@ async fn ask(upstream: &Upstream, line: &[u8]) -> io::Result<Vec<u8>> {
     }
 }
 
-/// False at the end of the stream, or where a line is too long.
+/// False at the end of the stream, or when a line is too long.
 async fn read_line<S>(stream: &mut S, line: &mut Vec<u8>) -> io::Result<bool>
 where
     S: AsyncBufReadExt + Unpin,

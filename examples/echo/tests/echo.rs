@@ -1,17 +1,11 @@
 //! The example `echo`, started by an agent with its upstream connected.
 
-#![expect(clippy::unwrap_used, reason = "clippy exempts test functions, but not their helpers")]
-
-#[expect(dead_code, reason = "this test needs a part of the harness")]
-#[path = "../../../runtime-shim/tests/support/mod.rs"]
-mod support;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
+use headstart_test_support::FunctionProcess;
 use headstart_wire::{Grant, GrantStatus, Session};
-use support::Instance;
 
 #[test]
 fn each_line_is_answered_by_the_upstream() {
@@ -27,7 +21,7 @@ fn each_line_is_answered_by_the_upstream() {
     let status = GrantStatus::Ready { session: Session::Tcp, expires_ns: None, tls: None };
     let grant = Grant { backend: "upstream".into(), status };
     let function = Command::new(env!("CARGO_BIN_EXE_echo"));
-    let instance = Instance::start(function, vec![(grant, Some(injected.into()))]);
+    let instance = FunctionProcess::start(function, vec![(grant, Some(injected.into()))]);
 
     let mut client = TcpStream::connect(instance.address).unwrap();
     let mut answers = BufReader::new(client.try_clone().unwrap()).lines();

@@ -1,4 +1,4 @@
-//! A small order book: axum and PostgreSQL, the shape of most functions.
+//! A small order book with axum and PostgreSQL, like many functions.
 //!
 //! - `GET /` answers `{"answer":42,"backend_pid":…}` with one round trip to the database.
 //! - `GET /orders` lists the newest orders, `POST /orders` with `{"item":"…"}` adds one
@@ -22,10 +22,10 @@ type Db = State<PostgresSession>;
 
 fn main() -> ExitCode {
     headstart::run(async |function| {
-        // Logged in by the agent: no connect, no TLS, no password in here.
+        // The agent has logged in: this needs no connect, no TLS and no password.
         let db = function.backend("orders-db").session().await?;
         let app = Router::new().route("/", get(root)).route("/orders", get(list).post(add)).with_state(db);
-        // Ready, accept, serve; on SIGTERM finish what was begun.
+        // Reports ready, serves, and on SIGTERM finishes the requests in flight.
         function.serve(app).await
     })
 }
@@ -37,7 +37,7 @@ struct Order {
     item: String,
 }
 
-/// The simple protocol needs one round trip; `query` would prepare first.
+/// The simple protocol needs one round trip; `query` would need another one to prepare.
 async fn root(State(db): Db) -> Result<Json<Value>, Failure> {
     for message in db.client().await?.simple_query("select 42 as answer, pg_backend_pid() as pid").await? {
         if let SimpleQueryMessage::Row(row) = message {
@@ -60,7 +60,7 @@ async fn add(State(db): Db, Json(order): Json<Order>) -> Result<(StatusCode, Jso
     Ok((StatusCode::CREATED, Json(Order { id: row.get("id"), item: order.item })))
 }
 
-/// The database's error for the log, not for the client.
+/// An error of the database, for the log and not for the client.
 struct Failure(Box<dyn std::error::Error>);
 
 impl<E: std::error::Error + 'static> From<E> for Failure {

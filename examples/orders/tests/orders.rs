@@ -3,21 +3,19 @@
 
 #![expect(clippy::unwrap_used, reason = "clippy exempts test functions, but not their helpers")]
 
-#[path = "../../../runtime-shim/tests/support/mod.rs"]
-#[expect(dead_code, reason = "this test needs a part of the harness")]
-mod instance;
-#[path = "support/postgres.rs"]
-mod postgres;
+mod support {
+    pub(crate) mod postgres;
+}
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use headstart_test_support::{FunctionProcess, PATIENCE};
 use headstart_wire::{Grant, GrantStatus, ToAgent, monotonic_ns};
-use instance::{Instance, PATIENCE};
-use postgres::Postgres;
 use serde_json::{Value, json};
+use support::postgres::Postgres;
 
 fn orders() -> Command {
     Command::new(env!("CARGO_BIN_EXE_orders"))
@@ -53,7 +51,7 @@ fn answer(pid: i32) -> (String, Value) {
 fn an_injected_session_answers() {
     let Some(server) = Postgres::start() else { return };
     for (grant, pid) in [server.grant_tcp(), server.grant_unix()] {
-        let instance = Instance::start(orders(), vec![grant]);
+        let instance = FunctionProcess::start(orders(), vec![grant]);
         assert_eq!(ask(instance.address, "GET", "/", ""), answer(pid), "by that very session");
     }
 }
@@ -62,7 +60,7 @@ fn an_injected_session_answers() {
 fn orders_are_kept() {
     let Some(server) = Postgres::start() else { return };
     let (grant, _) = server.grant_tcp();
-    let instance = Instance::start(orders(), vec![grant]);
+    let instance = FunctionProcess::start(orders(), vec![grant]);
     let (status, order) = ask(instance.address, "POST", "/orders", r#"{"item":"tea"}"#);
     assert_eq!((&status[..], &order), ("HTTP/1.1 201 Created", &json!({ "id": 1, "item": "tea" })));
     let (_, list) = ask(instance.address, "GET", "/orders", "");
@@ -77,7 +75,7 @@ fn a_session_that_the_agent_could_not_make_is_made_directly() {
     let mut command = orders();
     let url = format!("postgres://app@127.0.0.1:{}/postgres", server.port);
     command.env("HEADSTART_BACKEND_ORDERS_DB_URL", url);
-    let instance = Instance::start(command, vec![(grant, None)]);
+    let instance = FunctionProcess::start(command, vec![(grant, None)]);
     assert_eq!(ask(instance.address, "GET", "/", "").1["answer"], 42);
     instance.terminate();
     let (status, _, said) = instance.ended();
@@ -109,10 +107,12 @@ fn start_up_takes_about_a_millisecond() {
     for _ in 0..ROUNDS {
         let (grant, pid) = server.grant_tcp();
         let spawn_ns = monotonic_ns().unwrap();
-        let instance = Instance::start(orders(), vec![grant]);
-        let (hello_ns, injected_ns, ready_ns) = instance.heard_until_ready();
+        let instance = FunctionProcess::start(orders(), vec![grant]);
+        let (hello_ns, injected_ns, ready_ns) = instance.messages_until_ready();
         assert_eq!(ask(instance.address, "GET", "/", ""), answer(pid));
-        let ToAgent::Served { accept_ns, first_response_ns } = instance.heard() else { panic!("served") };
+        let ToAgent::Served { accept_ns, first_response_ns } = instance.next_message() else {
+            panic!("served")
+        };
         let times = [spawn_ns, hello_ns, injected_ns, ready_ns];
         for (stage, pair) in stages.iter_mut().zip(times.windows(2)) {
             stage.push(pair[1] - pair[0]);

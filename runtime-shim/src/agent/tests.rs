@@ -6,7 +6,7 @@ use std::io::Read;
 
 const SHORT: Duration = Duration::from_millis(20);
 
-async fn take(function: &Function, backend: &str, wait: Duration) -> Result<Granted, Reason> {
+async fn take(function: &Function, backend: &str, wait: Duration) -> Result<GrantedConnection, Reason> {
     function.agent().unwrap().take(backend, wait).await
 }
 
@@ -17,7 +17,7 @@ fn taking(function: &Function, backend: &'static str) -> tokio::task::JoinHandle
 }
 
 async fn heard_request(agent: &FakeAgent, expected: &str) {
-    assert_eq!(agent.heard().await, ToAgent::Request { backend: expected.into() });
+    assert_eq!(agent.next_message().await, ToAgent::Request { backend: expected.into() });
 }
 
 #[tokio::test]
@@ -25,12 +25,12 @@ async fn the_leased_connection_comes_first_and_one_more_is_requested() {
     let ((_a, leased), (_b, more)) = (marked(1), marked(2));
     let (agent, function) = attached(vec![ready("db", Session::Tcp, leased)]).await;
     assert_eq!(mark_of(take(&function, "db", PATIENCE).await.unwrap().socket), 1);
-    agent.heard_nothing();
+    agent.assert_no_message();
 
     let second = taking(&function, "db");
     heard_request(&agent, "db").await;
     agent.grant(ready("db", Session::Tcp, more));
-    assert!(matches!(agent.heard().await, ToAgent::Ack { .. }));
+    assert!(matches!(agent.next_message().await, ToAgent::Ack { .. }));
     assert_eq!(second.await.unwrap(), Ok(2));
 }
 
@@ -40,10 +40,10 @@ async fn a_pending_grant_is_waited_for_without_a_request() {
     let (agent, function) = attached(vec![pending("db")]).await;
     let waiting = taking(&function, "db");
     tokio::task::yield_now().await;
-    agent.heard_nothing();
+    agent.assert_no_message();
     agent.grant(ready("db", Session::Tcp, socket));
     assert_eq!(waiting.await.unwrap(), Ok(3));
-    assert!(matches!(agent.heard().await, ToAgent::Ack { .. }));
+    assert!(matches!(agent.next_message().await, ToAgent::Ack { .. }));
 }
 
 #[tokio::test]
@@ -71,7 +71,7 @@ async fn a_pending_grant_can_fail() {
 async fn an_unknown_name_does_not_reach_the_agent() {
     let (agent, function) = attached(vec![pending("db")]).await;
     assert_eq!(take(&function, "bd", PATIENCE).await.unwrap_err(), Reason::NotConfigured);
-    agent.heard_nothing();
+    agent.assert_no_message();
 }
 
 #[tokio::test]
@@ -80,9 +80,9 @@ async fn a_late_grant_serves_the_next_caller() {
     let (agent, function) = attached(vec![pending("db")]).await;
     assert_eq!(take(&function, "db", SHORT).await.unwrap_err(), Reason::Deadline(SHORT));
     agent.grant(ready("db", Session::Tcp, socket));
-    assert!(matches!(agent.heard().await, ToAgent::Ack { .. }));
+    assert!(matches!(agent.next_message().await, ToAgent::Ack { .. }));
     assert_eq!(mark_of(take(&function, "db", PATIENCE).await.unwrap().socket), 5);
-    agent.heard_nothing();
+    agent.assert_no_message();
 }
 
 #[tokio::test]
@@ -94,9 +94,9 @@ async fn requests_of_one_backend_do_not_overlap() {
     for socket in [first, second] {
         heard_request(&agent, "db").await;
         tokio::time::sleep(SHORT).await;
-        agent.heard_nothing();
+        agent.assert_no_message();
         agent.grant(ready("db", Session::Tcp, socket));
-        assert!(matches!(agent.heard().await, ToAgent::Ack { .. }));
+        assert!(matches!(agent.next_message().await, ToAgent::Ack { .. }));
     }
     let mut marks = Vec::new();
     for one in both {
@@ -123,7 +123,7 @@ async fn a_grant_that_nobody_asked_for_is_acknowledged_and_closed() {
     let (mut peer, socket) = marked(9);
     let (agent, function) = attached(vec![failed("db", "empty")]).await;
     agent.grant(ready("db", Session::Tcp, socket));
-    assert!(matches!(agent.heard().await, ToAgent::Ack { .. }));
+    assert!(matches!(agent.next_message().await, ToAgent::Ack { .. }));
     // Unread data was thrown away with the socket: a reset, or the end.
     assert!(matches!(peer.read(&mut [0; 8]), Ok(0) | Err(_)));
     assert_eq!(take(&function, "db", PATIENCE).await.unwrap_err(), Reason::Failed("empty".into()));

@@ -1,4 +1,4 @@
-//! The one place where a descriptor number from the environment becomes an owner.
+//! Turns a descriptor number from the environment into an owned descriptor. Only this file does that.
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use crate::Error;
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Takes the control socket with this number, once in the life of the process.
+/// Takes the control socket with this number, once per process.
 pub(super) fn take(value: &str) -> Result<Channel, Error> {
     let wrong = |problem| Error::ControlDescriptor { value: value.to_owned(), problem };
     let number: RawFd = value.parse().map_err(|_| wrong("not a descriptor number"))?;
@@ -24,14 +24,14 @@ pub(super) fn take(value: &str) -> Result<Channel, Error> {
     }
     let control = own(number);
     if let Err(problem) = check(&control) {
-        // Not ours: whoever opened it keeps it.
+        // It is not the agent's descriptor, so it stays open for its owner.
         let _ = control.into_raw_fd();
         return Err(wrong(problem));
     }
     Ok(Channel::from(control))
 }
 
-/// Checks that it is a control socket, and keeps it out of child processes.
+/// Checks that it is a control socket, and sets close-on-exec.
 fn check(control: &OwnedFd) -> Result<(), &'static str> {
     let status = fstat(control).map_err(|_| "no open descriptor")?;
     if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
@@ -46,8 +46,8 @@ fn check(control: &OwnedFd) -> Result<(), &'static str> {
 
 #[expect(unsafe_code, reason = "an inherited descriptor is known by its number only")]
 fn own(number: RawFd) -> OwnedFd {
-    // SAFETY: the agent opened this number for us before exec and named it in the
-    // environment; nothing in this process owns it, and `TAKEN` lets one caller
-    // get here. The caller gives it back unclosed when it is not the agent's.
+    // SAFETY: the agent opened this descriptor before exec and named it in the
+    // environment; nothing in this process owns it, and `TAKEN` admits one caller
+    // only. The caller does not close it when it is not the agent's.
     unsafe { OwnedFd::from_raw_fd(number) }
 }

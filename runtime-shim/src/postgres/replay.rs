@@ -1,9 +1,9 @@
-//! A login that has happened already, played back to the driver.
+//! Replays the agent's login to the driver.
 //!
-//! The driver writes its StartupMessage: it is swallowed. It then reads what the
-//! server said to the agent: AuthenticationOk, each ParameterStatus, BackendKeyData,
-//! ReadyForQuery. From there on every call goes to the socket, behind one check of
-//! the state. (PostgreSQL documentation, "Message Flow" and "Message Formats".)
+//! The driver writes its StartupMessage, which the replay discards. The driver then
+//! reads what the server sent to the agent: AuthenticationOk, each ParameterStatus,
+//! BackendKeyData, ReadyForQuery. After that every call goes to the socket, after one
+//! check of the state. (PostgreSQL documentation, "Message Flow" and "Message Formats".)
 
 use std::io;
 use std::pin::Pin;
@@ -11,19 +11,19 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Protocol 3.0, as the StartupMessage carries it: the version that was logged in with.
+/// Protocol 3.0 in a StartupMessage: the version of the agent's login.
 const PROTOCOL: i32 = 196_608;
 
 /// Largest StartupMessage that a server accepts (`MAX_STARTUP_PACKET_LENGTH`).
 const STARTUP_MAX_BYTES: usize = 10_000;
 
-/// Length and protocol version: the beginning of a StartupMessage.
+/// Length of the beginning of a StartupMessage: its length and the protocol version.
 const STARTUP_HEAD_BYTES: usize = 8;
 
-/// What the server answers to a login without a password.
+/// The server's answer to a login without a password.
 ///
-/// The secret key is zero: the real one stays in the agent, as it would let the
-/// function cancel the queries of whoever uses the session next.
+/// The secret key is zero. The real key stays in the agent, because with it the
+/// function could cancel queries of the session's next user.
 pub(super) fn greeting(process_id: i32, parameters: &[(String, String)]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(512);
     message(&mut bytes, b'R', &[&0i32.to_be_bytes()]);
@@ -43,20 +43,20 @@ fn message(bytes: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
     parts.iter().for_each(|part| bytes.extend_from_slice(part));
 }
 
-/// A stream whose login is played back.
+/// A stream that first replays the login.
 #[derive(Debug)]
 pub(super) struct Replay<S> {
     stream: S,
-    state: State,
+    state: ReplayState,
 }
 
 #[derive(Debug)]
-enum State {
+enum ReplayState {
     /// The driver writes its StartupMessage.
     Startup(Startup),
-    /// The driver reads the greeting, of which this many bytes it has.
+    /// The driver reads the greeting, and has read this many bytes.
     Greeting { bytes: Vec<u8>, read: usize },
-    /// The socket itself.
+    /// Calls go to the socket.
     Open,
 }
 
@@ -66,24 +66,24 @@ struct Startup {
     /// How many bytes of the message have been written.
     written: usize,
     greeting: Vec<u8>,
-    /// A driver that reads before it has written everything.
+    /// Wakes a driver that reads before it has written the whole message.
     reader: Option<Waker>,
 }
 
 impl<S> Replay<S> {
     pub(super) fn new(stream: S, greeting: Vec<u8>) -> Self {
         let startup = Startup { head: [0; STARTUP_HEAD_BYTES], written: 0, greeting, reader: None };
-        Self { stream, state: State::Startup(startup) }
+        Self { stream, state: ReplayState::Startup(startup) }
     }
 
-    /// Takes what belongs to the StartupMessage; returns how much that was.
+    /// Discards the bytes of the StartupMessage; returns their number.
     fn swallow(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let State::Startup(startup) = &mut self.state else { return Ok(0) };
+        let ReplayState::Startup(startup) = &mut self.state else { return Ok(0) };
         let (taken, finished) = startup.swallow(bytes)?;
         if finished {
             let bytes = std::mem::take(&mut startup.greeting);
             let reader = startup.reader.take();
-            self.state = State::Greeting { bytes, read: 0 };
+            self.state = ReplayState::Greeting { bytes, read: 0 };
             reader.into_iter().for_each(Waker::wake);
         }
         Ok(taken)
@@ -91,21 +91,21 @@ impl<S> Replay<S> {
 
     fn greet(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.state {
-            State::Startup(startup) => {
+            ReplayState::Startup(startup) => {
                 startup.reader = Some(cx.waker().clone());
                 Poll::Pending
             }
-            State::Greeting { bytes, read } => {
+            ReplayState::Greeting { bytes, read } => {
                 let part = (bytes.len() - *read).min(buf.remaining());
                 buf.put_slice(&bytes[*read..*read + part]);
                 *read += part;
                 if *read == bytes.len() {
-                    self.state = State::Open;
+                    self.state = ReplayState::Open;
                 }
                 Poll::Ready(Ok(()))
             }
-            // Not reached: poll_read has looked.
-            State::Open => Poll::Ready(Ok(())),
+            // Not reached, because poll_read checks the state first.
+            ReplayState::Open => Poll::Ready(Ok(())),
         }
     }
 }
@@ -148,7 +148,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let State::Open = self.state {
+        if let ReplayState::Open = self.state {
             return Pin::new(&mut self.stream).poll_read(cx, buf);
         }
         self.greet(cx, buf)
@@ -157,7 +157,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let State::Startup(_) = self.state {
+        if let ReplayState::Startup(_) = self.state {
             return Poll::Ready(self.swallow(buf));
         }
         Pin::new(&mut self.stream).poll_write(cx, buf)
@@ -168,7 +168,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let State::Startup(_) = self.state {
+        if let ReplayState::Startup(_) = self.state {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return Poll::Ready(first.map_or(Ok(0), |buf| self.swallow(buf)));
         }

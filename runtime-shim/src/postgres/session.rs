@@ -1,4 +1,4 @@
-//! A PostgreSQL session that is there when it is needed: dead connections are replaced.
+//! A PostgreSQL session that replaces dead connections.
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -12,92 +12,92 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-use super::{Connected, Lent};
-use crate::rest::{BoxFuture, Session};
+use super::{LeaseProbe, PostgresConnection};
+use crate::freeze::{BoxFuture, RenewableSession};
 use crate::{Backend, Error, now_ns, report};
 
-/// How long a connection may take to say goodbye to its server.
-const GOODBYE_WAIT: Duration = Duration::from_millis(500);
+/// Longest time for a connection to end its session with the server.
+const TERMINATION_WAIT: Duration = Duration::from_millis(500);
 
-/// A PostgreSQL session, from [`Backend::session`]. Clones are the same.
+/// A PostgreSQL session, from [`Backend::session`]. Clones share it.
 #[derive(Clone)]
-pub struct PostgresSession(Arc<Inner>);
+pub struct PostgresSession(Arc<SharedSession>);
 
-struct Inner {
+struct SharedSession {
     backend: Backend,
-    held: Mutex<Option<Held>>,
+    connection: Mutex<Option<SessionConnection>>,
 }
 
-struct Held {
+struct SessionConnection {
     client: Arc<Client>,
     task: tokio::task::JoinHandle<()>,
-    lent: Option<Lent>,
+    probe: Option<LeaseProbe>,
 }
 
 impl Backend {
-    /// A PostgreSQL session that outlives its connections: [`PostgresSession::client`] has always a living one. After a
-    /// thaw it has looked before anybody else can: a connection that the server has ended meanwhile, or that is older
-    /// than the agent's pool allows, costs no request.
+    /// A PostgreSQL session that outlives its connections: [`PostgresSession::client`] replaces a dead one. After a thaw it
+    /// checks its connection before the function accepts a client, so that no request fails on a connection that the
+    /// server has ended meanwhile, or that is older than the agent's pool allows.
     ///
     /// # Errors
     /// Those of [`postgres`](Self::postgres), for the first connection.
     pub async fn session(self) -> Result<PostgresSession, Error> {
-        let held = Held::new(self.connect_postgres().await?);
-        let inner = Arc::new(Inner { backend: self, held: Mutex::new(Some(held)) });
-        let weak: Weak<dyn Session> = Arc::<Inner>::downgrade(&inner);
-        inner.backend.function().rest().add(weak);
-        Ok(PostgresSession(inner))
+        let connection = SessionConnection::new(self.connect_postgres().await?);
+        let session = Arc::new(SharedSession { backend: self, connection: Mutex::new(Some(connection)) });
+        let weak: Weak<dyn RenewableSession> = Arc::<SharedSession>::downgrade(&session);
+        session.backend.function().freeze_hooks().add(weak);
+        Ok(PostgresSession(session))
     }
 }
 
 impl PostgresSession {
-    /// The client of the present connection; of a new one when that has ended. Do not keep it longer than for a
-    /// request: it would not be replaced.
+    /// The client of the current connection, or of a new one when that has ended. Keep it for one request only, because
+    /// a client that you keep is not replaced.
     ///
     /// # Errors
     /// Those of [`Backend::postgres`].
     pub async fn client(&self) -> Result<Arc<Client>, Error> {
-        let mut held = self.0.held.lock().await;
-        if let Some(held) = &*held
-            && !held.client.is_closed()
+        let mut current = self.0.connection.lock().await;
+        if let Some(connection) = &*current
+            && !connection.client.is_closed()
         {
-            return Ok(Arc::clone(&held.client));
+            return Ok(Arc::clone(&connection.client));
         }
-        self.0.replace(&mut held).await
+        self.0.replace(&mut current).await
     }
 }
 
-impl Inner {
-    async fn replace(&self, held: &mut Option<Held>) -> Result<Arc<Client>, Error> {
-        self.close(held.take()).await;
-        let new = Held::new(self.backend.connect_postgres().await?);
-        Ok(Arc::clone(&held.insert(new).client))
+impl SharedSession {
+    async fn replace(&self, current: &mut Option<SessionConnection>) -> Result<Arc<Client>, Error> {
+        self.close(current.take()).await;
+        let new = SessionConnection::new(self.backend.connect_postgres().await?);
+        Ok(Arc::clone(&current.insert(new).client))
     }
 
-    /// Closes a connection, and gives the agent its place back.
-    async fn close(&self, held: Option<Held>) {
-        let Some(Held { client, mut task, lent }) = held else { return };
+    /// Closes a connection, and returns its place in the agent's pool.
+    async fn close(&self, connection: Option<SessionConnection>) {
+        let Some(SessionConnection { client, mut task, probe }) = connection else { return };
         drop(client);
-        // Somebody may hold the client yet; the connection goes all the same.
-        if timeout(GOODBYE_WAIT, &mut task).await.is_err() {
+        // A request may still hold the client; the connection closes anyway.
+        if timeout(TERMINATION_WAIT, &mut task).await.is_err() {
             task.abort();
             let _ = task.await;
         }
-        if let Some(Lent { connection, .. }) = lent {
+        if let Some(LeaseProbe { connection, .. }) = probe {
             let backend = self.backend.name().to_owned();
             self.backend.function().tell(&ToAgent::Returned { backend, connection });
         }
     }
 }
 
-impl Session for Inner {
+impl RenewableSession for SharedSession {
     fn refresh(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let mut held = self.held.lock().await;
-            if held.as_ref().is_some_and(Held::is_usable) {
+            let mut current = self.connection.lock().await;
+            if current.as_ref().is_some_and(SessionConnection::is_usable) {
                 return;
             }
-            if let Err(error) = self.replace(&mut held).await {
+            if let Err(error) = self.replace(&mut current).await {
                 report::line(&report::chain(&error));
             }
         })
@@ -105,29 +105,30 @@ impl Session for Inner {
 
     fn give_back(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
-            let held = self.held.lock().await.take();
-            self.close(held).await;
+            let connection = self.connection.lock().await.take();
+            self.close(connection).await;
         })
     }
 }
 
-impl Held {
-    fn new(connected: Connected) -> Self {
-        let Connected { client, task, lent } = connected;
-        Self { client: Arc::new(client), task, lent }
+impl SessionConnection {
+    fn new(connected: PostgresConnection) -> Self {
+        let PostgresConnection { client, task, probe } = connected;
+        Self { client: Arc::new(client), task, probe }
     }
 
-    /// Judged by the socket itself: the driver's task may not have run since the server ended it.
+    /// Checks the socket itself, because the driver's task may not have run since the server closed it.
     fn is_usable(&self) -> bool {
-        !self.client.is_closed() && self.lent.as_ref().is_none_or(Lent::is_usable)
+        !self.client.is_closed() && self.probe.as_ref().is_none_or(LeaseProbe::is_usable)
     }
 }
 
-impl Lent {
-    /// Young enough, open, and with nothing to read: nobody has asked, so it could only be a goodbye.
+impl LeaseProbe {
+    /// Whether it is young enough, open, and has nothing to read: without a query, a message can only be the server's
+    /// end of the session.
     fn is_usable(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        let silent = recv(self.probe.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN);
+        let silent = recv(self.socket.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN);
         silent && self.expires_ns.is_none_or(|expires_ns| now_ns() < expires_ns)
     }
 }

@@ -1,15 +1,15 @@
-//! The door for fuzz targets: the record layer. No part of the interface.
+//! Access for fuzz targets to the record layer. Not part of the interface.
 
 use bytes::BytesMut;
 use headstart_wire::{Suite, TrafficKey};
 use rustls::ContentType;
 
-use super::record::{Opener, Said, Sealer};
+use super::record::{Opener, RecordContent, Sealer};
 
-/// What a server sends, as it is; and as the types and payloads of records that it has encrypted.
+/// Decrypts `bytes` as records of a server; and encrypts and decrypts them as types and payloads of records.
 ///
 /// # Panics
-/// Whenever a target should.
+/// When the record layer is wrong.
 pub fn records(bytes: &[u8]) {
     let suite = if bytes.len().is_multiple_of(2) { Suite::Aes256Gcm } else { Suite::Chacha20Poly1305 };
     let key = TrafficKey { key: [7; 32], iv: [7; 12], sequence: 0 };
@@ -29,11 +29,11 @@ pub fn records(bytes: &[u8]) {
         rest = next;
     }
     let mut plain = BytesMut::new();
-    while let Ok(Some(Said::Data | Said::Nothing)) = opener.open(&mut sent, &mut plain) {}
-    assert!(data.starts_with(&plain), "what is read was sent");
+    while let Ok(Some(RecordContent::Data | RecordContent::Nothing)) = opener.open(&mut sent, &mut plain) {}
+    assert!(data.starts_with(&plain), "the plaintext is what was encrypted");
 
     let (Ok(mut opener), mut raw) = (Opener::new(suite, &key), BytesMut::from(bytes)) else { return };
     plain.clear();
     while let Ok(Some(_)) = opener.open(&mut raw, &mut plain) {}
-    assert!(plain.is_empty(), "nobody has encrypted this");
+    assert!(plain.is_empty(), "unencrypted bytes give no plaintext");
 }

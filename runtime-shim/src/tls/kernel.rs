@@ -1,4 +1,4 @@
-//! Sessions whose records the kernel reads and writes: data comes and goes by itself, and what is no data is ours.
+//! Sessions whose records the kernel encrypts and decrypts. The kernel handles data; this file handles other records.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -11,34 +11,36 @@ use rustls::ContentType;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::Keys;
-use super::record::{CLOSE_NOTIFY, Control, Fault, KEY_UPDATE, PLAIN_MAX, Said, record_limit};
+use super::KeyUpdates;
+use super::record::{
+    CLOSE_NOTIFY, ControlMessages, Fault, KEY_UPDATE, PLAIN_MAX, RecordContent, record_limit,
+};
 
 const CANNOT_REKEY: &str =
-    "the keys of the TLS session must change, and this kernel cannot do that: Linux 6.14 can";
+    "the keys of the TLS session must change, which this kernel does not support: Linux 6.14 does";
 
-/// A stream of plaintext over a session that was handed over to the kernel.
+/// The plaintext stream of a TLS session in the kernel.
 pub(crate) struct KernelStream {
     socket: TcpStream,
     suite: Suite,
-    keys: Keys,
-    control: Control,
-    /// Records sent with the last key, and how many it is good for.
+    keys: KeyUpdates,
+    control: ControlMessages,
+    /// Records sent with the current key, and the most that it allows.
     sent: u64,
     pub(super) limit: u64,
-    /// The key of which the server must be told.
+    /// The key of a KeyUpdate that is not sent yet.
     next_to_server: Option<TrafficKey>,
-    /// The server has said that nothing follows.
+    /// The server has sent close_notify.
     ended: bool,
-    /// We have.
+    /// This side has sent close_notify.
     closed: bool,
-    /// What ended the session before its time.
+    /// The error that ended the session.
     broken: Option<String>,
 }
 
 impl KernelStream {
-    pub(crate) fn new(socket: TcpStream, suite: Suite, keys: Keys) -> io::Result<Self> {
-        let (control, limit) = (Control::default(), record_limit(suite)?);
+    pub(crate) fn new(socket: TcpStream, suite: Suite, keys: KeyUpdates) -> io::Result<Self> {
+        let (control, limit) = (ControlMessages::default(), record_limit(suite)?);
         let (next_to_server, broken) = (None, None);
         Ok(Self {
             socket,
@@ -61,14 +63,14 @@ impl KernelStream {
         }
     }
 
-    /// Ends the session: nothing that comes later can be trusted.
+    /// Ends the session, because later records cannot be trusted.
     fn fail(&mut self, why: impl Into<String>) -> io::Error {
         let why = why.into();
         self.broken = Some(why.clone());
         io::Error::new(ErrorKind::InvalidData, why)
     }
 
-    /// Tells the server, if it can be told at once, and the caller.
+    /// Ends the session with an error, and sends the server an alert if the socket has room.
     fn refuse(&mut self, fault: &Fault) -> io::Error {
         if let Some(alert) = fault.alert() {
             let _ = ktls::send(&self.socket, ktls::ALERT, &[2, alert]);
@@ -101,7 +103,7 @@ impl KernelStream {
             Ok((ktls::APPLICATION_DATA, data)) => {
                 let bytes = data.len();
                 buf.advance(bytes);
-                self.control.data().map(|()| Said::Data)
+                self.control.data().map(|()| RecordContent::Data)
             }
             Ok((content, bytes)) => self.control.read(ContentType::from(content), bytes),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -112,16 +114,16 @@ impl KernelStream {
             },
         };
         match said.map_err(|fault| self.refuse(&fault))? {
-            Said::Data => return Ok(true),
-            Said::Nothing => {}
-            Said::End => self.ended = true,
-            Said::KeyUpdate { .. } if !ktls::can_rekey() => return Err(self.fail(CANNOT_REKEY)),
-            Said::KeyUpdate { requested } => self.keys.updated(requested),
+            RecordContent::Data => return Ok(true),
+            RecordContent::Nothing => {}
+            RecordContent::End => self.ended = true,
+            RecordContent::KeyUpdate { .. } if !ktls::can_rekey() => return Err(self.fail(CANNOT_REKEY)),
+            RecordContent::KeyUpdate { requested } => self.keys.updated(requested),
         }
         Ok(false)
     }
 
-    /// Sends a record that is no data, as soon as there is room.
+    /// Sends a record other than data, as soon as the socket has room.
     fn poll_send(&self, cx: &mut Context<'_>, content: u8, bytes: &[u8]) -> Poll<io::Result<()>> {
         loop {
             ready!(self.socket.poll_write_ready(cx))?;
@@ -132,7 +134,7 @@ impl KernelStream {
         }
     }
 
-    /// Gets new keys for what we send, if the old ones are due.
+    /// Changes the key for sending, if that is due.
     fn poll_key_update(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.next_to_server.is_none() {
             let worn = self.sent >= self.limit;
@@ -178,7 +180,7 @@ impl AsyncWrite for KernelStream {
         let stream = self.get_mut();
         stream.check()?;
         ready!(stream.poll_key_update(cx))?;
-        // A record at a time, to count them.
+        // One record at a time, to count records.
         let part = &buf[..buf.len().min(PLAIN_MAX)];
         let written = ready!(Pin::new(&mut stream.socket).poll_write(cx, part))?;
         stream.sent += 1;
@@ -186,7 +188,7 @@ impl AsyncWrite for KernelStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What was written is the kernel's.
+        // The kernel has all written bytes.
         Poll::Ready(Ok(()))
     }
 

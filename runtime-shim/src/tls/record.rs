@@ -11,14 +11,14 @@ use rustls::crypto::cipher::{
 use rustls::crypto::ring::cipher_suite::{TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
 use rustls::{ContentType, ProtocolVersion, Tls13CipherSuite};
 
-/// The most plaintext in a record (section 5.1).
+/// Most bytes of plaintext in a record (section 5.1).
 pub(super) const PLAIN_MAX: usize = 1 << 14;
-/// The most ciphertext (section 5.2).
+/// Most bytes of ciphertext in a record (section 5.2).
 const CIPHER_MAX: usize = PLAIN_MAX + 256;
-/// Type, version, length.
+/// Length of a record's header: type, version, length.
 const HEADER_BYTES: usize = 5;
 pub(super) const RECORD_MAX: usize = HEADER_BYTES + CIPHER_MAX;
-/// The largest message of the handshake protocol that is read: those that may come now are far smaller.
+/// Longest accepted message of the handshake protocol; messages after the handshake are far shorter.
 const MESSAGE_MAX: usize = 1 << 16;
 
 /// `HandshakeType` (section 4).
@@ -29,27 +29,27 @@ pub(super) const KEY_UPDATE: u8 = 24;
 pub(super) const CLOSE_NOTIFY: u8 = 0;
 const USER_CANCELED: u8 = 90;
 
-/// What a record meant for the session.
+/// What a record contained.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// There is more plaintext.
+pub(super) enum RecordContent {
+    /// Plaintext.
     Data,
-    /// Nothing that concerns us.
+    /// Nothing of interest.
     Nothing,
-    /// The next record has new keys, and so should ours if that was asked for.
+    /// The server's next record has a new key; `requested`: this side must change its key too.
     KeyUpdate { requested: bool },
-    /// Nothing follows.
+    /// The end: no record follows.
     End,
 }
 
-/// What a server must not send.
+/// An error of the server.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
     #[error("the server's TLS record cannot be decrypted")]
     BadRecordMac,
     #[error("the server's TLS record is too long")]
     RecordOverflow,
-    #[error("the server sent {0}, which has no place here in TLS")]
+    #[error("the server sent {0}, which TLS does not allow here")]
     Unexpected(&'static str),
     #[error("the server sent a TLS message that cannot be read")]
     Decode,
@@ -60,7 +60,7 @@ pub(super) enum Fault {
 const UNKNOWN: Fault = Fault::Unexpected("a record of an unknown type");
 
 impl Fault {
-    /// What the server is told of it.
+    /// The alert to send to the server; none when the server has ended the session.
     pub(super) fn alert(&self) -> Option<u8> {
         match self {
             Self::BadRecordMac => Some(20),
@@ -80,23 +80,23 @@ fn suite(suite: Suite) -> io::Result<&'static Tls13CipherSuite> {
     suite.tls13().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
-/// How many records a key of this suite is good for (section 5.5).
+/// Most records with one key of this suite (section 5.5).
 pub(super) fn record_limit(name: Suite) -> io::Result<u64> {
     Ok(suite(name)?.common.confidentiality_limit)
 }
 
-/// Reads records.
+/// Decrypts records.
 pub(super) struct Opener {
     suite: &'static Tls13CipherSuite,
     cipher: Box<dyn MessageDecrypter>,
     sequence: u64,
-    control: Control,
+    control: ControlMessages,
 }
 
-/// Reads what is no data.
+/// Reads records other than data.
 #[derive(Default)]
-pub(super) struct Control {
-    /// Messages of the handshake protocol may be spread over records.
+pub(super) struct ControlMessages {
+    /// Bytes of handshake messages, which may span several records.
     messages: BytesMut,
 }
 
@@ -104,7 +104,7 @@ impl Opener {
     pub(super) fn new(name: Suite, key: &TrafficKey) -> io::Result<Self> {
         let suite = suite(name)?;
         let cipher = suite.aead_alg.decrypter(AeadKey::from(key.key), Iv::new(key.iv));
-        Ok(Self { suite, cipher, sequence: key.sequence, control: Control::default() })
+        Ok(Self { suite, cipher, sequence: key.sequence, control: ControlMessages::default() })
     }
 
     pub(super) fn rekey(&mut self, key: &TrafficKey) {
@@ -112,12 +112,12 @@ impl Opener {
         self.sequence = key.sequence;
     }
 
-    /// Takes the first record from `incoming`, if all of it is there, and appends its data to `plain`.
+    /// Takes the first record from `incoming`, if it is complete, and appends its data to `plain`.
     pub(super) fn open(
         &mut self,
         incoming: &mut BytesMut,
         plain: &mut BytesMut,
-    ) -> Result<Option<Said>, Fault> {
+    ) -> Result<Option<RecordContent>, Fault> {
         let Some(header) = incoming.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let bytes = usize::from(u16::from_be_bytes([header[3], header[4]]));
         if header[0] != u8::from(ContentType::ApplicationData) {
@@ -138,19 +138,19 @@ impl Opener {
             rustls::Error::PeerMisbehaved(_) => UNKNOWN,
             _ => Fault::BadRecordMac,
         })?;
-        // 2^64 records take longer than any connection lives.
+        // No connection lives for 2^64 records.
         self.sequence = self.sequence.wrapping_add(1);
         if message.typ == ContentType::ApplicationData {
             self.control.data()?;
             plain.extend_from_slice(message.payload);
-            return Ok(Some(Said::Data));
+            return Ok(Some(RecordContent::Data));
         }
         self.control.read(message.typ, message.payload).map(Some)
     }
 }
 
-impl Control {
-    /// There was data.
+impl ControlMessages {
+    /// Checks that data may come now.
     pub(super) fn data(&self) -> Result<(), Fault> {
         match self.messages.is_empty() {
             true => Ok(()),
@@ -158,20 +158,20 @@ impl Control {
         }
     }
 
-    /// There was a record of another type.
-    pub(super) fn read(&mut self, typ: ContentType, payload: &[u8]) -> Result<Said, Fault> {
+    /// Reads a record of another type.
+    pub(super) fn read(&mut self, typ: ContentType, payload: &[u8]) -> Result<RecordContent, Fault> {
         match typ {
             ContentType::Alert => {
                 self.data()?;
                 match *payload {
-                    [_, CLOSE_NOTIFY] => Ok(Said::End),
-                    [_, USER_CANCELED] => Ok(Said::Nothing),
+                    [_, CLOSE_NOTIFY] => Ok(RecordContent::End),
+                    [_, USER_CANCELED] => Ok(RecordContent::Nothing),
                     [_, alert] => Err(Fault::Alert(alert)),
                     _ => Err(Fault::Decode),
                 }
             }
             ContentType::Handshake => {
-                // Empty fragments are forbidden (section 5.1): nobody can keep us busy with them.
+                // Empty fragments are forbidden (section 5.1), so that a server cannot keep this loop busy.
                 if payload.is_empty() {
                     return Err(Fault::Unexpected("an empty message"));
                 }
@@ -185,8 +185,8 @@ impl Control {
         }
     }
 
-    /// Reads the messages that are whole.
-    fn message(&mut self) -> Result<Said, Fault> {
+    /// Reads the complete messages.
+    fn message(&mut self) -> Result<RecordContent, Fault> {
         while let Some(&[kind, a, b, c]) = self.messages.first_chunk::<4>() {
             let bytes = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
             if bytes > MESSAGE_MAX {
@@ -200,10 +200,10 @@ impl Control {
             match kind {
                 NEW_SESSION_TICKET => {}
                 KEY_UPDATE => {
-                    // What follows it has other keys, so nothing may follow in its record (section 5.1).
+                    // Bytes after it have another key, so it must be the last message of its record (section 5.1).
                     return match *body {
                         [requested @ (0 | 1)] if self.messages.is_empty() => {
-                            Ok(Said::KeyUpdate { requested: requested == 1 })
+                            Ok(RecordContent::KeyUpdate { requested: requested == 1 })
                         }
                         [0 | 1] => Err(Fault::Unexpected("a message after a KeyUpdate in its record")),
                         _ => Err(Fault::Decode),
@@ -212,16 +212,16 @@ impl Control {
                 _ => return Err(Fault::Unexpected("a message of the handshake")),
             }
         }
-        Ok(Said::Nothing)
+        Ok(RecordContent::Nothing)
     }
 }
 
-/// Writes records.
+/// Encrypts records.
 pub(super) struct Sealer {
     suite: &'static Tls13CipherSuite,
     cipher: Box<dyn MessageEncrypter>,
     sequence: u64,
-    /// How many records a key is good for (section 5.5).
+    /// Most records with one key (section 5.5).
     limit: u64,
 }
 
@@ -237,7 +237,7 @@ impl Sealer {
         self.limit = limit;
     }
 
-    /// Whether the key should be replaced.
+    /// Whether the key must be replaced.
     pub(super) fn is_worn(&self) -> bool {
         self.sequence >= self.limit
     }
@@ -254,7 +254,7 @@ impl Sealer {
         self.seal(ContentType::Alert, &[2, alert], out)
     }
 
-    /// Tells the server of the next key, with the last one, and takes it. The server's own stays.
+    /// Announces the next key to the server with the current one, then uses it. The server's own key stays.
     pub(super) fn key_update(&mut self, key: &TrafficKey, out: &mut BytesMut) -> Result<(), String> {
         self.seal(ContentType::Handshake, &[KEY_UPDATE, 0, 0, 1, 0], out)?;
         self.cipher = self.suite.aead_alg.encrypter(AeadKey::from(key.key), Iv::new(key.iv));
@@ -267,7 +267,7 @@ impl Sealer {
         let message = OutboundPlainMessage { typ, version: ProtocolVersion::TLSv1_2, payload };
         let record = self.cipher.encrypt(message, self.sequence).map_err(|error| error.to_string())?;
         out.extend_from_slice(&record.encode());
-        // 2^64 records take longer than any connection lives.
+        // No connection lives for 2^64 records.
         self.sequence = self.sequence.wrapping_add(1);
         Ok(())
     }

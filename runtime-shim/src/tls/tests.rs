@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufRea
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::{KernelStream, Keys, TlsStream};
+use super::{KernelStream, KeyUpdates, UserTlsStream};
 use crate::testing::{FakeAgent, PATIENCE, attached};
 use crate::{BackendStream, Function};
 
@@ -236,10 +236,10 @@ async fn a_worn_key_is_replaced() {
     let stream = std::net::TcpStream::from(fd);
     let stream = tokio::net::TcpStream::from_std(stream).unwrap();
     let TlsSession { connection, suite, keys } = tls.unwrap();
-    let later = Keys::new(known, connection, PATIENCE);
+    let later = KeyUpdates::new(known, connection, PATIENCE);
     let mut stream: Box<dyn AsyncWrite + Unpin> = match keys {
         Some(keys) => {
-            let mut stream = TlsStream::new(stream, suite, &keys, later).unwrap();
+            let mut stream = UserTlsStream::new(stream, suite, &keys, later).unwrap();
             stream.sealer.set_limit(3);
             Box::new(stream)
         }
@@ -339,14 +339,14 @@ async fn an_agent_that_does_not_know_the_next_key_ends_the_session() {
         server.obeys("k").await;
         server.types("after").await;
         let reading = tokio::spawn(async move { stream.read(&mut [0]).await });
-        let ToAgent::NextKey { connection, flow } = agent.heard().await else { panic!("no question") };
+        let ToAgent::NextKey { connection, flow } = agent.next_message().await else { panic!("no question") };
         if known {
             agent.0.send(&ToFunction::NextKey { connection, flow, key: None }, &[]).unwrap();
         } else {
             drop(agent);
         }
         let error = timeout(PATIENCE, reading).await.expect("no hang").unwrap().unwrap_err();
-        let said = if known { "was not there when" } else { "agent is gone" };
+        let said = if known { "did not hand the connection over" } else { "agent is gone" };
         assert!(error.to_string().contains(said), "{error}");
     }
 }

@@ -44,7 +44,7 @@ async fn a_startup_message_written_byte_by_byte_is_swallowed() {
         heard.push(driver.read_u8().await.unwrap());
     }
     assert_eq!(heard, b"hello!");
-    assert!(matches!(driver.state, State::Open));
+    assert!(matches!(driver.state, ReplayState::Open));
 }
 
 #[tokio::test]

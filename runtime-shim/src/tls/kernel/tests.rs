@@ -38,7 +38,7 @@ async fn play(suite: Suite) -> Option<Played> {
         return None;
     }
     let (_, function) = attached(Vec::new()).await;
-    let later = Keys::new(Arc::clone(function.agent().unwrap()), 7, PATIENCE);
+    let later = KeyUpdates::new(Arc::clone(function.agent().unwrap()), 7, PATIENCE);
     Some(Played {
         _function: function,
         stream: KernelStream::new(socket, suite, later).unwrap(),
@@ -103,8 +103,8 @@ async fn what_is_written_is_read_whole_and_ends_with_a_goodbye() {
             let mut incoming = BytesMut::new();
             loop {
                 match opener.open(&mut incoming, &mut plain).unwrap() {
-                    Some(Said::End) => break,
-                    Some(said) => assert_eq!(said, Said::Data),
+                    Some(RecordContent::End) => break,
+                    Some(said) => assert_eq!(said, RecordContent::Data),
                     None => {
                         incoming.reserve(RECORD_MAX);
                         assert_ne!(server.read_buf(&mut incoming).await.unwrap(), 0);

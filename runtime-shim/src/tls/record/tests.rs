@@ -14,7 +14,7 @@ fn both(suite: Suite) -> (Sealer, Opener) {
 }
 
 /// What the function makes of a record.
-fn opened(typ: ContentType, payload: &[u8]) -> Result<Option<Said>, Fault> {
+fn opened(typ: ContentType, payload: &[u8]) -> Result<Option<RecordContent>, Fault> {
     let (mut server, mut function) = both(Suite::Aes256Gcm);
     let (mut records, mut plain) = Default::default();
     server.seal(typ, payload, &mut records).unwrap();
@@ -39,8 +39,11 @@ fn records_may_arrive_in_any_pieces() {
             said.extend(function.open(&mut incoming, &mut plain).unwrap());
         }
         assert_eq!(&plain[..], b"onethree");
-        let update = Said::KeyUpdate { requested: true };
-        assert_eq!(said, [Said::Data, Said::Data, Said::Data, update, Said::End]);
+        let update = RecordContent::KeyUpdate { requested: true };
+        assert_eq!(
+            said,
+            [RecordContent::Data, RecordContent::Data, RecordContent::Data, update, RecordContent::End]
+        );
     }
 }
 
@@ -56,15 +59,18 @@ fn messages_may_be_spread_over_records_and_end_with_a_key_update() {
     while !records.is_empty() {
         said.extend(function.open(&mut records, &mut plain).unwrap());
     }
-    assert_eq!(said.pop(), Some(Said::KeyUpdate { requested: false }));
-    assert_eq!(said, [Said::Nothing, Said::Nothing, Said::Nothing, Said::Nothing]);
+    assert_eq!(said.pop(), Some(RecordContent::KeyUpdate { requested: false }));
+    assert_eq!(
+        said,
+        [RecordContent::Nothing, RecordContent::Nothing, RecordContent::Nothing, RecordContent::Nothing]
+    );
 
     // From there on both have the next keys, and count anew.
     server.key_update(&key(2), &mut records).unwrap();
     function.open(&mut records, &mut plain).unwrap();
     function.rekey(&key(2));
     server.data(b"later", &mut records).unwrap();
-    assert_eq!(function.open(&mut records, &mut plain), Ok(Some(Said::Data)));
+    assert_eq!(function.open(&mut records, &mut plain), Ok(Some(RecordContent::Data)));
     assert_eq!(&plain[..], b"later");
 }
 
@@ -90,7 +96,7 @@ fn what_a_server_must_not_send_has_a_name_and_an_alert() {
         let error = opened(typ, payload).unwrap_err();
         assert_eq!((error.alert(), error), (alert, fault), "{typ:?} {payload:?}");
     }
-    assert_eq!(opened(ContentType::Alert, &[1, USER_CANCELED]), Ok(Some(Said::Nothing)));
+    assert_eq!(opened(ContentType::Alert, &[1, USER_CANCELED]), Ok(Some(RecordContent::Nothing)));
 
     let (mut server, mut function) = both(Suite::Aes256Gcm);
     let (mut records, mut plain) = (BytesMut::new(), BytesMut::new());
@@ -113,7 +119,7 @@ fn forged_records_are_refused() {
         assert_eq!(function.open(&mut forged, &mut plain), Err(Fault::BadRecordMac), "byte {at}");
     }
     let mut twice = [&good[..], &good].concat()[..].into();
-    assert_eq!(function.open(&mut twice, &mut plain), Ok(Some(Said::Data)));
+    assert_eq!(function.open(&mut twice, &mut plain), Ok(Some(RecordContent::Data)));
     assert_eq!(function.open(&mut twice, &mut plain), Err(Fault::BadRecordMac), "a replay");
 
     for (header, fault) in [

@@ -1,9 +1,9 @@
-//! Before a freeze and after a thaw: the agent's two questions, hooks, and connections that must be looked after.
+//! What happens before a freeze and after a thaw: the agent's orders, the hooks, and the check of connections.
 //!
 //! ```text
 //! Freeze ──> stop accepting ──> hooks ──> (connections go back) ──> Quiet
-//!               │ somebody is connected, or a hook fails: go on ──> Busy
-//! Thaw ────> look after the connections ──> hooks ──> accept ─────> Thawed
+//!               │ a client is connected, or a hook fails: go on ──> Busy
+//! Thaw ────> check the connections ──> hooks ──> accept ──────────> Thawed
 //! ```
 
 use std::error::Error;
@@ -19,43 +19,43 @@ use tokio::time::timeout;
 
 use crate::{Function, now_ns, report};
 
-/// How long the hooks of a freeze, or of a thaw, may take all together. The agent waits for 5 s.
+/// Longest time for all hooks of a freeze, or of a thaw, together. The agent waits 5 s.
 pub(crate) const HOOKS_WAIT: Duration = Duration::from_secs(2);
 
-/// Orders that wait: the agent sends the next when it has the answer to the last.
+/// Most queued orders. The agent sends the next order after the answer to the last.
 pub(crate) const ORDERS_MAX: usize = 8;
 
-/// What the agent says about it.
+/// An order of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum FreezeOrder {
     Freeze { return_backends: bool },
     Thaw,
 }
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a hook that fails says.
+/// The error of a hook.
 pub type HookError = Box<dyn Error + Send + Sync>;
 
 type Hook = Arc<dyn Fn() -> BoxFuture<'static, Result<(), HookError>> + Send + Sync>;
 
-/// A backend session that lives through a freeze.
-pub(crate) trait Session: Send + Sync {
+/// A backend session that survives a freeze.
+pub(crate) trait RenewableSession: Send + Sync {
     /// Replaces its connection if that is dead or too old.
     fn refresh(&self) -> BoxFuture<'_, ()>;
     /// Closes its connection.
     fn give_back(&self) -> BoxFuture<'_, ()>;
 }
 
-/// What is to be done, by whom, in the order in which they came.
+/// The hooks and sessions, in the order of their registration.
 #[derive(Default)]
-pub(crate) struct Rest {
+pub(crate) struct FreezeHooks {
     before: Mutex<Vec<Hook>>,
     after: Mutex<Vec<Hook>>,
-    sessions: Mutex<Vec<Weak<dyn Session>>>,
+    sessions: Mutex<Vec<Weak<dyn RenewableSession>>>,
 }
 
-impl Rest {
+impl FreezeHooks {
     pub(crate) fn before(
         &self,
         hook: impl Fn() -> BoxFuture<'static, Result<(), HookError>> + Send + Sync + 'static,
@@ -71,26 +71,26 @@ impl Rest {
     }
 
     #[cfg(feature = "postgres")]
-    pub(crate) fn add(&self, session: Weak<dyn Session>) {
+    pub(crate) fn add(&self, session: Weak<dyn RenewableSession>) {
         let mut sessions = lock(&self.sessions);
         sessions.retain(|known| known.strong_count() > 0);
         sessions.push(session);
     }
 
-    fn sessions(&self) -> Vec<Arc<dyn Session>> {
+    fn sessions(&self) -> Vec<Arc<dyn RenewableSession>> {
         lock(&self.sessions).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
-/// Answers the agent for as long as it is there.
-pub(crate) async fn answer(function: Function, mut orders: mpsc::Receiver<Order>) {
+/// Answers the agent's orders until the agent is gone.
+pub(crate) async fn answer(function: Function, mut orders: mpsc::Receiver<FreezeOrder>) {
     while let Some(order) = orders.recv().await {
         match order {
-            Order::Freeze { return_backends } => {
+            FreezeOrder::Freeze { return_backends } => {
                 let quiet = freeze(&function, return_backends).await;
                 function.tell(&if quiet { ToAgent::Quiet {} } else { ToAgent::Busy {} });
             }
-            Order::Thaw => {
+            FreezeOrder::Thaw => {
                 if function.places().is_paused() {
                     thaw(&function).await;
                 }
@@ -98,7 +98,7 @@ pub(crate) async fn answer(function: Function, mut orders: mpsc::Receiver<Order>
             }
         }
     }
-    // Nobody is left who would freeze or thaw it.
+    // Without an agent there is no thaw, so the function accepts again.
     function.places().resume();
 }
 
@@ -106,15 +106,15 @@ async fn freeze(function: &Function, return_backends: bool) -> bool {
     if !function.places().pause() {
         return false;
     }
-    let hooks = lock(&function.rest().before).clone();
+    let hooks = lock(&function.freeze_hooks().before).clone();
     if let Err(error) = run(&hooks).await {
-        report::line(&format!("not frozen: {error}"));
-        // What earlier hooks did is undone.
+        report::line(&format!("the instance refuses to freeze: {error}"));
+        // Undo the effects of the earlier hooks.
         thaw(function).await;
         return false;
     }
     if return_backends {
-        for session in function.rest().sessions() {
+        for session in function.freeze_hooks().sessions() {
             session.give_back().await;
         }
     }
@@ -122,12 +122,12 @@ async fn freeze(function: &Function, return_backends: bool) -> bool {
 }
 
 async fn thaw(function: &Function) {
-    for session in function.rest().sessions() {
+    for session in function.freeze_hooks().sessions() {
         session.refresh().await;
     }
-    let hooks = lock(&function.rest().after).clone();
+    let hooks = lock(&function.freeze_hooks().after).clone();
     if let Err(error) = run(&hooks).await {
-        report::line(&format!("thawed, but: {error}"));
+        report::line(&format!("a hook failed after the thaw: {error}"));
     }
     function.places().resume();
 }
@@ -148,9 +148,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl fmt::Debug for Rest {
+impl fmt::Debug for FreezeHooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rest").finish_non_exhaustive()
+        f.debug_struct("FreezeHooks").finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,7 @@ const THAW: ToFunction = ToFunction::Thaw {};
 
 async fn asked(agent: &FakeAgent, question: &ToFunction) -> ToAgent {
     agent.0.send(question, &[]).unwrap();
-    agent.heard().await
+    agent.next_message().await
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn a_hook_that_never_ends_keeps_it_up() {
     function.on_freeze(std::future::pending);
     agent.0.send(&FREEZE, &[]).unwrap();
     tokio::time::sleep(HOOKS_WAIT * 2).await;
-    assert_eq!(agent.heard().await, ToAgent::Busy {});
+    assert_eq!(agent.next_message().await, ToAgent::Busy {});
     assert!(!function.places().is_paused());
 }
 

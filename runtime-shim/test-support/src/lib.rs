@@ -1,4 +1,7 @@
-//! A function in a process of its own, and the agent that started it.
+//! Test support: a function in a process of its own, with the test as the agent that started it.
+
+#![expect(clippy::unwrap_used, reason = "it is part of tests, where a failed step must end the test")]
+#![expect(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
@@ -14,23 +17,24 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Longer than any step should take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// While one process inherits its control socket, no other is started: it would too.
+/// Locked while a process starts, so that no other process inherits its control socket.
 static STARTING: Mutex<()> = Mutex::new(());
 
 /// A running function.
-pub(crate) struct Instance {
+#[derive(Debug)]
+pub struct FunctionProcess {
     child: Child,
     /// The agent's end of its control socket.
-    pub(crate) agent: Channel,
-    /// Where its clients connect to.
-    pub(crate) address: SocketAddr,
+    pub agent: Channel,
+    /// The address that its clients connect to.
+    pub address: SocketAddr,
 }
 
-impl Instance {
-    /// Starts a function with its lease already queued, as the agent does.
-    pub(crate) fn start(command: Command, backends: Vec<(Grant, Option<OwnedFd>)>) -> Self {
+impl FunctionProcess {
+    /// Starts a function with its lease already in the control socket, as the agent does.
+    pub fn start(command: Command, backends: Vec<(Grant, Option<OwnedFd>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -46,29 +50,31 @@ impl Instance {
     }
 
     /// The next message of the function.
-    pub(crate) fn heard(&self) -> ToAgent {
+    pub fn next_message(&self) -> ToAgent {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.agent.recv::<ToAgent>() {
                 Ok(received) => return received.message,
                 Err(error) => assert!(error.would_block(), "{error}"),
             }
-            assert!(Instant::now() < deadline, "the function says nothing");
+            assert!(Instant::now() < deadline, "the function sends nothing");
             let mut sockets = [PollFd::new(self.agent.as_fd(), PollFlags::POLLIN)];
             poll(&mut sockets, PollTimeout::from(1000u16)).unwrap();
         }
     }
 
-    /// Hears everything up to "ready"; returns the times of hello, injection and readiness.
-    pub(crate) fn heard_until_ready(&self) -> (u64, u64, u64) {
-        let ToAgent::Hello { hello_ns, .. } = self.heard() else { panic!("hello comes first") };
-        let ToAgent::Ack { injected_ns } = self.heard() else { panic!("then the lease is acknowledged") };
-        let ToAgent::Ready { ready_ns } = self.heard() else { panic!("then the function is ready") };
+    /// Receives all messages up to "ready"; returns the times of hello, injection and readiness, in nanoseconds.
+    pub fn messages_until_ready(&self) -> (u64, u64, u64) {
+        let ToAgent::Hello { hello_ns, .. } = self.next_message() else { panic!("hello comes first") };
+        let ToAgent::Ack { injected_ns } = self.next_message() else {
+            panic!("then the lease is acknowledged")
+        };
+        let ToAgent::Ready { ready_ns } = self.next_message() else { panic!("then the function is ready") };
         (hello_ns, injected_ns, ready_ns)
     }
 
-    /// The agent goes away; the function does not. Returns what it says to that.
-    pub(crate) fn lose_agent(&mut self) -> String {
+    /// Closes the agent's end, and returns the line that the function then writes to standard error.
+    pub fn lose_agent(&mut self) -> String {
         let (other, _) = Channel::pair().unwrap();
         self.agent = other;
         let (mut line, mut byte) = (Vec::new(), [0]);
@@ -79,21 +85,22 @@ impl Instance {
         String::from_utf8(line).unwrap()
     }
 
-    pub(crate) fn terminate(&self) {
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
     }
 
-    /// Waits for the end; returns how, after how long, and what it had to say.
-    pub(crate) fn ended(mut self) -> (ExitStatus, Duration, String) {
+    /// Waits for the end; returns the exit status, the time it took, and standard error.
+    pub fn ended(mut self) -> (ExitStatus, Duration, String) {
         let begin = Instant::now();
-        let mut said = String::new();
+        let mut stderr = String::new();
         // The end of standard error is the end of the process: it has no children.
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (self.child.wait().unwrap(), begin.elapsed(), said)
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        (self.child.wait().unwrap(), begin.elapsed(), stderr)
     }
 }
 
-impl Drop for Instance {
+impl Drop for FunctionProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -101,7 +108,7 @@ impl Drop for Instance {
 }
 
 /// Starts a process that inherits this end of a control socket.
-pub(crate) fn start_with(mut command: Command, control: &Channel) -> Child {
+pub fn start_with(mut command: Command, control: &Channel) -> Child {
     let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     fcntl(control, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     command.env(CONTROL_FD_ENV, control.as_raw_fd().to_string());
@@ -110,8 +117,8 @@ pub(crate) fn start_with(mut command: Command, control: &Channel) -> Child {
     child
 }
 
-/// Starts a process without an agent, and runs it to its end.
-pub(crate) fn run_alone(mut command: Command) -> (ExitStatus, String) {
+/// Runs a process without an agent; returns its exit status and standard error.
+pub fn run_alone(mut command: Command) -> (ExitStatus, String) {
     let begin = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
     drop(begin);
