@@ -29,7 +29,7 @@ use crate::serve;
 use crate::setup::reload::Reload;
 use crate::setup::{self, Setup, state_dir};
 use crate::start::{self, Drivers, Survivors};
-use crate::syn::{self, Kernel, Pins, Reader, Sensing, Watching};
+use crate::syn::{self, Kernel, Pins, Reader, RunningSensors, SensorTasks};
 
 /// What the operator asks of the agent.
 pub struct AgentOptions {
@@ -52,7 +52,7 @@ pub struct Agent {
     export: Export,
     admin: TcpListener,
     setup: Setup,
-    sensing: Option<Sensing>,
+    sensing: Option<RunningSensors>,
     survivors: Survivors,
     adopted: Vec<AdoptedInstance>,
 }
@@ -126,7 +126,7 @@ impl Agent {
 
         let starts = Arc::new(StartHistory::default());
         let attached = sensing.as_ref().map_or_else(|| watch::channel(Vec::new()).1, |s| s.attached.clone());
-        let (sensor, watching) = sensing.map(Sensing::split).unzip();
+        let (sensor, watching) = sensing.map(RunningSensors::split).unzip();
         let (mut node, control) = Node::new(
             setup.served.services.clone(),
             setup.admission,
@@ -144,7 +144,7 @@ impl Agent {
             control.clone(),
             data.handle().clone(),
         );
-        if let Some(Watching { rings, keys, background }) = watching {
+        if let Some(SensorTasks { rings, keys, background }) = watching {
             node.read_rings(rings.clone());
             tokio::spawn(watch_rings(rings, control.clone()));
             tokio::spawn(background.run());

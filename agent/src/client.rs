@@ -1,6 +1,5 @@
-//! The client's side, for machines from which functions are called: `headstart tag` makes unmodified programs
-//! name the function in their SYNs, `headstart knock` asks for it before a client connects. Neither needs an
-//! agent on the same machine.
+//! Commands for machines whose programs call functions. `headstart tag` adds the function's ID to the SYNs of unmodified
+//! programs; `headstart knock` asks for a function before its client connects. Neither needs an agent on the machine.
 
 mod cgroup;
 mod error;
@@ -75,7 +74,7 @@ impl fmt::Display for Destination {
     }
 }
 
-/// A key of `file` with its number: the one asked for, or the newest.
+/// A key of `file` with its number: the requested one, or the newest.
 fn key(file: &Path, number: Option<u8>) -> Result<(u8, Key), ClientError> {
     let keys = Keys::load(file)?;
     let chosen = match number {
@@ -83,8 +82,8 @@ fn key(file: &Path, number: Option<u8>) -> Result<(u8, Key), ClientError> {
         None => keys.newest(),
     };
     chosen.ok_or_else(|| {
-        let there: Vec<_> = keys.iter().map(|(number, _)| number.to_string()).collect();
-        ClientError::NoKey { file: file.to_owned(), number, there: there.join(", ") }
+        let present: Vec<_> = keys.iter().map(|(number, _)| number.to_string()).collect();
+        ClientError::NoKey { file: file.to_owned(), number, present: present.join(", ") }
     })
 }
 

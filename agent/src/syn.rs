@@ -1,17 +1,17 @@
-//! `syn`: the kernel half, attached and read.
+//! `syn`: attaches the eBPF programs, and reads their events.
 //!
 //! ```text
 //! interface ── XDP native ──refused──> XDP generic ──refused──> tcx ──refused──> (accept queue only)
 //! namespace ── sk_lookup: loopback, containers of this host, ports after DNAT, shared ports, the lobby
-//! listener  ── gate: keeps unauthenticated clients from functions that are closed to them
+//! listener  ── gate: drops SYNs of unannounced clients to closed functions
 //!      └── rings (authenticated, open) ──> reader ──> event
 //! ```
 //!
-//! Only an accelerator: without it, or with an event lost, a function starts when its connection is completed
-//! instead of begun. What it must have, a gate or a shared port, makes a function unavailable without it.
+//! It only makes starts earlier: without it, or if an event is lost, a function starts when its connection is complete
+//! instead of at the SYN. Functions that need it, for a gate or a shared port, are unavailable without it.
 //!
-//! Owners: [`Sensor`] belongs to the node, which says who is warm; [`Background`] follows interfaces and the
-//! clock; [`KeyStore`] is written when an operator asks; [`Pins`] is held to the agent's end.
+//! Owners: [`Sensor`] belongs to the node, which reports warm functions; [`Background`] follows interfaces and the
+//! clock; [`KeyStore`] is written at an operator's request; [`Pins`] is kept until the agent ends.
 
 mod error;
 mod fill;
@@ -27,13 +27,13 @@ mod sensors;
 mod settings;
 mod table;
 
-pub use error::{Part, SynError};
+pub use error::{KernelProgram, SynError};
 pub use interfaces::uplinks;
-pub use kernel::{Background, Kernel, ListenerSupport, Sensing, Watching};
+pub use kernel::{Background, Kernel, ListenerSupport, RunningSensors, SensorTasks};
 pub use keys::{KeyStore, ReloadError};
-pub use ladder::{Attached, Ladder};
+pub use ladder::{AttachedSensor, Ladder};
 pub use pins::{PinError, Pins, is_pinned};
-pub use ring::{BURST_MAX, Reader, Ring, Rings, Seen, read};
+pub use ring::{BURST_MAX, Reader, Ring, RingRecord, Rings, read};
 pub use sensor::Sensor;
 pub use sensors::Mode;
 pub use settings::Clock;

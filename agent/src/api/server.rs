@@ -35,7 +35,7 @@ use super::{
     Unavailable,
 };
 use crate::measure::{self, Export, StartHistory};
-use crate::syn::Attached;
+use crate::syn::AttachedSensor;
 
 /// What the server asks of the task that owns the state of the functions.
 pub trait Control: Clone + Send + Sync + 'static {
@@ -73,7 +73,7 @@ pub struct Server<C> {
     /// The rest, as that changes.
     pub overview: watch::Receiver<Overview>,
     /// Where the kernel half is attached, as that changes.
-    pub attached: watch::Receiver<Vec<Attached>>,
+    pub attached: watch::Receiver<Vec<AttachedSensor>>,
     /// Takes requests to read the configuration again.
     pub reload: mpsc::Sender<ReloadRequest>,
 }
@@ -142,7 +142,7 @@ async fn metrics<C: Control>(State(server): State<Arc<Server<C>>>) -> impl IntoR
     for pool in &server.overview.borrow().pools {
         scrape_pool(&pool.status());
     }
-    for Attached { interface, mode, on } in &*server.attached.borrow() {
+    for AttachedSensor { interface, mode, on } in &*server.attached.borrow() {
         measure::scrape::syn_sensor(interface, mode.as_str(), *on);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], server.export.render())

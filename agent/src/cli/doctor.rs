@@ -12,7 +12,7 @@ use rustix::thread::CapabilitySet;
 
 use super::arguments;
 use crate::start::{Drivers, Lack};
-use crate::syn::{Kernel, Part, uplinks};
+use crate::syn::{Kernel, KernelProgram, uplinks};
 
 /// Descriptors for a node of a few hundred functions with their pools.
 const OPEN_FILES_MIN: u64 = 65_536;
@@ -130,13 +130,13 @@ fn sensors() -> Vec<Finding> {
     let kernel = Kernel::load(headstart_ebpf::OBJECT, None);
     let sensor = |part| {
         let (what, does) = match part {
-            Part::Xdp => ("xdp", "loads; native where the driver can, else generic"),
-            Part::Tcx => ("tcx", "loads; for interfaces that refuse XDP or have another program"),
-            Part::Lookup => (
+            KernelProgram::Xdp => ("xdp", "loads; native where the driver can, else generic"),
+            KernelProgram::Tcx => ("tcx", "loads; for interfaces that refuse XDP or have another program"),
+            KernelProgram::Lookup => (
                 "sk_lookup",
                 "loads; sees loopback, containers of this host, DNAT; shared ports and the lobby",
             ),
-            Part::Gate => ("gate", "loads; require_auth = \"connect\" holds on every path"),
+            KernelProgram::Gate => ("gate", "loads; require_auth = \"connect\" holds on every path"),
         };
         let found = match &kernel {
             Ok(kernel) => match kernel.refused().get(&part) {
@@ -147,7 +147,7 @@ fn sensors() -> Vec<Finding> {
         };
         Finding { what, found }
     };
-    Part::ALL.into_iter().map(sensor).collect()
+    KernelProgram::ALL.into_iter().map(sensor).collect()
 }
 
 /// The key file, when one is configured.

@@ -1,4 +1,4 @@
-//! Cgroup v2 directories: finding them, and one that lives as long as a command.
+//! Finds cgroup v2 directories, and makes a cgroup for one command.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -10,13 +10,13 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use super::ClientError;
 
-/// Rounds of moving leftover processes out: each can fork while it is moved.
+/// Most rounds of moving processes out of the cgroup: a process can fork during a round.
 const ROUNDS_MAX: usize = 16;
 
 /// Opens a directory of cgroup v2.
 ///
 /// # Errors
-/// [`ClientError::OpenCgroup`] or [`ClientError::NotCgroup`], which say where one is.
+/// [`ClientError::OpenCgroup`] or [`ClientError::NotCgroup`], which name the mounts of cgroup v2.
 pub(super) fn open(path: &Path) -> Result<File, ClientError> {
     let mounts = || mounts().into_iter().map(|mount| mount.point).collect();
     let file = File::open(path).map_err(|error| ClientError::OpenCgroup {
@@ -33,18 +33,18 @@ pub(super) fn open(path: &Path) -> Result<File, ClientError> {
 
 /// A cgroup for one command, below this process's own. Dropping it releases what still runs in it and
 /// removes it.
-pub(super) struct Fresh {
+pub(super) struct CommandCgroup {
     path: PathBuf,
-    /// Where this process was, and what is left of the command goes.
+    /// The cgroup of this process, to which remaining processes move.
     home: PathBuf,
 }
 
-impl Fresh {
+impl CommandCgroup {
     /// # Errors
     /// [`ClientError::NoCgroup`], or [`ClientError::OwnCgroup`] when it cannot be created.
     pub(super) fn new() -> Result<Self, ClientError> {
         let home = own().ok_or(ClientError::NoCgroup)?;
-        // Another process of this number can only have been in another PID namespace, or killed.
+        // A cgroup of this name is from a process that was killed, or is in another PID namespace.
         for attempt in 0..ROUNDS_MAX {
             let path = home.join(format!("headstart-tag-{}-{attempt}", std::process::id()));
             match fs::create_dir(&path) {
@@ -60,8 +60,8 @@ impl Fresh {
         &self.path
     }
 
-    /// Does `work` inside: processes that it starts are in the cgroup from their first moment, whereas this
-    /// process is back afterwards. (A child that moves itself would need a second program, or `unsafe`.)
+    /// Runs `work` in the cgroup: processes that it starts are in it from the beginning, and this process returns to its
+    /// own afterwards. (A child that moves itself would need a second program, or `unsafe`.)
     ///
     /// # Errors
     /// [`ClientError::OwnCgroup`] when this process cannot be moved in, or back.
@@ -72,7 +72,7 @@ impl Fresh {
         Ok(result)
     }
 
-    /// Moves what still runs here to where it would be without us.
+    /// Moves remaining processes to the cgroup of this process.
     fn evacuate(&self) -> io::Result<()> {
         for _ in 0..ROUNDS_MAX {
             let processes = fs::read_to_string(self.path.join("cgroup.procs"))?;
@@ -80,7 +80,7 @@ impl Fresh {
                 return Ok(());
             }
             for process in processes.lines() {
-                // One that has ended meanwhile is refused; the next round shows it.
+                // The kernel refuses a process that has ended; the next round no longer lists it.
                 let _ended = fs::write(self.home.join("cgroup.procs"), process);
             }
         }
@@ -88,11 +88,11 @@ impl Fresh {
     }
 }
 
-impl Drop for Fresh {
+impl Drop for CommandCgroup {
     fn drop(&mut self) {
         if let Err(error) = self.evacuate().and_then(|()| fs::remove_dir(&self.path)) {
             eprintln!(
-                "headstart: the cgroup {} stays behind: {error}; remove it with rmdir when nothing runs in it",
+                "headstart: cannot remove the cgroup {}: {error}; remove it with rmdir when no process is in it",
                 self.path.display()
             );
         }
@@ -110,18 +110,18 @@ fn refused(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ClientE
     move |error| ClientError::OwnCgroup { what, path, error }
 }
 
-/// The directory of this process's own cgroup, or the top of the hierarchy where that is not to be seen.
+/// The directory of this process's own cgroup, or the top of the hierarchy if no mount shows it.
 fn own() -> Option<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    // "/.." is above the root of our cgroup namespace (cgroup_namespaces(7)).
+    // "/.." is above the root of this cgroup namespace (cgroup_namespaces(7)).
     let inside = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     let inside = if inside.starts_with("/..") { "/" } else { inside };
     let mounts = mounts();
-    let seen = mounts.iter().find_map(|mount| {
+    let visible = mounts.iter().find_map(|mount| {
         let path = mount.point.join(Path::new(inside).strip_prefix(&mount.root).ok()?);
         path.is_dir().then_some(path)
     });
-    seen.or_else(|| mounts.into_iter().next().map(|mount| mount.point))
+    visible.or_else(|| mounts.into_iter().next().map(|mount| mount.point))
 }
 
 /// A mount of cgroup v2.
@@ -129,7 +129,7 @@ fn own() -> Option<PathBuf> {
 struct Mount {
     /// The cgroup that is mounted.
     root: PathBuf,
-    /// Where.
+    /// The mount point.
     point: PathBuf,
 }
 

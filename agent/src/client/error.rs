@@ -1,4 +1,4 @@
-//! Why `tag` and `knock` could not do what they were asked to.
+//! Errors of `tag` and `knock`.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,58 +8,58 @@ use headstart_config::keys::KeyError;
 
 use super::Destination;
 
-/// What went wrong, and what to do about it. None of these is worth a retry without a change.
+/// The error, and what to do about it. A retry without a change fails again.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The key file cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
-    /// The key file has no such key, or none.
+    /// The key file has no such key, or no key.
     #[error(
         "{} has no key{}: it has {}; choose one of its keys with --key, or add one",
         file.display(),
         number.map(|number| format!(" number {number}")).unwrap_or_default(),
-        if there.is_empty() { "none".to_owned() } else { format!("number {there}") }
+        if present.is_empty() { "none".to_owned() } else { format!("number {present}") }
     )]
     NoKey {
         /// The key file.
         file: PathBuf,
-        /// The number that was asked for.
+        /// The requested number.
         number: Option<u8>,
-        /// The numbers that it has.
-        there: String,
+        /// The numbers of its keys.
+        present: String,
     },
-    /// An option that would say nothing.
+    /// The option would have no effect.
     #[error(
         "function 0 is the port's default function, which clients get without a tag: give the --function ID, or \
          a --key-file to authenticate for the default function"
     )]
     NothingToSay,
-    /// The host has no address.
+    /// The host name has no address.
     #[error("{host} cannot be resolved: {error}; give an address, or correct the name")]
     Resolve {
         /// The name.
         host: String,
-        /// What the resolver said.
+        /// The resolver's error.
         error: io::Error,
     },
-    /// It has far too many.
+    /// The host name has too many addresses.
     #[error("{to} has {addresses} addresses, more than {max}: give one of them")]
     TooManyAddresses {
         /// The destination.
         to: Destination,
-        /// How many.
+        /// Their number.
         addresses: usize,
         /// The limit.
         max: usize,
     },
 
-    /// The path is something else.
+    /// The path is not a directory of cgroup v2.
     #[error("{} is not a directory of cgroup v2; {}", path.display(), mounted(mounts))]
     NotCgroup {
         /// The path.
         path: PathBuf,
-        /// Where cgroup v2 is mounted.
+        /// The mount points of cgroup v2.
         mounts: Vec<PathBuf>,
     },
     /// The path cannot be opened.
@@ -67,26 +67,26 @@ pub enum ClientError {
     OpenCgroup {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         error: io::Error,
-        /// Where cgroup v2 is mounted.
+        /// The mount points of cgroup v2.
         mounts: Vec<PathBuf>,
     },
-    /// There is no place for a command's cgroup.
-    #[error("this process is in no cgroup v2 that can be found: {}", mounted(&[]))]
+    /// There is no cgroup v2 in which to make a command's cgroup.
+    #[error("no mounted cgroup v2 contains this process: {}", mounted(&[]))]
     NoCgroup,
-    /// A step on the way into a cgroup of the command's own.
+    /// The command's cgroup cannot be made or entered.
     #[error("{what} {}: {error}; it takes root, or a cgroup delegated to this user (or use --cgroup)", path.display())]
     OwnCgroup {
-        /// What was tried, such as "cannot create the cgroup".
+        /// The failed step, such as "cannot create the cgroup".
         what: &'static str,
         /// The directory or file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
 
-    /// The kernel does not take the program.
+    /// The kernel refuses the program.
     #[error(
         "the kernel refused the eBPF program: {0}; it takes root (or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON), and Linux 5.10 or newer with BTF"
     )]
@@ -99,44 +99,44 @@ pub enum ClientError {
     Attach {
         /// The cgroup.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         reason: String,
     },
-    /// The object has no such part.
+    /// The object lacks a map or program.
     #[error("the eBPF object has no {0}: rebuild it with ebpf/build.sh --update")]
     Object(&'static str),
     /// A map of the program cannot be written.
     #[error("an eBPF map cannot be used: {0}")]
     Map(#[from] aya::maps::MapError),
-    /// The command is not there, or cannot be run.
+    /// The command does not exist, or cannot be run.
     #[error("{command} cannot be executed: {error}; check its name, the PATH and its mode")]
     Execute {
         /// Its name.
         command: String,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
-    /// Something that should work did not.
+    /// An operation of the system failed.
     #[error("{what}: {error}")]
     System {
-        /// What was tried, such as "signals cannot be received".
+        /// The failed operation, such as "signals cannot be received".
         what: &'static str,
-        /// Why not.
+        /// The system's error.
         error: io::Error,
     },
 
-    /// No address took the knock.
+    /// The knock cannot be sent to any address.
     #[error("the knock cannot be sent to {to}: {reasons}; check the route to it")]
     Send {
         /// The destination.
         to: Destination,
-        /// Each address with its reason.
+        /// Each address with its error.
         reasons: String,
     },
 }
 
 impl ClientError {
-    /// 2 for bad usage or configuration, 1 for the rest; a command that cannot be run, as env(1) has it.
+    /// 2 for wrong usage or configuration, 126 or 127 for a command that cannot be run (as env(1)), else 1.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {

@@ -61,7 +61,7 @@ pub fn knock(args: &KnockArgs) -> Result<ExitCode, ClientError> {
 
 fn nonce() -> io::Result<u64> {
     let mut bytes = [0; 8];
-    // A request this small is never cut short (getrandom(2)).
+    // The kernel fills a request this small completely (getrandom(2)).
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))
 }

@@ -1,4 +1,4 @@
-//! The signals that end `headstart tag`, or its command.
+//! The signals that end `headstart tag`, or that it forwards to its command.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -7,23 +7,23 @@ use std::{fs, io};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
 
-/// What asks a program to end.
+/// The signals that ask a program to end.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// Received from now on instead of killing this process, which has to clean up.
+/// Receives the signals, so that they do not kill this process before it has cleaned up.
 pub(super) struct Signals(Vec<(Signal, unix::Signal)>);
 
 impl Signals {
-    /// Those that this process was told to ignore (by nohup(1), or a shell that runs it in the background)
-    /// stay ignored, also by its child.
+    /// Signals that this process inherited as ignored (from nohup(1), or a shell that runs it in the background) stay
+    /// ignored, also in its child.
     pub(super) fn listen() -> io::Result<Self> {
         let ignored = ignored(&fs::read_to_string("/proc/self/status")?);
-        let heeded = ENDING.into_iter().filter(|signal| ignored & bit(*signal) == 0);
+        let received = ENDING.into_iter().filter(|signal| ignored & bit(*signal) == 0);
         let listen = |signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
-        heeded.map(listen).collect::<io::Result<_>>().map(Self)
+        received.map(listen).collect::<io::Result<_>>().map(Self)
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) -> Signal {
         poll_fn(|context| {
             let received = |(name, signal): &mut (Signal, unix::Signal)| {
@@ -45,15 +45,14 @@ fn ignored(status: &str) -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Whether our child, which is in our process group, has received `signal` as well: in the foreground of a
-/// terminal, Ctrl-C and Ctrl-\ go to the whole group. Twice would be once too often for programs that take a
-/// second Ctrl-C for "at once".
+/// Whether the child, which is in the same process group, has received `signal` too: a terminal sends Ctrl-C and Ctrl-\
+/// to the whole foreground group. A forwarded second signal would make some programs stop at once.
 pub(super) fn child_has_it(signal: Signal) -> bool {
     matches!(signal, Signal::SIGINT | Signal::SIGQUIT)
         && fs::read_to_string("/proc/self/stat").is_ok_and(|stat| in_foreground(&stat))
 }
 
-/// By proc_pid_stat(5): `pid (name) state ppid pgrp session tty_nr tpgid ...`; the name may hold anything.
+/// From proc_pid_stat(5): `pid (name) state ppid pgrp session tty_nr tpgid ...`; the name may contain any character.
 fn in_foreground(stat: &str) -> bool {
     let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
     matches!(fields[..], [_, _, group, _, terminal, foreground, ..] if terminal != "0" && group == foreground)

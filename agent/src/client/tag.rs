@@ -1,4 +1,4 @@
-//! `headstart tag`: unmodified programs name the function in their SYNs.
+//! `headstart tag`: adds the function's ID to the SYNs of unmodified programs.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -46,7 +46,7 @@ pub struct TagArgs {
 /// # Errors
 /// See [`ClientError`]; nothing is left attached or created.
 pub fn tag(args: &TagArgs) -> Result<ExitCode, ClientError> {
-    let tag = wanted(args)?;
+    let tag = client_tag(args)?;
     let to = args.to.resolve()?;
     if to.len() > TAGS_MAX {
         return Err(ClientError::TooManyAddresses {
@@ -57,8 +57,8 @@ pub fn tag(args: &TagArgs) -> Result<ExitCode, ClientError> {
     }
     let system = |what| move |error| ClientError::System { what, error };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(system("cannot wait for anything"))?.block_on(async {
-        // Before anything exists that a default SIGTERM would leave behind.
+    runtime.map_err(system("cannot start the runtime"))?.block_on(async {
+        // First, because a SIGTERM without a handler would leave the cgroup behind.
         let signals = Signals::listen().map_err(system("signals cannot be received"))?;
         match &args.cgroup {
             Some(path) => hold(Tagger::attach(path, &to, tag)?, signals, args).await,
@@ -67,7 +67,7 @@ pub fn tag(args: &TagArgs) -> Result<ExitCode, ClientError> {
     })
 }
 
-fn wanted(args: &TagArgs) -> Result<ClientTag, ClientError> {
+fn client_tag(args: &TagArgs) -> Result<ClientTag, ClientError> {
     let function = args.function;
     let Some(file) = &args.key_file else {
         let open = ClientTag { key: [0; 2], function, number: 0 };
@@ -80,7 +80,7 @@ fn wanted(args: &TagArgs) -> Result<ClientTag, ClientError> {
 /// Tags until a signal comes.
 async fn hold(mut tagger: Tagger, mut signals: Signals, args: &TagArgs) -> Result<ExitCode, ClientError> {
     let (function, to) = (args.function, &args.to);
-    // Nobody has to read it.
+    // A closed standard output is no error.
     let _unread = writeln!(io::stdout(), "tagging SYNs to {to} for function {function}; Ctrl-C ends it");
     loop {
         tokio::select! {
@@ -90,28 +90,28 @@ async fn hold(mut tagger: Tagger, mut signals: Signals, args: &TagArgs) -> Resul
     }
 }
 
-/// Tags what one command sends. What it leaves running is tagged no more.
+/// Tags the SYNs of one command until it ends; processes that it leaves behind are no longer tagged.
 async fn run(
     command: &[OsString],
     to: &[SocketAddr],
     tag: ClientTag,
     mut signals: Signals,
 ) -> Result<ExitCode, ClientError> {
-    // Dropped in reverse order: detached, then removed.
-    let cgroup = cgroup::Fresh::new()?;
+    // They drop in reverse order: first the program detaches, then the cgroup is removed.
+    let cgroup = cgroup::CommandCgroup::new()?;
     let mut tagger = Tagger::attach(cgroup.path(), to, tag)?;
     let mut child = cgroup.inside(|| spawn(command))??;
     loop {
         tokio::select! {
             status = child.wait() => {
                 return status.map(exit_code).map_err(|error| ClientError::System {
-                    what: "the command cannot be waited for",
+                    what: "cannot wait for the command",
                     error,
                 });
             }
             signal = signals.next() => {
                 if let Some(pid) = child.id().filter(|_| !signals::child_has_it(signal)) {
-                    // Refused only when it has ended just now.
+                    // This fails only when the command has just ended.
                     let _ended = kill(Pid::from_raw(pid.cast_signed()), signal);
                 }
             }
@@ -127,7 +127,7 @@ fn spawn(command: &[OsString]) -> Result<Child, ClientError> {
     spawned.map_err(|error| ClientError::Execute { command: program.display().to_string(), error })
 }
 
-/// As a shell reports it: the command's code, or 128 and the signal that killed it.
+/// The exit code that a shell reports: the command's code, or 128 and the signal that killed it.
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))

@@ -1,10 +1,10 @@
-//! The `sock_ops` program that writes the option, on a cgroup v2.
+//! Attaches the `sock_ops` program that writes the option to a cgroup v2.
 //!
-//! It is held by this process alone, by an open link: when the process ends, however it ends, the kernel
-//! detaches the program, so that nothing goes on with a key that was withdrawn. The program computes the epoch
-//! from the kernel's clock and an offset that is refreshed here. So tags are right at the change of an epoch,
-//! after a suspend, and while this process is stopped; only a step of the clock is noticed late. The kernel's
-//! clock is `CLOCK_BOOTTIME` outside time namespaces (time_namespaces(7)).
+//! Only this process has the link open. When it ends, even if it is killed, the kernel detaches the program, so that no
+//! SYN has a tag of a withdrawn key. The program computes the epoch from the kernel's clock and an offset that this file
+//! updates. So tags are correct at the change of an epoch, after a suspend, and while this process is stopped; only a
+//! step of the clock takes effect late. The kernel's clock is `CLOCK_BOOTTIME` outside time namespaces
+//! (time_namespaces(7)).
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,12 +25,12 @@ use super::{ClientError, cgroup};
 pub(super) struct Tagger {
     clock: Array<MapData, u64>,
     refresh: Interval,
-    /// Holds the link.
+    /// Owns the link.
     _ebpf: Ebpf,
 }
 
 impl Tagger {
-    /// SYNs from `path` and below to each of `to` carry `tag` from now on. Other programs there stay.
+    /// Adds `tag` to SYNs from the cgroup `path` and below to each address of `to`. Other programs stay attached.
     ///
     /// # Errors
     /// [`ClientError`] of the cgroup, or of the kernel that refuses the program.
@@ -49,7 +49,7 @@ impl Tagger {
             ebpf.program_mut(PROGRAM).and_then(|program| program.try_into().ok());
         let program = program.ok_or(ClientError::Object(PROGRAM))?;
         program.load().map_err(|error| ClientError::Load(chain(&error)))?;
-        // Links take no mode: several programs may be on a cgroup, and all of them run.
+        // A link ignores the mode: a cgroup can have several programs, and all of them run.
         program
             .attach(cgroup, CgroupAttachMode::Single)
             .map_err(|error| ClientError::Attach { path: path.to_owned(), reason: chain(&error) })?;
@@ -58,14 +58,14 @@ impl Tagger {
         Ok(Self { clock, refresh, _ebpf: ebpf })
     }
 
-    /// Waits for its time, then follows the clock. To be called again and again.
+    /// Waits for the next update, and updates the offset of the clock. Call it in a loop.
     pub(super) async fn refresh(&mut self) -> Result<(), ClientError> {
         self.refresh.tick().await;
         Ok(self.clock.set(0, offset_ns()?, 0)?)
     }
 }
 
-/// Unix time less `CLOCK_BOOTTIME`, in nanoseconds, wrapping.
+/// Unix time minus `CLOCK_BOOTTIME`, in nanoseconds, wrapping.
 fn offset_ns() -> Result<u64, ClientError> {
     let now = |clock| clock_gettime(clock).map(|time| Duration::from(time).as_nanos() as u64);
     let both = now(ClockId::CLOCK_REALTIME).and_then(|unix| Ok((unix, now(ClockId::CLOCK_BOOTTIME)?)));
@@ -74,7 +74,7 @@ fn offset_ns() -> Result<u64, ClientError> {
     Ok(unix.wrapping_sub(boot))
 }
 
-/// An error with its causes on one line, and of the verifier's log, which is pages long, what was wrong at last.
+/// An error with its causes on one line. A verifier's log is long, so only its last relevant line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -85,9 +85,9 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    let Some((said, log)) = text.split_once("Verifier output:") else { return text };
+    let Some((summary, log)) = text.split_once("Verifier output:") else { return text };
     let statistics = ["verification time", "stack depth", "processed"];
     let mut reasons = log.lines().map(str::trim).filter(|line| !line.is_empty());
     let reason = reasons.rfind(|line| !statistics.iter().any(|word| line.starts_with(word)));
-    format!("{} Verifier: {}", said.trim_end(), reason.unwrap_or("silent"))
+    format!("{} Verifier: {}", summary.trim_end(), reason.unwrap_or("no output"))
 }

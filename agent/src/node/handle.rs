@@ -12,7 +12,7 @@ use crate::api::{FunctionStatus, Operation};
 use crate::event::{ClientIdentity, Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
 use crate::start::{PreparedContainer, StartError};
-use crate::syn::Seen;
+use crate::syn::RingRecord;
 
 /// A message to the node.
 pub(super) enum NodeMessage {
@@ -40,10 +40,10 @@ impl NodeHandle {
     /// Sends the demand that an event of a ring stands for. Events of clients with a key may fill the inbox, the others
     /// only half of it, so that a flood leaves room. False, and counted, when the event is invalid or there is no room;
     /// then the accept queue reports the connection.
-    pub fn seen(&self, seen: &Seen) -> bool {
+    pub fn seen(&self, seen: &RingRecord) -> bool {
         let Some((function, demand)) = self.demand(seen) else { return false };
         let crowded = self.inbox.capacity() <= self.inbox.max_capacity() / 2;
-        let authenticated = matches!(seen, Seen::Event(event) if event.is_authenticated());
+        let authenticated = matches!(seen, RingRecord::Event(event) if event.is_authenticated());
         let message = NodeMessage::Event(function, Event::Demand(demand));
         if (crowded && !authenticated) || self.inbox.try_send(message).is_err() {
             measure::record_lost("inbox_full");
@@ -53,11 +53,11 @@ impl NodeHandle {
     }
 
     /// The demand that an event of a ring stands for. `None`, and counted, when the event is stale or invalid.
-    pub(super) fn demand(&self, seen: &Seen) -> Option<(FunctionId, Demand)> {
+    pub(super) fn demand(&self, seen: &RingRecord) -> Option<(FunctionId, Demand)> {
         let event = match seen {
-            Seen::Event(event) => event,
-            Seen::Stale => return lost("stale"),
-            Seen::Malformed => return lost("record_length"),
+            RingRecord::Event(event) => event,
+            RingRecord::Stale => return lost("stale"),
+            RingRecord::Malformed => return lost("record_length"),
         };
         let trigger = match event.kind() {
             Some(EventKind::Syn) => Trigger::Syn,

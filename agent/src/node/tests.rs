@@ -15,7 +15,7 @@ use crate::api::{FunctionStatus, FunctionSummary};
 use crate::event::{Policy, Rates};
 use crate::inject::Resources;
 use crate::start::{BoxFuture, ControlEnd, Exit, FunctionRuntime, PreparedContainer, Process, StartError};
-use crate::syn::Seen;
+use crate::syn::RingRecord;
 
 /// Longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -149,7 +149,7 @@ impl Bed {
 
     /// Lets a start go by unused, so that the budgets have something to gain; then all is as before.
     async fn waste_a_start(&self) {
-        assert!(self.node.seen(&Seen::Event(syn(1))));
+        assert!(self.node.seen(&RingRecord::Event(syn(1))));
         self.is(UNUSED, 1.0).await;
         assert_eq!((self.value(OWN_BUDGET).await, self.value(GLOBAL_BUDGET).await), (8.0, 64.0));
         assert_eq!(self.status().await.instances, 1, "it runs on all the same");
@@ -250,9 +250,9 @@ const UNUSED: &str = "headstart_starts_unused_total{function=\"orders\"}";
 #[test]
 fn one_syn_that_both_sensors_see_is_one_start_and_one_duplicate() {
     run(LIMIT, PLENTY, async |bed| {
-        assert!(bed.node.seen(&Seen::Event(syn(4000))));
-        assert!(bed.node.seen(&Seen::Event(event(4000, EventKind::Lookup, 0))));
-        assert!(bed.node.seen(&Seen::Event(event(4001, EventKind::Lookup, 0))));
+        assert!(bed.node.seen(&RingRecord::Event(syn(4000))));
+        assert!(bed.node.seen(&RingRecord::Event(event(4000, EventKind::Lookup, 0))));
+        assert!(bed.node.seen(&RingRecord::Event(event(4001, EventKind::Lookup, 0))));
         assert_eq!(bed.status().await.instances, 1);
         let seen = |kind| format!("headstart_syn_events_total{{function=\"orders\",kind=\"{kind}\"}}");
         assert_eq!(bed.value(&seen("syn")).await, 1.0);
@@ -272,7 +272,7 @@ fn a_start_that_no_connection_follows_halves_the_budgets_and_a_first_answer_adds
     run(UNUSED_AFTER, PLENTY, async |bed| {
         assert_eq!((bed.value(SPENT).await, bed.value(UNUSED).await), (0.0, 0.0));
         bed.waste_a_start().await;
-        assert!(bed.node.seen(&Seen::Event(syn(2))));
+        assert!(bed.node.seen(&RingRecord::Event(syn(2))));
         bed.say(1, &[HELLO, ACK, READY, SERVED]);
         bed.is(OWN_BUDGET, 9.0).await;
         assert_eq!((bed.value(GLOBAL_BUDGET).await, bed.value(UNUSED).await), (65.0, 1.0));
@@ -285,7 +285,7 @@ fn a_start_that_no_connection_follows_halves_the_budgets_and_a_first_answer_adds
 fn a_connection_in_the_accept_queue_confirms_a_start_before_the_function_is_ready() {
     run(UNUSED_AFTER, PLENTY, async |bed| {
         bed.waste_a_start().await;
-        assert!(bed.node.seen(&Seen::Event(syn(2))));
+        assert!(bed.node.seen(&RingRecord::Event(syn(2))));
         let _client = std::net::TcpStream::connect(bed.status().await.listen).unwrap();
         bed.is(OWN_BUDGET, 9.0).await;
         assert_eq!((bed.value(GLOBAL_BUDGET).await, bed.value(UNUSED).await), (65.0, 1.0));
@@ -304,7 +304,7 @@ fn every_kind_of_event_starts_a_function_and_is_the_trigger_of_its_timeline() {
     ] {
         run(LIMIT, PLENTY, async |bed| {
             let event = event(4000, kind, flags);
-            assert!(bed.node.seen(&Seen::Event(event)));
+            assert!(bed.node.seen(&RingRecord::Event(event)));
             bed.say(0, &[HELLO, ACK, READY]);
             bed.until(async || bed.status().await.state == FunctionSummary::Ready).await;
             let labels = format!("function=\"orders\",trigger=\"{trigger}\",outcome=\"ready\"");
@@ -319,7 +319,9 @@ fn a_flood_fills_half_of_the_inbox_and_clients_with_a_key_the_rest() {
     let (sender, _inbox) = mpsc::channel(INBOX_MAX);
     let node = NodeHandle { inbox: sender, allow: Arc::default() };
     let taken = |flags| {
-        (0..10_000u16).filter(|client| node.seen(&Seen::Event(event(*client, EventKind::Syn, flags)))).count()
+        (0..10_000u16)
+            .filter(|client| node.seen(&RingRecord::Event(event(*client, EventKind::Syn, flags))))
+            .count()
     };
     assert_eq!(taken(0), INBOX_MAX / 2);
     assert_eq!(taken(AUTHENTICATED), INBOX_MAX / 2);
@@ -332,11 +334,11 @@ fn a_key_and_an_allowed_source_start_what_the_budget_refuses_to_others() {
     let allowed = SynEvent { src: ALLOWED.to_ipv6_mapped().octets(), ..syn(3) };
     for trusted in [allowed, event(3, EventKind::Syn, AUTHENTICATED)] {
         run(LIMIT, one, async |bed| {
-            assert!(bed.node.seen(&Seen::Event(SynEvent { function: 1, ..syn(1) })));
-            assert!(bed.node.seen(&Seen::Event(syn(2))));
+            assert!(bed.node.seen(&RingRecord::Event(SynEvent { function: 1, ..syn(1) })));
+            assert!(bed.node.seen(&RingRecord::Event(syn(2))));
             assert_eq!(bed.value("headstart_syn_suppressed_total{reason=\"budget\"}").await, 1.0);
             assert_eq!(bed.status().await.instances, 0);
-            assert!(bed.node.seen(&Seen::Event(trusted)));
+            assert!(bed.node.seen(&RingRecord::Event(trusted)));
             assert_eq!(bed.status().await.instances, 1);
             assert_eq!(bed.value(SPENT).await, 0.0);
             bed.node.shutdown().await;
@@ -347,9 +349,9 @@ fn a_key_and_an_allowed_source_start_what_the_budget_refuses_to_others() {
 #[test]
 fn an_event_of_an_unknown_kind_or_function_changes_nothing() {
     run(LIMIT, PLENTY, async |bed| {
-        assert!(!bed.node.seen(&Seen::Event(SynEvent { kind: 9, ..syn(4000) })));
-        assert!(bed.node.seen(&Seen::Event(SynEvent { function: 2, ..syn(4000) })));
-        assert!(bed.node.seen(&Seen::Event(SynEvent { function: u32::MAX, ..syn(4000) })));
+        assert!(!bed.node.seen(&RingRecord::Event(SynEvent { kind: 9, ..syn(4000) })));
+        assert!(bed.node.seen(&RingRecord::Event(SynEvent { function: 2, ..syn(4000) })));
+        assert!(bed.node.seen(&RingRecord::Event(SynEvent { function: u32::MAX, ..syn(4000) })));
         let status = bed.status().await;
         assert_eq!((status.state, status.prepared), (FunctionSummary::Cold, 1));
         assert_eq!(bed.value("headstart_syn_lost_total{reason=\"record_kind\"}").await, 1.0);

@@ -6,7 +6,7 @@ use headstart_config::{Config, Interfaces};
 use headstart_wire::ktls;
 
 use crate::node::Service;
-use crate::syn::{self, Kernel, PinError, Pins, Sensing};
+use crate::syn::{self, Kernel, PinError, Pins, RunningSensors};
 
 /// Locks the directory where programs and maps outlive the agent; `None` where nothing can be pinned, or
 /// nothing is watched.
@@ -51,7 +51,7 @@ pub fn kernel(config: &Config, pins: Option<Arc<Pins>>) -> Result<Kernel, String
         tracing::warn!("{error}");
     }
     if config.syn.lookup
-        && !kernel.refused().contains_key(&syn::Part::Lookup)
+        && !kernel.refused().contains_key(&syn::KernelProgram::Lookup)
         && let Err(error) = kernel.attach_lookup()
     {
         tracing::warn!("{error}");
@@ -65,7 +65,11 @@ fn is_watching(config: &Config) -> bool {
 
 /// Tells the kernel half of the functions and attaches it to interfaces.
 #[must_use]
-pub fn watch(config: &Config, kernel: Result<Kernel, String>, services: &[Service]) -> Option<Sensing> {
+pub fn watch(
+    config: &Config,
+    kernel: Result<Kernel, String>,
+    services: &[Service],
+) -> Option<RunningSensors> {
     let routes = (0..).zip(services).map(|(number, service)| (number, service.route())).collect();
     if config.agent.interfaces == Interfaces::Named(Vec::new())
         && services.iter().any(|service| service.steered)

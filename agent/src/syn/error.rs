@@ -1,4 +1,4 @@
-//! What can be missing of the sensors, and what each lack costs.
+//! The programs that may be missing, with the consequences, and the errors.
 
 use std::fmt;
 
@@ -7,21 +7,21 @@ use headstart_ebpf::maps::{PROGRAM_GATE, PROGRAM_LOOKUP, PROGRAM_TCX, PROGRAM_XD
 
 use super::Mode;
 
-/// The programs of the kernel half. Each is loaded by itself: one that the kernel refuses costs only itself.
+/// The eBPF programs. Each is loaded by itself, so that the others work when the kernel refuses one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// Sees every frame of an interface first.
+pub enum KernelProgram {
+    /// Sees every frame of an interface, before the network stack.
     Xdp,
-    /// Sees them where XDP is refused.
+    /// Sees the frames of interfaces that refuse XDP.
     Tcx,
     /// Sees every new connection of the network namespace.
     Lookup,
-    /// Keeps unauthenticated clients from the listeners of closed functions.
+    /// Drops SYNs of unannounced clients at the listeners of closed functions.
     Gate,
 }
 
-impl Part {
-    /// All of them.
+impl KernelProgram {
+    /// All programs.
     pub const ALL: [Self; 4] = [Self::Xdp, Self::Tcx, Self::Lookup, Self::Gate];
 
     /// The name of the program in the object.
@@ -35,7 +35,7 @@ impl Part {
         }
     }
 
-    /// What does not work without it.
+    /// The consequences of its absence.
     #[must_use]
     pub fn cost(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ impl Part {
         }
     }
 
-    /// What the kernel must be able to do for it.
+    /// The kernel version that it needs.
     fn needs(self) -> &'static str {
         match self {
             Self::Xdp => "Linux 5.18",
@@ -64,7 +64,7 @@ impl Part {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for KernelProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Xdp => "XDP",
@@ -75,10 +75,10 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why a sensor, or all of them, cannot be used.
+/// Why a sensor, or all sensors, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SynError {
-    /// The maps cannot be made: nothing can be loaded at all.
+    /// The maps cannot be made, so nothing can be loaded.
     #[error(
         "the kernel refused the maps of the eBPF programs ({0}): they need CAP_BPF, CAP_NET_ADMIN and \
          CAP_PERFMON (or root), and Linux 5.18 or newer with BTF"
@@ -90,18 +90,18 @@ pub enum SynError {
         .part.needs(), .part.cost()
     )]
     Program {
-        /// Which.
-        part: Part,
-        /// What the kernel said.
+        /// The program.
+        part: KernelProgram,
+        /// The kernel's error.
         why: String,
     },
-    /// The object has no such part: agent and object do not belong together.
+    /// The object lacks a map or program: agent and object do not match.
     #[error("the eBPF object has no {0}: rebuild it with ebpf/build.sh --update")]
     Object(&'static str),
-    /// The interface is not there.
+    /// The interface does not exist.
     #[error("there is no interface {0}: `ip link` lists those that exist; it is watched when it appears")]
     NoInterface(String),
-    /// No rung of the ladder holds.
+    /// The interface refuses every mode.
     #[error(
         "{interface} cannot be watched ({}): see what is attached there with `bpftool net`; its clients start \
          functions one round trip later",
@@ -110,33 +110,33 @@ pub enum SynError {
     Attach {
         /// The interface.
         interface: String,
-        /// What was tried, and what the kernel said.
+        /// Each mode, and the kernel's error.
         refusals: Vec<(Mode, String)>,
     },
     /// The socket lookup cannot be attached to this network namespace.
-    #[error("sk_lookup cannot be attached to the network namespace ({why}): {}", Part::Lookup.cost())]
+    #[error("sk_lookup cannot be attached to the network namespace ({why}): {}", KernelProgram::Lookup.cost())]
     Lookup {
-        /// What the kernel said.
+        /// The kernel's error.
         why: String,
     },
-    /// A listener cannot be guarded.
-    #[error("the listener cannot be closed to unauthenticated clients: {0}")]
+    /// A listener cannot be closed to unannounced clients.
+    #[error("the listener cannot be closed to unannounced clients: {0}")]
     Gate(String),
     /// The listener has a filter that cannot be replaced.
     #[error(
-        "the listener carries the gate of an earlier agent, which reads other maps, and nobody can take it off: \
-         restart the agent, which then opens a new listener"
+        "the listener has the locked filter of an earlier agent, which reads other maps: restart the agent, which then opens \
+         a new listener"
     )]
     GateLocked,
     /// A map operation failed.
     #[error("an eBPF map cannot be used: {0}")]
     Map(#[from] MapError),
-    /// Something else of the operating system failed.
+    /// Another operation of the operating system failed.
     #[error("{what}: {error}")]
     Io {
-        /// What was tried.
+        /// The failed operation.
         what: &'static str,
-        /// What it said.
+        /// The system's error.
         error: std::io::Error,
     },
 }
@@ -145,7 +145,7 @@ fn list(refusals: &[(Mode, String)]) -> String {
     refusals.iter().map(|(mode, why)| format!("{mode}: {why}")).collect::<Vec<_>>().join("; ")
 }
 
-/// An error with its causes on one line; of a verifier's log, which is long, the last line that says something.
+/// An error with its causes on one line. A verifier's log is long, so only its first and its last relevant line.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = first_and_last(&error.to_string());
     let mut source = error.source();
@@ -160,7 +160,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn first_and_last(text: &str) -> String {
-    // What the verifier adds after its complaint.
+    // Statistics that the verifier adds after its error.
     let is_statistic = |line: &&str| {
         line.is_empty()
             || ["processed ", "stack depth ", "verification time "].iter().any(|s| line.starts_with(s))
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn every_part_says_what_its_absence_costs() {
-        for part in Part::ALL {
+        for part in KernelProgram::ALL {
             let text = SynError::Program { part, why: "EPERM".into() }.to_string();
             assert!(text.contains(part.cost()) && text.contains("Linux "), "{text}");
         }

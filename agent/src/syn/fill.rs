@@ -1,4 +1,4 @@
-//! The maps of a loaded object, also those that an earlier agent left full.
+//! Takes the maps of a loaded object, which may hold entries of an earlier agent, and writes the sources.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ impl Maps<'_> {
         Ok(M::try_from(map)?)
     }
 
-    /// Writes what the operator said of sources.
+    /// Writes the operator's rules for sources.
     pub(super) fn sources(&mut self, config: &Syn) -> Result<(), SynError> {
         let mut sources: LpmTrie<_, Addr, u32> = self.take(maps::SOURCES)?;
         let wanted = wanted_sources(config);

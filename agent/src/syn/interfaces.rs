@@ -1,4 +1,4 @@
-//! Which interfaces are to be watched, as they come and go.
+//! The interfaces to watch, and changes of interfaces and routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,10 +19,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::fd;
 
-/// The shortest time between two looks: a router's table changes thousands of times a second.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Shortest time between two checks: a router's table can change thousands of times a second.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The interfaces that are to be watched now and exist, by name, with their index.
+/// The existing interfaces to watch, by name, with their index.
 pub(super) fn wanted(interfaces: &Interfaces) -> BTreeMap<String, u32> {
     let names = match interfaces {
         Interfaces::Auto => uplinks(),
@@ -38,8 +38,7 @@ pub(super) fn wanted(interfaces: &Interfaces) -> BTreeMap<String, u32> {
 }
 
 /// The interfaces with a default route, IPv4 or IPv6, from `/proc/net` (proc(5)). Ports of a bond or a bridge
-/// are never among them, as their master sees the same packets; nor are containers' interfaces, to which no
-/// default route leads.
+/// are left out, because their master sees the same packets. Containers' interfaces have no default route.
 #[must_use]
 pub fn uplinks() -> Vec<String> {
     let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
@@ -49,12 +48,12 @@ pub fn uplinks() -> Vec<String> {
     names
 }
 
-/// Tells when interfaces or routes have changed (rtnetlink(7)). What has changed is looked up, not parsed: the
-/// kernel may drop messages, and then says only that it did.
+/// Waits for changes of interfaces or routes (rtnetlink(7)). It does not parse the messages, because the kernel may drop
+/// some; the caller looks up the current state.
 pub(super) struct Changes(AsyncFd<OwnedFd>);
 
 impl Changes {
-    /// Listens from now on; a change after this is not missed.
+    /// Starts to listen; no later change is missed.
     pub(super) fn listen() -> io::Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
@@ -63,14 +62,14 @@ impl Changes {
         Ok(Self(fd::register(netlink, Interest::READABLE)?))
     }
 
-    /// Waits for the next change, and until the last look is long enough ago.
+    /// Waits for the next change, and at least [`CHECK_INTERVAL`].
     pub(super) async fn next(&mut self) -> io::Result<()> {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let mut ready = self.0.readable_mut().await?;
         let mut message = [0; 4096];
         loop {
             match recv(ready.get_inner().as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT) {
-                // Overrun: some messages are lost, which is a change too.
+                // An overrun has lost some messages, which is a change too.
                 Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
                 Err(error) => return Err(error.into()),

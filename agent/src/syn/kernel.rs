@@ -1,4 +1,4 @@
-//! The kernel half, from loading to running.
+//! The eBPF programs and maps, from loading to running.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -12,10 +12,10 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::error::{Part, SynError, chain};
+use super::error::{KernelProgram, SynError, chain};
 use super::fill::Maps;
 use super::keys::KeyStore;
-use super::ladder::{Attached, Ladder};
+use super::ladder::{AttachedSensor, Ladder};
 use super::lobby;
 use super::pins::{MAPS, Pins};
 use super::ring::{Reader, Rings};
@@ -26,22 +26,22 @@ use super::settings::{Clock, settings};
 use super::table::Routes;
 use crate::measure::now_ns;
 
-/// The loaded programs and maps, not yet told of any function.
+/// The loaded programs and maps, without any function yet.
 pub struct Kernel {
     ebpf: Ebpf,
     pins: Option<Arc<Pins>>,
-    /// Whether the maps are an earlier agent's.
+    /// Whether an earlier agent made the maps.
     kept: bool,
-    refused: BTreeMap<Part, SynError>,
+    refused: BTreeMap<KernelProgram, SynError>,
     lookup: Option<FdLink>,
 }
 
 impl Kernel {
-    /// Makes the maps, or opens the pinned ones, and loads every program that the kernel takes. Those that it
-    /// refuses are in [`Kernel::refused`].
+    /// Makes the maps, or opens the pinned ones, and loads every program that the kernel accepts. The others are in
+    /// [`Kernel::refused`].
     ///
     /// # Errors
-    /// [`SynError::Load`] where nothing can be loaded at all.
+    /// [`SynError::Load`] when nothing can be loaded.
     pub fn load(object: &[u8], pins: Option<Arc<Pins>>) -> Result<Self, SynError> {
         let mut loader = EbpfLoader::new();
         let dir = pins.as_ref().and_then(|pins| pins.maps());
@@ -53,22 +53,22 @@ impl Kernel {
         }
         let mut ebpf = loader.load(object).map_err(|error| SynError::Load(chain(&error)))?;
         let load = |part| Some((part, sensors::load(&mut ebpf, part).err()?));
-        let refused = Part::ALL.into_iter().filter_map(load).collect();
+        let refused = KernelProgram::ALL.into_iter().filter_map(load).collect();
         Ok(Self { ebpf, pins, kept, refused, lookup: None })
     }
 
-    /// The programs that the kernel refused, with what each lack costs.
+    /// The programs that the kernel refused, with the reasons.
     #[must_use]
-    pub fn refused(&self) -> &BTreeMap<Part, SynError> {
+    pub fn refused(&self) -> &BTreeMap<KernelProgram, SynError> {
         &self.refused
     }
 
-    /// Attaches the socket lookup to this network namespace, and then drops an earlier agent's.
+    /// Attaches the socket lookup to this network namespace, and then detaches an earlier agent's.
     ///
     /// # Errors
-    /// [`SynError::Lookup`], or why the program was not loaded.
+    /// [`SynError::Lookup`], or the error of loading the program.
     pub fn attach_lookup(&mut self) -> Result<(), SynError> {
-        if let Some(error) = self.refused.remove(&Part::Lookup) {
+        if let Some(error) = self.refused.remove(&KernelProgram::Lookup) {
             return Err(error);
         }
         let link = lookup::attach(&mut self.ebpf)?;
@@ -82,21 +82,26 @@ impl Kernel {
         Ok(())
     }
 
-    /// What it can do for listeners, from now on.
+    /// What the programs can do for listeners.
     #[must_use]
     pub fn listeners(&self) -> ListenerSupport {
-        let gate = match self.refused.get(&Part::Gate) {
+        let gate = match self.refused.get(&KernelProgram::Gate) {
             Some(error) => Err(error.to_string()),
             None => Gate::new(&self.ebpf, self.kept).map_err(|error| error.to_string()),
         };
         ListenerSupport { gate, steers: self.lookup.is_some() }
     }
 
-    /// Tells the kernel of the functions, and attaches to interfaces.
+    /// Writes the functions to the maps, and attaches to interfaces.
     ///
     /// # Errors
     /// When a map cannot be written, or is not in the object.
-    pub fn watch(mut self, routes: &Routes, config: &Syn, wanted: &Interfaces) -> Result<Sensing, SynError> {
+    pub fn watch(
+        mut self,
+        routes: &Routes,
+        config: &Syn,
+        wanted: &Interfaces,
+    ) -> Result<RunningSensors, SynError> {
         let lobby = self.lobby(config)?;
         let mut seed = [0; 8];
         getrandom(&mut seed, GetRandomFlags::empty())
@@ -109,7 +114,7 @@ impl Kernel {
         let clock = Clock::new(maps.take(maps::SETTINGS)?, settings)?;
         let mut sensor = Sensor::new(&mut maps, config.key_file.is_some(), lobby.as_ref())?;
         sensor.update(routes)?;
-        // Whatever was written before speaks of an earlier agent's functions.
+        // Earlier events have function numbers of an earlier agent.
         let since_ns = now_ns();
         let rings = Rings {
             authenticated: maps.take(maps::EVENTS_AUTHENTICATED)?,
@@ -118,7 +123,7 @@ impl Kernel {
         let rings = Reader::new(rings, since_ns);
 
         let lookup = self.lookup.is_some();
-        let row = Attached { interface: "netns".into(), mode: Mode::Lookup, on: true };
+        let row = AttachedSensor { interface: "netns".into(), mode: Mode::Lookup, on: true };
         let (shown, attached) = watch::channel(if lookup { vec![row] } else { Vec::new() });
         if let (false, Some(pins)) = (lookup, &self.pins) {
             pins.forget(Mode::Lookup.as_str());
@@ -127,38 +132,40 @@ impl Kernel {
         let mut ladder = Ladder::new(self.ebpf, refused, self.pins, wanted.clone(), shown);
         ladder.begin();
         let background = Background { ladder, clock, lobby, _lookup: self.lookup };
-        Ok(Sensing { sensor, attached, watching: Watching { rings, keys, background } })
+        Ok(RunningSensors { sensor, attached, watching: SensorTasks { rings, keys, background } })
     }
 
-    /// The lobby, where there are ignored sources and the lookup that leads them there.
+    /// The lobby, if there are ignored sources, and the socket lookup that gives it their connections.
     fn lobby(&self, config: &Syn) -> Result<Option<socket2::Socket>, SynError> {
         if config.ignore.is_empty() {
             return Ok(None);
         }
         if self.lookup.is_none() {
             tracing::warn!(
-                "sources in `ignore` wake cold functions when they connect: sk_lookup is not attached"
+                "sk_lookup is not attached, so connections from sources in `ignore` start cold functions"
             );
             return Ok(None);
         }
-        lobby::open().map(Some).map_err(|error| SynError::Io { what: "the lobby cannot listen", error })
+        lobby::open()
+            .map(Some)
+            .map_err(|error| SynError::Io { what: "cannot listen for ignored sources (the lobby)", error })
     }
 }
 
-/// What the kernel half can do for the listeners of functions.
+/// What the programs can do for the listeners of functions.
 pub struct ListenerSupport {
     gate: Result<Gate, String>,
     steers: bool,
 }
 
 impl ListenerSupport {
-    /// Whether connections can be given to the function that they name.
+    /// Whether connections can be steered to the function that they name.
     #[must_use]
     pub fn can_steer(&self) -> bool {
         self.steers
     }
 
-    /// Closes a listener to unauthenticated clients, for good. To be done before it listens.
+    /// Closes a listener to unannounced clients, permanently. Call it before the socket listens.
     ///
     /// # Errors
     /// [`SynError::Gate`] or [`SynError::GateLocked`].
@@ -167,35 +174,35 @@ impl ListenerSupport {
     }
 }
 
-/// The running kernel half.
-pub struct Sensing {
+/// The running programs.
+pub struct RunningSensors {
     /// For the owner of the functions' state.
     pub sensor: Sensor,
-    /// Where it is attached, as that changes.
-    pub attached: watch::Receiver<Vec<Attached>>,
-    /// For tasks of their own.
-    pub watching: Watching,
+    /// The attached sensors; updated when they change.
+    pub attached: watch::Receiver<Vec<AttachedSensor>>,
+    /// The parts that run in tasks of their own.
+    pub watching: SensorTasks,
 }
 
-impl Sensing {
-    /// What the owner of the state keeps, and the rest.
+impl RunningSensors {
+    /// The part of the functions' owner, and the parts with tasks of their own.
     #[must_use]
-    pub fn split(self) -> (Sensor, Watching) {
+    pub fn split(self) -> (Sensor, SensorTasks) {
         (self.sensor, self.watching)
     }
 }
 
-/// What runs beside the owner of the state.
-pub struct Watching {
-    /// What [`super::read`] reads.
+/// The parts of the sensors that run in tasks of their own.
+pub struct SensorTasks {
+    /// The rings, for [`super::read`].
     pub rings: Reader,
     /// The keys of clients.
     pub keys: KeyStore,
-    /// What runs by itself.
+    /// Keeps programs, clock and lobby running.
     pub background: Background,
 }
 
-/// What keeps the kernel half as it should be. Unpinned programs detach when it is dropped.
+/// Keeps the programs attached and the epoch current. Unpinned programs detach when it is dropped.
 pub struct Background {
     ladder: Ladder,
     clock: Clock,
@@ -204,13 +211,15 @@ pub struct Background {
 }
 
 impl Background {
-    /// Keeps the clock, follows interfaces and answers in the lobby, for as long as the agent runs.
+    /// Updates the epoch, follows interfaces and answers connections of ignored sources, until the agent ends.
     pub async fn run(self) {
         let lobby = async {
             let Some(socket) = self.lobby else { return };
             match TcpListener::from_std(socket.into()) {
                 Ok(listener) => lobby::serve(listener).await,
-                Err(error) => tracing::error!("nobody answers in the lobby: {error}"),
+                Err(error) => tracing::error!(
+                    "connections from sources in `ignore` to cold functions are not answered: {error}; restart the agent"
+                ),
             }
         };
         tokio::join!(self.clock.keep(), self.ladder.follow(), lobby);

@@ -1,4 +1,4 @@
-//! The keys of clients, as the kernel half knows them.
+//! The clients' keys in the kernel.
 
 use std::path::PathBuf;
 
@@ -8,39 +8,41 @@ use headstart_ebpf::maps::{KEYS_MAX, KeySlot};
 
 use super::SynError;
 
-/// Why keys were not read again.
+/// Why keys cannot be reloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// The file cannot be used.
+    /// The key file cannot be used.
     #[error("{0}; the keys stay as they were")]
     Keys(#[from] KeyError),
-    /// The kernel refuses.
+    /// The kernel refuses the keys.
     #[error(transparent)]
     Map(#[from] SynError),
 }
 
-/// The kernel's keys, and the file they come from.
+/// The map of keys, and the key file.
 pub struct KeyStore {
     map: Array<MapData, KeySlot>,
     file: Option<PathBuf>,
 }
 
 impl KeyStore {
-    /// Forgets the keys of an earlier agent and writes those of the file. A file that cannot be used leaves no
-    /// key: closed functions stay closed.
+    /// Replaces the keys of an earlier agent by those of the file. If the file cannot be used, there is no key, and
+    /// closed functions stay closed.
     pub(super) fn new(map: Array<MapData, KeySlot>, file: Option<PathBuf>) -> Result<Self, SynError> {
         let mut store = Self { map, file };
         match store.load() {
             Ok(keys) => store.write(&keys)?,
             Err(error) => {
-                tracing::error!("nobody has a key: {error}; correct the file and send SIGHUP");
+                tracing::error!(
+                    "there are no keys, so authenticated clients are refused: {error}; correct the file and send SIGHUP"
+                );
                 store.write(&Keys::default())?;
             }
         }
         Ok(store)
     }
 
-    /// Reads the file again; how many keys it has, or `None` when there is no file.
+    /// Reads the file again; returns the number of its keys, or `None` without a file.
     ///
     /// # Errors
     /// [`ReloadError::Keys`] leaves the keys as they were.

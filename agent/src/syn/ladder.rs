@@ -1,4 +1,4 @@
-//! The sensors on interfaces: each is attached on the best rung that holds, and follows its interface.
+//! The sensors on interfaces. Each is attached in the best mode that the interface accepts, and follows the interface.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,69 +9,71 @@ use aya::programs::links::FdLink;
 use headstart_config::Interfaces;
 use tokio::sync::watch;
 
-use super::error::{Part, SynError};
+use super::error::{KernelProgram, SynError};
 use super::interfaces::{Changes, wanted};
 use super::pins::Pins;
 use super::sensors::{Mode, tcx, xdp};
 
-/// Rows of [`Attached`] that are kept of interfaces that are gone.
+/// Most rows of [`AttachedSensor`] for interfaces that are gone.
 const GONE_MAX: usize = 256;
 
-/// A sensor, for operators.
+/// A sensor, as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
+pub struct AttachedSensor {
     /// The interface, or `netns` for the socket lookup.
     pub interface: String,
-    /// How it is attached.
+    /// The way it is attached.
     pub mode: Mode,
-    /// Whether it still is: an interface may have gone.
+    /// Whether it is still attached; false when its interface is gone.
     pub on: bool,
 }
 
-/// A program on an interface.
-struct Held {
+/// An interface with an attached program.
+struct WatchedInterface {
     name: String,
     mode: Mode,
-    /// Attached while this is open, and as long as it is pinned.
+    /// The program stays attached while this is open or pinned.
     _link: FdLink,
 }
 
-/// The programs that watch interfaces, and where they are attached.
+/// The programs for interfaces, and the interfaces that they are attached to.
 pub struct Ladder {
     ebpf: Ebpf,
-    /// Programs that the kernel refused, with what it said.
-    refused: BTreeMap<Part, String>,
+    /// Programs that the kernel refused, with its error.
+    refused: BTreeMap<KernelProgram, String>,
     pins: Option<Arc<Pins>>,
     interfaces: Interfaces,
     /// By interface index.
-    held: BTreeMap<u32, Held>,
-    /// Interfaces that refuse every rung, so that each is reported once.
-    hopeless: BTreeSet<(String, u32)>,
+    watched: BTreeMap<u32, WatchedInterface>,
+    /// Interfaces that refuse every mode, so that each is reported once.
+    refusing: BTreeSet<(String, u32)>,
     changes: Option<Changes>,
-    shown: watch::Sender<Vec<Attached>>,
+    rows: watch::Sender<Vec<AttachedSensor>>,
 }
 
 impl Ladder {
     pub(super) fn new(
         ebpf: Ebpf,
-        refused: BTreeMap<Part, String>,
+        refused: BTreeMap<KernelProgram, String>,
         pins: Option<Arc<Pins>>,
         interfaces: Interfaces,
-        shown: watch::Sender<Vec<Attached>>,
+        rows: watch::Sender<Vec<AttachedSensor>>,
     ) -> Self {
         let changes = match Changes::listen() {
             _ if interfaces == Interfaces::Named(Vec::new()) => None,
             Ok(changes) => Some(changes),
             Err(error) => {
-                tracing::warn!("interfaces that appear later are not watched: {error}");
+                tracing::warn!(
+                    "interfaces that appear later are not watched: {error}; restart the agent when one appears"
+                );
                 None
             }
         };
-        let (held, hopeless) = Default::default();
-        Self { ebpf, refused, pins, interfaces, held, hopeless, changes, shown }
+        let (watched, refusing) = Default::default();
+        Self { ebpf, refused, pins, interfaces, watched, refusing, changes, rows }
     }
 
-    /// Attaches to every wanted interface that exists, and says which do not.
+    /// Attaches to every wanted interface that exists, and logs those that do not.
     pub(super) fn begin(&mut self) {
         self.look();
         if let Interfaces::Named(names) = &self.interfaces {
@@ -79,74 +81,80 @@ impl Ladder {
             for name in names.iter().filter(|name| !present.contains(*name)) {
                 tracing::error!("{}", SynError::NoInterface(name.clone()));
             }
-        } else if self.held.is_empty() && self.hopeless.is_empty() {
-            tracing::warn!("no interface has a default route: the first that gets one is watched");
+        } else if self.watched.is_empty() && self.refusing.is_empty() {
+            tracing::warn!(
+                "no interface has a default route; the agent will watch each interface that gets one"
+            );
         }
         if let Some(pins) = &self.pins {
             let mut names: Vec<_> =
-                self.held.iter().map(|(index, held)| pin_name(held.mode, *index)).collect();
+                self.watched.iter().map(|(index, watched)| pin_name(watched.mode, *index)).collect();
             names.push(Mode::Lookup.as_str().into());
             pins.retain(&names);
         }
     }
 
-    /// Attaches to interfaces that appear and forgets those that go, for as long as the agent runs.
+    /// Attaches to interfaces that appear, and drops those that disappear, until the agent ends.
     pub(super) async fn follow(mut self) {
         while let Some(changes) = &mut self.changes {
             if let Err(error) = changes.next().await {
-                tracing::error!("interfaces are not followed any more: {error}");
+                tracing::error!("changes of interfaces are no longer followed: {error}; restart the agent");
                 break;
             }
             self.look();
         }
-        // What is attached stays so until this task ends.
+        // Programs stay attached until this task ends.
         std::future::pending().await
     }
 
     fn look(&mut self) {
         let wanted = wanted(&self.interfaces);
         let gone = |index: &u32, name: &str| wanted.get(name) != Some(index);
-        self.hopeless.retain(|(name, index)| !gone(index, name));
-        let dropped: Vec<_> = self.held.extract_if(.., |index, held| gone(index, &held.name)).collect();
-        for (index, Held { name, mode, _link }) in dropped {
-            tracing::warn!(interface = name, "not watched any more: the interface or its route is gone");
+        self.refusing.retain(|(name, index)| !gone(index, name));
+        let dropped: Vec<_> =
+            self.watched.extract_if(.., |index, watched| gone(index, &watched.name)).collect();
+        for (index, WatchedInterface { name, mode, _link }) in dropped {
+            tracing::warn!(
+                interface = name,
+                "the interface is no longer watched, because it or its default route is gone"
+            );
             if let Some(pins) = &self.pins {
                 pins.forget(&pin_name(mode, index));
             }
-            self.show(&name, mode, false);
+            self.update_row(&name, mode, false);
         }
         for (name, index) in wanted {
-            if self.held.contains_key(&index) || self.hopeless.contains(&(name.clone(), index)) {
+            if self.watched.contains_key(&index) || self.refusing.contains(&(name.clone(), index)) {
                 continue;
             }
             match self.attach(&name, index) {
-                Ok(held) => {
-                    tracing::info!(interface = name, mode = held.mode.as_str(), "watching for SYNs");
-                    self.show(&name, held.mode, true);
-                    self.held.insert(index, held);
+                Ok(watched) => {
+                    tracing::info!(interface = name, mode = watched.mode.as_str(), "watching for SYNs");
+                    self.update_row(&name, watched.mode, true);
+                    self.watched.insert(index, watched);
                 }
                 Err(error) => {
                     tracing::error!("{error}");
-                    self.hopeless.insert((name, index));
+                    self.refusing.insert((name, index));
                 }
             }
         }
     }
 
-    /// Climbs the ladder, and on each rung takes over what an earlier agent left there.
-    fn attach(&mut self, name: &str, index: u32) -> Result<Held, SynError> {
+    /// Tries each mode, best first, and in each takes over an earlier agent's link.
+    fn attach(&mut self, name: &str, index: u32) -> Result<WatchedInterface, SynError> {
         let mut refusals = Vec::new();
         for mode in Mode::LADDER {
-            match self.try_rung(mode, name, index) {
-                Ok(link) => return Ok(Held { name: name.to_owned(), mode, _link: link }),
+            match self.try_mode(mode, name, index) {
+                Ok(link) => return Ok(WatchedInterface { name: name.to_owned(), mode, _link: link }),
                 Err(why) => refusals.push((mode, why)),
             }
         }
         Err(SynError::Attach { interface: name.to_owned(), refusals })
     }
 
-    fn try_rung(&mut self, mode: Mode, name: &str, index: u32) -> Result<FdLink, String> {
-        let part = if mode == Mode::Tcx { Part::Tcx } else { Part::Xdp };
+    fn try_mode(&mut self, mode: Mode, name: &str, index: u32) -> Result<FdLink, String> {
+        let part = if mode == Mode::Tcx { KernelProgram::Tcx } else { KernelProgram::Xdp };
         if let Some(why) = self.refused.get(&part) {
             return Err(why.clone());
         }
@@ -158,7 +166,7 @@ impl Ladder {
                 Mode::Tcx => tcx::adopt(&mut self.ebpf, link),
                 _ => xdp::adopt(&mut self.ebpf, link),
             };
-            // Refused when its interface is gone: the index is another one's now.
+            // The kernel refuses when the link's interface is gone, and the index belongs to another one.
             adopted.inspect_err(|why| tracing::debug!(pin, "an old link is dead: {why}")).ok()
         });
         if let (true, None, Some(pins)) = (had_old, &adopted, &self.pins) {
@@ -172,7 +180,7 @@ impl Ladder {
             (None, _) => tcx::attach(&mut self.ebpf, name)?,
         };
         match &self.pins {
-            // The file is there already.
+            // The link is already pinned.
             Some(pins) if !(taken_over && pins.keeps()) => {
                 pins.pin(link, &pin).map_err(|error| error.to_string())
             }
@@ -180,21 +188,22 @@ impl Ladder {
         }
     }
 
-    fn show(&self, interface: &str, mode: Mode, on: bool) {
-        self.shown.send_modify(|shown| {
-            shown.retain(|row| row.interface != interface || row.mode != mode);
-            shown.push(Attached { interface: interface.to_owned(), mode, on });
-            let gone = shown.iter().filter(|row| !row.on).count();
+    fn update_row(&self, interface: &str, mode: Mode, on: bool) {
+        self.rows.send_modify(|rows| {
+            rows.retain(|row| row.interface != interface || row.mode != mode);
+            rows.push(AttachedSensor { interface: interface.to_owned(), mode, on });
+            let gone = rows.iter().filter(|row| !row.on).count();
             if gone > GONE_MAX
-                && let Some(oldest) = shown.iter().position(|row| !row.on)
+                && let Some(oldest) = rows.iter().position(|row| !row.on)
             {
-                shown.remove(oldest);
+                rows.remove(oldest);
             }
         });
     }
 }
 
-/// The name of a link's pin. Of the index, as names change and may hold dots, which bpffs refuses.
+/// The name of a link's pin. It has the interface's index, because names change and may contain dots, which bpffs
+/// refuses.
 fn pin_name(mode: Mode, index: u32) -> String {
     match mode {
         Mode::Native | Mode::Generic => format!("xdp-{mode}-{index}"),

@@ -1,5 +1,5 @@
-//! The lobby: answers ignored sources while the function they ask for is cold. A health checker of a load
-//! balancer gets its 200 without having woken anything.
+//! The lobby answers connections of ignored sources while their function is cold, so that a load balancer's health
+//! check gets its 200 without starting an instance.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,15 +12,15 @@ use tokio::sync::Semaphore;
 
 use crate::http;
 
-/// Visitors at a time; more wait in the accept queue.
-const VISITORS_MAX: usize = 64;
-/// Connections that wait for their turn.
+/// Most connections at a time; others wait in the accept queue.
+const CONNECTIONS_MAX: usize = 64;
+/// Length of the accept queue.
 const BACKLOG: i32 = 128;
 const HEAD: &str = "200 OK\r\nContent-Type: text/plain";
 const BODY: &str = "asleep\n";
 
-/// Opens the lobby on a loopback address, where only the socket lookup leads; one that takes both IP versions
-/// where there are two.
+/// Opens the lobby on a loopback address, to which only the socket lookup gives connections; for both IP versions if the
+/// host has them.
 pub(super) fn open() -> io::Result<Socket> {
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let both = SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), 0));
@@ -37,23 +37,23 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Answers visitors for as long as the agent runs.
+/// Answers connections until the agent ends.
 pub(super) async fn serve(listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(VISITORS_MAX));
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((mut visitor, _)) => {
+            Ok((mut client, _)) => {
                 tokio::spawn(async move {
-                    // A visitor that leaves early is no news.
-                    let _ = http::reply(&mut visitor, HEAD, BODY).await;
+                    // An error means that the client has gone.
+                    let _ = http::reply(&mut client, HEAD, BODY).await;
                     drop(place);
                 });
             }
             Err(error) => {
-                tracing::warn!("the lobby cannot accept: {error}");
-                // Out of descriptors, most likely: accepting at once again would only spin.
+                tracing::warn!("cannot accept a connection from a source in `ignore`: {error}");
+                // Probably no descriptors are left, so that accepting at once would spin.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

@@ -1,4 +1,4 @@
-//! What outlives the agent, so that a restart leaves no gap: maps and links, pinned in a BPF file system.
+//! Maps and links that outlive the agent, pinned in a BPF file system, so that sensors work during a restart.
 //!
 //! ```text
 //! PIN_DIR/                       locked (flock(2)) by the agent that owns it
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The new agent opens the maps, writes its own functions into them, and replaces the program behind each link
-//! in place. Maps of another layout are left alone until that is done, and then removed.
+//! in place. Then it removes maps of another layout.
 
 use std::fs::{self, File};
 use std::io;
@@ -28,10 +28,10 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::chain;
 
-/// Where systemd and everybody else mounts the BPF file system.
+/// The usual mount point of the BPF file system, also systemd's.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The maps that user space and several programs share. Others, such as scratch space, belong to one program.
+/// The pinned maps: those of the contract with user space. Others, such as scratch space, are not pinned.
 pub(super) const MAPS: [&str; 16] = [
     maps::FUNCTIONS,
     maps::PORTS,
@@ -60,7 +60,7 @@ pub enum PinError {
         .0.display()
     )]
     Locked(PathBuf),
-    /// It is not on a BPF file system, and cannot be.
+    /// The directory is not on a BPF file system, and none can be mounted there.
     #[error(
         "{} is not on a BPF file system ({why}): mount -t bpf bpf {BPFFS}, and set `pin_dir` in [syn] to a \
          directory below it",
@@ -69,23 +69,23 @@ pub enum PinError {
     NotBpffs {
         /// The configured directory.
         dir: PathBuf,
-        /// What was found or tried.
+        /// The reason.
         why: String,
     },
-    /// The file system refuses something.
+    /// The file system refuses an operation.
     #[error("{}: {error}", .path.display())]
     Io {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What it said.
+        /// The system's error.
         error: io::Error,
     },
     /// A link cannot be pinned.
     #[error("{} cannot be pinned: {why}", .path.display())]
     Pin {
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         why: String,
     },
 }
@@ -94,16 +94,16 @@ pub enum PinError {
 pub struct Pins {
     dir: PathBuf,
     keep: bool,
-    /// Held until the agent ends, however it ends.
+    /// Locked until the agent ends, even if it is killed.
     _lock: Flock<File>,
 }
 
 impl Pins {
-    /// Locks the directory, and makes it and the mount below it if they are not there. Without `keep` nothing is
-    /// pinned, and what an earlier agent pinned is taken over and unpinned.
+    /// Locks the directory; makes it, and mounts the file system, if necessary. Without `keep` nothing is pinned, and the
+    /// pins of an earlier agent are taken over and removed.
     ///
     /// # Errors
-    /// [`PinError::Locked`] when another agent has it; the others mean that this host cannot pin.
+    /// [`PinError::Locked`] when another agent uses the directory; the other errors mean that this host cannot pin.
     pub fn open(dir: &Path, keep: bool) -> Result<Self, PinError> {
         ensure_bpffs(dir)?;
         let io = |error| PinError::Io { path: dir.to_owned(), error };
@@ -122,12 +122,12 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The directory of this layout's maps; `None` when nothing is to be pinned.
+    /// The directory of this layout's maps; `None` without pinning.
     pub(super) fn maps(&self) -> Option<PathBuf> {
         self.keep.then(|| self.maps_dir())
     }
 
-    /// Whether pins stay.
+    /// Whether links and maps are pinned.
     pub(super) fn keeps(&self) -> bool {
         self.keep
     }
@@ -140,12 +140,12 @@ impl Pins {
         self.dir.join("links")
     }
 
-    /// A link that an earlier agent pinned, now open here too.
+    /// Opens a link that an earlier agent pinned.
     pub(super) fn opened(&self, name: &str) -> Option<FdLink> {
         PinnedLink::from_pin(self.links().join(name)).ok().map(FdLink::from)
     }
 
-    /// Pins a link under a name; whatever had this name is dropped in the same moment.
+    /// Pins a link under a name, and atomically replaces an older pin of that name.
     pub(super) fn pin(&self, link: FdLink, name: &str) -> Result<FdLink, PinError> {
         if !self.keep {
             self.forget(name);
@@ -153,7 +153,7 @@ impl Pins {
         }
         let path = self.links().join(name);
         let next = self.links().join(format!("{name}-next"));
-        // An agent that died at this point left one.
+        // An agent that died at this point has left this file.
         let _ = fs::remove_file(&next);
         let pinned =
             link.pin(&next).map_err(|error| PinError::Pin { path: path.clone(), why: chain(&error) })?;
@@ -161,12 +161,12 @@ impl Pins {
         Ok(pinned.into())
     }
 
-    /// Drops a pinned link: it detaches when nobody holds it open.
+    /// Removes a pin; the program detaches when no process has the link open.
     pub(super) fn forget(&self, name: &str) {
         remove(fs::remove_file(self.links().join(name)), name);
     }
 
-    /// Drops every link that is not among `names`, and the maps of other layouts.
+    /// Removes every link that is not among `names`, and the maps of other layouts.
     pub(super) fn retain(&self, names: &[String]) {
         for name in list(&self.links()).into_iter().filter(|name| !names.contains(name)) {
             self.forget(&name);
@@ -180,7 +180,7 @@ impl Pins {
         }
     }
 
-    /// Drops everything, also the directory. Programs detach when the agent closes its own descriptors.
+    /// Removes all pins and the directory. Programs detach when the agent closes its own descriptors.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -194,7 +194,7 @@ impl Pins {
     }
 }
 
-/// Whether there is anything at `dir` that an agent could have pinned.
+/// Whether `dir` is on a BPF file system, so that an agent may have pinned something there.
 #[must_use]
 pub fn is_pinned(dir: &Path) -> bool {
     is_bpffs(dir).unwrap_or(false)
@@ -213,14 +213,14 @@ fn list(dir: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Mounts the BPF file system where everybody expects it, as systemd does at boot, if it is not there.
+/// Mounts the BPF file system at its usual place, as systemd does at boot, unless it is mounted.
 fn ensure_bpffs(dir: &Path) -> Result<(), PinError> {
     let lack = |why: String| PinError::NotBpffs { dir: dir.to_owned(), why };
     let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     match is_bpffs(existing) {
         Ok(true) => return Ok(()),
         Ok(false) if dir.starts_with(BPFFS) && dir != Path::new(BPFFS) => {}
-        Ok(false) => return Err(lack(format!("{} is another one", existing.display()))),
+        Ok(false) => return Err(lack(format!("{} is on another file system", existing.display()))),
         Err(error) => return Err(lack(error.to_string())),
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -234,7 +234,7 @@ fn is_bpffs(path: &Path) -> io::Result<bool> {
     Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// What the maps of this build look like, as one number: the layout's own and every size that depends on it.
+/// A hash of this build's map layout: the layout number, and every size on which maps depend.
 fn layout() -> u64 {
     let sizes = [
         maps::LAYOUT as usize,
@@ -262,7 +262,7 @@ fn layout() -> u64 {
     fnv1a(sizes.chain(MAPS.iter().flat_map(|name| name.bytes())))
 }
 
-/// FNV-1a (draft-eastlake-fnv): stable over builds, and nobody attacks it here.
+/// FNV-1a (draft-eastlake-fnv): stable over builds. It needs no resistance to attacks here.
 fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

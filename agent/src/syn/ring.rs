@@ -1,4 +1,4 @@
-//! The rings of events, read without polling: what authenticated clients want goes first.
+//! Reads the rings of events without polling, events of authenticated clients first.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,36 +10,36 @@ use tokio::io::Interest;
 
 use crate::fd;
 
-/// One ring that the kernel half writes.
+/// A ring that the eBPF programs write.
 pub type Ring = RingBuf<MapData>;
 
-/// Both rings. They are separate so that a flood cannot push out authenticated clients.
+/// Both rings. They are separate, so that a flood cannot displace events of authenticated clients.
 pub struct Rings {
-    /// Of clients with a key.
+    /// Events of clients with a key.
     pub authenticated: Ring,
-    /// Of everybody else.
+    /// Events of all other clients.
     pub open: Ring,
 }
 
-/// What came out of a ring.
+/// A record of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
-    /// Somebody asks for a function.
+pub enum RingRecord {
+    /// A client asks for a function.
     Event(SynEvent),
-    /// An event from before this agent knew its functions: a pinned ring keeps what was written while no agent
-    /// ran, and its numbers may mean other functions.
+    /// An event from before this agent wrote its functions. A pinned ring keeps events from the time without an agent,
+    /// and their numbers may belong to other functions.
     Stale,
-    /// A record of another length than ours.
+    /// A record of another length.
     Malformed,
 }
 
-/// Records in a row before others get their turn on the thread: a flood must not stop the agent.
+/// Most records in a row before the task yields, so that a flood does not stop the agent's other tasks.
 pub const BURST_MAX: u32 = 256;
 
-/// Takes records out of both rings; clones take from the same ones.
+/// Takes records from both rings; clones take from the same rings.
 ///
-/// Who waits to be woken for them ([`read`]) is not the only one who looks: the kernel wakes it later than it writes,
-/// and on a busy machine later than the same client's connection is there to be seen.
+/// Besides the task that waits for records ([`read`]), the owner of the functions' state takes them: the kernel wakes the
+/// task after the write, and on a busy machine after the same client's connection is visible.
 #[derive(Clone)]
 pub struct Reader {
     rings: Arc<Mutex<Rings>>,
@@ -47,14 +47,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Events before `since_ns` (`CLOCK_MONOTONIC`) are stale.
+    /// Events before `since_ns` (nanoseconds of `CLOCK_MONOTONIC`) are stale.
     #[must_use]
     pub fn new(rings: Rings, since_ns: u64) -> Self {
         Self { rings: Arc::new(Mutex::new(rings)), since_ns }
     }
 
     /// The next record of the authenticated ring, or else of the open one.
-    pub fn take(&self) -> Option<Seen> {
+    pub fn take(&self) -> Option<RingRecord> {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let Rings { authenticated, open } = &mut *rings;
         if let Some(record) = authenticated.next() {
@@ -70,18 +70,18 @@ impl Reader {
     }
 }
 
-/// Hands every event to `seen`, until a ring cannot be watched any more.
+/// Passes every record to `on_record`. It ends only with an error.
 ///
 /// # Errors
 /// When a ring cannot be watched.
-pub async fn read(reader: Reader, mut seen: impl FnMut(Seen)) -> io::Result<()> {
+pub async fn read(reader: Reader, mut on_record: impl FnMut(RingRecord)) -> io::Result<()> {
     let (authenticated, open) = reader.descriptors()?;
     let authenticated = fd::register(authenticated, Interest::READABLE)?;
     let open = fd::register(open, Interest::READABLE)?;
     let mut burst = 0;
     loop {
         if let Some(record) = reader.take() {
-            seen(record);
+            on_record(record);
             burst += 1;
             if burst == BURST_MAX {
                 burst = 0;
@@ -89,7 +89,7 @@ pub async fn read(reader: Reader, mut seen: impl FnMut(Seen)) -> io::Result<()> 
             }
             continue;
         }
-        // A record that came meanwhile makes its ring ready again.
+        // A record that arrives meanwhile makes its ring readable again.
         tokio::select! {
             ready = authenticated.readable() => ready?.clear_ready(),
             ready = open.readable() => ready?.clear_ready(),
@@ -97,11 +97,11 @@ pub async fn read(reader: Reader, mut seen: impl FnMut(Seen)) -> io::Result<()> 
     }
 }
 
-fn judge(record: &[u8], since_ns: u64) -> Seen {
+fn judge(record: &[u8], since_ns: u64) -> RingRecord {
     match SynEvent::from_bytes(record) {
-        Some(event) if event.timestamp_ns >= since_ns => Seen::Event(event),
-        Some(_) => Seen::Stale,
-        None => Seen::Malformed,
+        Some(event) if event.timestamp_ns >= since_ns => RingRecord::Event(event),
+        Some(_) => RingRecord::Stale,
+        None => RingRecord::Malformed,
     }
 }
 
@@ -113,9 +113,9 @@ mod tests {
     fn records_are_judged_by_length_and_time() {
         let mut record = [0; SynEvent::SIZE];
         record[..8].copy_from_slice(&7_u64.to_ne_bytes());
-        assert!(matches!(judge(&record, 7), Seen::Event(event) if event.timestamp_ns == 7));
-        assert_eq!(judge(&record, 8), Seen::Stale);
-        assert_eq!(judge(&record[1..], 0), Seen::Malformed);
-        assert_eq!(judge(&[], 0), Seen::Malformed);
+        assert!(matches!(judge(&record, 7), RingRecord::Event(event) if event.timestamp_ns == 7));
+        assert_eq!(judge(&record, 8), RingRecord::Stale);
+        assert_eq!(judge(&record[1..], 0), RingRecord::Malformed);
+        assert_eq!(judge(&[], 0), RingRecord::Malformed);
     }
 }

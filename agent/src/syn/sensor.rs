@@ -1,4 +1,4 @@
-//! What the kernel knows of functions, and what it has counted.
+//! The kernel's table of functions, and its counters.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap as Known};
 
@@ -9,7 +9,7 @@ use socket2::Socket;
 
 use super::SynError;
 use super::fill::Maps;
-use super::table::{Routes, Table, named};
+use super::table::{FunctionTable, Routes, named};
 use crate::event::FunctionId;
 
 /// The kernel's table of functions, and its counters.
@@ -20,15 +20,15 @@ pub struct Sensor {
     opened: HashMap<MapData, OpenedKey, u64>,
     steered: HashMap<MapData, PacketFlow, u32>,
     stats: PerCpuArray<MapData, SensorCounters>,
-    /// Clients may have keys.
+    /// Whether clients may have keys.
     keys: bool,
-    /// Each function's entries, cold.
+    /// Each function's entries, as for a cold function.
     entries: BTreeMap<FunctionId, Vec<(PortKey, FunctionEntry)>>,
     warm: BTreeSet<FunctionId>,
 }
 
 impl Sensor {
-    /// Takes its maps, which may be an earlier agent's, and tells the socket lookup of the lobby.
+    /// Takes its maps, which may hold entries of an earlier agent, and gives the lobby to the socket lookup.
     pub(super) fn new(maps: &mut Maps<'_>, keys: bool, lobby: Option<&Socket>) -> Result<Self, SynError> {
         let mut listeners: SockMap<_> = maps.take(maps::LISTENERS)?;
         if let Some(lobby) = lobby {
@@ -47,13 +47,13 @@ impl Sensor {
         })
     }
 
-    /// Says which function is where, and forgets the others, also those of an earlier agent. The programs run
-    /// meanwhile: each entry goes from old to new in one step.
+    /// Writes the addresses of functions, and removes all other entries, also those of an earlier agent. The programs run
+    /// meanwhile, so each entry changes in one step.
     ///
     /// # Errors
     /// [`SynError::Map`] when the kernel refuses.
     pub fn update(&mut self, routes: &Routes) -> Result<(), SynError> {
-        let table = Table::new(routes, self.keys);
+        let table = FunctionTable::new(routes, self.keys);
         let before: Known<_, _> = self.functions.iter().flatten().collect();
         let mut after: Known<_, _> = table.entries().collect();
         self.warm.retain(|function| routes.contains_key(function));
@@ -62,14 +62,14 @@ impl Sensor {
         }
         self.forget(&renumbered(&before, &after));
         for (function, listener) in named(routes) {
-            // A number that nothing names any more may keep an old socket: nothing leads to it.
+            // An unused number may keep an old socket, because no entry has that number.
             self.listeners.set(function, listener.as_ref(), 0)?;
         }
         for (key, entry) in after.iter().filter(|(key, entry)| before.get(*key) != Some(*entry)) {
             self.functions.insert(key, entry, 0)?;
         }
         for (index, word) in (0..).zip(table.port_words()) {
-            // Most are zero already, and reading is as cheap as writing.
+            // Most words are already zero, and reading costs no more than writing.
             if self.ports.get(&index, 0)? != word {
                 self.ports.set(index, word, 0)?;
             }
@@ -81,7 +81,7 @@ impl Sensor {
         Ok(())
     }
 
-    /// What clients have proved to these numbers, and named them for, does not hold for their new owners.
+    /// Removes knocks and steered connections of these numbers, which do not apply to their new functions.
     fn forget(&mut self, numbers: &BTreeSet<FunctionId>) {
         if numbers.is_empty() {
             return;
@@ -90,7 +90,7 @@ impl Sensor {
             self.opened.keys().flatten().filter(|key| numbers.contains(&key.function)).collect();
         let steered: Vec<_> =
             self.steered.iter().flatten().filter(|(_, function)| numbers.contains(function)).collect();
-        // The least recently used goes by itself: it may be gone already.
+        // The kernel may have evicted an entry.
         for key in opened {
             let _ = self.opened.remove(&key);
         }
@@ -99,7 +99,7 @@ impl Sensor {
         }
     }
 
-    /// Says whether a function has an instance: its SYNs are no news then.
+    /// Writes whether a function has an instance; if so, its SYNs raise no event.
     ///
     /// # Errors
     /// [`SynError::Map`] when the kernel refuses.
@@ -117,10 +117,10 @@ impl Sensor {
         Ok(())
     }
 
-    /// What the programs have counted since the maps were made.
+    /// The programs' counters since the maps were made.
     ///
     /// # Errors
-    /// [`SynError::Map`] when the kernel does not give it.
+    /// [`SynError::Map`] when the kernel refuses.
     pub fn counters(&self) -> Result<Vec<(Stat, u64)>, SynError> {
         let per_cpu = self.stats.get(&0, 0)?;
         let totals = headstart_ebpf::event::total(per_cpu.iter());
@@ -128,7 +128,7 @@ impl Sensor {
     }
 }
 
-/// The numbers under which something else is reached than before.
+/// The numbers whose addresses have changed.
 fn renumbered(
     before: &Known<PortKey, FunctionEntry>,
     after: &Known<PortKey, FunctionEntry>,

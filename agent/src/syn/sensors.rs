@@ -1,5 +1,4 @@
-//! The programs of the kernel half, one file each, of one shape: load, attach, and take over what an earlier
-//! agent attached.
+//! The eBPF programs, one file each, with the same functions: load, attach, and take over an earlier agent's link.
 
 pub(super) mod gate;
 pub(super) mod lookup;
@@ -11,7 +10,7 @@ use std::fmt;
 use aya::Ebpf;
 use aya::programs::{Program, ProgramError};
 
-use super::error::{Part, SynError, chain};
+use super::error::{KernelProgram, SynError, chain};
 
 /// How a sensor is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,14 +19,14 @@ pub enum Mode {
     Native,
     /// XDP in the network stack: works on every interface, costs a little more.
     Generic,
-    /// At the ingress of traffic control, when the XDP slot is taken or XDP is refused.
+    /// At the ingress of traffic control, when the XDP slot is occupied or the interface refuses XDP.
     Tcx,
     /// In the socket lookup of the network namespace.
     Lookup,
 }
 
 impl Mode {
-    /// What is tried on an interface, best first.
+    /// The modes to try on an interface, best first.
     pub const LADDER: [Self; 3] = [Self::Native, Self::Generic, Self::Tcx];
 
     /// The metric label.
@@ -48,18 +47,18 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Loads one program. The maps are there already.
-pub(super) fn load(ebpf: &mut Ebpf, part: Part) -> Result<(), SynError> {
+/// Loads one program, after the maps.
+pub(super) fn load(ebpf: &mut Ebpf, part: KernelProgram) -> Result<(), SynError> {
     let loaded = match part {
-        Part::Xdp => program::<aya::programs::Xdp>(ebpf, part)?.load(),
-        Part::Tcx => program::<aya::programs::SchedClassifier>(ebpf, part)?.load(),
-        Part::Lookup => program::<aya::programs::SkLookup>(ebpf, part)?.load(),
-        Part::Gate => program::<aya::programs::SocketFilter>(ebpf, part)?.load(),
+        KernelProgram::Xdp => program::<aya::programs::Xdp>(ebpf, part)?.load(),
+        KernelProgram::Tcx => program::<aya::programs::SchedClassifier>(ebpf, part)?.load(),
+        KernelProgram::Lookup => program::<aya::programs::SkLookup>(ebpf, part)?.load(),
+        KernelProgram::Gate => program::<aya::programs::SocketFilter>(ebpf, part)?.load(),
     };
     loaded.map_err(|error| SynError::Program { part, why: chain(&error) })
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, part: Part) -> Result<&'a mut P, SynError>
+fn program<'a, P>(ebpf: &'a mut Ebpf, part: KernelProgram) -> Result<&'a mut P, SynError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {

@@ -1,4 +1,4 @@
-//! The settings of the kernel half, and the task that keeps its idea of time.
+//! The settings of the eBPF programs, and the task that updates their epoch.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,8 +18,8 @@ use crate::fd;
 /// The settings for a configuration. `seed` is random.
 pub(super) fn settings(config: &Syn, seed: u64, lobby: bool) -> Settings {
     let sources = !config.allow.is_empty() || !config.ignore.is_empty();
-    let (function_interval_ns, function_burst_ns) = gate(config.events.function);
-    let (global_interval_ns, global_burst_ns) = gate(config.events.global);
+    let (function_interval_ns, function_burst_ns) = rate_limit(config.events.function);
+    let (global_interval_ns, global_burst_ns) = rate_limit(config.events.global);
     Settings {
         epoch: epoch(unix_seconds()),
         seed,
@@ -35,14 +35,14 @@ pub(super) fn settings(config: &Syn, seed: u64, lobby: bool) -> Settings {
     }
 }
 
-/// Interval and burst, in nanoseconds, of a gate for `rate` events per second, all of which may come at once.
-fn gate(rate: u32) -> (u64, u64) {
+/// Interval and burst, in nanoseconds, of a rate limit of `rate` events per second, all of which may come at once.
+fn rate_limit(rate: u32) -> (u64, u64) {
     let rate = u64::from(rate).max(1);
     let interval_ns = 1_000_000_000 / rate;
     (interval_ns, interval_ns * (rate - 1))
 }
 
-/// Tells the kernel half which epoch it is.
+/// Writes the current epoch for the eBPF programs.
 pub struct Clock {
     map: Array<MapData, Settings>,
     settings: Settings,
@@ -50,8 +50,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Writes the settings. Maps that were filled under another seed keep theirs: what they remember of
-    /// connections is worth nothing without it.
+    /// Writes the settings. Maps of an earlier agent keep their seed, because their digests of connections depend on it.
     pub(super) fn new(mut map: Array<MapData, Settings>, mut settings: Settings) -> Result<Self, SynError> {
         match map.get(&0, 0)?.seed {
             0 => {}
@@ -59,23 +58,24 @@ impl Clock {
         }
         map.set(0, settings, 0)?;
         let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
-            .map_err(|error| SynError::Io {
-                what: "the clock of epochs cannot be made",
-                error: error.into(),
-            })?;
+            .map_err(|error| SynError::Io { what: "cannot make the timer of epochs", error: error.into() })?;
         Ok(Self { map, settings, timer })
     }
 
-    /// Writes each new epoch when it begins, also when somebody sets the clock.
+    /// Writes each new epoch when it begins, also when the clock is set.
     pub(super) async fn keep(mut self) {
         loop {
             let now = unix_seconds();
             self.settings.epoch = epoch(now);
             if let Err(error) = self.map.set(0, self.settings, 0) {
-                tracing::error!("the kernel half keeps an old epoch, tags will be refused: {error}");
+                tracing::error!(
+                    "the kernel keeps an old epoch, so it will refuse tags: {error}; restart the agent"
+                );
             }
             if let Err(error) = self.next(now).await {
-                tracing::error!("epochs are not kept any more, tags will be refused: {error}");
+                tracing::error!(
+                    "epochs are no longer updated, so the kernel will refuse tags: {error}; restart the agent"
+                );
                 return;
             }
         }
@@ -84,7 +84,7 @@ impl Clock {
     /// Waits until the epoch of `now` is over, or the clock is set.
     async fn next(&self, now: u64) -> io::Result<()> {
         let over = Duration::from_secs((epoch(now) + 1) * EPOCH_SECONDS);
-        // A clock that jumps cancels the timer (timerfd_create(2)): readable, and a read says ECANCELED.
+        // A step of the clock cancels the timer (timerfd_create(2)): it becomes readable, and a read fails with ECANCELED.
         let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         self.timer.set(Expiration::OneShot(TimeSpec::from_duration(over)), flags)?;
         let timer: OwnedFd = self.timer.as_fd().try_clone_to_owned()?;
@@ -95,7 +95,7 @@ impl Clock {
 }
 
 fn unix_seconds() -> u64 {
-    // Before 1970 there is no epoch; tags are refused then, and everything else works.
+    // Before 1970 there is no epoch, and all tags are refused.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -110,11 +110,11 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_lets_one_seconds_worth_through_at_once_and_the_rate_in_the_long_run() {
+    fn a_rate_limit_passes_one_second_of_events_at_once_and_the_rate_in_the_long_run() {
         for rate in [1, 3, 256, 1_000_000] {
-            let (interval_ns, burst_ns) = gate(rate);
+            let (interval_ns, burst_ns) = rate_limit(rate);
             let (mut due, mut passed) = (0, 0);
-            // 5 s of a flood in steps of 0.1 s, until the gate closes each time.
+            // 5 s of a flood in steps of 0.1 s, until the limit is reached each time.
             for step in 0..50 {
                 let now = 1_000_000_000_000 + step * 100_000_000;
                 while let Some(next) = pass(due, now, interval_ns, burst_ns) {

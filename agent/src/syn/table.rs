@@ -1,4 +1,4 @@
-//! From the served functions to the entries of the kernel's table: who gets which SYN.
+//! Makes the entries of the kernel's table from the served functions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,38 +13,38 @@ use headstart_ebpf::maps::{
 
 use crate::event::FunctionId;
 
-/// Where one function is reached.
+/// How clients reach one function.
 #[derive(Debug, Clone)]
 pub struct Route {
     /// The configured address. Functions may share it.
     pub listen: SocketAddr,
     /// The ID that clients may name.
     pub id: Option<u32>,
-    /// What clients must prove.
+    /// Whether clients need a key.
     pub auth: RequireAuth,
-    /// Whether `listener` is a hidden one, to which the socket lookup gives the connections that name the ID.
-    /// Otherwise it is bound to `listen`, and the function gets that port's connections that name nobody.
+    /// Whether `listener` is a hidden one, to which the socket lookup gives the connections that name the ID. Otherwise it
+    /// is bound to `listen`, and the function gets that port's connections without an ID.
     pub steered: bool,
     /// The socket that instances accept from.
     pub listener: Arc<OwnedFd>,
 }
 
-/// Every function's, by its number.
+/// The routes of all functions, by function number.
 pub type Routes = BTreeMap<FunctionId, Route>;
 
-/// What the kernel is told of all functions.
+/// The kernel's entries of all functions.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Table {
-    /// Cold, by function number.
+pub(super) struct FunctionTable {
+    /// By function number, as for cold functions.
     pub(super) functions: BTreeMap<FunctionId, Vec<(PortKey, FunctionEntry)>>,
-    /// Ports that several functions share and none has by default.
-    pub(super) nobody: Vec<(PortKey, FunctionEntry)>,
-    /// All ports that occur.
+    /// Ports that several functions share, none of them by default.
+    pub(super) without_default: Vec<(PortKey, FunctionEntry)>,
+    /// All ports of functions.
     pub(super) ports: BTreeSet<u16>,
 }
 
-impl Table {
-    /// The table for these functions. With `keys`, clients may have one.
+impl FunctionTable {
+    /// The table for these functions. With `keys`, clients may have keys.
     pub(super) fn new(routes: &Routes, keys: bool) -> Self {
         let mut addresses: BTreeMap<SocketAddr, Vec<&Route>> = BTreeMap::new();
         for route in routes.values() {
@@ -60,21 +60,21 @@ impl Table {
             let entries = keys_of(route).into_iter().map(|key| (key, FunctionEntry { function, flags }));
             (function, entries.collect())
         });
-        let nobody = addresses.iter().filter(|(_, routes)| routes.iter().all(|route| route.steered));
-        let nobody = nobody.map(|(listen, _)| {
+        let without_default = addresses.iter().filter(|(_, routes)| routes.iter().all(|route| route.steered));
+        let without_default = without_default.map(|(listen, _)| {
             let flags = FUNCTION_NONE | FUNCTION_OPTION;
             (PortKey::listener(*listen), FunctionEntry { function: 0, flags })
         });
         Self {
             functions: functions.collect(),
-            nobody: nobody.collect(),
+            without_default: without_default.collect(),
             ports: routes.values().map(|route| route.listen.port()).collect(),
         }
     }
 
     /// Every entry.
     pub(super) fn entries(&self) -> impl Iterator<Item = (PortKey, FunctionEntry)> {
-        self.functions.values().flatten().chain(&self.nobody).copied()
+        self.functions.values().flatten().chain(&self.without_default).copied()
     }
 
     /// The bits of the kernel's port map.
@@ -87,7 +87,7 @@ impl Table {
     }
 }
 
-/// The functions to which the socket lookup may have to give connections.
+/// The functions to which the socket lookup may give connections.
 pub(super) fn named(routes: &Routes) -> impl Iterator<Item = (FunctionId, &Arc<OwnedFd>)> {
     routes.iter().filter(|(_, route)| route.id.is_some()).map(|(number, route)| (*number, &route.listener))
 }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_agent::syn::{Attached, Kernel, Mode, Pins, Route, Routes, Sensing};
+use headstart_agent::syn::{AttachedSensor, Kernel, Mode, Pins, Route, Routes, RunningSensors};
 use headstart_config::{Config, Interfaces, RequireAuth};
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::watch;
@@ -121,7 +121,7 @@ pub(crate) fn start(
     config: &Config,
     interfaces: &Interfaces,
     lookup: bool,
-) -> Sensing {
+) -> RunningSensors {
     let mut kernel = Kernel::load(headstart_ebpf::OBJECT, pins).unwrap();
     assert!(kernel.refused().is_empty(), "{:?}", kernel.refused());
     if lookup {
@@ -132,12 +132,12 @@ pub(crate) fn start(
 
 /// Waits until the sensor on this interface is in this mode, or off.
 pub(crate) async fn until(
-    attached: &mut watch::Receiver<Vec<Attached>>,
+    attached: &mut watch::Receiver<Vec<AttachedSensor>>,
     interface: &str,
     mode: Mode,
     on: bool,
 ) {
-    let row = Attached { interface: interface.to_owned(), mode, on };
+    let row = AttachedSensor { interface: interface.to_owned(), mode, on };
     let found = attached.wait_for(|rows| rows.contains(&row));
     let found = tokio::time::timeout(LIMIT, found).await;
     assert!(matches!(found, Ok(Ok(_))), "{row:?} never came");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use headstart_agent::serve;
-use headstart_agent::syn::{Kernel, Route, Seen, SynError};
+use headstart_agent::syn::{Kernel, RingRecord, Route, SynError};
 use headstart_config::RequireAuth;
 use headstart_ebpf::event::{EventKind, Stat};
 use headstart_ebpf::maps::{PacketFlow, STEERED};
@@ -23,7 +23,7 @@ fn the_lookup_sees_loopback_of_both_ip_versions_without_any_interface() {
             let address = listener.local_addr().unwrap();
             let sensing = start(None, &[route(address, &fd)], &config(""), &named(&[]), true);
             let stream = TcpStream::connect(address).unwrap();
-            let Seen::Event(event) = first(sensing).await else { panic!("no event") };
+            let RingRecord::Event(event) = first(sensing).await else { panic!("no event") };
             assert_eq!(event.kind(), Some(EventKind::Lookup));
             assert_eq!((event.source(), event.destination()), (stream.local_addr().unwrap(), address));
             assert_eq!((event.function, event.isn, event.is_authenticated()), (0, 0, false));

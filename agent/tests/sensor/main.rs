@@ -12,7 +12,8 @@ use std::sync::Arc;
 use aya::maps::{Array, HashMap, MapData};
 use bed::{Neighbour, config, ip, listener, map, named, pin_dir, pinned, pins, route, shown, start, until};
 use headstart_agent::syn::{
-    Attached, Kernel, Mode, Part, PinError, Pins, Route, Routes, Seen, Sensing, read,
+    AttachedSensor, Kernel, KernelProgram, Mode, PinError, Pins, RingRecord, Route, Routes, RunningSensors,
+    read,
 };
 use headstart_config::{Interfaces, RequireAuth};
 use headstart_ebpf::auth::{EPOCH_SECONDS, epoch};
@@ -26,7 +27,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use tokio::sync::mpsc;
 
 /// The first thing that comes out of the rings.
-pub(crate) async fn first(sensing: Sensing) -> Seen {
+pub(crate) async fn first(sensing: RunningSensors) -> RingRecord {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let reader = tokio::spawn(read(sensing.watching.rings, move |seen| {
         let _ = sender.send(seen);
@@ -36,7 +37,7 @@ pub(crate) async fn first(sensing: Sensing) -> Seen {
     seen.expect("something is seen").unwrap()
 }
 
-fn modes(sensing: &Sensing) -> Vec<(String, Mode)> {
+fn modes(sensing: &RunningSensors) -> Vec<(String, Mode)> {
     sensing.attached.borrow().iter().map(|row| (row.interface.clone(), row.mode)).collect()
 }
 
@@ -78,7 +79,7 @@ fn a_syn_is_seen_and_a_warm_functions_is_not() {
             neighbour.connect(address);
             sensing.sensor.warm(0, false).unwrap();
             let client = neighbour.connect(address);
-            let Seen::Event(event) = first(sensing).await else { panic!("no event") };
+            let RingRecord::Event(event) = first(sensing).await else { panic!("no event") };
             assert_eq!(event.kind(), Some(EventKind::Syn));
             assert_eq!(event.source(), client, "the first one was warm");
             drop(taken);
@@ -112,7 +113,7 @@ fn pinned_sensors_see_without_an_agent_and_the_next_one_takes_them_over() {
         let entries: Vec<_> = functions.iter().map(Result::unwrap).collect();
         let entry = FunctionEntry { function: 0, flags: 0 };
         assert_eq!(entries, [(PortKey::listener(address), entry)], "the functions of this agent only");
-        assert_eq!(first(second).await, Seen::Stale);
+        assert_eq!(first(second).await, RingRecord::Stale);
 
         // What is not to be kept is taken over, and then leaves nothing.
         let last = start(false, &[route(address, &fd)]);
@@ -120,7 +121,7 @@ fn pinned_sensors_see_without_an_agent_and_the_next_one_takes_them_over() {
         assert!(pinned("links").is_empty() && !pinned("").iter().any(|name| name.starts_with("maps-")));
         assert!(shown("lo").contains("xdpgeneric"));
         ask(address);
-        assert!(matches!(first(last).await, Seen::Event(_)));
+        assert!(matches!(first(last).await, RingRecord::Event(_)));
         bed::bare("lo").await;
         Pins::open(pin_dir(), false).unwrap().clear().unwrap();
         assert!(!pin_dir().exists());
@@ -198,7 +199,7 @@ fn auto_follows_the_default_route_and_never_a_port_of_a_master() {
         ip("route add default dev up0 metric 3");
         until(&mut attached, "up0", Mode::Native, true).await;
         until(&mut attached, "br0", Mode::Generic, true).await;
-        let rows: Vec<Attached> = attached.borrow().clone();
+        let rows: Vec<AttachedSensor> = attached.borrow().clone();
         assert!(rows.iter().all(|row| row.interface != "port0" && row.interface != "up1"), "{rows:?}");
         ip("route del default dev up0");
         until(&mut attached, "up0", Mode::Native, false).await;
@@ -221,7 +222,7 @@ fn a_program_that_is_refused_costs_only_itself() {
         ip("link add veth0 type veth peer name veth1");
         let interfaces = named(&["veth0"]);
         let mut without_xdp = Kernel::load(&without(&[PROGRAM_XDP]), None).unwrap();
-        assert_eq!(without_xdp.refused().keys().collect::<Vec<_>>(), [&Part::Xdp]);
+        assert_eq!(without_xdp.refused().keys().collect::<Vec<_>>(), [&KernelProgram::Xdp]);
         without_xdp.attach_lookup().unwrap();
         let sensing = without_xdp.watch(&Routes::new(), &config("").syn, &interfaces).unwrap();
         assert_eq!(modes(&sensing), [("netns".into(), Mode::Lookup), ("veth0".into(), Mode::Tcx)]);
@@ -238,7 +239,7 @@ fn a_program_that_is_refused_costs_only_itself() {
         assert_eq!(modes(&sensing), [("veth0".into(), Mode::Native)]);
         drop(sensing);
 
-        let none = Kernel::load(&without(&Part::ALL.map(Part::program)), None).unwrap();
+        let none = Kernel::load(&without(&KernelProgram::ALL.map(KernelProgram::program)), None).unwrap();
         let sensing = none.watch(&Routes::new(), &config("").syn, &interfaces).unwrap();
         assert_eq!(modes(&sensing), [], "and nothing crashed");
     });

@@ -1,5 +1,5 @@
-//! The filter on the listeners of functions that are closed to unauthenticated clients: it works on every path
-//! to them, also where no interface is watched.
+//! The filter on the listeners of functions that are closed to unannounced clients. It works on every path, also without
+//! a watched interface.
 
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
@@ -8,7 +8,7 @@ use aya::programs::SocketFilter;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 
-use crate::syn::error::{Part, SynError, chain};
+use crate::syn::error::{KernelProgram, SynError, chain};
 
 mod option {
     use std::os::fd::RawFd;
@@ -22,22 +22,21 @@ mod option {
 /// The loaded filter.
 pub(in crate::syn) struct Gate {
     program: OwnedFd,
-    /// The filter that an earlier agent locked on a listener is as good: it reads the same maps.
+    /// Whether an earlier agent's filter, which is locked on a listener, reads the same maps.
     kept: bool,
 }
 
 impl Gate {
     pub(in crate::syn) fn new(ebpf: &Ebpf, kept: bool) -> Result<Self, SynError> {
-        let program = ebpf.program(Part::Gate.program()).and_then(|program| program.try_into().ok());
-        let gate: &SocketFilter = program.ok_or(SynError::Object(Part::Gate.program()))?;
+        let program = ebpf.program(KernelProgram::Gate.program()).and_then(|program| program.try_into().ok());
+        let gate: &SocketFilter = program.ok_or(SynError::Object(KernelProgram::Gate.program()))?;
         let program = gate.fd().map_err(|error| SynError::Gate(chain(&error)))?;
         let program =
             program.as_fd().try_clone_to_owned().map_err(|error| SynError::Gate(error.to_string()))?;
         Ok(Self { program, kept })
     }
 
-    /// Puts the filter on a socket and locks it: whoever gets the listener cannot take the filter off (socket(7),
-    /// `SO_LOCK_FILTER`).
+    /// Attaches the filter to a socket and locks it, so that an instance cannot remove it (socket(7), `SO_LOCK_FILTER`).
     pub(in crate::syn) fn guard(&self, listener: impl AsFd) -> Result<(), SynError> {
         match setsockopt(&listener, option::AttachBpf, &self.program.as_raw_fd()) {
             Ok(()) => {}

@@ -6,11 +6,11 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 
 use super::program;
-use crate::syn::error::{Part, chain};
+use crate::syn::error::{KernelProgram, chain};
 
-/// Attaches the program before all others: what another one drops or redirects has been asked for too.
+/// Attaches the program before all others, so that it also sees SYNs that another program drops or redirects.
 pub(in crate::syn) fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<FdLink, String> {
-    let tcx: &mut SchedClassifier = program(ebpf, Part::Tcx).map_err(|error| error.to_string())?;
+    let tcx: &mut SchedClassifier = program(ebpf, KernelProgram::Tcx).map_err(|error| error.to_string())?;
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id =
         tcx.attach_with_options(interface, TcAttachType::Ingress, first).map_err(|error| chain(&error))?;
@@ -18,9 +18,9 @@ pub(in crate::syn) fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<FdLink,
     FdLink::try_from(link).map_err(|error| chain(&error))
 }
 
-/// Replaces the program behind an earlier agent's link; fails when the link's interface is gone.
+/// Replaces the program of an earlier agent's link; fails when the link's interface is gone.
 pub(in crate::syn) fn adopt(ebpf: &mut Ebpf, link: FdLink) -> Result<FdLink, String> {
-    let tcx: &mut SchedClassifier = program(ebpf, Part::Tcx).map_err(|error| error.to_string())?;
+    let tcx: &mut SchedClassifier = program(ebpf, KernelProgram::Tcx).map_err(|error| error.to_string())?;
     let link = SchedClassifierLink::try_from(link).map_err(|error| chain(&error))?;
     let id = tcx.attach_to_link(link).map_err(|error| chain(&error))?;
     let link = tcx.take_link(id).map_err(|error| chain(&error))?;

@@ -9,8 +9,8 @@ fn numbered(routes: &[Route]) -> Routes {
     (0..).zip(routes.iter().cloned()).collect()
 }
 
-fn table(routes: &[Route], keys: bool) -> Table {
-    Table::new(&numbered(routes), keys)
+fn table(routes: &[Route], keys: bool) -> FunctionTable {
+    FunctionTable::new(&numbered(routes), keys)
 }
 
 fn entry(function: u32, flags: u32) -> FunctionEntry {
@@ -59,7 +59,7 @@ fn a_shared_port_without_a_default_is_nobodys() {
     let routes =
         [route("[::]:9", Some(1), RequireAuth::No, true), route("[::]:9", Some(2), RequireAuth::No, true)];
     let table = table(&routes, false);
-    assert_eq!(table.nobody, [(PortKey::any(9), entry(0, FUNCTION_NONE | FUNCTION_OPTION))]);
+    assert_eq!(table.without_default, [(PortKey::any(9), entry(0, FUNCTION_NONE | FUNCTION_OPTION))]);
     assert_eq!(table.entries().count(), 5);
 }
 
@@ -68,7 +68,7 @@ fn a_function_with_an_id_alone_on_its_port_is_its_default_too() {
     let table = table(&[route("[::]:9", Some(1), RequireAuth::No, false)], false);
     let keys: Vec<_> = table.entries().map(|(key, _)| key).collect();
     assert_eq!(keys, [PortKey::any(9), PortKey::any(9).with_id(1), PortKey::id(1)]);
-    assert!(table.nobody.is_empty());
+    assert!(table.without_default.is_empty());
 }
 
 #[test]
