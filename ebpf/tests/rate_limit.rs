@@ -1,10 +1,10 @@
-//! A gate lets through what its rate allows, and a burst.
+//! A rate limit passes events at its rate, and a burst.
 
 use headstart_ebpf::rate_limit::pass;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// How many of the events at `times_ns` pass a gate of one event per `interval_ns`.
+/// The number of events at `times_ns` that pass a limit of one event per `interval_ns`.
 fn passed(times_ns: impl IntoIterator<Item = u64>, interval_ns: u64, burst_ns: u64) -> usize {
     let mut due_ns = 0;
     let pass_one = |now_ns: &u64| match pass(due_ns, *now_ns, interval_ns, burst_ns) {

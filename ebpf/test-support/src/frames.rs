@@ -65,7 +65,7 @@ pub fn tagged(tags: &[(u16, u16)], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     ethernet(first, &joined(&[&types[2..], payload]))
 }
 
-/// An IPv4 header with `options` (a multiple of 4 bytes) and its payload. No checksum: nobody looks.
+/// An IPv4 header with `options` (a multiple of 4 bytes) and its payload. Without a checksum, which no program verifies.
 pub fn ipv4(protocol: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
     assert!(options.len().is_multiple_of(4), "IPv4 options come in words");
     let words = 5 + options.len() as u8 / 4;
@@ -108,7 +108,7 @@ pub fn tcp(flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
     ])
 }
 
-/// A UDP packet; no checksum: nobody looks.
+/// A UDP packet without a checksum, which no program verifies.
 pub fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
     let len = (8 + payload.len() as u16).to_be_bytes();
     joined(&[&CLIENT_PORT.to_be_bytes(), &port.to_be_bytes(), &len, &[0, 0], payload])

@@ -77,9 +77,9 @@ pub struct Run {
     pub mean_ns: u128,
     /// How often each counter moved.
     pub counted: SensorCounters,
-    /// Of the ring for everybody.
+    /// Records of the open ring.
     pub open: Vec<SynEvent>,
-    /// Of the ring for those whom a key vouches for.
+    /// Records of the ring of authenticated clients.
     pub authenticated: Vec<SynEvent>,
 }
 
@@ -232,7 +232,7 @@ impl Kernel {
         program.try_into().expect("an XDP program")
     }
 
-    /// Empties the rings: the open one, and that of clients whom a key vouches for.
+    /// Empties the rings: the open one, and that of authenticated clients.
     pub fn take_events(&mut self) -> (Vec<SynEvent>, Vec<SynEvent>) {
         (drain(&mut self.open), drain(&mut self.authenticated))
     }

@@ -14,7 +14,7 @@ use headstart_ebpf::packet::{Options, Packet, Skip, Syn, read};
 
 use crate::kernel::{Kernel, Run, counted};
 use crate::proofs::{
-    CLOSED, CONNECT, CONNECT_WARM, EPOCH, GUEST, KEY, KNOCK_PORT, NOBODY, SHARED, WAKE, WARM,
+    CLOSED, CONNECT, CONNECT_WARM, EPOCH, GUEST, KEY, KNOCK_PORT, SHARED, WAKE, WARM, WITHOUT_DEFAULT,
 };
 
 /// A node as the tests configure it, without budgets.
@@ -42,8 +42,8 @@ impl Model {
             (any(WAKE), 4, shared | FUNCTION_AUTH_WAKE),
             (any(CONNECT), 5, shared | FUNCTION_AUTH_CONNECT),
             (any(CONNECT).with_id(CLOSED), 5, shared | FUNCTION_AUTH_CONNECT),
-            (any(NOBODY), 0, shared | FUNCTION_NONE),
-            (any(NOBODY).with_id(GUEST), 2, shared),
+            (any(WITHOUT_DEFAULT), 0, shared | FUNCTION_NONE),
+            (any(WITHOUT_DEFAULT).with_id(GUEST), 2, shared),
             (any(CONNECT_WARM), 6, shared | FUNCTION_AUTH_CONNECT | FUNCTION_WARM),
             (PortKey::id(GUEST), 2, shared),
             (PortKey::id(WARM), 3, shared | FUNCTION_WARM),

@@ -12,14 +12,14 @@ pub const WRONG_KEY: Key = [1, 2];
 pub const EPOCH: u64 = 0x1_0000_00ff;
 pub const KNOCK_PORT: u16 = 9_999;
 
-/// Ports: shared by several functions, early for those with a key, closed to those without, nobody's without
-/// an ID, closed and warm.
+/// Ports: shared by several functions, early for clients with a key, closed to others, without a default
+/// function, closed and warm.
 pub const SHARED: u16 = PORT;
 pub const WAKE: u16 = PORT + 1;
 pub const CONNECT: u16 = PORT + 2;
-pub const NOBODY: u16 = PORT + 3;
+pub const WITHOUT_DEFAULT: u16 = PORT + 3;
 pub const CONNECT_WARM: u16 = PORT + 4;
-/// IDs: one of several on `SHARED`, the same on `NOBODY`; that of the function on `CONNECT`; a warm one.
+/// IDs: one of several on `SHARED`, the same on `WITHOUT_DEFAULT`; that of the function on `CONNECT`; a warm one.
 pub const GUEST: u32 = 0x0102_0304;
 pub const CLOSED: u32 = 77;
 pub const WARM: u32 = 78;
@@ -95,8 +95,8 @@ fn options() -> Vec<Proof> {
         row("ours of length 255", &[&[253, 255, b'H', b'S'], &ours[4..]], &[Event, BadOption]),
         row("ours of version 2", &[&ours[..4], &[0x20], &ours[5..]], &[Event, BadOption]),
         row("ours twice", &[&ours, &FunctionOption::open(0).encode()], &[Event]),
-        row("somebody else's 253", &[&[253, 6, 0xf9, 0x89, 1, 2]], &[Event]),
-        row("somebody else's 253 before ours", &[&[253, 6, 0xf9, 0x89, 1, 2], &ours], &[Event]),
+        row("another experiment's 253", &[&[253, 6, 0xf9, 0x89, 1, 2]], &[Event]),
+        row("another experiment's 253 before ours", &[&[253, 6, 0xf9, 0x89, 1, 2], &ours], &[Event]),
         row("254 with our ExID", &[&[254, 16], &ours[2..]], &[Event]),
         row("ours after the end", &[&[0], &ours], &[Event]),
         row("ours after an option of length 0", &[&[8, 0], &ours], &[Event]),
@@ -105,9 +105,14 @@ fn options() -> Vec<Proof> {
         to("a closed function without option", CONNECT, &[], &[Refused]),
         to("a closed, warm function without option", CONNECT_WARM, &[], &[Refused]),
         to("a function early for others", WAKE, &[], &[Unauthenticated]),
-        to("nobody's port", NOBODY, &[], &[Unowned]),
-        to("nobody's port, a guest", NOBODY, &[&ours], &[Event]),
-        to("nobody's port, unknown function", NOBODY, &[&FunctionOption::open(5).encode()], &[Unowned]),
+        to("a port without a default function", WITHOUT_DEFAULT, &[], &[Unowned]),
+        to("a port without a default function, a guest", WITHOUT_DEFAULT, &[&ours], &[Event]),
+        to(
+            "a port without a default function, unknown function",
+            WITHOUT_DEFAULT,
+            &[&FunctionOption::open(5).encode()],
+            &[Unowned],
+        ),
         row("a warm guest", &[&FunctionOption::open(WARM).encode()], &[Warm]),
         row("a closed guest", &[&FunctionOption::open(CLOSED).encode()], &[Refused]),
     ]
@@ -191,7 +196,7 @@ fn knocks() -> Vec<Proof> {
         wrong("knock two epochs late", knock(KEY, EPOCH - 2, CLOSED, 9)),
         wrong("knock 256 epochs late", knock(KEY, EPOCH - 256, CLOSED, 9)),
         wrong("knock with a wrong key", knock(WRONG_KEY, EPOCH, CLOSED, 10)),
-        wrong("knock at nobody", knock(KEY, EPOCH, 5, 11)),
+        wrong("knock for an unknown function", knock(KEY, EPOCH, 5, 11)),
         wrong("knock at function 0", knock(KEY, EPOCH, 0, 12)),
         wrong("knock with key 2", udp_v4(KNOCK_PORT, &Knock::new(KEY, 2, EPOCH, CLOSED, 13).encode())),
         wrong("knock with key 0", udp_v4(KNOCK_PORT, &Knock::new(KEY, 0, EPOCH, CLOSED, 13).encode())),

@@ -316,7 +316,7 @@ fn addresses_v6() -> Vec<Row> {
     ]
 }
 
-/// A SYN inside something else is somebody else's.
+/// A SYN inside a tunnel has another destination.
 fn tunnels() -> Vec<Row> {
     let inner_v4 = ipv4(TCP, &[], &tcp(SYN, &[], &[]));
     let inner_v6 = ipv6(TCP, &tcp(SYN, &[], &[]));

@@ -1,4 +1,4 @@
-//! Who is meant by a plain SYN, and who is not announced.
+//! The function of a plain SYN, and SYNs that raise no event.
 
 use headstart_ebpf::event::Stat;
 use headstart_ebpf::maps::{FUNCTION_AUTH_WAKE, FUNCTION_WARM, PortKey, SourceRule};
@@ -38,7 +38,7 @@ fn a_warm_function_is_counted_and_not_announced() {
 }
 
 #[test]
-fn a_syn_to_nobody_is_counted_as_unowned() {
+fn a_syn_to_an_unowned_port_is_counted() {
     let Some(mut kernel) = Kernel::open() else { return };
     // In the same word of the port bitmap, and at another address of the same port.
     kernel.own(PortKey::any(PORT + 1), FUNCTION, 0);
@@ -49,7 +49,7 @@ fn a_syn_to_nobody_is_counted_as_unowned() {
 }
 
 #[test]
-fn ignored_sources_wake_nobody_and_the_longest_prefix_decides() {
+fn ignored_sources_wake_no_function_and_the_longest_prefix_decides() {
     let Some(mut kernel) = Kernel::open() else { return };
     kernel.own(PortKey::any(PORT), FUNCTION, 0);
     kernel.own(PortKey::any(PORT + 1), FUNCTION, FUNCTION_WARM);
@@ -67,7 +67,7 @@ fn ignored_sources_wake_nobody_and_the_longest_prefix_decides() {
         counts(&with(frame(10), V4_AT + 14, &[3]), Stat::Event);
         counts(&tcp_v6(SYN), Stat::Ignored);
         counts(&with(tcp_v6(SYN), V6_AT + 8 + 5, &[1]), Stat::Event);
-        // A warm function is nobody's concern, and to be ignored comes before having no key.
+        // A warm function raises no event, and the rule to ignore a source comes before its missing key.
         counts(&to(PORT + 1), Stat::Warm);
         counts(&to(PORT + 2), Stat::Ignored);
     }

@@ -43,7 +43,7 @@ fn starts_to_connect(to: SocketAddr) -> bool {
 }
 
 #[test]
-fn strangers_are_refused_until_somebody_there_knocks() {
+fn unannounced_clients_are_refused_until_their_network_knocks() {
     alone(|mut kernel| {
         for (address, source) in [
             ("127.0.0.1:0", IpWords::from_v4(Ipv4Addr::LOCALHOST.octets())),
@@ -68,7 +68,7 @@ fn other_functions_and_running_connections_are_left_alone() {
     alone(|mut kernel| {
         let (listener, bound) = guarded(&mut kernel, "127.0.0.1:0", FUNCTION_OPTION | FUNCTION_AUTH_WAKE);
         let mut client = TcpStream::connect(bound).unwrap();
-        // Closed from here on: who is in stays in, since an accepted socket has the filter, too.
+        // The function closes now. Open connections stay, although an accepted socket has the filter too.
         kernel.own(PortKey::any(bound.port()), FUNCTION, CLOSED_FLAGS);
         let (mut served, _) = listener.accept().unwrap();
         let sent = vec![7; 100_000];

@@ -26,7 +26,7 @@ fn counted(kernel: &Kernel, stat: Stat) -> u64 {
     kernel.counters()[stat as usize]
 }
 
-/// Who has just connected to `listener`; panics when nobody has.
+/// The address of a client that has connected to `listener`; panics without one.
 fn accepted(listener: &TcpListener) -> SocketAddr {
     listener.set_nonblocking(true).unwrap();
     listener.accept().expect("a connection is waiting").1

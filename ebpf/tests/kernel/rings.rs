@@ -86,7 +86,7 @@ fn a_function_over_its_budget_leaves_others_theirs() {
     for stat in [Stat::Event, Stat::Event, Stat::Event, Stat::FunctionBudget] {
         assert_eq!(outcome(Hook::Xdp, PORT), stat);
     }
-    // What the function's gate kept back, the node's was not charged for.
+    // An event over the function's budget is not charged to the node's.
     assert_eq!(outcome(Hook::Tcx, PORT + 1), Stat::Event);
     assert_eq!(outcome(Hook::Tcx, PORT + 1), Stat::GlobalBudget);
     assert_eq!(outcome(Hook::Xdp, PORT), Stat::FunctionBudget);
@@ -100,9 +100,9 @@ fn allowed_and_authenticated_clients_have_no_budget() {
         (settings.function_interval_ns, settings.global_interval_ns, settings.source_limit) =
             (HOUR_NS, HOUR_NS, 1);
     });
-    let stranger = syn_to(SHARED, 1, &[]);
-    assert_eq!(kernel.run(Hook::Xdp, &stranger).counted, counted(&[Stat::Event]));
-    let over = kernel.run(Hook::Xdp, &with(stranger.clone(), V4_AT + 15, &[99])).counted;
+    let unannounced = syn_to(SHARED, 1, &[]);
+    assert_eq!(kernel.run(Hook::Xdp, &unannounced).counted, counted(&[Stat::Event]));
+    let over = kernel.run(Hook::Xdp, &with(unannounced.clone(), V4_AT + 15, &[99])).counted;
     assert_eq!(over, counted(&[Stat::FunctionBudget]));
     for isn in 0..5 {
         let tagged = tagged_syn(SHARED, isn, KEY, 1, EPOCH, 0);
@@ -110,7 +110,7 @@ fn allowed_and_authenticated_clients_have_no_budget() {
     }
     kernel.say("192.0.2.0".parse().unwrap(), 24, SourceRule::Allow);
     for _ in 0..5 {
-        assert_eq!(kernel.run(Hook::Xdp, &stranger).counted, counted(&[Stat::Event]));
+        assert_eq!(kernel.run(Hook::Xdp, &unannounced).counted, counted(&[Stat::Event]));
     }
 }
 

@@ -71,7 +71,7 @@ fn a_connection_that_two_sensors_see_is_announced_once() {
         let port = any.local_addr().unwrap().port();
         kernel.own(PortKey::any(port), FUNCTION, 0);
         let watched = SocketAddr::new(ADDRESS.parse().unwrap(), port);
-        // Loopback addresses are none of XDP's business: there the lookup is the only one to tell.
+        // XDP refuses loopback addresses: only the lookup reports their connections.
         let unwatched = SocketAddr::from(([127, 0, 0, 1], port));
         for (to, kind) in
             [(watched, EventKind::Syn), (unwatched, EventKind::Lookup), (watched, EventKind::Syn)]
