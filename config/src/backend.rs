@@ -1,7 +1,7 @@
 //! `[[backend]]`: the servers to which functions get connections.
 //!
 //! Each kind has a file: its keys, how they are read, and its rules. The reader here asks the kind and matches on no name.
-//! One more kind is a file, an entry of [`KINDS`], and a variant of [`Protocol`] with its arm in `Protocol::keys`.
+//! One more kind is a file, an entry of `KINDS`, and a variant of [`Protocol`] with its arm in `Protocol::keys`.
 
 mod address;
 mod kind;

@@ -1,6 +1,6 @@
 //! Backends: how to reach a server, log in, and recognise that the connection is still good.
 //!
-//! Each protocol is a sibling file with its login data and one [`Protocol`] implementation; `login`, `admit`, `clean` and
+//! Each protocol is a sibling file with its login data and one `Protocol` implementation; `login`, `admit`, `clean` and
 //! `tests` in the folder of its name hold the parts. One more protocol is such a file, a variant of [`BackendKind`] with
 //! its arms below, and a variant of [`Session`].
 

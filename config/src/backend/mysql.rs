@@ -23,7 +23,8 @@ pub struct Mysql {
     pub user: String,
     /// Default database. Default: none.
     pub database: Option<String>,
-    /// As [`Postgres::password_file`](super::Postgres::password_file).
+    /// File with the password, which only its owner may read. One newline at its end is not part of the password. Default: no
+    /// password.
     pub password_file: Option<PathBuf>,
 }
 

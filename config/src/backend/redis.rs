@@ -23,7 +23,8 @@ pub struct Redis {
     pub user: Option<String>,
     /// Number of the database, 0 to 65535. Default 0.
     pub database: u32,
-    /// As [`Postgres::password_file`](super::Postgres::password_file).
+    /// File with the password, which only its owner may read. One newline at its end is not part of the password. Default: no
+    /// password.
     pub password_file: Option<PathBuf>,
 }
 
