@@ -30,9 +30,9 @@ use servers::Servers;
 /// The function that is started cold.
 const COLD: &str = "cold";
 /// Blocks of each kind, after one that warms caches, and requests of a block.
-const BLOCKS: usize = 10;
+const BLOCKS: usize = 25;
 const QUICK_BLOCKS: usize = 2;
-const REQUESTS: usize = 20;
+const REQUESTS: usize = 40;
 const QUICK_REQUESTS: usize = 10;
 /// Connections that chatter, and milliseconds between two questions of each.
 const CHATTERING: usize = 64;
