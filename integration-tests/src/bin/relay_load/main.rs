@@ -244,7 +244,10 @@ impl LoadedNode {
             // The connection can be noticed in the accept queue before its SYN's record: as early, but another path.
             if start["trigger"] == "accept" {
                 by_queue += 1;
-                ensure!(by_queue <= BY_QUEUE_MAX, "{by_queue} starts of a block by the accept queue: {start}");
+                ensure!(
+                    by_queue <= BY_QUEUE_MAX,
+                    "{by_queue} starts of a block by the accept queue: {start}"
+                );
                 self.cold.cool(&self.agent, COLD)?;
                 continue;
             }
