@@ -14,6 +14,8 @@
 //! | `POST /api/v1/functions/NAME/stop` | stop the running instances |
 //! | `POST /api/v1/reload` | read the configuration again: 200 and what has changed, else 409 and why nothing has |
 
+mod connections;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -81,26 +83,24 @@ pub struct Server<C> {
 /// A server that answers requests.
 pub struct ServerTask {
     stop: watch::Sender<()>,
-    task: JoinHandle<io::Result<()>>,
+    task: JoinHandle<()>,
 }
 
 impl ServerTask {
     /// Answers requests from now on.
     pub fn start<C: Control>(listener: TcpListener, server: Server<C>) -> Self {
-        let (stop, mut stopped) = watch::channel(());
-        let router = router(Arc::new(server));
-        let until_stopped = async move { drop(stopped.changed().await) };
-        let serving = axum::serve(listener, router).with_graceful_shutdown(until_stopped);
-        Self { stop, task: tokio::spawn(serving.into_future()) }
+        let (stop, stopped) = watch::channel(());
+        let serving = connections::serve(listener, router(Arc::new(server)), stopped);
+        Self { stop, task: tokio::spawn(serving) }
     }
 
-    /// Answers what was asked before, and ends.
+    /// Answers requests in flight, within 2 s, and ends.
     ///
     /// # Errors
-    /// When the listener has failed, or the task.
+    /// When the task has failed.
     pub async fn stop(self) -> io::Result<()> {
         drop(self.stop);
-        self.task.await.map_err(io::Error::other)?
+        self.task.await.map_err(io::Error::other)
     }
 }
 
