@@ -136,6 +136,7 @@ impl Agent {
             manager.descriptor_store(),
         );
         node.adopt(adopted);
+        node.set_watchdog(manager.watchdog());
         let mut reload = Reload::new(
             options.file,
             config,

@@ -1,5 +1,6 @@
 //! The service manager: stores the descriptors that the next agent needs while no agent runs. These are the listening
-//! sockets, and of each running instance the control socket and the activity page.
+//! sockets, and of each running instance the control socket and the activity page. It also restarts an agent that hangs
+//! ([`Watchdog`]).
 //!
 //! ```text
 //! agent 1 ──FDSTORE=1, FDNAME=..., descriptor──> manager
@@ -13,8 +14,10 @@
 
 mod descriptor_store;
 mod notify;
+mod watchdog;
 
 pub use descriptor_store::{DescriptorStore, StoreError};
+pub use watchdog::Watchdog;
 
 use std::collections::HashMap;
 use std::env;
@@ -30,8 +33,9 @@ use socket2::{Protocol, Socket, Type};
 
 use self::notify::{NotifySocket, WhenFull};
 
-/// The variables in which the manager tells the agent what it stores. Children of the agent must not see them.
-pub const VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+/// The variables in which the manager tells the agent what it stores and expects. Children of the agent must not see them.
+pub const VARIABLES: [&str; 6] =
+    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// The first inherited descriptor (`SD_LISTEN_FDS_START`, sd_listen_fds(3)).
 const FIRST: RawFd = 3;
@@ -161,6 +165,17 @@ impl ServiceManager {
     #[must_use]
     pub fn descriptor_store(&self) -> DescriptorStore {
         DescriptorStore::new(self.notify.clone())
+    }
+
+    /// What the agent's main loop must await from [`Self::ready`] on; `None` if the manager has no watchdog for this
+    /// process.
+    ///
+    /// # Panics
+    /// When it is called outside of a runtime.
+    #[must_use]
+    pub fn watchdog(&self) -> Option<Watchdog> {
+        let timeout = watchdog::timeout(std::process::id(), |name| env::var_os(name))?;
+        Some(Watchdog::new(Arc::clone(self.notify.as_ref()?), timeout))
     }
 
     /// Another connection to the same manager, without the inherited descriptors.

@@ -20,7 +20,7 @@ use crate::api::Operation;
 use crate::decision::{Action, Admission, DecisionReason, FunctionLoad, InstanceState, QueueWatchRate};
 use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::instance::InstanceCommand;
-use crate::manager::DescriptorStore;
+use crate::manager::{DescriptorStore, Watchdog};
 use crate::measure::{self, StartHistory, now_ns};
 use crate::syn::{self, Reader, Sensor};
 pub use allow::AllowList;
@@ -56,6 +56,8 @@ pub struct Node {
     descriptor_store: DescriptorStore,
     /// The rings with SYNs, if the kernel half runs.
     rings: Option<Reader>,
+    /// If the service manager asks for it.
+    watchdog: Option<Watchdog>,
 }
 
 impl Node {
@@ -86,6 +88,7 @@ impl Node {
             prepares: Arc::new(Semaphore::new(PREPARES_MAX)),
             descriptor_store,
             rings: None,
+            watchdog: None,
         };
         (node, handle)
     }
@@ -94,6 +97,12 @@ impl Node {
     /// waits may have a SYN in a ring.
     pub fn read_rings(&mut self, rings: Reader) {
         self.rings = Some(rings);
+    }
+
+    /// Gives the node the service manager's watchdog. The node's own loop sends the pings, so that the manager restarts an
+    /// agent whose loop hangs.
+    pub fn set_watchdog(&mut self, watchdog: Option<Watchdog>) {
+        self.watchdog = watchdog;
     }
 
     /// Serves until [`NodeHandle::shutdown`], then stops every instance and removes every container.
@@ -123,6 +132,7 @@ impl Node {
                         return Some(NodeMessage::Event(function, Event::Timer));
                     }
                 }
+                () = ping(self.watchdog.as_mut()) => {}
                 Some(ended) = self.tasks.join_next() => {
                     if let Err(error) = ended
                         && !error.is_cancelled()
@@ -361,6 +371,14 @@ fn is_news(demand: &Demand, actions: &[Action]) -> bool {
 async fn until(at_ns: Option<u64>) {
     match at_ns {
         Some(at_ns) => tokio::time::sleep(Duration::from_nanos(at_ns.saturating_sub(now_ns()))).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sends the next ping when it is due. Without a watchdog there is no timer.
+async fn ping(watchdog: Option<&mut Watchdog>) {
+    match watchdog {
+        Some(watchdog) => watchdog.ping().await,
         None => std::future::pending().await,
     }
 }

@@ -146,6 +146,7 @@ fn the_service_runs_the_agent() {
         "NotifyAccess=main",
         "KillMode=process",
         "Restart=on-failure",
+        "WatchdogSec=10s",
     ] {
         assert!(SERVICE.lines().any(|other| other == line), "{line}");
     }

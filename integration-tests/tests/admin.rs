@@ -205,6 +205,21 @@ fn a_port_in_use_is_named_and_costs_only_its_function() {
 }
 
 #[test]
+fn half_a_request_does_not_keep_the_agent_from_exiting() {
+    if !ready() {
+        return;
+    }
+    let agent = AgentSetup::default().start().unwrap();
+    let mut half = TcpStream::connect(agent.admin()).unwrap();
+    half.write_all(b"GET /healthz HTTP/1.1\r\nhost: loc").unwrap();
+    // It is accepted before this one.
+    assert_eq!(page(&agent, "/healthz"), "ok\n");
+    let from = Instant::now();
+    assert!(agent.stop().unwrap().success());
+    assert!(from.elapsed().as_secs() < 5, "{:?}", from.elapsed());
+}
+
+#[test]
 fn an_agent_does_not_start_where_another_one_is() {
     if !ready() {
         return;

@@ -9,8 +9,12 @@ use std::time::{Duration, Instant};
 
 use headstart_integration_tests::lab::node::TestNode;
 use headstart_integration_tests::lab::site::LIMIT;
-use headstart_integration_tests::lab::{Manager, RunningAgent, cli, client, fixture, now_ns};
+use headstart_integration_tests::lab::{
+    AgentSetup, Manager, RunningAgent, cli, client, fixture, now_ns, privilege,
+};
 use nix::poll::poll;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const FUNCTIONS: usize = 30;
 const REQUESTS: usize = 200;
@@ -79,6 +83,39 @@ fn a_killed_agent_loses_no_request_and_the_next_one_starts_early_within_a_second
     let stale = next.metrics().unwrap().sum("headstart_syn_lost_total", &[("reason", "stale")]);
     assert!(stale >= 1.0, "what the kernel saw while there was no agent is recognised");
     assert!(next.stop().unwrap().success());
+}
+
+/// A stopped process stands for a loop that hangs.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "that nothing is heard shows in a span of time only")]
+fn the_watchdog_hears_an_agent_that_runs_and_not_one_that_hangs() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    if !privilege::require_root("containers") || !privilege::require_tools(&["runc"]) {
+        return;
+    }
+    let manager = Manager::new().unwrap();
+    let micros = TIMEOUT.as_micros().to_string();
+    let setup = AgentSetup::default().manager(&manager).variable("WATCHDOG_USEC", &micros);
+    let agent = setup.start().unwrap();
+    let pings = || manager.heard("WATCHDOG=1").unwrap();
+    let hears_more = || {
+        let (before, deadline) = (pings(), Instant::now() + LIMIT);
+        while pings() < before + 3 {
+            assert!(Instant::now() < deadline, "no pings:\n{}", agent.log());
+            thread::sleep(TIMEOUT / 10);
+        }
+    };
+    hears_more();
+    let signal = |signal| kill(Pid::from_raw(agent.id().cast_signed()), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    thread::sleep(TIMEOUT);
+    let before = pings();
+    thread::sleep(2 * TIMEOUT);
+    let after = pings();
+    signal(Signal::SIGCONT);
+    assert_eq!(before, after);
+    hears_more();
+    assert!(agent.stop().unwrap().success());
 }
 
 /// The first early start of this agent came in time.

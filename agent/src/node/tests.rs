@@ -358,3 +358,39 @@ fn an_event_of_an_unknown_kind_or_function_changes_nothing() {
         bed.node.shutdown().await;
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_loop_itself_tells_the_watchdog_that_it_runs() {
+    let timeout = Duration::from_secs(9);
+    let (manager, watchdog) = Watchdog::with_manager(timeout);
+    let pings = || {
+        let mut bytes = [0; 64];
+        let messages =
+            std::iter::from_fn(|| manager.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec()));
+        messages.inspect(|message| assert_eq!(message, b"WATCHDOG=1")).count()
+    };
+    let node = |watchdog| {
+        let admission = Admission::new(PLENTY, UNUSED_AFTER);
+        let store = DescriptorStore::default();
+        let (mut node, handle) =
+            Node::new(Vec::new(), admission, AllowList::default(), None, Arc::default(), store);
+        node.set_watchdog(watchdog);
+        (Box::pin(node.run()), handle)
+    };
+    let (mut serving, handle) = node(Some(watchdog));
+    for expected in [4, 3] {
+        assert!(tokio::time::timeout(timeout + Duration::from_millis(100), &mut serving).await.is_err());
+        assert_eq!(pings(), expected);
+    }
+    // The loop does nothing, but the runtime goes on.
+    tokio::time::sleep(10 * timeout).await;
+    assert_eq!(pings(), 0);
+    assert!(tokio::time::timeout(timeout / 9, &mut serving).await.is_err());
+    assert_eq!(pings(), 1, "no pings are made up for");
+    handle.shutdown().await;
+    serving.await;
+
+    let (mut serving, _handle) = node(None);
+    assert!(tokio::time::timeout(timeout, &mut serving).await.is_err());
+    assert_eq!(pings(), 0);
+}
