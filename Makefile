@@ -43,13 +43,13 @@ bench: install peers ## Measures everything, beside what others use: target/benc
 	@HEADSTART_BIN=$(CURDIR)/target/release/headstart HEADSTART_STATIC_DIR=$(CURDIR)/target/$(TRIPLE)/release \
 	  target/release/bench $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))
 
-bench-smoke: install programs ## Whether the benches measure what they say: known delays are found where they were put (root).
+bench-smoke: install programs ## Checks the benches: they find known delays in the stages that have them (root).
 	@$(WITH_PROGRAMS) cargo test --locked -p headstart-integration-tests --test smoke -- --nocapture
 
-# What no Debian package has, and the bench does without where it cannot be had.
+# The one program that no Debian package has. Without it the bench leaves that peer out.
 peers:
 	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix target/peers workerd@1.20261117.1 \
-	  || echo "workerd cannot be had (npm), so it is not measured"
+	  || echo "npm cannot install workerd: the bench does not measure it"
 
 ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 	@bash ebpf/build.sh
@@ -58,7 +58,7 @@ test: install programs ## Every test; those that need root are skipped without i
 	@$(WITH_PROGRAMS) cargo test --workspace --locked
 
 # Debian's kernels have kTLS: the older one cannot change the keys of a session, the newer one can.
-test-vm: install programs ## What takes another kernel, in virtual machines: TLS sessions that go on in the kernel (root).
+test-vm: install programs ## The tests that need another kernel, in virtual machines: TLS sessions in the kernel (root).
 	@$(WITH_PROGRAMS) cargo test --locked -p headstart-integration-tests --test inject travels
 	@for suite in bookworm trixie-backports; do \
 	  echo "== the kernel of $$suite"; \

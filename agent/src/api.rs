@@ -8,7 +8,7 @@ mod function;
 mod reload;
 pub mod server;
 
-pub use client::{Client, ClientError, REQUEST_TIMEOUT, Reply, exchange};
+pub use client::{ApiRequestError, Client, REQUEST_TIMEOUT, Reply, exchange};
 #[cfg(test)]
 pub(crate) use function::example;
 pub use function::{Function, FunctionStatus, FunctionSummary, InstanceStatus, Operation, Unavailable};

@@ -19,7 +19,7 @@ const ANSWER_MAX: u64 = 16 * 1024 * 1024;
 
 /// Why the agent gave no useful answer.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub enum ApiRequestError {
     /// Nothing answers there, or something else than an agent.
     #[error("no agent answers at {admin}: is it running, and is this its `admin` address (--admin)?")]
     NoAgent {
@@ -87,7 +87,7 @@ impl Client {
     ///
     /// # Errors
     /// When no agent answers, or not as expected.
-    pub fn functions(&self) -> Result<Vec<Function>, ClientError> {
+    pub fn functions(&self) -> Result<Vec<Function>, ApiRequestError> {
         self.read(FUNCTIONS)
     }
 
@@ -95,7 +95,7 @@ impl Client {
     ///
     /// # Errors
     /// When no agent answers.
-    pub fn functions_json(&self) -> Result<String, ClientError> {
+    pub fn functions_json(&self) -> Result<String, ApiRequestError> {
         self.get(FUNCTIONS)
     }
 
@@ -103,20 +103,20 @@ impl Client {
     ///
     /// # Errors
     /// Those of [`Client::functions`], and when there is no such function: then with the names that may have been meant.
-    pub fn function(&self, name: &str) -> Result<Function, ClientError> {
+    pub fn function(&self, name: &str) -> Result<Function, ApiRequestError> {
         let functions = self.functions()?;
         // The one that leaves comes before the one that takes its name.
         if let Some(function) = functions.iter().find(|function| function.name() == name) {
             return Ok(function.clone());
         }
-        Err(ClientError::NoSuchFunction(unknown(name, functions.iter().map(Function::name))))
+        Err(ApiRequestError::NoSuchFunction(unknown(name, functions.iter().map(Function::name))))
     }
 
     /// The last cold starts, oldest first.
     ///
     /// # Errors
     /// When no agent answers, or not as expected.
-    pub fn starts(&self) -> Result<Vec<Timeline>, ClientError> {
+    pub fn starts(&self) -> Result<Vec<Timeline>, ApiRequestError> {
         self.read(STARTS)
     }
 
@@ -124,10 +124,10 @@ impl Client {
     ///
     /// # Errors
     /// When no agent answers, or it does not accept the operation.
-    pub fn operate(&self, name: &str, operation: Operation) -> Result<(), ClientError> {
+    pub fn operate(&self, name: &str, operation: Operation) -> Result<(), ApiRequestError> {
         match self.request("POST", &format!("{FUNCTIONS}/{name}/{}", operation.as_str()))? {
             Reply { status: 202, .. } => Ok(()),
-            Reply { status, body } => Err(ClientError::NotOperated {
+            Reply { status, body } => Err(ApiRequestError::NotOperated {
                 operation,
                 name: name.to_owned(),
                 status,
@@ -140,29 +140,29 @@ impl Client {
     ///
     /// # Errors
     /// When no agent answers, or it does not accept the configuration: with its reason.
-    pub fn reload(&self) -> Result<ReloadOutcome, ClientError> {
+    pub fn reload(&self) -> Result<ReloadOutcome, ApiRequestError> {
         match self.request("POST", RELOAD)? {
             Reply { status: 200, body } => self.parse(RELOAD, &body),
-            Reply { body, .. } => Err(ClientError::NotReloaded(body.trim().to_owned())),
+            Reply { body, .. } => Err(ApiRequestError::NotReloaded(body.trim().to_owned())),
         }
     }
 
-    fn read<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, ClientError> {
+    fn read<T: DeserializeOwned>(&self, path: &'static str) -> Result<T, ApiRequestError> {
         self.parse(path, &self.get(path)?)
     }
 
-    fn parse<T: DeserializeOwned>(&self, path: &'static str, body: &str) -> Result<T, ClientError> {
-        serde_json::from_str(body).map_err(|source| ClientError::Unexpected {
+    fn parse<T: DeserializeOwned>(&self, path: &'static str, body: &str) -> Result<T, ApiRequestError> {
+        serde_json::from_str(body).map_err(|source| ApiRequestError::Unexpected {
             admin: self.admin.clone(),
             path,
             source,
         })
     }
 
-    fn get(&self, path: &str) -> Result<String, ClientError> {
+    fn get(&self, path: &str) -> Result<String, ApiRequestError> {
         match self.request("GET", path)? {
             Reply { status: 200, body } => Ok(body),
-            Reply { status, body } => Err(ClientError::Refused {
+            Reply { status, body } => Err(ApiRequestError::Refused {
                 admin: self.admin.clone(),
                 path: path.to_owned(),
                 status,
@@ -171,9 +171,9 @@ impl Client {
         }
     }
 
-    fn request(&self, method: &str, path: &str) -> Result<Reply, ClientError> {
+    fn request(&self, method: &str, path: &str) -> Result<Reply, ApiRequestError> {
         exchange(&self.admin, method, path, REQUEST_TIMEOUT)
-            .map_err(|source| ClientError::NoAgent { admin: self.admin.clone(), source })
+            .map_err(|source| ApiRequestError::NoAgent { admin: self.admin.clone(), source })
     }
 }
 

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::client::KEY;
+use crate::common::KEY;
 
 /// For what has happened already, or happens within a second.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -45,7 +45,7 @@ impl Tls {
             }
         };
         if tls.is_some() && matches!(address, Some(Address::Unix(_))) {
-            table.refuse("address", "is a unix socket, where nobody can listen in: without TLS, then");
+            table.refuse("address", "is a unix socket, which no network carries: remove `tls`");
         }
         Some(tls)
     }

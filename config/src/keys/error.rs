@@ -94,7 +94,7 @@ impl fmt::Display for KeyError {
             KeyFault::NoProc(error) => {
                 write!(
                     f,
-                    "{path} may be somebody else's (/proc/self: {error}): mount /proc, or `chown` it to root"
+                    "{path} may belong to another user (/proc/self: {error}): mount /proc, or `chown` it to root"
                 )
             }
             KeyFault::TooLarge => write!(

@@ -370,10 +370,7 @@ fn tls() {
     }
     for kind in ["kind = \"tls\"", "kind = \"postgres\"\nuser = \"u\"\ntls = true"] {
         let text = format!("[[backend]]\nname = \"b\"\naddress = \"unix:/s\"\n{kind}");
-        check(
-            &text,
-            &["3: backend.b.address: is a unix socket, where nobody can listen in: without TLS, then"],
-        );
+        check(&text, &["3: backend.b.address: is a unix socket, which no network carries: remove `tls`"]);
     }
     let read =
         |text: &str| Config::parse("h.toml", &format!("[[backend]]\n{text}")).unwrap().backends.remove(0).tls;

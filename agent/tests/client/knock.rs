@@ -1,7 +1,5 @@
 //! `headstart knock` as a user runs it: one packet that a node believes, or a word on what to do.
 
-mod client;
-
 use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -9,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use headstart_ebpf::auth::epoch;
 use headstart_ebpf::knock::{Knock, LEN};
 
-use client::{KEY, headstart, key_file, said, write_keys};
+use crate::common::{KEY, headstart, in_namespace, key_file, root, said, write_keys};
 
 /// For a packet on the loopback that was already sent.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -131,12 +129,12 @@ fn bad_usage_and_unusable_keys_end_with_2_and_say_what_to_do() {
 
 #[test]
 fn a_knock_that_cannot_be_sent_fails_with_the_reason() {
-    if !client::root() {
+    if !root() {
         return;
     }
     let keys = key_file();
     // Nothing is up in a new namespace, not even the loopback.
-    let (code, text) = client::in_namespace(|| said(&knock("127.0.0.1:9", &keys, "").output().unwrap()));
+    let (code, text) = in_namespace(|| said(&knock("127.0.0.1:9", &keys, "").output().unwrap()));
     assert_eq!(code, 1);
     assert!(text.contains("127.0.0.1:9: Network is unreachable"), "{text}");
     let (code, text) = said(&knock("no-such-host.invalid:9", &keys, "").output().unwrap());

@@ -1,9 +1,5 @@
 //! `headstart tag` as a user runs it: what is on the wire, and what is left afterwards.
 
-mod client;
-#[path = "client/lab.rs"]
-mod lab;
-
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -13,8 +9,8 @@ use std::thread;
 use headstart_ebpf::option::{FunctionOption, KIND};
 use nix::sys::signal::Signal;
 
-use client::{PROGRAM, headstart, in_namespace, key_file, nothing_ignored, root, said};
-use lab::{Cgroup, Running, Wire, ip, listen, own_cgroup};
+use crate::common::{PROGRAM, headstart, in_namespace, key_file, nothing_ignored, root, said};
+use crate::lab::{Cgroup, Running, Wire, ip, listen, own_cgroup};
 
 const PORT: u16 = 8081;
 /// TCP Fast Open (RFC 7413), in the lengths of a request for a cookie and of a cookie.
