@@ -3,10 +3,17 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::syn::SynError;
+
+/// The first keep-alive probe to a client comes after this much silence.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// Pause between two probes. A vanished client is noticed after two minutes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
 
 /// Why a port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -100,8 +107,14 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
 
 /// For a socket that listens already, a new backlog.
 fn answer(socket: &Socket, backlog: u16) -> io::Result<()> {
-    // Accepted sockets inherit this: a first response is small and must not wait for an ACK.
+    // Accepted sockets inherit these. A first response is small and must not wait for an ACK. A client that vanished
+    // without a FIN would keep its instance awake for ever (tcp(7)).
     socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
     socket.listen(i32::from(backlog))
 }
 
@@ -126,6 +139,17 @@ mod tests {
         let adopted = Socket::from(adopt(plain, address, 7).unwrap());
         assert!(adopted.nonblocking().unwrap() && adopted.tcp_nodelay().unwrap());
         adopted.accept().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_vanishes_is_noticed() {
+        let (listener, address) = local();
+        let _client = TcpStream::connect(address).unwrap();
+        let (accepted, _) = Socket::from(listener).accept().unwrap();
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) fn open() -> io::Result<Socket> {
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // Its connections have the functions' ports. In TIME_WAIT they would keep the next agent from binding those.
+    socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }

@@ -110,6 +110,10 @@ fn ignored_sources_meet_the_lobby_while_the_function_is_cold_and_wake_nobody() {
             };
             assert_eq!((count(Stat::Lobby), count(Stat::LookupEvent)), (1, 0));
             lobby.abort();
+
+            // The lobby closed first: what is in TIME_WAIT there keeps no later agent from the port.
+            drop((listener, fd));
+            serve::listen(address, 16).unwrap();
         }
     });
 }
