@@ -54,7 +54,7 @@ pub(crate) fn shown(interface: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Waits until the interface has no program any more: the kernel releases a link that is no longer pinned a moment
+/// Waits until the interface has no program: the kernel releases a link that is no longer pinned a moment
 /// later, in a task of its own (`bpf_link_put`).
 pub(crate) async fn bare(interface: &str) {
     let looks = async {

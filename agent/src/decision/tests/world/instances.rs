@@ -117,7 +117,7 @@ impl World {
             return;
         };
         let busy = one.taken() > 0;
-        // Somebody was connected between the look at its places and the freezer.
+        // A client connected after the check of its places and before the freeze.
         let overtaken = fails && !one.open.is_empty();
         if (busy || fails) && !overtaken {
             self.soon(5, WorldEvent::Event(Event::NotFrozen { instance: id, busy }));
