@@ -1,6 +1,7 @@
 //! Sources that an operator named: those to ignore, and those to which no budget applies.
 
 use headstart_integration_tests::lab::node::{TestNode, trigger};
+use headstart_integration_tests::lab::site::LIMIT;
 
 use crate::common::{assert_cold, count, function};
 
@@ -28,6 +29,8 @@ fn an_ignored_source_wakes_nothing_and_is_told_so() {
     // Others wake it, and then the checker sees the function itself.
     assert_eq!(node.get_locally(function.port).unwrap().body, "alive");
     assert_eq!(trigger(&agent, "orders").unwrap(), "lookup");
+    // The function answers by itself, so its reply can come before the agent has marked it ready for the lookup.
+    agent.wait_state("orders", "ready", LIMIT).unwrap();
     assert_eq!(node.get(function.port).unwrap().body, "alive");
     assert!(agent.stop().unwrap().success());
 }
