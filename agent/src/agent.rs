@@ -15,11 +15,10 @@ use headstart_config::Config;
 use headstart_injector::Pool;
 use nix::fcntl::Flock;
 use rustix::thread::CapabilitySet;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::api::server::{self, Server, ServerTask};
+use crate::api::server::{Doors, Server, ServerTask};
 use crate::data::DataThreads;
 use crate::manager::ServiceManager;
 use crate::measure::{self, Export, StartHistory};
@@ -50,7 +49,7 @@ pub struct Agent {
     _lock: Flock<File>,
     pins: Option<Arc<Pins>>,
     export: Export,
-    admin: TcpListener,
+    admin: Doors,
     setup: Setup,
     sensing: Option<RunningSensors>,
     survivors: Survivors,
@@ -76,7 +75,8 @@ impl Agent {
         start::become_subreaper().context("cannot become the reaper of containers")?;
         let pins = setup::pins(&config, !options.unpin)?;
         let export = measure::install()?;
-        let admin = server::listen(config.agent.admin).await.map_err(anyhow::Error::msg)?;
+        let admin =
+            Doors::open(config.agent.admin, &config.agent.state_dir).await.map_err(anyhow::Error::msg)?;
         let drivers = Drivers::new(&config.agent);
         let mut survivors = drivers.survivors().await;
         tokio::select! {
@@ -151,7 +151,7 @@ impl Agent {
             tokio::spawn(background.run());
             reload = reload.with_keys(keys);
         }
-        let (address, overview) = (admin.local_addr()?, reload.overview());
+        let (address, overview) = (admin.address()?, reload.overview());
         let (requests, reload_requests) = mpsc::channel(1);
         let (pools, control_of_api) = (overview.clone(), control.clone());
         let api = Server { control: control_of_api, starts, export, overview, attached, reload: requests };

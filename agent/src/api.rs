@@ -14,8 +14,20 @@ pub(crate) use function::example;
 pub use function::{Function, FunctionStatus, FunctionSummary, InstanceStatus, Operation, Unavailable};
 pub use reload::ReloadOutcome;
 
+use serde::{Deserialize, Serialize};
+
 pub use crate::event::Trigger;
 pub use crate::measure::{Stages, StartOutcome, Timeline};
+
+/// How to reach the agent for more than reading.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct AgentStatus {
+    /// The unix socket that takes requests which change something.
+    admin_socket: String,
+}
+
+/// The agent itself.
+const AGENT: &str = "/api/v1/agent";
 
 /// Every function.
 const FUNCTIONS: &str = "/api/v1/functions";

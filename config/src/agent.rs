@@ -14,7 +14,7 @@ pub struct Agent {
     ///
     /// [`Syn::lookup`]: crate::Syn::lookup
     pub interfaces: Interfaces,
-    /// Where `/metrics` and the API are served. Default `127.0.0.1:9464`. Port 0 takes a free port.
+    /// Where `/metrics` and the API are served, for reading. Default `127.0.0.1:9464`. Port 0 takes a free port.
     pub admin: SocketAddr,
     /// Directory of the agent's own files (control sockets, parked containers); an absolute path. Default
     /// `/run/headstart`.

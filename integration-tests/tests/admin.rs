@@ -198,7 +198,8 @@ fn a_port_in_use_is_named_and_costs_only_its_function() {
     assert!(row["reason"].as_str().unwrap().contains("in use"), "{row}");
     let table = cli::headstart(&["status", "--admin", &admin.to_string()]).unwrap();
     assert!(table.stdout.contains("unavailable") && table.stdout.contains("in use"), "{}", table.stdout);
-    let woken = client::request(admin, "POST", "/api/v1/functions/taken/wake", "", LIMIT).unwrap();
+    let socket = files.path().join("state/admin.sock");
+    let woken = client::request_at(&socket, "POST", "/api/v1/functions/taken/wake", LIMIT).unwrap();
     assert_eq!(woken.status, 404, "{}", woken.body);
     assert_eq!(client::get(free.local(), "/", LIMIT).unwrap().body, fixture::ALIVE);
     assert!(agent.stop(Signal::SIGTERM, LIMIT).unwrap().success());

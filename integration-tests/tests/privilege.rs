@@ -5,13 +5,18 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::thread;
 
-use headstart_integration_tests::lab::client::LineClient;
+use headstart_integration_tests::lab::client::{self, LineClient};
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, DockerDaemon, Link, Manager, Namespace, cli, privilege, usage,
+    AgentSetup, DockerDaemon, Link, Manager, Namespace, binary, cli, privilege, usage,
 };
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde_json::Value;
 
 /// What no serving agent keeps: numbers of capabilities(7), `include/uapi/linux/capability.h`.
@@ -35,10 +40,58 @@ const DROPPED: [(&str, u32); 17] = [
     ("CAP_BPF", 39),
 ];
 
+/// The user and the group of a process without privileges.
+const NOBODY: u32 = 65534;
+
 /// Needed for interfaces and containers only.
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_NICE: u32 = 23;
+
+#[test]
+fn only_root_changes_something() {
+    if !privilege::require_root("a state directory of its own") {
+        return;
+    }
+    let agent = AgentSetup::default().start().unwrap();
+    let (address, socket) = (agent.admin().to_string(), agent.admin_socket());
+    for path in ["/api/v1/reload", "/api/v1/functions/orders/stop", "/nothing"] {
+        let refused = client::request(agent.admin(), "POST", path, "", LIMIT).unwrap();
+        assert_eq!(refused.status, 403, "{path}: {}", refused.body);
+        assert!(refused.body.contains(socket.to_str().unwrap()), "{}", refused.body);
+    }
+    assert_eq!(client::request(agent.admin(), "DELETE", "/", "", LIMIT).unwrap().status, 403);
+    assert_eq!(agent.ask("POST", "/api/v1/reload").unwrap().status, 200);
+    assert_eq!(client::request_at(&socket, "GET", "/readyz", LIMIT).unwrap().status, 200);
+
+    // Commands find the socket; another user reads, and is told who may do more.
+    for admin in [&address, socket.to_str().unwrap()] {
+        let said = cli::headstart(&["reload", "--admin", admin]).unwrap();
+        assert_eq!(said.code, Some(0), "{}", said.all);
+    }
+    assert_eq!(as_nobody(&["status", "--admin", &address]).0, Some(0));
+    let refused = as_nobody(&["reload", "--admin", &address]);
+    assert!(refused.0 == Some(1) && refused.1.contains("run this command as root"), "{refused:?}");
+
+    // Also if everyone can open the file. A descriptor, because other users do not reach the scratch directory.
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let directory = fs::File::open(agent.state_dir()).unwrap();
+    fcntl(&directory, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let socket = format!("/proc/self/fd/{}/admin.sock", directory.as_raw_fd());
+    let refused = as_nobody(&["reload", "--admin", &socket]);
+    assert!(refused.0 == Some(1) && refused.1.contains("run `headstart` as root"), "{refused:?}");
+    assert_eq!(as_nobody(&["status", "--admin", &socket]).0, Some(0), "reading is not refused");
+    assert!(agent.stop().unwrap().success());
+}
+
+/// Exit code and words of a command that user 65534 runs.
+fn as_nobody(arguments: &[&str]) -> (Option<i32>, String) {
+    // By a descriptor, because other users may not reach the directory of the program.
+    let program = fs::File::open(binary().unwrap()).unwrap();
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    let output = command.args(arguments).uid(NOBODY).gid(NOBODY).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
 
 #[test]
 fn no_thread_of_a_serving_agent_keeps_what_it_no_longer_needs_and_functions_start_all_the_same() {

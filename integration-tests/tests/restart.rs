@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
-use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,8 +49,13 @@ fn a_killed_agent_loses_no_request_and_the_next_one_starts_early_within_a_second
     assert!(manager.stored().unwrap().len() >= FUNCTIONS, "it stores its listeners");
 
     let ports: Vec<_> = functions.iter().map(|(_, function)| function.port).collect();
-    let trickle =
-        Trickle { node: &node, ports, admin: first.admin(), done: Mutex::default(), sent: Mutex::default() };
+    let trickle = Trickle {
+        node: &node,
+        ports,
+        socket: first.admin_socket(),
+        done: Mutex::default(),
+        sent: Mutex::default(),
+    };
     let (before, killed_ns, next) = thread::scope(|scope| {
         scope.spawn(|| trickle.run());
         trickle.wait_sent(KILLED_AFTER);
@@ -140,7 +145,7 @@ fn cold_starts(agent: &RunningAgent) -> Vec<f64> {
 struct Trickle<'a> {
     node: &'a TestNode,
     ports: Vec<u16>,
-    admin: SocketAddr,
+    socket: PathBuf,
     done: Mutex<Vec<Request>>,
     sent: Mutex<usize>,
 }
@@ -167,9 +172,8 @@ impl Trickle<'_> {
         let outcome = reply.map(|reply| reply.status).map_err(|failure| failure.to_string());
         self.done.lock().unwrap().push(Request { function, done_ns: now_ns().unwrap(), outcome });
         let path = format!("/api/v1/functions/f{function}/stop");
-        let stop = || client::request(self.admin, "POST", &path, "", LIMIT);
         // While there is no agent it cannot be asked; then the next request finds the function warm.
-        let _answer = self.node.node.enter(stop).unwrap();
+        let _answer = client::request_at(&self.socket, "POST", &path, LIMIT);
     }
 
     fn wait_sent(&self, number: usize) {

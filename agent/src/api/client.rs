@@ -1,12 +1,14 @@
-//! How commands ask the agent: one request of HTTP/1.0 each, to its `admin` address.
+//! How commands ask the agent: one request of HTTP/1.0 each, to its `admin` address; what changes something, to its unix
+//! socket.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::{FUNCTIONS, Function, Operation, RELOAD, ReloadOutcome, STARTS, Timeline};
+use super::{AGENT, AgentStatus, FUNCTIONS, Function, Operation, RELOAD, ReloadOutcome, STARTS, Timeline};
 
 /// How long the agent may take to answer, which it does from memory.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +30,19 @@ pub enum ApiRequestError {
         /// What went wrong.
         source: io::Error,
     },
+    /// This user may not change anything.
+    #[error(
+        "only root and the agent's user may change something: run this command as root ({socket}: {source})"
+    )]
+    NotAllowed {
+        /// The agent's unix socket.
+        socket: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The same, in the agent's words.
+    #[error("{0}")]
+    Forbidden(String),
     /// The agent does not do what it was asked for.
     #[error("the agent at {admin} answers {status} to {path}: {body}")]
     Refused {
@@ -77,7 +92,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Of the agent whose `admin` address this is: a host name or an IP address, and a port.
+    /// Of the agent whose `admin` address this is: a host name or an IP address, and a port; or the path of its unix
+    /// socket.
     #[must_use]
     pub fn new(admin: String) -> Self {
         Self { admin }
@@ -125,7 +141,7 @@ impl Client {
     /// # Errors
     /// When no agent answers, or it does not accept the operation.
     pub fn operate(&self, name: &str, operation: Operation) -> Result<(), ApiRequestError> {
-        match self.request("POST", &format!("{FUNCTIONS}/{name}/{}", operation.as_str()))? {
+        match self.change(&format!("{FUNCTIONS}/{name}/{}", operation.as_str()))? {
             Reply { status: 202, .. } => Ok(()),
             Reply { status, body } => Err(ApiRequestError::NotOperated {
                 operation,
@@ -141,7 +157,7 @@ impl Client {
     /// # Errors
     /// When no agent answers, or it does not accept the configuration: with its reason.
     pub fn reload(&self) -> Result<ReloadOutcome, ApiRequestError> {
-        match self.request("POST", RELOAD)? {
+        match self.change(RELOAD)? {
             Reply { status: 200, body } => self.parse(RELOAD, &body),
             Reply { body, .. } => Err(ApiRequestError::NotReloaded(body.trim().to_owned())),
         }
@@ -160,7 +176,7 @@ impl Client {
     }
 
     fn get(&self, path: &str) -> Result<String, ApiRequestError> {
-        match self.request("GET", path)? {
+        match request(&self.admin, "GET", path)? {
             Reply { status: 200, body } => Ok(body),
             Reply { status, body } => Err(ApiRequestError::Refused {
                 admin: self.admin.clone(),
@@ -171,10 +187,24 @@ impl Client {
         }
     }
 
-    fn request(&self, method: &str, path: &str) -> Result<Reply, ApiRequestError> {
-        exchange(&self.admin, method, path, REQUEST_TIMEOUT)
-            .map_err(|source| ApiRequestError::NoAgent { admin: self.admin.clone(), source })
+    /// Asks for a change, over the unix socket. An address is asked for its place.
+    fn change(&self, path: &str) -> Result<Reply, ApiRequestError> {
+        let socket = match self.admin.starts_with('/') {
+            true => self.admin.clone(),
+            false => self.read::<AgentStatus>(AGENT)?.admin_socket,
+        };
+        match request(&socket, "POST", path)? {
+            Reply { status: 403, body } => Err(ApiRequestError::Forbidden(body.trim().to_owned())),
+            reply => Ok(reply),
+        }
     }
+}
+
+fn request(admin: &str, method: &str, path: &str) -> Result<Reply, ApiRequestError> {
+    exchange(admin, method, path, REQUEST_TIMEOUT).map_err(|source| match source.kind() {
+        ErrorKind::PermissionDenied => ApiRequestError::NotAllowed { socket: admin.to_owned(), source },
+        _ => ApiRequestError::NoAgent { admin: admin.to_owned(), source },
+    })
 }
 
 /// What a server of HTTP answered.
@@ -185,15 +215,26 @@ pub struct Reply {
     pub body: String,
 }
 
-/// One request of HTTP/1.0 (RFC 1945): the answer ends with the connection.
+/// One request of HTTP/1.0 (RFC 1945): the answer ends with the connection. An address that begins with / is the path of
+/// a unix socket.
 ///
 /// # Errors
 /// When nothing listens at `address`, it is silent for longer than `limit`, or it does not speak HTTP.
 pub fn exchange(address: &str, method: &str, path: &str, limit: Duration) -> io::Result<Reply> {
-    let no_http = || io::Error::new(ErrorKind::InvalidData, "it does not speak HTTP");
-    let mut stream = TcpStream::connect(address)?;
+    if address.starts_with('/') {
+        let stream = UnixStream::connect(address)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        return converse(stream, method, path);
+    }
+    let stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
+    converse(stream, method, path)
+}
+
+fn converse(mut stream: impl Read + Write, method: &str, path: &str) -> io::Result<Reply> {
+    let no_http = || io::Error::new(ErrorKind::InvalidData, "it does not speak HTTP");
     write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
     // What is not HTTP may never end.
     let mut answer = vec![0; PROTOCOL.len()];

@@ -1,5 +1,8 @@
 //! `admin`: metrics, health and the API, for operators on this machine.
 //!
+//! Everyone who reaches the TCP address may read. Only root and the agent's user may change something (POST), over the
+//! unix socket `admin.sock` in the state directory, which answers everything.
+//!
 //! | | |
 //! |---|---|
 //! | `GET /metrics` | Prometheus text |
@@ -8,6 +11,7 @@
 //! | `GET /api/v1/starts` | the last 256 cold starts, oldest first |
 //! | `GET /api/v1/functions` | every function with its state |
 //! | `GET /api/v1/functions/NAME` | the same of one |
+//! | `GET /api/v1/agent` | where the unix socket is |
 //! | `GET /api/v1/backends` | every pool with its connections and its last error |
 //! | `POST /api/v1/functions/NAME/wake` | start it as if a client had come |
 //! | `POST /api/v1/functions/NAME/freeze` | freeze the idle instances |
@@ -18,23 +22,26 @@ mod connections;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use headstart_injector::{Pool, PoolStatus};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::connections::Routes;
 use super::{
-    BACKENDS, FUNCTIONS, Function, FunctionStatus, Operation, RELOAD, ReloadOutcome, STARTS, Timeline,
-    Unavailable,
+    AGENT, AgentStatus, BACKENDS, FUNCTIONS, Function, FunctionStatus, Operation, RELOAD, ReloadOutcome,
+    STARTS, Timeline, Unavailable,
 };
 use crate::measure::{self, Export, StartHistory};
 use crate::syn::AttachedSensor;
@@ -86,11 +93,24 @@ pub struct ServerTask {
     task: JoinHandle<()>,
 }
 
+/// Where clients come in.
+pub struct Doors {
+    address: TcpListener,
+    socket: UnixListener,
+    path: PathBuf,
+}
+
 impl ServerTask {
     /// Answers requests from now on.
-    pub fn start<C: Control>(listener: TcpListener, server: Server<C>) -> Self {
+    pub fn start<C: Control>(doors: Doors, server: Server<C>) -> Self {
         let (stop, stopped) = watch::channel(());
-        let serving = connections::serve(listener, router(Arc::new(server)), stopped);
+        let Doors { address, socket, path } = doors;
+        let routes = routes(Arc::new(server), path.display().to_string());
+        let serving = async {
+            // Each has its own limit of connections: readers cannot keep the operator out.
+            let by_address = connections::serve(address, routes.clone(), stopped.clone());
+            tokio::join!(by_address, connections::serve(socket, routes, stopped));
+        };
         Self { stop, task: tokio::spawn(serving) }
     }
 
@@ -104,19 +124,37 @@ impl ServerTask {
     }
 }
 
-fn router<C: Control>(server: Arc<Server<C>>) -> Router {
-    Router::new()
+/// `socket` is the path of the unix socket.
+fn routes<C: Control>(server: Arc<Server<C>>, socket: String) -> Routes {
+    let status = AgentStatus { admin_socket: socket.clone() };
+    let refusal: Arc<str> = format!(
+        "only root and the agent's user may change something, over the unix socket {socket}: run `headstart` as root, or \
+         `curl --unix-socket {socket}`\n"
+    )
+    .into();
+    let changes = Router::new()
         .route("/metrics", get(metrics::<C>))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz::<C>))
         .route(STARTS, get(starts::<C>))
         .route(FUNCTIONS, get(functions::<C>))
         .route(&format!("{FUNCTIONS}/{{name}}"), get(function::<C>))
+        .route(AGENT, get(async || Json(status)))
         .route(BACKENDS, get(backends::<C>))
         .route(RELOAD, post(reload::<C>))
         .route(&format!("{FUNCTIONS}/{{name}}/{{operation}}"), post(operate::<C>))
         .layer(middleware::from_fn(refuse_browsers))
-        .with_state(server)
+        .with_state(server);
+    let refuse = move |request: Request, next: Next| refuse_changes(Arc::clone(&refusal), request, next);
+    Routes { reads: changes.clone().layer(middleware::from_fn(refuse)), changes }
+}
+
+/// What is safe (RFC 9110, 9.2.1) changes nothing.
+async fn refuse_changes(refusal: Arc<str>, request: Request, next: Next) -> Response {
+    if request.method() == Method::GET || request.method() == Method::HEAD {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, refusal.to_string()).into_response()
 }
 
 /// A web page must not control the agent on the machine where it is shown. Browsers send an `Origin` with a cross-site
@@ -232,14 +270,42 @@ async fn operate<C: Control>(
     }
 }
 
-/// Opens the admin listener.
-///
-/// # Errors
-/// With what to do about it.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| {
-        format!("cannot listen on the admin address {address}: {error}; choose another `admin` in [agent]")
-    })
+impl Doors {
+    /// Opens the admin address, and the unix socket in the agent's state directory, which is locked.
+    ///
+    /// # Errors
+    /// With what to do about it.
+    pub async fn open(address: SocketAddr, state_dir: &FilePath) -> Result<Self, String> {
+        let address = TcpListener::bind(address).await.map_err(|error| {
+            format!(
+                "cannot listen on the admin address {address}: {error}; choose another `admin` in [agent]"
+            )
+        })?;
+        let path = state_dir.join("admin.sock");
+        let socket = private_socket(&path).map_err(|error| {
+            format!("cannot listen on {}: {error}; choose another `state_dir` in [agent]", path.display())
+        })?;
+        Ok(Self { address, socket, path })
+    }
+
+    /// Where everyone may read.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.address.local_addr()
+    }
+}
+
+/// A socket for this user alone. An earlier agent's file may be there.
+fn private_socket(path: &FilePath) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::api::Client;
 /// Which agent a command asks.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentArgs {
-    /// The `admin` address of the agent.
+    /// The `admin` address of the agent, or the path of `admin.sock` in its `state_dir`.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     admin: String,
 }

@@ -110,11 +110,18 @@ impl RunningAgent {
         self.process.wait_line(text, limit)
     }
 
-    /// Asks the admin address; any status is an answer.
+    /// Asks the admin address, or the unix socket for what is no GET; any status is an answer.
     pub fn ask(&self, method: &str, path: &str) -> Result<HttpReply> {
-        self.place
-            .inside(|| client::request(self.place.admin, method, path, "", REQUEST_LIMIT))?
-            .with_context(|| format!("{method} {path}; the agent says:\n{}", self.log()))
+        let reply = match method {
+            "GET" => self.place.inside(|| client::get(self.place.admin, path, REQUEST_LIMIT))?,
+            _ => client::request_at(&self.admin_socket(), method, path, REQUEST_LIMIT),
+        };
+        reply.with_context(|| format!("{method} {path}; the agent says:\n{}", self.log()))
+    }
+
+    /// Its unix socket for requests that change something.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.state_dir().join("admin.sock")
     }
 
     /// `GET /metrics`.

@@ -5,6 +5,8 @@ use std::{
     fmt,
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -95,6 +97,28 @@ pub fn request(
     let mut connection = TimedConnection::open(address, limit)?;
     connection.send(text.as_bytes())?;
     connection.reply()
+}
+
+/// Makes one HTTP/1.0 request without a body to a unix socket. The answer has no timings but the total.
+pub fn request_at(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    limit: Duration,
+) -> Result<HttpReply, ClientFailure> {
+    let start = Instant::now();
+    let fail = |step| move |error| ClientFailure { step, after: start.elapsed(), error };
+    let mut stream = UnixStream::connect(socket).map_err(fail(Step::Connect))?;
+    stream.set_read_timeout(Some(limit)).map_err(fail(Step::Connect))?;
+    stream.write_all(format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes()).map_err(fail(Step::Send))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(fail(Step::Read))?;
+    let reply = answer.split_once("\r\n\r\n").and_then(|(head, body)| {
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let timings = Timings { total: start.elapsed(), ..Timings::default() };
+        Some(HttpReply { status, head: head.to_owned(), body: body.to_owned(), timings })
+    });
+    reply.ok_or_else(|| fail(Step::Read)(io::Error::new(ErrorKind::InvalidData, "not HTTP")))
 }
 
 /// A connection that speaks lines, as the echo example does.

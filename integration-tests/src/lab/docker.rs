@@ -2,6 +2,7 @@
 
 use super::{
     bridge::Bridge,
+    client,
     command::{run, run_within},
     process::ChildProcess,
     scratch::{Scratch, unique},
@@ -11,8 +12,6 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::Signal;
 use std::{
     env, fs,
-    io::{Read, Write},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -138,7 +137,8 @@ impl DockerDaemon {
 
     /// A request to its API, without a body: the status and the body of the answer.
     pub fn ask(&self, method: &str, path: &str) -> Result<(u16, String)> {
-        ask(&self.socket, method, path, STOP_LIMIT)
+        let reply = client::request_at(&self.socket, method, path, STOP_LIMIT)?;
+        Ok((reply.status, reply.body))
     }
 
     /// The daemon's version.
@@ -191,17 +191,5 @@ pub(super) fn remove_stray_key(files: &Path) {
 
 /// Whether a daemon answers on `socket`.
 fn answers(socket: &Path) -> bool {
-    ask(socket, "GET", "/_ping", ANSWER_LIMIT).is_ok_and(|(status, _)| status == 200)
-}
-
-/// A request without a body: the status and the body of the answer.
-fn ask(socket: &Path, method: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.write_all(format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
-    let status = head.split(' ').nth(1).context("not HTTP")?.parse()?;
-    Ok((status, body.to_owned()))
+    client::request_at(socket, "GET", "/_ping", ANSWER_LIMIT).is_ok_and(|reply| reply.status == 200)
 }

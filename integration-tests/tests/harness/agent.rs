@@ -7,10 +7,12 @@ use headstart_integration_tests::{
 };
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
-    path::PathBuf,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    os::unix::{fs::PermissionsExt, net::UnixListener, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -79,40 +81,54 @@ fn stand_in_for_the_agent() {
     eprintln!("greeting: {}", env::var("GREETING").unwrap());
     let config = fs::read_to_string(env::var(CONFIG).unwrap()).unwrap();
     let admin = config.lines().find_map(|line| line.strip_prefix("admin = \"")?.strip_suffix('"')).unwrap();
+    let state =
+        config.lines().find_map(|line| line.strip_prefix("state_dir = \"")?.strip_suffix('"')).unwrap();
+    let changes = UnixListener::bind(Path::new(state).join("admin.sock")).unwrap();
+    let (connected, connections) = mpsc::channel::<Box<dyn Connection>>();
+    let also = connected.clone();
+    thread::spawn(move || changes.incoming().flatten().try_for_each(|stream| also.send(Box::new(stream))));
+    let address = TcpListener::bind(admin).unwrap();
+    thread::spawn(move || {
+        address.incoming().flatten().try_for_each(|stream| connected.send(Box::new(stream)))
+    });
     let (mut unready, mut cold_for) = (2, 3);
-    for stream in TcpListener::bind(admin).unwrap().incoming().flatten() {
-        let path = request(&stream);
+    for mut stream in connections {
+        let stream = &mut *stream;
+        let path = request(stream);
         match path.as_str() {
             "GET /readyz" if unready > 0 => {
                 unready -= 1;
-                answer(&stream, 503, "not yet");
+                answer(stream, 503, "not yet");
             }
-            "GET /readyz" => answer(&stream, 200, "ready"),
-            "GET /metrics" => answer(&stream, 200, "headstart_instances{function=\"a\",state=\"ready\"} 2\n"),
-            "GET /api/v1/starts" => answer(&stream, 200, "[{\"function\":\"orders\"}]"),
+            "GET /readyz" => answer(stream, 200, "ready"),
+            "GET /metrics" => answer(stream, 200, "headstart_instances{function=\"a\",state=\"ready\"} 2\n"),
+            "GET /api/v1/starts" => answer(stream, 200, "[{\"function\":\"orders\"}]"),
             "GET /api/v1/functions/orders" => {
                 cold_for -= 1;
                 let (state, count) = if cold_for < 0 { ("ready", 1) } else { ("cold", 0) };
                 let body = format!("{{\"name\":\"orders\",\"state\":\"{state}\",\"instances\":{count}}}");
-                answer(&stream, 200, &body);
+                answer(stream, 200, &body);
             }
             "POST /api/v1/functions/orders/stop" => {
                 cold_for = i32::MAX;
-                answer(&stream, 200, "{}");
+                answer(stream, 200, "{}");
             }
-            _ => answer(&stream, 404, "unknown"),
+            _ => answer(stream, 404, "unknown"),
         }
     }
 }
 
-fn request(stream: &TcpStream) -> String {
+trait Connection: Read + Write + Send {}
+impl<T: Read + Write + Send> Connection for T {}
+
+fn request(stream: &mut dyn Connection) -> String {
     let mut head = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
     let line = head.next().unwrap_or_default();
     head.for_each(drop);
-    line.trim_end_matches(" HTTP/1.1").to_owned()
+    line.split(" HTTP/1.").next().unwrap_or_default().to_owned()
 }
 
-fn answer(mut stream: &TcpStream, status: u16, body: &str) {
+fn answer(stream: &mut dyn Connection, status: u16, body: &str) {
     let length = body.len();
     let _ = write!(stream, "HTTP/1.1 {status} Status\r\ncontent-length: {length}\r\n\r\n{body}");
 }

@@ -41,7 +41,8 @@ impl Bed {
         let router = Router::new()
             .route("/ok", get(async || "ok\n").post(async || "posted\n"))
             .route("/slow", get(slow));
-        Self { address, stop, serving: tokio::spawn(serve(listener, router, stopped)), finish }
+        let routes = Routes { changes: router.clone(), reads: router };
+        Self { address, stop, serving: tokio::spawn(serve(listener, routes, stopped)), finish }
     }
 
     /// A connection that has sent this.
