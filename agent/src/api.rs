@@ -16,7 +16,7 @@ pub use reload::ReloadOutcome;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::event::Trigger;
+pub use crate::event::{FailureCause, Trigger};
 pub use crate::measure::{Stages, StartOutcome, Timeline};
 
 /// How to reach the agent for more than reading.

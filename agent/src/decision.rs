@@ -63,7 +63,7 @@ use std::time::Duration;
 
 use self::failure::Failures;
 use self::waiting::{ExpectedConnection, ExpectedState, WaitingClients};
-use crate::event::{Demand, Event, FunctionId, InstanceId, Policy, Trigger};
+use crate::event::{Demand, Event, FailureCause, FunctionId, InstanceId, Policy, Trigger};
 
 /// An instance that crashes sooner than this after it was ready counts as a
 /// failed start, so that a crash loop is slowed down like any other failure.
@@ -181,6 +181,12 @@ impl FunctionState {
         (self.failures.starts(), self.failures.pause(now_ns) == Some(DecisionReason::Cooldown))
     }
 
+    /// Whose failure the last failed start is; `None` when none has failed since the last success.
+    #[must_use]
+    pub fn failure_cause(&self) -> Option<FailureCause> {
+        self.failures.cause()
+    }
+
     fn count(&self, wanted: impl Fn(InstanceState) -> bool) -> u32 {
         let count = self.instances.values().filter(|instance| wanted(instance.state)).count();
         u32::try_from(count).unwrap_or(u32::MAX)
@@ -219,7 +225,9 @@ impl FunctionState {
             Event::Adopted(instance) => self.adopted(instance, now_ns, &mut actions),
             Event::Changed { policy, replace } => self.changed(policy, replace, now_ns, &mut actions),
             Event::Parked(instance) => self.on_parked(instance, now_ns, &mut actions),
-            Event::PrepareFailed(instance) => self.prepare_failed(instance, now_ns, &mut actions),
+            Event::PrepareFailed { instance, cause } => {
+                self.prepare_failed(instance, cause, now_ns, &mut actions);
+            }
             Event::Ready(instance) => {
                 self.ready(instance, now_ns, &mut actions);
                 if self.is_uncounted(load) {

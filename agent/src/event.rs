@@ -120,7 +120,9 @@ pub enum InstanceEnd {
     /// The kernel killed it for lack of memory.
     OutOfMemory,
     /// It could not be released, or not be given its lease.
-    NotStarted,
+    NotStarted(FailureCause),
+    /// It failed while one of its backends could not be reached, or had no connection left for it.
+    NoBackend,
     /// Its exit status is unknown, because it was the child of an earlier agent.
     Unknown,
 }
@@ -134,7 +136,8 @@ impl InstanceEnd {
             Self::Asked => "asked",
             Self::Crashed => "crashed",
             Self::OutOfMemory => "out_of_memory",
-            Self::NotStarted => "not_started",
+            Self::NotStarted(_) => "not_started",
+            Self::NoBackend => "no_backend",
             Self::Unknown => "unknown",
         }
     }
@@ -143,6 +146,42 @@ impl InstanceEnd {
     #[must_use]
     pub fn is_clean(self) -> bool {
         matches!(self, Self::Exited | Self::Asked)
+    }
+
+    /// Whose failure it is, if a start fails so.
+    #[must_use]
+    pub fn cause(self) -> FailureCause {
+        match self {
+            Self::NotStarted(cause) => cause,
+            Self::NoBackend => FailureCause::Backend,
+            Self::Exited | Self::Asked | Self::Crashed | Self::OutOfMemory | Self::Unknown => {
+                FailureCause::Function
+            }
+        }
+    }
+}
+
+/// Whose failure a failed start is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCause {
+    /// The function's, or its configuration's: it fails again until somebody changes it.
+    Function,
+    /// A backend's: the function works again when the backend does.
+    Backend,
+    /// The node's: the runtime, the disk, or a limit of the node.
+    Node,
+}
+
+impl FailureCause {
+    /// Its name in API and log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Function => "function",
+            Self::Backend => "backend",
+            Self::Node => "node",
+        }
     }
 }
 
@@ -165,7 +204,12 @@ pub enum Event {
     /// A container is created and waits.
     Parked(InstanceId),
     /// A container could not be created.
-    PrepareFailed(InstanceId),
+    PrepareFailed {
+        /// Which one.
+        instance: InstanceId,
+        /// Whose failure that is.
+        cause: FailureCause,
+    },
     /// An instance finished its initialisation and accepts, or accepts again after it was thawed.
     Ready(InstanceId),
     /// An instance reports that it has answered its first connection.

@@ -112,12 +112,13 @@ pub(crate) async fn run(
     reporter: &impl Reporter,
 ) {
     let (mut instance, conversation) = begin(launch);
-    let (end, violation) = match conversation {
+    let (end, violation, no_backend) = match conversation {
         Ok(mut conversation) => {
             let end = instance.supervise(&mut conversation, &mut commands, reporter).await;
-            (end, conversation.violation().map(str::to_owned))
+            let no_backend = conversation.unavailable_backend().map(str::to_owned);
+            (end, conversation.violation().map(str::to_owned), no_backend)
         }
-        Err(error) => (TaskEnd::NoLease(error), None),
+        Err(error) => (TaskEnd::NoLease(error), None, None),
     };
     if instance.stored {
         instance.descriptor_store.remove_instance(&instance.name);
@@ -127,6 +128,7 @@ pub(crate) async fn run(
         ready: instance.ready,
         stop_requested: instance.stop_requested,
         violation: violation.as_deref(),
+        no_backend: no_backend.as_deref(),
     };
     let (end, error) = ended.log(&end);
     if let Some(cold_start) = &mut instance.cold_start {

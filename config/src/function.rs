@@ -84,7 +84,8 @@ pub struct Function {
     /// instance does: its shim must speak TLS for that, as the Rust one with its feature `tls`. Not with `backend_sockets`.
     /// Default `false`: the agent speaks TLS for instances.
     pub tls_hand_over: bool,
-    /// Failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3.
+    /// The fewest failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3. The first time they
+    /// are repeated for `queue_timeout`.
     pub start_attempts: u32,
     /// How long a function that failed so often is left alone, 100 ms to 1 h; its connections get the
     /// [`Overload`] answer meanwhile. Default 30 s.

@@ -178,6 +178,11 @@ impl Pool {
         LeaseSlot::inherited(shared)
     }
 
+    /// Whether the last attempt to connect has failed.
+    pub fn is_down(&self) -> bool {
+        self.0.0.with_state(|state| state.is_down())
+    }
+
     /// A snapshot for metrics and the admin API.
     pub fn status(&self) -> PoolStatus {
         let shared = &self.0.0;

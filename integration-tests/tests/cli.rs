@@ -116,7 +116,9 @@ fn what_cannot_be_asked_for_says_what_to_do() {
 
 #[test]
 fn explain_tells_of_a_function_that_cannot_start_when_it_is_tried_again() {
-    let Some((agent, _function)) = serving("exit", "retry_max = \"1h\"") else { return };
+    let Some((agent, _function)) = serving("exit", "retry_max = \"1h\"\nqueue_timeout = \"100ms\"") else {
+        return;
+    };
     // Each failure doubles the pause: one that is long enough to be looked at comes soon.
     let failed = |function: &Value| function["retry_in_seconds"].as_f64().is_some_and(|left| left > 2.0);
     let text = cli::eventually("a pause of some seconds", LIMIT, || {
@@ -129,7 +131,7 @@ fn explain_tells_of_a_function_that_cannot_start_when_it_is_tried_again() {
         &text,
         &[
             "orders (",
-            "is failed: as many starts have failed in a row as `start_attempts` allows",
+            "is failed: it fails to start, also after `start_attempts` attempts in a row",
             "is answered by the agent (http-503)",
             "The last error: instance ended before it was ready: exit code 3",
         ],

@@ -90,7 +90,7 @@ fn what_does_not_start_says_why_and_harms_no_other() {
     let (crash, silent, stubborn) = (name("crash"), name("silent"), name("stubborn"));
     let (no_command, no_rootfs, healthy) = (name("nocommand"), name("norootfs"), name("healthy"));
     let retry = "retry_max = \"400ms\"";
-    let crashes = fixture::function("exit", RUNTIME, retry).unwrap();
+    let crashes = fixture::function("exit", RUNTIME, &format!("{retry}\nqueue_timeout = \"2s\"")).unwrap();
     let never_ready = fixture::function("silent", RUNTIME, "init_timeout = \"1s\"").unwrap();
     let ignores = fixture::function("stubborn", RUNTIME, "stop_grace = \"1s\"").unwrap();
     let (commandless, rootless) = (
@@ -149,11 +149,13 @@ fn what_does_not_start_says_why_and_harms_no_other() {
     for (pause, least) in pauses.iter().zip([100, 200]) {
         assert!(*pause >= least, "pauses of {pauses:?} ms");
     }
-    // After three it is left alone, and clients that wait get an answer that says so.
+    // Then it is left alone, and clients that wait get an answer that says so.
     let said = told(waiting);
     assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("\r\nRetry-After: "), "{said}");
+    assert!(said.ends_with("\r\n\r\nthe function fails to start\n"), "{said}");
+    let attempts = failed(3).len();
     assert!(told(client_that_waits(&crashes)).starts_with("HTTP/1.1 503 "), "also who comes later, at once");
-    assert_eq!(failed(3).len(), 3);
+    assert_eq!(failed(3).len(), attempts);
 
     // It lives but is never ready: ended at its deadline.
     never_ready.rest(&agent, &silent).unwrap();

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::FailureCause;
+
 /// A configured function.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -103,6 +105,9 @@ pub struct FunctionStatus {
     /// Starts that have failed in a row; 0 again in a cool-down.
     #[serde(default)]
     pub failed_starts: u32,
+    /// Whose failure the last failed start is; nothing when none has failed since the last success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureCause>,
     /// Until a start, or a container, that failed is tried again.
     pub retry_in_seconds: Option<f64>,
     /// Connections that one instance serves at a time; `None`: all.

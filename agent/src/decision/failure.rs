@@ -1,25 +1,43 @@
 //! What has failed, and when it may be tried again.
 //!
 //! ```text
-//! start fails ──> back-off, doubled each time ──> ... ──> `start_attempts` in a row ──> cool-down ──> as new
+//! the function fails ──> back-off, doubled each time, for as long as clients wait ──> cool-down ──> as before, but only
+//!                                                                                    `start_attempts` in a row
+//! backend or node fails ──> back-off, doubled up to a part of the time that clients wait, until it works again
 //! ```
+//!
+//! A function that fails may work a moment later, because something is out that the agent does not see. Therefore the
+//! first cool-down begins only when the next attempt would be too late for the clients that saw the first failure. A
+//! function that fails after a cool-down too is known to be broken.
 
 use std::time::Duration;
 
 use super::{DecisionReason, Policy, nanos};
+use crate::event::FailureCause;
 
 /// First delay after a failed start or prepare; doubles with each one that follows.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
+/// While a backend or the node fails, a client sees this many attempts at least.
+const ATTEMPTS_PER_WAIT: u32 = 4;
+
 /// Failures of one function.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
-    /// Failed starts since the last good one, or since the last cool-down began.
+    /// Failed starts since the last good one, or since the last cool-down began, that are the function's failure.
     starts: u32,
+    /// When the first of them failed.
+    first_ns: u64,
+    /// Failed starts since the last good one that are not the function's failure.
+    outside: u32,
+    /// Whose failure the last failed start is.
+    cause: Option<FailureCause>,
     /// Before this time nothing is released.
     until_ns: u64,
     /// The pause is a cool-down.
     cooling: bool,
+    /// There was a cool-down since the last good start.
+    broken: bool,
     /// When a start failed last.
     last_ns: u64,
     /// Failed prepares since the last good one, and when the next is allowed.
@@ -29,7 +47,11 @@ pub(super) struct Failures {
 
 impl Failures {
     pub(super) fn starts(&self) -> u32 {
-        self.starts
+        if self.cooling { 0 } else { self.starts.saturating_add(self.outside) }
+    }
+
+    pub(super) fn cause(&self) -> Option<FailureCause> {
+        self.cause
     }
 
     /// Why nothing may be started now; `None` when starts are allowed.
@@ -40,9 +62,8 @@ impl Failures {
 
     /// When a start, or a container, is tried again. It stays in the past until one succeeds.
     pub(super) fn retry_at_ns(&self) -> Option<u64> {
-        let starts = (self.starts > 0 || self.cooling).then_some(self.until_ns);
         let prepares = (self.prepares > 0).then_some(self.prepare_after_ns);
-        starts.into_iter().chain(prepares).max()
+        self.cause.map(|_| self.until_ns).or(prepares)
     }
 
     /// Whether a container may be made ahead of any demand.
@@ -55,38 +76,71 @@ impl Failures {
         [self.until_ns, self.prepare_after_ns].into_iter().filter(|at_ns| *at_ns > now_ns).min()
     }
 
-    pub(super) fn start_failed(&mut self, now_ns: u64, policy: &Policy) {
+    /// Starts that fail while a pause runs were begun before it: they say nothing new.
+    pub(super) fn start_failed(&mut self, cause: FailureCause, now_ns: u64, policy: &Policy) {
         self.last_ns = now_ns;
-        self.starts = self.starts.saturating_add(1);
-        self.cooling = self.starts >= policy.start_attempts;
-        let pause_ns = if self.cooling {
-            self.starts = 0;
-            nanos(policy.cooldown)
-        } else {
-            backoff_ns(self.starts, policy)
+        if now_ns < self.until_ns {
+            return;
+        }
+        self.cause = Some(cause);
+        let pause_ns = match cause {
+            FailureCause::Function => self.function_failed(now_ns, policy),
+            FailureCause::Backend | FailureCause::Node => {
+                self.cooling = false;
+                self.outside = self.outside.saturating_add(1);
+                let share = (policy.queue_timeout / ATTEMPTS_PER_WAIT).max(BACKOFF_MIN);
+                backoff_ns(self.outside, policy.retry_max.min(share))
+            }
         };
         self.until_ns = now_ns.saturating_add(pause_ns);
     }
 
-    pub(super) fn prepare_failed(&mut self, now_ns: u64, policy: &Policy) {
-        self.prepares = self.prepares.saturating_add(1);
-        self.prepare_after_ns = now_ns.saturating_add(backoff_ns(self.prepares, policy));
+    fn function_failed(&mut self, now_ns: u64, policy: &Policy) -> u64 {
+        if self.starts == 0 {
+            self.first_ns = now_ns;
+        }
+        self.starts = self.starts.saturating_add(1);
+        let pause_ns = backoff_ns(self.starts, policy.retry_max);
+        let horizon_ns = if self.broken { 0 } else { nanos(policy.queue_timeout) };
+        let is_late = now_ns.saturating_add(pause_ns) >= self.first_ns.saturating_add(horizon_ns);
+        self.cooling = self.starts >= policy.start_attempts && is_late;
+        if !self.cooling {
+            return pause_ns;
+        }
+        (self.starts, self.broken) = (0, true);
+        nanos(policy.cooldown)
     }
 
+    pub(super) fn prepare_failed(&mut self, now_ns: u64, policy: &Policy) {
+        self.prepares = self.prepares.saturating_add(1);
+        self.prepare_after_ns = now_ns.saturating_add(backoff_ns(self.prepares, policy.retry_max));
+    }
+
+    /// A container was made: the node works again.
     pub(super) fn prepared(&mut self) {
-        self.prepares = 0;
-        self.prepare_after_ns = 0;
+        (self.prepares, self.prepare_after_ns) = (0, 0);
+        if self.cause == Some(FailureCause::Node) {
+            self.until_ns = 0;
+        }
+    }
+
+    /// An instance is ready: node and backends work again.
+    pub(super) fn started(&mut self) {
+        if matches!(self.cause, Some(FailureCause::Node | FailureCause::Backend)) {
+            self.until_ns = 0;
+        }
     }
 
     /// An instance that was released at this time is healthy: earlier failures no longer count.
     pub(super) fn healthy(&mut self, released_ns: u64) {
         if released_ns > self.last_ns {
-            (self.starts, self.until_ns, self.cooling) = (0, 0, false);
+            let Self { last_ns, prepares, prepare_after_ns, .. } = *self;
+            *self = Self { last_ns, prepares, prepare_after_ns, ..Self::default() };
         }
     }
 }
 
-fn backoff_ns(failures: u32, policy: &Policy) -> u64 {
+fn backoff_ns(failures: u32, most: Duration) -> u64 {
     let doubled = nanos(BACKOFF_MIN).saturating_mul(1u64 << failures.saturating_sub(1).min(20));
-    doubled.min(nanos(policy.retry_max)).max(1)
+    doubled.min(nanos(most)).max(1)
 }

@@ -6,7 +6,7 @@ use super::{
     Action, Admission, DecisionReason, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceState,
     Policy, nanos,
 };
-use crate::event::{Demand, InstanceEnd, InstanceId, Trigger};
+use crate::event::{Demand, FailureCause, InstanceEnd, InstanceId, Trigger};
 
 impl FunctionState {
     pub(super) fn adopted(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
@@ -50,7 +50,13 @@ impl FunctionState {
         self.set(id, InstanceState::Parked, DecisionReason::Refill, now_ns, actions);
     }
 
-    pub(super) fn prepare_failed(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn prepare_failed(
+        &mut self,
+        id: InstanceId,
+        cause: FailureCause,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let stale = match self.instances.get(&id) {
             Some(Instance { state: InstanceState::Preparing { stale }, .. }) => *stale,
             _ => return,
@@ -63,7 +69,7 @@ impl FunctionState {
         self.failures.prepare_failed(now_ns, &self.policy);
         // Clients wait for it: for them it is a start that failed.
         if self.parked.is_empty() && (self.waiting.demand() > 0 || self.requested.is_some()) {
-            self.start_failed(now_ns);
+            self.start_failed(cause, now_ns);
         }
     }
 
@@ -72,6 +78,7 @@ impl FunctionState {
         if let InstanceState::Starting { .. } | InstanceState::Thawing { .. } = instance.state {
             if instance.ready_ns == 0 {
                 instance.ready_ns = now_ns;
+                self.failures.started();
             }
             self.set(id, InstanceState::Ready, DecisionReason::Initialised, now_ns, actions);
         }
@@ -124,16 +131,16 @@ impl FunctionState {
                 self.failures.prepare_failed(now_ns, &self.policy);
             }
             InstanceState::Starting { .. } | InstanceState::Stopping { failed: true } => {
-                self.start_failed(now_ns)
+                self.start_failed(end.cause(), now_ns);
             }
             InstanceState::Stopping { failed: false } => {}
-            _ if !end.is_clean() && short => self.start_failed(now_ns),
+            _ if !end.is_clean() && short => self.start_failed(end.cause(), now_ns),
             _ => {}
         }
     }
 
-    pub(super) fn start_failed(&mut self, now_ns: u64) {
-        self.failures.start_failed(now_ns, &self.policy);
+    pub(super) fn start_failed(&mut self, cause: FailureCause, now_ns: u64) {
+        self.failures.start_failed(cause, now_ns, &self.policy);
         if self.count(InstanceState::is_alive) == 0 {
             self.waiting.forget_expected();
             self.requested = None;

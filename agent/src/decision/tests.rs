@@ -6,7 +6,7 @@ mod rest;
 mod world;
 
 use super::*;
-use crate::event::{InstanceEnd, Rates};
+use crate::event::{FailureCause, InstanceEnd, Rates};
 use std::ops::Deref;
 
 const MS: u64 = 1_000_000;

@@ -13,7 +13,8 @@ pub struct Policy {
     pub min_ready: u32,
     /// Most instances at a time, including those that are stopping. 0: the function is off.
     pub max_instances: u32,
-    /// How long a connection may wait in the accept queue before it is answered by the agent.
+    /// How long a connection may wait in the accept queue before it is answered by the agent. Failed starts are repeated
+    /// for as long, before a cool-down begins.
     pub queue_timeout: Duration,
     /// Idle time after which an instance is frozen.
     pub freeze_after: Option<Duration>,
@@ -21,7 +22,7 @@ pub struct Policy {
     pub stop_after: Option<Duration>,
     /// From release to ready; an instance that takes longer is killed.
     pub init_timeout: Duration,
-    /// Failed starts in a row before a cool-down begins.
+    /// The fewest failed starts in a row before a cool-down begins.
     pub start_attempts: u32,
     /// How long a cool-down lasts.
     pub cooldown: Duration,

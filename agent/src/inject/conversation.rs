@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use headstart_injector::AUDIT;
+use headstart_injector::{AUDIT, Pool};
 use headstart_wire::{AuditFields, Channel, Flow, Grant, GrantStatus, Lease, ToAgent, ToFunction, WireError};
 
 use super::endpoint::{self, Endpoint};
@@ -131,6 +131,13 @@ impl Conversation {
     #[must_use]
     pub fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
+    }
+
+    /// A backend that has no connection for the instance: its last one was refused, or the server cannot be reached.
+    #[must_use]
+    pub fn unavailable_backend(&self) -> Option<&str> {
+        let down = || self.resources.pools.iter().find(|pool| pool.is_down()).map(Pool::name);
+        self.grants.refused().or_else(down)
     }
 
     /// Asks the instance whether it can be frozen; it answers [`ShimEvent::Quiet`] or [`ShimEvent::Busy`].

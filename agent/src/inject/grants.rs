@@ -22,11 +22,13 @@ pub(super) struct Grants {
     connecting: JoinSet<LeaseAttempt>,
     /// When each unacknowledged grant was sent.
     sent: VecDeque<Instant>,
+    /// The backend of the last grant, if that was a refusal.
+    refused: Option<String>,
 }
 
 impl Grants {
     pub(super) fn new(tls: TlsMode) -> Self {
-        Self { tls, slots: Vec::new(), connecting: JoinSet::new(), sent: VecDeque::new() }
+        Self { tls, slots: Vec::new(), connecting: JoinSet::new(), sent: VecDeque::new(), refused: None }
     }
 
     /// The connections of an instance that an earlier agent started: `held` has the backend of each. Connections of
@@ -42,6 +44,11 @@ impl Grants {
     /// Connections held or being made.
     pub(super) fn count(&self) -> usize {
         self.slots.len() + self.connecting.len()
+    }
+
+    /// The backend of the last grant, if that was a refusal.
+    pub(super) fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     /// The backend of each connection held.
@@ -91,8 +98,9 @@ impl Grants {
         };
         let HandOver { fd, session, tls, slot } = match lease.hand_over(tls) {
             Ok(handed_over) => handed_over,
-            Err(error) => return failed(backend, &error),
+            Err(error) => return self.failed(backend, &error),
         };
+        self.refused = None;
         self.slots.push((backend.clone(), slot));
         (
             Grant { backend, status: GrantStatus::Ready { session, expires_ns, tls: tls.map(Box::new) } },
@@ -104,7 +112,7 @@ impl Grants {
     pub(super) async fn next(&mut self) -> (Grant, Option<OwnedFd>) {
         match self.connecting.join_next().await {
             Some(Ok((backend, wanted_at, Ok(lease)))) => self.hold(backend, wanted_at, lease),
-            Some(Ok((backend, _, Err(error)))) => failed(backend, &error),
+            Some(Ok((backend, _, Err(error)))) => self.failed(backend, &error),
             // A task ends early only while the runtime shuts down.
             Some(Err(_)) | None => std::future::pending().await,
         }
@@ -129,9 +137,10 @@ impl Grants {
     pub(super) fn overdue(&self, limit: Duration) -> Option<Instant> {
         self.sent.front().map(|sent| *sent + limit)
     }
-}
 
-fn failed(backend: String, error: &LeaseError) -> (Grant, Option<OwnedFd>) {
-    tracing::warn!(backend, "no connection for an instance: {error}");
-    (Grant { backend, status: GrantStatus::Failed { reason: error.to_string() } }, None)
+    fn failed(&mut self, backend: String, error: &LeaseError) -> (Grant, Option<OwnedFd>) {
+        tracing::warn!(backend, "no connection for an instance: {error}");
+        self.refused = Some(backend.clone());
+        (Grant { backend, status: GrantStatus::Failed { reason: error.to_string() } }, None)
+    }
 }

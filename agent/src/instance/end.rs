@@ -2,7 +2,7 @@
 
 use headstart_wire::WireError;
 
-use crate::event::InstanceEnd;
+use crate::event::{FailureCause, InstanceEnd};
 use crate::start::{Exit, StartError};
 
 /// Why the task stopped to supervise its instance.
@@ -24,6 +24,8 @@ pub(super) struct EndedInstance<'a> {
     pub(super) stop_requested: bool,
     /// How it broke the protocol, if its control socket was closed for that.
     pub(super) violation: Option<&'a str>,
+    /// A backend that had no connection for it.
+    pub(super) no_backend: Option<&'a str>,
 }
 
 impl EndedInstance<'_> {
@@ -34,7 +36,8 @@ impl EndedInstance<'_> {
         let (end, reason, error) = match end {
             TaskEnd::Exited(exit) if asked => {
                 tracing::info!(instance, asked, "instance ended{early}: {exit}");
-                return (InstanceEnd::Asked, None);
+                let waited = self.no_backend.is_some() && !self.ready;
+                return (if waited { InstanceEnd::NoBackend } else { InstanceEnd::Asked }, None);
             }
             TaskEnd::Exited(exit) if exit.code == Some(0) && self.ready => {
                 tracing::info!(instance, asked, "instance ended: {exit}");
@@ -42,13 +45,23 @@ impl EndedInstance<'_> {
             }
             TaskEnd::Exited(exit) => {
                 let because = self.violation.map(|why| format!("; its control socket was closed: {why}"));
-                let error = format!("instance ended{early}: {exit}{}", because.unwrap_or_default());
+                let lacking =
+                    self.no_backend.map(|name| format!("; backend {name} has no connection for it"));
+                let more = because.into_iter().chain(lacking).collect::<String>();
+                let error = format!("instance ended{early}: {exit}{more}");
                 // The function did this, not the agent.
                 tracing::warn!(instance, reason = "exit", "{error}");
-                return (instance_end(exit), Some(error));
+                return match (instance_end(exit), self.no_backend) {
+                    (InstanceEnd::OutOfMemory, _) | (_, None) => (instance_end(exit), Some(error)),
+                    (_, Some(_)) => (InstanceEnd::NoBackend, Some(error)),
+                };
             }
-            TaskEnd::NotStarted(error) => (InstanceEnd::NotStarted, error.reason(), error.to_string()),
-            TaskEnd::NoLease(error) => (InstanceEnd::NotStarted, error.reason(), error.to_string()),
+            TaskEnd::NotStarted(error) => {
+                (InstanceEnd::NotStarted(error.cause()), error.reason(), error.to_string())
+            }
+            TaskEnd::NoLease(error) => {
+                (InstanceEnd::NotStarted(FailureCause::Node), error.reason(), error.to_string())
+            }
         };
         let error = format!("instance not started: {error}");
         tracing::error!(instance, reason, "{error}");

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use super::Node;
 use super::handle::{NodeHandle, NodeMessage};
 use super::record::{ActivityPage, ParkedContainer, RunningInstance};
-use crate::event::{Demand, Event, FunctionId, InstanceEnd, InstanceId};
+use crate::event::{Demand, Event, FailureCause, FunctionId, InstanceEnd, InstanceId};
 use crate::inject::Resources;
 use crate::instance::{self, InstanceCommand, InstanceOrigin, InstanceReport, Launch, Reporter};
 use crate::start::{Note, PreparedContainer, Process, StartError};
@@ -51,6 +51,15 @@ enum PrepareError {
     /// The page on which it counts its connections could not be made.
     #[error("no page for its activity: {0}")]
     Page(io::Error),
+}
+
+impl PrepareError {
+    fn cause(&self) -> FailureCause {
+        match self {
+            Self::Start(error) => error.cause(),
+            Self::Sockets(_) | Self::Page(_) => FailureCause::Node,
+        }
+    }
 }
 
 impl Node {
@@ -123,11 +132,12 @@ impl Node {
                 Event::Parked(instance)
             }
             Err(error) => {
+                let cause = error.cause();
                 record.last_error = Some(error.to_string());
                 if let Some(process) = process {
                     self.remove(function, process);
                 }
-                Event::PrepareFailed(instance)
+                Event::PrepareFailed { instance, cause }
             }
         };
         self.event(function, event);

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use super::service::Service;
 use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
 use crate::decision::{self, Action, DecisionReason, FunctionLoad, InstanceLoad, InstanceState, Summary};
-use crate::event::{FunctionId, InstanceId};
+use crate::event::{FailureCause, FunctionId, InstanceId};
 use crate::instance::InstanceCommand;
 use crate::measure;
 use crate::serve::{QueueWatch, overload};
@@ -117,12 +117,15 @@ impl FunctionRecord {
     pub(super) fn answer(&mut self, count: u32, reason: DecisionReason) {
         let pause = self.retry_in().unwrap_or(Duration::from_secs(1));
         let Service { overload, resources, name, .. } = &self.service;
-        let (taken, result) = overload::answer(&*resources.listener, count, *overload, pause);
+        let cause = self.state.failure_cause();
+        let (taken, result) =
+            overload::answer(&*resources.listener, count, *overload, pause, why(reason, cause));
         self.accepted = self.accepted.saturating_add(u64::from(taken));
         if taken > 0 {
             tracing::info!(
                 function = name,
                 reason = reason.as_str(),
+                cause = cause.map(FailureCause::as_str),
                 clients = taken,
                 overload = overload.as_str(),
                 "clients answered: no instance serves them in time"
@@ -160,6 +163,7 @@ impl FunctionRecord {
             removing: self.removing,
             last_error: self.last_error.clone(),
             failed_starts: self.state.failed_starts(now_ns).0,
+            failure: self.state.failure_cause(),
             retry_in_seconds: seconds(self.retry_in()),
             concurrency: policy.concurrency,
             min_ready: policy.min_ready,
@@ -262,6 +266,18 @@ impl From<Summary> for FunctionSummary {
             Summary::Off => Self::Off,
             Summary::Closed => Self::Closed,
         }
+    }
+}
+
+/// What clients of HTTP are told.
+fn why(reason: DecisionReason, cause: Option<FailureCause>) -> &'static str {
+    match (reason, cause) {
+        (DecisionReason::Off, _) => "the function is off\n",
+        (DecisionReason::Closed, _) => "the function is no longer served\n",
+        (_, Some(FailureCause::Function)) => "the function fails to start\n",
+        (_, Some(FailureCause::Backend)) => "the function cannot start: a backend of it cannot be reached\n",
+        (_, Some(FailureCause::Node)) => "the function cannot start: its node cannot make a container\n",
+        (_, None) => "the function is overloaded\n",
     }
 }
 

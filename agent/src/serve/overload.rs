@@ -20,8 +20,8 @@ const ANSWERS_MAX: usize = 256;
 
 static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ANSWERS_MAX)));
 
-/// Takes up to `count` connections, those that have waited longest, and answers them by tasks of their own. Returns how
-/// many there were.
+/// Takes up to `count` connections, those that have waited longest, and answers them by tasks of their own. `why` is the
+/// text for clients of HTTP. Returns how many there were.
 ///
 /// # Errors
 /// When no more can be accepted, for another reason than that none waits.
@@ -30,11 +30,12 @@ pub(crate) fn answer(
     count: u32,
     how: Overload,
     retry_after: Duration,
+    why: &'static str,
 ) -> (u32, io::Result<()>) {
     let listener = SockRef::from(&listener);
     for taken in 0..count {
         match listener.accept() {
-            Ok((client, _)) => turn_away(client, how, retry_after),
+            Ok((client, _)) => turn_away(client, how, retry_after, why),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return (taken, Ok(())),
                 // That client has left already.
@@ -46,20 +47,20 @@ pub(crate) fn answer(
     (count, Ok(()))
 }
 
-fn turn_away(client: Socket, how: Overload, retry_after: Duration) {
+fn turn_away(client: Socket, how: Overload, retry_after: Duration, why: &'static str) {
     let Some(head) = head(how, retry_after) else { return reset(&client) };
     let Ok(place) = Arc::clone(&PLACES).try_acquire_owned() else { return reset(&client) };
     tokio::spawn(async move {
         // A client that leaves early needs no answer.
-        let _ = tell(client, &head).await;
+        let _ = tell(client, &head, why).await;
         drop(place);
     });
 }
 
-async fn tell(client: Socket, head: &str) -> io::Result<()> {
+async fn tell(client: Socket, head: &str, why: &str) -> io::Result<()> {
     client.set_nonblocking(true)?;
     let mut client = TcpStream::from_std(client.into())?;
-    if !http::reply(&mut client, head, "the function is overloaded\n").await? {
+    if !http::reply(&mut client, head, why).await? {
         reset(&SockRef::from(&client));
     }
     Ok(())
@@ -116,7 +117,7 @@ mod tests {
             async move { sender.send(at_ns).await.unwrap() }
         });
         came.recv().await.unwrap();
-        let (taken, result) = answer(&listener, 5, how, Duration::from_millis(1500));
+        let (taken, result) = answer(&listener, 5, how, Duration::from_millis(1500), "why\n");
         result.unwrap();
         assert_eq!(taken, 1, "only one waits");
         client.await.unwrap()
@@ -127,7 +128,7 @@ mod tests {
         for (how, status) in [(Overload::Http503, "503 Service"), (Overload::Http429, "429 Too Many")] {
             let text = exchange(how, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
             assert!(text.starts_with(&format!("HTTP/1.1 {status}")), "{text}");
-            assert!(text.contains("\r\nRetry-After: 2\r\n"), "{text}");
+            assert!(text.contains("\r\nRetry-After: 2\r\n") && text.ends_with("\r\n\r\nwhy\n"), "{text}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Exit;
+use crate::event::FailureCause;
 
 /// Why a container could not be prepared, released or removed. Each message says
 /// whose fault it is and what to do.
@@ -146,6 +147,29 @@ impl StartError {
             Self::Thaw { .. } => "thaw",
             Self::Left { .. } => "left",
             Self::System { .. } => "system",
+        }
+    }
+
+    /// Whose failure it is. What only a change of the configuration or of the function repairs is the function's.
+    #[must_use]
+    pub fn cause(&self) -> FailureCause {
+        match self {
+            Self::RootfsMissing { .. }
+            | Self::ImageMissing { .. }
+            | Self::CommandMissing { .. }
+            | Self::Exec { .. } => FailureCause::Function,
+            Self::RuntimeMissing { .. }
+            | Self::DaemonUnreachable { .. }
+            | Self::InstanceName { .. }
+            | Self::Create { .. }
+            | Self::Died { .. }
+            | Self::AlreadyReleased
+            | Self::Adopt { .. }
+            | Self::TimedOut { .. }
+            | Self::Freeze { .. }
+            | Self::Thaw { .. }
+            | Self::Left { .. }
+            | Self::System { .. } => FailureCause::Node,
         }
     }
 

@@ -88,6 +88,10 @@ impl PoolState {
         self.closed
     }
 
+    pub(super) fn is_down(&self) -> bool {
+        self.last_error.is_some()
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.waiters.len()
     }

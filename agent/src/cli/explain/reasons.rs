@@ -1,6 +1,6 @@
 //! Why a function is in its state, how long it stays so, and what keeps it awake.
 
-use crate::api::{FunctionStatus, FunctionSummary};
+use crate::api::{FailureCause, FunctionStatus, FunctionSummary};
 
 pub(super) fn why(function: &FunctionStatus) -> String {
     let parked = match function.prepared {
@@ -29,8 +29,15 @@ pub(super) fn why(function: &FunctionStatus) -> String {
             "no client was connected for long enough, or an operator asked for it".into()
         }
         FunctionSummary::Stopping => "its instances were asked to stop".into(),
+        FunctionSummary::Failed if function.failure == Some(FailureCause::Backend) => {
+            "it could not be started, because a backend of it cannot be reached or has no connection left"
+                .into()
+        }
+        FunctionSummary::Failed if function.failure == Some(FailureCause::Node) => {
+            "it could not be started, because of its node: the runtime, the disk or a limit".into()
+        }
         FunctionSummary::Failed if function.failed_starts == 0 => {
-            "as many starts have failed in a row as `start_attempts` allows, or ended within a second".into()
+            "it fails to start, also after `start_attempts` attempts in a row, or ends within a second".into()
         }
         FunctionSummary::Failed => "it could not be started, or ended within a second".into(),
         FunctionSummary::Off => "its `max_instances` is 0".into(),

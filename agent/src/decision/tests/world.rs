@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use super::*;
 use crate::event::ClientIdentity;
-use outside::random_policy;
+use outside::{patient, random_policy};
 use rng::Rng;
 
 /// After this time nothing fails, and no client comes.
@@ -86,6 +86,10 @@ struct Faults {
     hang: u64,
     crash: u64,
     freeze: u64,
+    /// What goes wrong is the failure of a backend or of the node.
+    outside: bool,
+    /// Between these times nothing can be made or started. Then nothing else goes wrong.
+    outage_ns: Option<(u64, u64)>,
 }
 
 pub(super) struct World {
@@ -120,7 +124,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng(seed);
-        let policy = random_policy(&mut rng);
+        let mut policy = random_policy(&mut rng);
         let calm = rng.percent(30);
         let mut chance = |most: u64| if calm { 0 } else { rng.below(most) };
         let faults = Faults {
@@ -131,6 +135,18 @@ impl World {
             hang: chance(20),
             crash: chance(10),
             freeze: chance(50),
+            outside: false,
+            outage_ns: None,
+        };
+        let faults = match rng.below(6) {
+            0 | 1 => Faults { hang: 0, outside: true, ..faults },
+            2 => {
+                let start_ns = SECOND + rng.below(HORIZON_NS / 2);
+                policy = patient(policy);
+                let outage_ns = Some((start_ns, start_ns + rng.below(2 * SECOND)));
+                Faults { prepare: 0, start: 0, hang: 0, crash: 0, outside: true, outage_ns, ..faults }
+            }
+            _ => faults,
         };
         let mut world = Self {
             rng,
@@ -167,6 +183,17 @@ impl World {
     fn soon(&mut self, within_ms: u64, thing: WorldEvent) {
         let at_ns = self.now_ns + self.rng.ms(within_ms);
         self.at(at_ns, thing);
+    }
+
+    /// Whether what is being made or started now fails for a reason outside the function.
+    fn is_out(&self) -> bool {
+        self.faults.outage_ns.is_some_and(|(from_ns, to_ns)| (from_ns..to_ns).contains(&self.now_ns))
+    }
+
+    /// How something ends that fails, unless it is one of `others`.
+    fn bad_end(&mut self, others: &[InstanceEnd]) -> InstanceEnd {
+        let outside = [InstanceEnd::NoBackend, InstanceEnd::NotStarted(FailureCause::Node)];
+        self.rng.one(if self.faults.outside { &outside } else { others })
     }
 
     fn goes_wrong(&mut self, chance: u64) -> bool {

@@ -46,9 +46,11 @@ impl World {
                 }
             }
             WorldEvent::Made(id) => {
-                if self.goes_wrong(self.faults.prepare) {
+                if self.is_out() || self.goes_wrong(self.faults.prepare) {
                     self.instances.remove(&id);
-                    self.tell(Event::PrepareFailed(id))?;
+                    let function = !self.faults.outside && self.rng.percent(50);
+                    let cause = if function { FailureCause::Function } else { FailureCause::Node };
+                    self.tell(Event::PrepareFailed { instance: id, cause })?;
                 } else {
                     self.instances.get_mut(&id).ok_or("made what was never ordered")?.stage = Stage::Parked;
                     self.tell(Event::Parked(id))?;
@@ -60,7 +62,8 @@ impl World {
                     (one.stage, one.hangs) = (Stage::Accepting, hangs);
                     self.soon(3, WorldEvent::Event(Event::Ready(id)));
                     if self.goes_wrong(self.faults.crash) {
-                        self.soon(3_000, WorldEvent::Ends(id, InstanceEnd::Crashed));
+                        let end = self.bad_end(&[InstanceEnd::Crashed]);
+                        self.soon(3_000, WorldEvent::Ends(id, end));
                     }
                 }
             }

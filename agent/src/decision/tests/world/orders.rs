@@ -101,7 +101,8 @@ impl World {
                     return Err(format!("{id} is thawed and was not frozen"));
                 }
                 if self.goes_wrong(self.faults.start) {
-                    self.soon(50, WorldEvent::Ends(id, InstanceEnd::Crashed));
+                    let end = self.bad_end(&[InstanceEnd::Crashed]);
+                    self.soon(50, WorldEvent::Ends(id, end));
                 } else {
                     self.soon(5, WorldEvent::Thawed(id));
                 }
@@ -115,8 +116,10 @@ impl World {
                     return Err(format!("{id} is stopped as hung and accepts what it has room for"));
                 }
                 if let Some(one) = self.instances.get_mut(&id) {
+                    let waits = self.faults.outside && matches!(one.stage, Stage::Starting | Stage::Paused);
                     one.stage = Stage::Leaving;
-                    self.soon(1_000, WorldEvent::Ends(id, InstanceEnd::Asked));
+                    let end = if waits { InstanceEnd::NoBackend } else { InstanceEnd::Asked };
+                    self.soon(1_000, WorldEvent::Ends(id, end));
                 }
             }
             Action::Discard(id) => match self.instances.remove(&id) {
@@ -144,13 +147,15 @@ impl World {
             Some(one) if one.stage == Stage::Parked => one.stage = Stage::Starting,
             _ => return Err(format!("{id} is released and is not parked")),
         }
-        if self.goes_wrong(self.faults.start) {
-            if self.rng.percent(70) {
-                let end = self.rng.one(&[
+        let out = self.is_out();
+        if out || self.goes_wrong(self.faults.start) {
+            if out || self.rng.percent(70) {
+                let end = self.bad_end(&[
                     InstanceEnd::Crashed,
                     InstanceEnd::OutOfMemory,
                     InstanceEnd::Exited,
-                    InstanceEnd::NotStarted,
+                    InstanceEnd::NotStarted(FailureCause::Node),
+                    InstanceEnd::NoBackend,
                 ]);
                 self.soon(200, WorldEvent::Ends(id, end));
             }
@@ -161,6 +166,12 @@ impl World {
     }
 
     pub(super) fn answer(&mut self, count: u32, reason: DecisionReason) -> Result<(), String> {
+        if self.faults.outside && reason == DecisionReason::Cooldown {
+            return Err("a cool-down though the function never failed".into());
+        }
+        if self.faults.outage_ns.is_some() && !self.removed {
+            return Err(format!("a client is lost in a short outage: {reason:?}"));
+        }
         for _ in 0..count {
             let Some((client, seen_ns)) = self.queue.pop_front() else {
                 return Err("answers a client that is not there".into());

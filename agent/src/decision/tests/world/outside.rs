@@ -22,7 +22,9 @@ impl World {
             let at_ns = SECOND + self.rng.below(HORIZON_NS);
             let wake = Event::Demand(Demand::local(Trigger::Api, at_ns));
             let replace = self.rng.percent(50);
-            let changed = Event::Changed { policy: random_policy(&mut self.rng), replace };
+            let policy = random_policy(&mut self.rng);
+            let policy = if self.faults.outage_ns.is_some() { patient(policy) } else { policy };
+            let changed = Event::Changed { policy, replace };
             let event =
                 self.rng.one(&[wake, Event::Freeze, Event::Freeze, Event::Stop, Event::Timer, changed]);
             self.at(at_ns, WorldEvent::Event(event));
@@ -31,7 +33,7 @@ impl World {
             let at_ns = SECOND + self.rng.below(HORIZON_NS);
             self.at(at_ns, WorldEvent::Event(Event::Removed));
         }
-        if self.rng.percent(20) {
+        if self.rng.percent(20) && self.faults.outage_ns.is_none() {
             let (at_ns, by) = (self.rng.below(HORIZON_NS), self.rng.below(60 * SECOND));
             // The moment would be as long as the jump.
             self.gap_ns = 0;
@@ -60,6 +62,12 @@ impl World {
             }
         }
     }
+}
+
+/// Clients wait for longer than any outage, and there is always room for them.
+pub(super) fn patient(policy: Policy) -> Policy {
+    let max_instances = policy.max_instances.max(1);
+    Policy { concurrency: None, max_instances, queue_timeout: Duration::from_secs(9), ..policy }
 }
 
 pub(super) fn random_policy(rng: &mut Rng) -> Policy {

@@ -1,0 +1,109 @@
+//! A short outage of what a start needs costs no client that would wait longer.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::thread::{self, JoinHandle};
+
+use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
+use headstart_integration_tests::lab::{
+    AgentSetup, PostgresServer, RunningAgent, Scratch, cli, fixture, privilege,
+};
+
+const RUNTIME: &str = "oci";
+const CLIENTS: usize = 16;
+
+/// Three failures in a row began a cool-down once.
+const ATTEMPTS: u64 = 4;
+
+#[test]
+fn clients_wait_while_their_database_restarts() {
+    if !ready(&["/usr/lib/postgresql"]) {
+        return;
+    }
+    let mut postgres = PostgresServer::on_loopback().unwrap();
+    let mut function = TestFunction::example("orders", RUNTIME).unwrap();
+    "cooldown = \"1h\"\n".clone_into(&mut function.keys);
+    let password = postgres.password_file().unwrap();
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
+    let (address, user, database) = (postgres.address(), PostgresServer::USER, PostgresServer::DATABASE);
+    let backend = format!(
+        "[[backend]]\nname = \"orders-db\"\nkind = \"postgres\"\naddress = \"{address}\"\nuser = \"{user}\"\n\
+         database = \"{database}\"\npassword_file = {password:?}\npool = {{ min_idle = 2, max = 32 }}\n"
+    );
+    let setup = AgentSetup::default().config(&backend);
+    let agent = setup.config(&function.text("orders", &["orders-db"])).start().unwrap();
+    function.rest(&agent, "orders").unwrap();
+
+    postgres.stop().unwrap();
+    let waiting = clients(&function);
+    wait_failures(&agent, "orders", "backend");
+    let said = cli::headstart(&["explain", "--admin", &agent.admin().to_string(), "orders"]).unwrap().all;
+    assert!(
+        said.contains("a backend of it cannot be reached") || said.contains("orders is starting"),
+        "{said}"
+    );
+    postgres.start().unwrap();
+    all_served(waiting);
+    assert_eq!(agent.functions().unwrap()[0]["state"], "ready");
+    assert!(agent.stop().unwrap().success());
+}
+
+/// A runtime that says why it makes no container, as long as a file is there.
+#[test]
+fn clients_wait_while_no_container_can_be_made() {
+    if !ready(&[]) {
+        return;
+    }
+    let files = Scratch::new("runtime").unwrap();
+    let (program, broken) = (files.path().join("runc"), files.path().join("broken"));
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *' create '*) [ -e {broken:?} ] && {{ echo out of order >&2; exit 1; }};; esac\n\
+         exec runc \"$@\"\n"
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&broken, "").unwrap();
+    let patient = fixture::function("plain", RUNTIME, "cooldown = \"1h\"").unwrap();
+    let hasty = fixture::function("plain", RUNTIME, "queue_timeout = \"100ms\"").unwrap();
+    let setup = AgentSetup::default().setting("runc", &format!("{program:?}"));
+    let setup = setup.config(&patient.text("patient", &[])).config(&hasty.text("hasty", &[]));
+    let agent = setup.start().unwrap();
+
+    let waiting = clients(&patient);
+    wait_failures(&agent, "patient", "node");
+    let answer = client::get(hasty.local(), "/", LIMIT).unwrap();
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.body, "the function cannot start: its node cannot make a container\n");
+    fs::remove_file(&broken).unwrap();
+    all_served(waiting);
+    assert!(agent.stop().unwrap().success());
+}
+
+fn ready(tools: &[&str]) -> bool {
+    privilege::require_root("containers")
+        && privilege::require_tools(&["runc"])
+        && privilege::require_tools(tools)
+}
+
+/// Clients that ask once each, and wait.
+fn clients(function: &TestFunction) -> Vec<JoinHandle<HttpReply>> {
+    let address = function.local();
+    (0..CLIENTS).map(|_| thread::spawn(move || client::get(address, "/", LIMIT).unwrap())).collect()
+}
+
+fn wait_failures(agent: &RunningAgent, name: &str, cause: &str) {
+    let failed = agent.wait_function(name, "failing", LIMIT, |function| {
+        function["failure"] == cause && function["failed_starts"].as_u64() >= Some(ATTEMPTS)
+    });
+    failed.unwrap();
+}
+
+fn all_served(clients: Vec<JoinHandle<HttpReply>>) {
+    for client in clients {
+        let reply = client.join().unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+}
