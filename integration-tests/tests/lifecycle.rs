@@ -110,6 +110,9 @@ fn at_the_ceiling_clients_wait_and_are_answered_in_time() {
         );
         let function = fixture::steady("process", &keys).unwrap();
         let Some(agent) = serving(&function) else { return };
+        // A first start may take longer than clients wait.
+        agent.operate(NAME, "wake").unwrap();
+        agent.wait_state(NAME, "ready", LIMIT).unwrap();
         let address = function.local();
         thread::scope(|scope| {
             let busy = scope.spawn(move || client::get(address, "/hold/3000", LIMIT).unwrap());

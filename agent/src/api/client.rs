@@ -235,7 +235,12 @@ pub fn exchange(address: &str, method: &str, path: &str, limit: Duration) -> io:
 
 fn converse(mut stream: impl Read + Write, method: &str, path: &str) -> io::Result<Reply> {
     let no_http = || io::Error::new(ErrorKind::InvalidData, "it does not speak HTTP");
-    write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
+    let request = format!("{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
+    match stream.write_all(request.as_bytes()) {
+        // It has closed already; what it said before is more telling.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
     // What is not HTTP may never end.
     let mut answer = vec![0; PROTOCOL.len()];
     match stream.read_exact(&mut answer) {
