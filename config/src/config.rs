@@ -8,6 +8,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+use crate::private::{check_owner, check_place};
 use crate::table::{Report, Table};
 use crate::{Agent, Backend, Errors, Function, Problem, Syn};
 
@@ -34,7 +35,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and validates the file at `path`.
+    /// Reads and validates the file at `path`, which no user but root and the one of this process may be able to change.
     ///
     /// # Errors
     /// Every problem of the file, or the one reason why it cannot be read.
@@ -95,10 +96,16 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<String, String> {
+    let unreadable = |error| format!("cannot be read: {error}");
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("cannot be read: {error}"))?;
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    // A pipe is its writer's own.
+    if metadata.is_file() {
+        check_owner(&metadata, path)?;
+        check_place(path)?;
+    }
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
     }

@@ -3,13 +3,17 @@
 //! These problems do not make the configuration unusable: the agent logs them and serves the functions that
 //! have none.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::keys::Keys;
+use crate::private::{check_place, read_private};
 use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Syn};
+
+/// The largest file with a password or a private key, in bytes.
+pub const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 /// As the kernel's limit of symbolic links in a path (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
@@ -26,8 +30,14 @@ impl Config {
 }
 
 impl Agent {
-    /// Interfaces that do not exist.
+    /// Interfaces that do not exist, and a state directory that others can change.
     pub fn check_host(&self) -> Vec<Problem> {
+        let open = self.state_dir.exists().then(|| check_place(&self.state_dir).err()).flatten();
+        let open = open.map(|message| self.origin.problem("state_dir", message));
+        open.into_iter().chain(self.check_interfaces()).collect()
+    }
+
+    fn check_interfaces(&self) -> Vec<Problem> {
         let Interfaces::Named(names) = &self.interfaces else { return Vec::new() };
         let missing = names.iter().filter(|name| !Path::new("/sys/class/net").join(name).exists());
         let problem = |name: &String| {
@@ -94,25 +104,10 @@ fn check_certificates(path: &Path) -> Result<(), String> {
 }
 
 /// `what` it holds.
-fn check_secret_file(path: &Path, what: &str) -> Result<(), String> {
-    let shown = path.display();
-    let metadata = fs::metadata(path)
-        .map_err(|error| format!("{shown}: {error}: create it with {what}, and `chmod 600 {shown}`"))?;
-    if !metadata.is_file() {
-        return Err(format!("{shown} is not a regular file: name the file that holds {what}"));
-    }
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(format!(
-            "{shown} is open to others than its owner (mode {mode:03o}): `chmod 600 {shown}`"
-        ));
-    }
-    let mut start = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(2).read_to_end(&mut start))
-        .map_err(|error| format!("{shown}: {error}: `chown` it to the user that runs the agent"))?;
-    if start.is_empty() || start == b"\n" {
-        return Err(format!("{shown} is empty: write {what} into it"));
+fn check_secret_file(path: &Path, what: &'static str) -> Result<(), String> {
+    let text = read_private(path, what, MAX_SECRET_BYTES).map_err(|error| error.to_string())?;
+    if text.is_empty() || text == b"\n" {
+        return Err(format!("{} is empty: write {what} into it", path.display()));
     }
     Ok(())
 }

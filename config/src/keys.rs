@@ -12,28 +12,23 @@
 //! the clients to the new number; then remove the old line. Agents accept both in the meantime. A running agent
 //! reads the file again on SIGHUP.
 //!
-//! The file must belong to root or to the user who reads it, and other users may neither read nor write it. That is
-//! checked on the opened file, not on its path, which could name another file a moment later. No message and no
+//! The file must belong to root or to the user who reads it, and other users may neither read nor write it. No message and no
 //! `Debug` shows a key, or a part of one.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::private::read_private;
+
 mod error;
-pub use error::{KeyError, KeyFault, LineFault};
+pub use error::{KeyError, LineFault};
 
 /// The highest number of a key: requests carry it in four bits, and 0 means "no key".
 pub const MAX_NUMBER: u8 = 15;
 
 /// The largest key file that is read, in bytes.
 pub const MAX_BYTES: u64 = 64 * 1024;
-
-/// `O_NONBLOCK` (asm-generic/fcntl.h), so that a FIFO of this name does not stop the agent.
-const O_NONBLOCK: i32 = 0o4000;
 
 /// The keys of a file by number. `Debug` shows the numbers only.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -46,9 +41,8 @@ impl Keys {
     /// The first thing that is wrong with the file, and what to do about it.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, KeyError> {
         let path = path.as_ref();
-        read(path)
-            .and_then(|text| Self::parse(&text))
-            .map_err(|reason| KeyError { path: path.to_owned(), reason })
+        let text = read_private(path, "a line `NUMBER HEX` per key", MAX_BYTES)?;
+        Self::parse(&text).map_err(|(line, fault)| KeyError::Line { path: path.to_owned(), line, fault })
     }
 
     /// The keys, as (number, words), by number. The words are the key's 16 bytes in little-endian order, as
@@ -72,12 +66,13 @@ impl Keys {
         self.0.is_empty()
     }
 
-    fn parse(text: &[u8]) -> Result<Self, KeyFault> {
+    /// Or the number of the first wrong line, and what is wrong with it.
+    fn parse(text: &[u8]) -> Result<Self, (usize, LineFault)> {
         let mut keys = Self::default();
         // Lines of the numbers so far.
         let mut lines: BTreeMap<u8, usize> = BTreeMap::new();
         for (at, line) in text.split(|byte| *byte == b'\n').enumerate() {
-            let fault = |fault| KeyFault::Line { line: at + 1, fault };
+            let fault = |fault| (at + 1, fault);
             let Some((number, key)) = parse_line(line).map_err(fault)? else { continue };
             if let Some(first) = lines.insert(number, at + 1) {
                 return Err(fault(LineFault::NumberTwice { first }));
@@ -95,36 +90,6 @@ impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
-}
-
-/// The text of a file that only its owner can read, checked on the descriptor that is read from.
-fn read(path: &Path) -> Result<Vec<u8>, KeyFault> {
-    let file: File =
-        OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).map_err(KeyFault::Unreadable)?;
-    check(&file.metadata().map_err(KeyFault::Unreadable)?)?;
-    let mut text = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(KeyFault::Unreadable)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(KeyFault::TooLarge);
-    }
-    Ok(text)
-}
-
-fn check(metadata: &Metadata) -> Result<(), KeyFault> {
-    if !metadata.is_file() {
-        return Err(KeyFault::NotAFile);
-    }
-    // An access control list shows as bits of the group too (acl(5)).
-    let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(KeyFault::Open(mode));
-    }
-    let owner = metadata.uid();
-    // The directory of a process belongs to its effective user (proc(5)).
-    if owner != 0 && owner != fs::metadata("/proc/self").map_err(KeyFault::NoProc)?.uid() {
-        return Err(KeyFault::Owner(owner));
-    }
-    Ok(())
 }
 
 /// The key on a line, if there is one.

@@ -7,6 +7,7 @@
 //! - `table` walks the TOML tree and collects [`Problem`]s, `units` reads `"10m"` and `"64MiB"`;
 //! - `fingerprint` tells agents which instances they can take over ([`Config::fingerprint`]);
 //! - `host` asks the host what the file alone cannot tell ([`Config::check_host`]);
+//! - `private` reads files with secrets, and looks who else can change a file;
 //! - [`keys`] reads the file with the keys of clients, which agents and clients share.
 //!
 //! Reading a file needs nothing from the host but the file: [`Config::parse`] does no I/O at all.
@@ -39,6 +40,8 @@ mod host;
 
 mod fingerprint;
 
+mod private;
+
 pub mod keys;
 
 pub use agent::{Agent, Interfaces, LogFormat};
@@ -47,6 +50,8 @@ pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
 pub use function::{
     DockerNetwork, Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth, Runtime,
 };
+pub use host::MAX_SECRET_BYTES;
+pub use private::{PrivateFileError, PrivateFileFault, check_place, read_private};
 pub use problem::{Errors, Origin, Problem};
 pub use syn::{BudgetRange, Cidr, EventLimits, MAX_CIDRS, StartBudget, Syn};
 pub use table::closest;

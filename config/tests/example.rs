@@ -141,7 +141,7 @@ fn the_service_runs_the_agent() {
     for line in [
         "ExecStart=/usr/local/bin/headstart run --config /etc/headstart/headstart.toml",
         "LimitMEMLOCK=infinity",
-        "ExecReload=/usr/local/bin/headstart reload",
+        "ExecReload=/usr/local/bin/headstart reload --admin /run/headstart/admin.sock",
         "Type=notify",
         "NotifyAccess=main",
         "KillMode=process",

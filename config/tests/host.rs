@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use headstart_config::Config;
@@ -32,6 +32,47 @@ fn interfaces_must_exist() {
 }
 
 #[test]
+fn nobody_else_can_change_the_configuration_or_the_state_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, inner) = (dir.path().join("in/h.toml"), dir.path().join("in"));
+    write(&file, "[agent]\n", 0o644);
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let path = dir.path().display().to_string();
+    let refused = || Config::load(&file).map(drop).unwrap_err().to_string().replace(&path, "D");
+    let said = "can be changed by other users (mode";
+    Config::load(&file).unwrap();
+    mode(&file, 0o666);
+    assert_eq!(refused(), format!("D/in/h.toml: D/in/h.toml {said} 666): `chmod go-w D/in/h.toml`"));
+    mode(&file, 0o644);
+    mode(&inner, 0o757);
+    assert_eq!(refused(), format!("D/in/h.toml: D/in {said} 757): `chmod go-w D/in`"));
+    // The same for a directory around it.
+    let text = "[agent]\nstate_dir = \"D/in/state\"";
+    assert_eq!(problems(&dir, text), [""; 0], "the agent makes it");
+    fs::create_dir(inner.join("state")).unwrap();
+    assert_eq!(
+        problems(&dir, text),
+        [format!("h.toml:2: agent.state_dir: D/in {said} 757): `chmod go-w D/in`")]
+    );
+    // As /tmp is.
+    mode(&inner, 0o1777);
+    Config::load(&file).unwrap();
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI runs this as root");
+        eprintln!("skipped in part: only root can give a file away");
+        return;
+    }
+    chown(&file, Some(12_345), None).unwrap();
+    assert_eq!(
+        refused(),
+        "D/in/h.toml: D/in/h.toml belongs to user 12345, who could change it: `chown root D/in/h.toml`"
+    );
+    chown(&file, Some(0), Some(12_345)).unwrap();
+    mode(&file, 0o664);
+    assert!(refused().contains(said), "another group is other users");
+}
+
+#[test]
 fn password_files_are_their_owners_own() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pw");
@@ -47,7 +88,10 @@ fn password_files_are_their_owners_own() {
         "D/pw: No such file or directory (os error 2): create it with the password, and `chmod 600 D/pw`"
     );
     write(&file, "secret\n", 0o640);
-    assert_eq!(found(), "D/pw is open to others than its owner (mode 640): `chmod 600 D/pw`");
+    assert_eq!(
+        found(),
+        "D/pw is open to others than its owner (mode 640): `chmod 600 D/pw`, and replace what it holds if others may have read it"
+    );
     write(&file, "\n", 0o600);
     assert_eq!(found(), "D/pw is empty: write the password into it");
     write(&file, "secret\n", 0o600);
@@ -69,7 +113,9 @@ fn certificates_are_there_and_private_keys_their_owners_own() {
         problems(&dir, text),
         [
             format!("{prefix}D/cert holds no certificate in PEM"),
-            format!("{prefix}D/key is open to others than its owner (mode 644): `chmod 600 D/key`"),
+            format!(
+                "{prefix}D/key is open to others than its owner (mode 644): `chmod 600 D/key`, and replace what it holds if others may have read it"
+            ),
             format!("{prefix}D/ca: No such file or directory (os error 2): put the certificates there"),
         ]
     );

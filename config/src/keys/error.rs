@@ -1,41 +1,31 @@
 //! What is wrong with a key file, without a word of what it holds.
 
+use std::fmt;
 use std::path::PathBuf;
-use std::{fmt, io};
 
-use super::{MAX_BYTES, MAX_NUMBER};
+use super::MAX_NUMBER;
+use crate::private::PrivateFileError;
 
 /// A key file that cannot be used.
 #[derive(Debug)]
-pub struct KeyError {
-    /// The file.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub reason: KeyFault,
-}
-
-/// What is wrong with a key file.
-#[derive(Debug)]
-pub enum KeyFault {
-    /// It does not exist, or this process may not read it.
-    Unreadable(io::Error),
-    /// A directory, a FIFO or a device.
-    NotAFile,
-    /// Others than its owner may do something with it; the permission bits.
-    Open(u32),
-    /// It belongs to neither root nor the effective user of this process; the owner's user ID.
-    Owner(u32),
-    /// It does not belong to root, and who runs this process cannot be told without `/proc`.
-    NoProc(io::Error),
-    /// It is larger than [`MAX_BYTES`].
-    TooLarge,
-    /// A line is wrong.
+pub enum KeyError {
+    /// The file itself.
+    File(PrivateFileError),
+    /// A line of it.
     Line {
+        /// The file.
+        path: PathBuf,
         /// Counted from 1.
         line: usize,
         /// What is wrong with it.
         fault: LineFault,
     },
+}
+
+impl From<PrivateFileError> for KeyError {
+    fn from(error: PrivateFileError) -> Self {
+        Self::File(error)
+    }
 }
 
 /// What is wrong with a line of a key file.
@@ -63,46 +53,9 @@ pub enum LineFault {
 
 impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
-        match &self.reason {
-            KeyFault::Unreadable(error) if error.kind() == io::ErrorKind::NotFound => {
-                write!(
-                    f,
-                    "{path}: {error}: create it with a line `NUMBER HEX` per key, and `chmod 600 {path}`"
-                )
-            }
-            KeyFault::Unreadable(error) => {
-                write!(f, "{path}: {error}: `chown` it to the user that runs this program")
-            }
-            KeyFault::NotAFile => {
-                write!(f, "{path} is not a regular file: name the file that holds the keys")
-            }
-            KeyFault::Open(mode) => {
-                write!(
-                    f,
-                    "{path} is open to others than its owner (mode {mode:03o}): `chmod 600 {path}`, and replace \
-                     the keys if others may have read them"
-                )
-            }
-            KeyFault::Owner(uid) => {
-                write!(
-                    f,
-                    "{path} belongs to user {uid}, who could change the keys: `chown` it to root or to the user \
-                     that runs this program"
-                )
-            }
-            KeyFault::NoProc(error) => {
-                write!(
-                    f,
-                    "{path} may belong to another user (/proc/self: {error}): mount /proc, or `chown` it to root"
-                )
-            }
-            KeyFault::TooLarge => write!(
-                f,
-                "{path} is larger than {} KiB: name the file that holds the keys, one a line",
-                MAX_BYTES >> 10
-            ),
-            KeyFault::Line { line, fault } => write!(f, "{path}:{line}: {fault}"),
+        match self {
+            Self::File(error) => error.fmt(f),
+            Self::Line { path, line, fault } => write!(f, "{}:{line}: {fault}", path.display()),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use headstart_config::{MAX_SECRET_BYTES, PrivateFileError, read_private};
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
@@ -17,6 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use thiserror::Error;
 use tokio::net::TcpStream;
+use zeroize::Zeroizing;
 
 use super::{ConnectCause, Protocol, certificate};
 pub(crate) use hand_over::{NoHandOver, RetainedSecrets};
@@ -50,6 +52,9 @@ pub enum TlsSettingsError {
         /// What is wrong with it.
         error: pem::Error,
     },
+    /// The key is missing, not in a file of our own, or too large.
+    #[error(transparent)]
+    Key(#[from] PrivateFileError),
     /// The system's store has nothing in it.
     #[error("this system trusts no certificate authority: install ca-certificates, or set `ca_file`")]
     NoRoots,
@@ -102,12 +107,10 @@ impl Tls {
         let mut config = match &settings.client {
             Some((chain, key)) => {
                 let chain = certificates("the client's certificate", chain)?;
-                let file = |error| TlsSettingsError::File {
-                    what: "the client's private key",
-                    path: key.clone(),
-                    error,
-                };
-                let key = PrivateKeyDer::from_pem_file(key).map_err(file)?;
+                let what = "the client's private key";
+                let text = Zeroizing::new(read_private(key, what, MAX_SECRET_BYTES)?);
+                let file = |error| TlsSettingsError::File { what, path: key.clone(), error };
+                let key = PrivateKeyDer::from_pem_slice(&text).map_err(file)?;
                 builder.with_client_auth_cert(chain, key).map_err(TlsSettingsError::Client)?
             }
             None => builder.with_no_client_auth(),
