@@ -71,6 +71,7 @@ impl Agent {
         // Before anything exists that a default SIGTERM would leave behind.
         let mut stop = StopSignals::listen().context("signals cannot be received")?;
         let hangup = signal(SignalKind::hangup()).context("signals cannot be received")?;
+        setup::DescriptorNeeds::of(&config).check()?;
         let lock = state_dir::lock(&config.agent.state_dir)?;
         start::become_subreaper().context("cannot become the reaper of containers")?;
         let pins = setup::pins(&config, !options.unpin)?;

@@ -181,7 +181,8 @@ impl FunctionState {
         (self.failures.starts(), self.failures.pause(now_ns) == Some(DecisionReason::Cooldown))
     }
 
-    /// Whose failure the last failed start is; `None` when none has failed since the last success.
+    /// Whose failure the last failed start, or else the last failed container, is; `None` when none has failed since the
+    /// last success.
     #[must_use]
     pub fn failure_cause(&self) -> Option<FailureCause> {
         self.failures.cause()

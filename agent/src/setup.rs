@@ -3,6 +3,7 @@
 
 mod adopt;
 mod backend;
+mod descriptors;
 mod error;
 mod kernel;
 pub mod reload;
@@ -24,6 +25,7 @@ use crate::start::{ContainerSpec, Drivers};
 use crate::syn::ListenerSupport;
 pub use adopt::adopt;
 pub(crate) use backend::{Credentials, credentials, pool};
+pub use descriptors::DescriptorNeeds;
 pub use error::{ReloadRefusal, ServiceError};
 pub use kernel::{kernel, kernel_tls, pins, watch};
 

@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::thread::{self, JoinHandle};
 
 use headstart_integration_tests::lab::client::{self, HttpReply};
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, PostgresServer, RunningAgent, Scratch, cli, fixture, privilege,
+    AgentSetup, ChildProcess, PostgresServer, RunningAgent, Scratch, binary, cli, fixture, free_port,
+    privilege, unique,
 };
 
 const RUNTIME: &str = "oci";
@@ -59,26 +61,53 @@ fn clients_wait_while_no_container_can_be_made() {
     }
     let files = Scratch::new("runtime").unwrap();
     let (program, broken) = (files.path().join("runc"), files.path().join("broken"));
+    // A container is there all the same, and cannot be removed.
     let script = format!(
-        "#!/bin/sh\ncase \"$*\" in *' create '*) [ -e {broken:?} ] && {{ echo out of order >&2; exit 1; }};; esac\n\
+        "#!/bin/sh\nif [ -e {broken:?} ]; then\n\
+           case \"$*\" in\n\
+             *' create '*) runc \"$@\"; echo out of order >&2; exit 1;;\n\
+             *' delete '*) exit 1;;\n\
+           esac\n\
+         fi\n\
          exec runc \"$@\"\n"
     );
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::write(&broken, "").unwrap();
-    let patient = fixture::function("plain", RUNTIME, "cooldown = \"1h\"").unwrap();
-    let hasty = fixture::function("plain", RUNTIME, "queue_timeout = \"100ms\"").unwrap();
+    let patient = fixture::function("plain", RUNTIME, "cooldown = \"1h\"\nretry_max = \"1s\"").unwrap();
+    let hasty =
+        fixture::function("plain", RUNTIME, "queue_timeout = \"100ms\"\nretry_max = \"400ms\"").unwrap();
     let setup = AgentSetup::default().setting("runc", &format!("{program:?}"));
     let setup = setup.config(&patient.text("patient", &[])).config(&hasty.text("hasty", &[]));
     let agent = setup.start().unwrap();
+    patient.rest(&agent, "patient").unwrap();
+    hasty.rest(&agent, "hasty").unwrap();
+    fs::write(&broken, "").unwrap();
+    for (function, name) in [(&patient, "patient"), (&hasty, "hasty")] {
+        assert_eq!(client::get(function.local(), "/", LIMIT).unwrap().status, 200, "the prepared one");
+        agent.stop_function(name).unwrap();
+    }
 
     let waiting = clients(&patient);
     wait_failures(&agent, "patient", "node");
+    let unready = agent.ask("GET", "/readyz").unwrap();
+    assert_eq!(unready.status, 503);
+    let said = "patient: the container could not be made: out of order\n";
+    assert!(unready.body.contains(said), "{}", unready.body);
     let answer = client::get(hasty.local(), "/", LIMIT).unwrap();
     assert_eq!(answer.status, 503);
     assert_eq!(answer.body, "the function cannot start: its node cannot make a container\n");
     fs::remove_file(&broken).unwrap();
     all_served(waiting);
+    cli::eventually("it is ready", LIMIT, || Ok((agent.ask("GET", "/readyz")?.status == 200).then_some(())))
+        .unwrap();
+    let bundles = agent.state_dir().join("oci");
+    cli::eventually("nothing left of the failed ones", LIMIT, || {
+        let functions = agent.functions()?;
+        let count = |key| functions.as_array().into_iter().flatten().filter_map(move |one| one[key].as_u64());
+        let known: u64 = ["prepared", "preparing", "instances", "removing"].into_iter().flat_map(count).sum();
+        Ok((fs::read_dir(&bundles)?.count() as u64 == known).then_some(()))
+    })
+    .unwrap();
     assert!(agent.stop().unwrap().success());
 }
 
@@ -106,4 +135,23 @@ fn all_served(clients: Vec<JoinHandle<HttpReply>>) {
         let reply = client.join().unwrap();
         assert_eq!(reply.status, 200, "{}", reply.body);
     }
+}
+
+/// With too few descriptors it would neither serve nor end.
+#[test]
+fn an_agent_refuses_to_start_with_fewer_descriptors_than_it_needs() {
+    let files = Scratch::new("descriptors").unwrap();
+    let (config, admin) = (files.path().join("few.toml"), free_port().unwrap());
+    let text = format!(
+        "[agent]\nadmin = \"{admin}\"\nstate_dir = {:?}\n[syn]\nlookup = false\npin_dir = \"/sys/fs/bpf/{}\"\n\
+         [[function]]\nname = \"one\"\nlisten = \"127.0.0.1:0\"\nruntime = \"process\"\ncommand = [\"/bin/true\"]\n",
+        files.path().join("state").display().to_string(),
+        unique("pins"),
+    );
+    fs::write(&config, text.replace("127.0.0.1:0", &free_port().unwrap().to_string())).unwrap();
+    let run = format!("ulimit -n 64; exec {:?} run --config {config:?}", binary().unwrap());
+    let mut agent = ChildProcess::spawn(Command::new("bash").args(["-c", &run])).unwrap();
+    assert_eq!(agent.wait(LIMIT).unwrap().code(), Some(1), "{}", agent.log());
+    let said = agent.log();
+    assert!(said.contains("descriptors, and 64 are allowed: raise the limit"), "{said}");
 }

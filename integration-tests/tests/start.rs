@@ -201,7 +201,7 @@ fn without_runc_the_agent_says_what_to_install() {
     }
     let function = fixture::function("plain", RUNTIME, "retry_max = \"400ms\"").unwrap();
     let setup = AgentSetup::default().setting("runc", "\"/nonexistent\"");
-    let agent = setup.config(&function.text("norunc", &[])).start().unwrap();
+    let agent = setup.config(&function.text("norunc", &[])).start_unready().unwrap();
     let shown = wait_error(&agent, "norunc");
     assert!(shown.contains("/nonexistent") && shown.contains("apt install runc"), "{shown}");
     let line = agent.wait_log("apt install runc", LIMIT).unwrap();

@@ -105,7 +105,7 @@ pub struct FunctionStatus {
     /// Starts that have failed in a row; 0 again in a cool-down.
     #[serde(default)]
     pub failed_starts: u32,
-    /// Whose failure the last failed start is; nothing when none has failed since the last success.
+    /// Whose failure the last failed start, or else the last failed container, is; nothing when none has failed since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureCause>,
     /// Until a start, or a container, that failed is tried again.

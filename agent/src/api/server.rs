@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /healthz` | 200 while the agent runs |
-//! | `GET /readyz` | 200 when every function is served, else 503 and which are not |
+//! | `GET /readyz` | 200 when every function is served and its containers can be made, else 503 and which are not |
 //! | `GET /api/v1/starts` | the last 256 cold starts, oldest first |
 //! | `GET /api/v1/functions` | every function with its state |
 //! | `GET /api/v1/functions/NAME` | the same of one |
@@ -40,8 +40,8 @@ use tokio::task::JoinHandle;
 
 use self::connections::Routes;
 use super::{
-    AGENT, AgentStatus, BACKENDS, FUNCTIONS, Function, FunctionStatus, Operation, RELOAD, ReloadOutcome,
-    STARTS, Timeline, Unavailable,
+    AGENT, AgentStatus, BACKENDS, FUNCTIONS, FailureCause, Function, FunctionStatus, Operation, RELOAD,
+    ReloadOutcome, STARTS, Timeline, Unavailable,
 };
 use crate::measure::{self, Export, StartHistory};
 use crate::syn::AttachedSensor;
@@ -202,16 +202,24 @@ fn scrape_pool(status: &PoolStatus) {
 }
 
 async fn readyz<C: Control>(State(server): State<Arc<Server<C>>>) -> Response {
-    let overview = server.overview.borrow();
-    if overview.unavailable.is_empty() {
+    let functions = server.functions(None).await;
+    let list: String = functions.iter().filter_map(unready).collect();
+    if list.is_empty() {
         return "ready\n".into_response();
     }
-    let list: String = overview
-        .unavailable
-        .iter()
-        .map(|function| format!("{}: {}\n", function.name, function.reason))
-        .collect();
     (StatusCode::SERVICE_UNAVAILABLE, list).into_response()
+}
+
+/// Why clients of a function are not served: what the function or a backend does wrong is not the agent's.
+fn unready(function: &Function) -> Option<String> {
+    match function {
+        Function::Unavailable(function) => Some(format!("{}: {}\n", function.name, function.reason)),
+        Function::Served(function) if function.failure == Some(FailureCause::Node) => {
+            let error = function.last_error.as_deref().unwrap_or("no container can be made");
+            Some(format!("{}: {error}\n", function.name))
+        }
+        Function::Served(_) => None,
+    }
 }
 
 async fn starts<C: Control>(State(server): State<Arc<Server<C>>>) -> Json<Vec<Timeline>> {

@@ -40,8 +40,9 @@ pub(super) struct Failures {
     broken: bool,
     /// When a start failed last.
     last_ns: u64,
-    /// Failed prepares since the last good one, and when the next is allowed.
+    /// Failed prepares since the last good one, whose failure the last is, and when the next is allowed.
     prepares: u32,
+    prepare_cause: Option<FailureCause>,
     prepare_after_ns: u64,
 }
 
@@ -51,7 +52,7 @@ impl Failures {
     }
 
     pub(super) fn cause(&self) -> Option<FailureCause> {
-        self.cause
+        self.cause.or(self.prepare_cause)
     }
 
     /// Why nothing may be started now; `None` when starts are allowed.
@@ -111,31 +112,38 @@ impl Failures {
         nanos(policy.cooldown)
     }
 
-    pub(super) fn prepare_failed(&mut self, now_ns: u64, policy: &Policy) {
+    pub(super) fn prepare_failed(&mut self, cause: FailureCause, now_ns: u64, policy: &Policy) {
+        self.prepare_cause = Some(cause);
         self.prepares = self.prepares.saturating_add(1);
         self.prepare_after_ns = now_ns.saturating_add(backoff_ns(self.prepares, policy.retry_max));
     }
 
     /// A container was made: the node works again.
     pub(super) fn prepared(&mut self) {
-        (self.prepares, self.prepare_after_ns) = (0, 0);
+        (self.prepares, self.prepare_cause, self.prepare_after_ns) = (0, None, 0);
         if self.cause == Some(FailureCause::Node) {
-            self.until_ns = 0;
+            self.works_again();
         }
     }
 
     /// An instance is ready: node and backends work again.
     pub(super) fn started(&mut self) {
         if matches!(self.cause, Some(FailureCause::Node | FailureCause::Backend)) {
-            self.until_ns = 0;
+            self.works_again();
         }
+    }
+
+    /// The pause is over. It goes on to grow if the next start fails too.
+    fn works_again(&mut self) {
+        self.until_ns = 0;
+        self.cause = (self.starts > 0).then_some(FailureCause::Function);
     }
 
     /// An instance that was released at this time is healthy: earlier failures no longer count.
     pub(super) fn healthy(&mut self, released_ns: u64) {
         if released_ns > self.last_ns {
-            let Self { last_ns, prepares, prepare_after_ns, .. } = *self;
-            *self = Self { last_ns, prepares, prepare_after_ns, ..Self::default() };
+            let Self { last_ns, prepares, prepare_cause, prepare_after_ns, .. } = *self;
+            *self = Self { last_ns, prepares, prepare_cause, prepare_after_ns, ..Self::default() };
         }
     }
 }

@@ -66,7 +66,7 @@ impl FunctionState {
         if stale {
             return;
         }
-        self.failures.prepare_failed(now_ns, &self.policy);
+        self.failures.prepare_failed(cause, now_ns, &self.policy);
         // Clients wait for it: for them it is a start that failed.
         if self.parked.is_empty() && (self.waiting.demand() > 0 || self.requested.is_some()) {
             self.start_failed(cause, now_ns);
@@ -128,7 +128,7 @@ impl FunctionState {
             InstanceState::Preparing { .. } | InstanceState::Parked => {
                 // It died while parked: replace it, but never in a tight loop.
                 self.parked.retain(|parked| *parked != id);
-                self.failures.prepare_failed(now_ns, &self.policy);
+                self.failures.prepare_failed(FailureCause::Node, now_ns, &self.policy);
             }
             InstanceState::Starting { .. } | InstanceState::Stopping { failed: true } => {
                 self.start_failed(end.cause(), now_ns);

@@ -287,6 +287,7 @@ impl FunctionState {
         let next = deadlines
             .chain(self.waiting.next_deadline_ns())
             .chain(self.failures.next_ns(now_ns))
+            .chain(self.recovery_ns())
             .chain(queue)
             .chain(again)
             .chain(self.rest_ns(load, now_ns))
@@ -298,6 +299,14 @@ impl FunctionState {
             self.timer_ns = Some(at_ns);
             actions.push(Action::Timer(at_ns));
         }
+    }
+
+    /// When the next instance will have outlived the failures before it.
+    fn recovery_ns(&self) -> Option<u64> {
+        self.failures.cause()?;
+        let ready =
+            self.instances.values().filter(|one| one.state == InstanceState::Ready && one.ready_ns > 0);
+        ready.map(|one| one.ready_ns.saturating_add(nanos(HEALTHY_AFTER))).max()
     }
 
     /// When the next instance may have been idle for long enough. No event says that a busy instance has become idle, so

@@ -4,6 +4,7 @@ use std::io;
 
 use headstart_config::{Errors, Problem};
 
+use super::DescriptorNeeds;
 use crate::serve::BindingError;
 use crate::start::NoDriver;
 use crate::syn::ReloadError;
@@ -52,6 +53,9 @@ pub enum ReloadRefusal {
     /// The kernel does not say which capabilities the agent has.
     #[error(transparent)]
     Capabilities(#[from] io::Error),
+    /// The limit of descriptors is too low.
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorNeeds),
     /// A function cannot be served.
     #[error("function {name}: {source}")]
     Function {

@@ -140,6 +140,7 @@ impl Reload {
                 return Err(ReloadRefusal::Section(section));
             }
         }
+        setup::DescriptorNeeds::of(&config).check()?;
         self.privileges(&config)?;
         let mut plan = Plan::default();
         let planned = self.plan(&config, &mut plan).and_then(|()| {

@@ -1,5 +1,6 @@
 //! What runtimes share whose containers are processes of this node, with a cgroup of ours.
 
+mod leftovers;
 mod survivor;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use super::logs::Logs;
 use super::pid_watch::{Image, PidWatch};
 use super::{BoxFuture, Exit, OPEN_FILES, Process, StartError, nice};
 
+pub(super) use leftovers::Leftovers;
 pub(super) use survivor::survivors;
 #[cfg(test)]
 pub(super) use survivor::{follow_again, output_of};
@@ -53,6 +55,9 @@ pub(super) trait LocalHost: Send + Sync + 'static {
 
     /// The network namespace of a container, as [`Process::network`] returns it.
     fn network(&self, first_pid: i32) -> io::Result<File>;
+
+    /// Containers that could not be removed.
+    fn leftovers(&self) -> &Leftovers;
 
     /// Removes what a container leaves whose processes are gone. Can be repeated.
     fn clean<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<(), StartError>>;
@@ -212,7 +217,7 @@ impl Process for LocalContainer {
         Box::pin(async move {
             let _turn = self.removal.lock().await;
             kill(&self.watch, &self.cgroup).await?;
-            self.host.clean(&self.instance).await
+            self.host.leftovers().clean(&*self.host, &self.instance).await
         })
     }
 
@@ -239,6 +244,20 @@ fn signal(watch: &PidWatch, cgroup: &Cgroup, signal: Signal) {
 async fn kill(watch: &PidWatch, cgroup: &Cgroup) -> Result<(), StartError> {
     signal(watch, cgroup, Signal::KILL);
     within(REMOVE_TIMEOUT, "killing a container", watch.exited()).await.map(drop)
+}
+
+/// After an attempt to make a container: removes what a failed one has left, or what earlier ones have.
+pub(super) async fn settle<T>(
+    host: &dyn LocalHost,
+    instance: &str,
+    made: Result<T, StartError>,
+) -> Result<T, StartError> {
+    if made.is_ok() {
+        host.leftovers().again(host).await;
+    } else if let Err(error) = host.leftovers().clean(host, instance).await {
+        tracing::warn!(instance, "what a failed start left is removed later: {error}");
+    }
+    made
 }
 
 /// Removes an instance's cgroup.

@@ -27,6 +27,14 @@ pub(super) fn pipe() -> io::Result<(io::PipeReader, File)> {
     Ok((output, OpenOptions::new().read(true).write(true).open(path)?))
 }
 
+/// The last line that is in such a pipe. Takes what is there, and waits for nothing.
+pub(super) fn last_line(output: &tokio::net::unix::pipe::Receiver) -> Option<String> {
+    let mut bytes = [0; MAX_LINE_BYTES];
+    let length = rustix::io::read(output, &mut bytes).ok()?;
+    let text = String::from_utf8_lossy(bytes.get(..length)?);
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
+}
+
 /// Cuts a stream into lines.
 pub(super) struct Lines {
     function: String,

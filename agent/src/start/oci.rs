@@ -112,11 +112,7 @@ impl FunctionRuntime for OciRuntime {
         Box::pin(async move {
             name::check(instance, &self.spec.function)?;
             let prepared = self.create(instance).await;
-            if prepared.is_err() {
-                let cleaned = self.host.delete(instance).await;
-                tracing::debug!(instance, ?cleaned, "removed what a failed create left");
-            }
-            prepared
+            local::settle(&*self.host, instance, prepared).await
         })
     }
 
@@ -194,20 +190,23 @@ impl OciRuntime {
         let status = within(CREATE_TIMEOUT, "runc create", child.wait())
             .await?
             .map_err(StartError::system("waiting for runc create"))?;
+        let output = pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::system(step));
         if !status.success() {
-            return Err(self.create_error(&bundle.join("log")));
+            return Err(self.create_error(&bundle.join("log"), &output?));
         }
-        pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::system(step))
+        output
     }
 
-    /// What runc wrote to its log, as one of our errors.
-    fn create_error(&self, log: &Path) -> StartError {
+    /// What runc wrote to its log, or said where that has no room, as one of our errors.
+    fn create_error(&self, log: &Path, said: &pipe::Receiver) -> StartError {
         let text = fs::read_to_string(log).unwrap_or_default();
         let message = |line: &str| {
             let entry: serde_json::Value = serde_json::from_str(line).ok()?;
             (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned))?
         };
-        let detail = text.lines().rev().find_map(message).unwrap_or_else(|| "runc gave no reason".to_owned());
+        let logged = text.lines().rev().find_map(message);
+        let detail =
+            logged.or_else(|| logs::last_line(said)).unwrap_or_else(|| "runc gave no reason".to_owned());
         let missing = ["no such file or directory", "not found"].iter().any(|text| detail.contains(text));
         if missing && detail.contains("exec: ") {
             let place = self.rootfs.display().to_string();

@@ -125,11 +125,7 @@ impl FunctionRuntime for ProcessRuntime {
             name::check(instance, &self.spec.function)?;
             let parking = within(PREPARE_TIMEOUT, "parking a process", self.park(instance));
             let parked = parking.await.and_then(|parked| parked);
-            if parked.is_err() {
-                let cleaned = self.host.clean(instance).await;
-                tracing::debug!(instance, ?cleaned, "removed what a failed start left");
-            }
-            parked
+            local::settle(&*self.host, instance, parked).await
         })
     }
 

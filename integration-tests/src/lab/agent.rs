@@ -64,10 +64,14 @@ impl StoppedAgent {
 
 impl RunningAgent {
     fn start(place: Arc<AgentPlace>) -> Result<Self> {
-        let started_ns = now_ns()?;
-        let agent = Self { process: place.spawn()?, started_ns, place };
+        let agent = Self::launch(place)?;
         agent.wait_ready()?;
         Ok(agent)
+    }
+
+    fn launch(place: Arc<AgentPlace>) -> Result<Self> {
+        let started_ns = now_ns()?;
+        Ok(Self { process: place.spawn()?, started_ns, place })
     }
 
     /// The address of `/metrics` and the API; in the agent's network, if that is its own.

@@ -125,6 +125,9 @@ fn an_instance_that_does_well_makes_earlier_failures_history() {
     function.on(Event::Timer, 100 * MS);
     function.on(Event::Parked(2), 100 * MS);
     function.on(Event::Ready(2), 101 * MS);
+    function.serves(2, 1, 102 * MS);
+    let actions = function.on(Event::Timer, 150 * MS);
+    assert_eq!(timer(&actions), Some(1101 * MS), "then it has outlived them");
     assert_eq!(function.failed_starts(101 * MS), (1, false), "it may crash yet");
     function.on(Event::Timer, 2 * SECOND);
     assert_eq!((function.failed_starts(2 * SECOND), function.retry_at_ns()), ((0, false), None));

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use crate::manager;
 use crate::start::cgroup::Cgroup;
 use crate::start::error::within;
-use crate::start::local::{self, LocalHost, PARKED_FILE};
+use crate::start::local::{self, Leftovers, LocalHost, PARKED_FILE};
 use crate::start::pid_watch::PidWatch;
 use crate::start::{BoxFuture, StartError, directory, name};
 
@@ -42,12 +42,14 @@ pub(super) struct OciHost {
     root: PathBuf,
     /// One directory per instance: configuration, PID file, runc's log.
     bundles: PathBuf,
+    leftovers: Leftovers,
 }
 
 impl OciHost {
     /// Containers made by the program `runc`, which keep their state under `state_dir`.
     pub(super) fn new(runc: PathBuf, state_dir: &Path) -> Self {
-        Self { runc, root: state_dir.join(ROOT), bundles: state_dir.join(BUNDLES) }
+        let (root, bundles) = (state_dir.join(ROOT), state_dir.join(BUNDLES));
+        Self { runc, root, bundles, leftovers: Leftovers::default() }
     }
 
     pub(super) fn runc(&self) -> &Path {
@@ -79,7 +81,7 @@ impl OciHost {
     }
 
     /// Removes every trace of a container, whatever its state. Can be repeated.
-    pub(super) async fn delete(&self, instance: &str) -> Result<(), StartError> {
+    async fn delete(&self, instance: &str) -> Result<(), StartError> {
         let state = self.root.join(instance);
         if state.exists() {
             let mut command = self.command();
@@ -121,6 +123,10 @@ impl LocalHost for OciHost {
     fn network(&self, first_pid: i32) -> io::Result<File> {
         // The number is still this container's: its zombie is waited for only when it is removed.
         File::open(format!("/proc/{first_pid}/ns/net"))
+    }
+
+    fn leftovers(&self) -> &Leftovers {
+        &self.leftovers
     }
 
     fn clean<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<(), StartError>> {

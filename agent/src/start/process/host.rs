@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::ParkHelper;
 use crate::start::cgroup::Cgroup;
-use crate::start::local::{self, LocalHost};
+use crate::start::local::{self, Leftovers, LocalHost};
 use crate::start::{BoxFuture, StartError, directory, name};
 
 /// One directory per instance is in here, below the state directory.
@@ -23,12 +23,13 @@ pub(super) struct ProcessHost {
     helper: ParkHelper,
     /// One directory per instance.
     directory: PathBuf,
+    leftovers: Leftovers,
 }
 
 impl ProcessHost {
     /// Processes that `helper` parks, and that are noted under `state_dir`.
     pub(super) fn new(helper: ParkHelper, state_dir: &Path) -> Self {
-        Self { helper, directory: state_dir.join(DIRECTORY) }
+        Self { helper, directory: state_dir.join(DIRECTORY), leftovers: Leftovers::default() }
     }
 
     pub(super) fn helper(&self) -> &ParkHelper {
@@ -87,6 +88,10 @@ impl LocalHost for ProcessHost {
 
     fn network(&self, _first_pid: i32) -> io::Result<File> {
         Err(io::Error::other("the loopback interface of this runtime's network namespace is down"))
+    }
+
+    fn leftovers(&self) -> &Leftovers {
+        &self.leftovers
     }
 
     fn clean<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<(), StartError>> {

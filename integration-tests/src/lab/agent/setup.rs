@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
-use super::{RunningAgent, binary};
+use super::{READY_LIMIT, RunningAgent, binary};
 use crate::lab::claim::free_port;
 use crate::lab::command::run;
 use crate::lab::docker::DockerDaemon;
@@ -107,6 +107,13 @@ impl AgentSetup {
     /// Starts the agent and waits until `/readyz` says so.
     pub fn start(self) -> Result<RunningAgent> {
         RunningAgent::start(Arc::new(AgentPlace::new(self)?))
+    }
+
+    /// Starts an agent that may never be ready, and waits until it is up.
+    pub fn start_unready(self) -> Result<RunningAgent> {
+        let agent = RunningAgent::launch(Arc::new(AgentPlace::new(self)?))?;
+        agent.wait_log("headstart is up", READY_LIMIT)?;
+        Ok(agent)
     }
 
     fn text(&self, place: &AgentPlace, sections: &str) -> String {
