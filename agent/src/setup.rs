@@ -21,7 +21,7 @@ use crate::inject::Resources;
 use crate::manager::ServiceManager;
 use crate::node::{AllowList, Service};
 use crate::serve::{BindingKeys, Bindings, BoundListener};
-use crate::start::{ContainerSpec, Drivers};
+use crate::start::{ContainerSpec, Drivers, Shares};
 use crate::syn::ListenerSupport;
 pub use adopt::adopt;
 pub(crate) use backend::{Credentials, credentials, pool};
@@ -191,6 +191,11 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
         env,
         memory_bytes: function.memory_bytes,
         pids: u64::from(function.pids),
+        shares: Shares {
+            cpu_millis: function.cpu_millis,
+            cpu_weight: function.cpu_weight,
+            io_weight: function.io_weight,
+        },
         backends: function.backend_sockets,
     }
 }

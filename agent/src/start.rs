@@ -50,8 +50,10 @@ mod name;
 mod nice;
 mod note;
 mod pid_watch;
+mod seccomp;
 mod tick;
 
+pub use cgroup::Shares;
 pub use directory::backends_directory;
 pub use driver::{Drivers, HostCheck, Lack, NoDriver};
 pub use error::StartError;
@@ -67,6 +69,14 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// The user and group of functions that the agent isolates itself: `nobody` and
 /// `nogroup` of most distributions, the kernel's overflow ids everywhere.
 const FUNCTION_ID: u32 = 65534;
+
+/// How ready the kernel is to kill a function for lack of memory on the node (`oom_score_adj`, proc(5)). The agent's unit
+/// protects the agent and not the functions. Where the agent itself is less protected, so are they: to lower it again is
+/// a privilege.
+fn oom_score_adj() -> i32 {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse().map_or(0, |own: i32| own.max(0))
+}
 
 /// Size of an instance's private `/tmp`, in bytes. Its pages count against the memory limit.
 const TMP_BYTES: u64 = 64 * 1024 * 1024;
@@ -104,6 +114,8 @@ pub struct ContainerSpec {
     pub memory_bytes: u64,
     /// Most processes and threads at a time.
     pub pids: u64,
+    /// What it gets of processors and block devices.
+    pub shares: Shares,
     /// The instance sees what is in [`backends_directory`] at [`headstart_wire::BACKENDS_PATH`].
     pub backends: bool,
 }

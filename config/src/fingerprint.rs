@@ -56,6 +56,9 @@ impl Fingerprint {
             env,
             backends,
             memory_bytes,
+            cpu_millis,
+            cpu_weight,
+            io_weight,
             pids,
             concurrency,
             freeze_backends,
@@ -95,6 +98,11 @@ impl Fingerprint {
         self.add("pids", pids.to_string());
         self.add("concurrency", concurrency.map_or("unlimited".to_owned(), |most| most.to_string()));
         self.add("freeze_backends", freeze_backends.as_str());
+        for (key, share) in [("cpu", cpu_millis), ("cpu_weight", cpu_weight), ("io_weight", io_weight)] {
+            if let Some(share) = share {
+                self.add(key, share.to_string());
+            }
+        }
         if *backend_sockets {
             self.add("backend_sockets", "");
         }

@@ -10,7 +10,7 @@ use crate::problem::Origin;
 mod read;
 mod runtime;
 
-pub use runtime::{DockerNetwork, Runtime};
+pub use runtime::{DockerNetwork, NOBODY, Runtime};
 
 /// The most backends of one function.
 pub const MAX_FUNCTION_BACKENDS: usize = 16;
@@ -42,6 +42,12 @@ pub struct Function {
     pub prepared: usize,
     /// Memory limit of an instance in bytes, 6 MiB (less Docker refuses) to 1024 GiB. Default 128 MiB.
     pub memory_bytes: u64,
+    /// The most processor time of an instance, in thousandths of a processor, 10 to 1024000. Default `None`: all.
+    pub cpu_millis: Option<u32>,
+    /// The share of processor time when several want more than there is, 1 to 10000. Default `None`: the kernel's, 100.
+    pub cpu_weight: Option<u32>,
+    /// The same for block devices.
+    pub io_weight: Option<u32>,
     /// The most processes and threads of an instance, 1 to 4194304 (the kernel's own limit). Default 64.
     pub pids: u32,
     /// Deadline from the start of an instance to its being ready, 100 ms to 1 h. Default 30 s.

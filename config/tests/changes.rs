@@ -60,7 +60,7 @@ key_file = "/etc/keys"
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 31] = [
+const COUNTS: [(&str, &str); 34] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -72,6 +72,9 @@ const COUNTS: [(&str, &str); 31] = [
     ("backends = [\"db\", \"cache\"]", "backends = [\"cache\", \"db\"]"),
     ("memory = \"128MiB\"", "memory = \"129MiB\""),
     ("pids = 64", "pids = 65"),
+    ("pids = 64", "pids = 64\ncpu = \"0.5\""),
+    ("pids = 64", "pids = 64\ncpu_weight = 10"),
+    ("pids = 64", "pids = 64\nio_weight = 10"),
     ("concurrency = \"unlimited\"", "concurrency = 1"),
     ("freeze_backends = \"keep\"", "freeze_backends = \"return\""),
     ("backend_sockets = false", "backend_sockets = true"),
@@ -178,12 +181,13 @@ fn every_key_of_a_function_is_on_one_side() {
 }
 
 #[test]
-fn fingerprints_change_with_the_network() {
-    let docker = |network: &str| {
-        let runtime = format!("runtime = \"docker\"\nimage = \"i\"\nnetwork = {network:?}");
+fn fingerprints_change_with_the_keys_of_docker() {
+    let docker = |keys: &str| {
+        let runtime = format!("runtime = \"docker\"\nimage = \"i\"\n{keys}");
         fingerprint(&after(("runtime = \"oci\"\nrootfs = \"/srv/orders\"", &runtime)))
     };
-    assert_ne!(docker("none"), docker("bridge"));
+    let other = ["", "network = \"bridge\"", "user = \"app\""].map(docker);
+    assert_eq!(BTreeSet::from(other).len(), 3);
 }
 
 #[test]

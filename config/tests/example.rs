@@ -33,7 +33,11 @@ fn the_example_has_no_problem() {
     assert_eq!(config.agent.interfaces, Interfaces::Named(vec!["eth0".to_owned()]));
     assert_eq!(config.backends.len(), 2);
     assert_eq!(config.function("orders").unwrap().memory_bytes, 128 << 20);
-    let docker = Runtime::Docker { image: "thumbnails:1".to_owned(), network: DockerNetwork::None };
+    let docker = Runtime::Docker {
+        image: "thumbnails:1".to_owned(),
+        network: DockerNetwork::None,
+        user: "65534:65534".to_owned(),
+    };
     assert_eq!(config.function("thumbnails").unwrap().runtime, docker);
 }
 

@@ -200,14 +200,25 @@ fn root_file_systems_hold_their_program() {
 
 #[test]
 fn programs_of_processes_exist() {
-    let dir = tempfile::tempdir().unwrap();
-    let text = "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"process\"\ncommand = [\"D/f\"]";
+    let found = |program: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"process\"\ncommand = [{program:?}]"
+        );
+        problems(&dir, &text).join("\n")
+    };
+    let key = "h.toml:5: function.f.command: ";
     assert_eq!(
-        problems(&dir, text),
-        [
-            "h.toml:5: function.f.command: there is no program D/f (No such file or directory (os error 2)): build it, or correct the path"
-        ]
+        found("/nowhere/f"),
+        format!(
+            "{key}there is no program /nowhere/f (No such file or directory (os error 2)): build it, or correct the path"
+        )
     );
-    write(&dir.path().join("f"), "", 0o755);
-    assert_eq!(problems(&dir, text), [""; 0]);
+    assert_eq!(found("/bin/sh"), "");
+    assert_eq!(
+        found("/var/tmp/f"),
+        format!(
+            "{key}/var/tmp/f is not seen by the function, which has /tmp, /var/tmp, /run, /var/run, /dev/shm of its own: put the program elsewhere"
+        )
+    );
 }

@@ -74,7 +74,7 @@ impl Suite {
             fetch(&cache);
             fs::write(cache.join("complete"), "").unwrap();
         }
-        let suite = Self(Path::new("/var/tmp").join(unique("suite")));
+        let suite = Self(Path::new("/var/lib").join(unique("suite")));
         run_within(FETCH_LIMIT, Command::new("cp").arg("-r").arg(&cache).arg(&suite.0)).unwrap();
         suite
     }

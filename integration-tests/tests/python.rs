@@ -30,7 +30,7 @@ struct InstalledShim(PathBuf);
 
 impl InstalledShim {
     fn new() -> Self {
-        let installed = Self(Path::new("/var/tmp").join(unique("python")));
+        let installed = Self(Path::new("/var/lib").join(unique("python")));
         let package = installed.0.join("headstart");
         fs::create_dir_all(&package).unwrap();
         let (from, example) =

@@ -26,7 +26,9 @@ fn a_function_is_confined() {
     if !ready() {
         return;
     }
-    let function = fixture::function("plain", RUNTIME, "memory = \"64MiB\"\npids = 32").unwrap();
+    let function =
+        fixture::function("plain", RUNTIME, "memory = \"64MiB\"\npids = 32\ncpu = \"0.5\"\ncpu_weight = 200")
+            .unwrap();
     let agent = AgentSetup::default().config(&function.text("confined", &[])).start().unwrap();
     function.rest(&agent, "confined").unwrap();
     let read = |path: &str| {
@@ -49,6 +51,8 @@ fn a_function_is_confined() {
     assert_eq!(field("NoNewPrivs"), ["1"]);
     assert_eq!(field("Seccomp"), ["2"], "a filter");
     assert_eq!(field("Pid"), ["1"], "a process namespace of its own");
+
+    sockets_are_few(&function);
 
     let interfaces = read("/proc/net/dev");
     let names: Vec<_> = interfaces.lines().skip(2).filter_map(|line| line.split(':').next()).collect();
@@ -78,7 +82,59 @@ fn a_function_is_confined() {
     assert!(cgroup.contains("/headstart/confined-"), "{cgroup}");
     assert_eq!(limit(&cgroup, "memory", ["memory.max", "memory.limit_in_bytes"]), (64 << 20).to_string());
     assert_eq!(limit(&cgroup, "pids", ["pids.max"; 2]), "32");
+    let quota = limit(&cgroup, "cpu", ["cpu.max", "cpu.cfs_quota_us"]);
+    assert!(["50000", "50000 100000"].contains(&&*quota), "{quota}");
+    let weight = limit(&cgroup, "cpu", ["cpu.weight", "cpu.shares"]);
+    assert!(["200", "2048"].contains(&&*weight), "{weight}");
+    not_protected_and_without_core_files(&read("/proc/self/oom_score_adj"), &read("/proc/self/limits"));
     assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_process_has_a_filter_and_directories_of_its_own() {
+    if !ready() {
+        return;
+    }
+    let function = fixture::function("plain", "process", "cpu = \"0.5\"").unwrap();
+    let agent = AgentSetup::default().config(&function.text("process", &[])).start().unwrap();
+    function.rest(&agent, "process").unwrap();
+    assert!(get(&function, "/proc/self/status").body.contains("Seccomp:\t2\n"), "a filter");
+    sockets_are_few(&function);
+    assert!(fs::read_dir("/run").unwrap().count() > 0);
+    let read = |path: &str| get(&function, path).body;
+    not_protected_and_without_core_files(&read("/proc/self/oom_score_adj"), &read("/proc/self/limits"));
+    let shown = agent.functions().unwrap();
+    let name = shown[0]["running"][0]["name"].as_str().unwrap();
+    let cgroup = format!("0::/headstart/{name}\n1:cpu:/headstart/{name}");
+    let cgroup =
+        if Path::new("/sys/fs/cgroup/cpu").exists() { &*cgroup } else { cgroup.lines().next().unwrap() };
+    let quota = limit(cgroup, "cpu", ["cpu.max", "cpu.cfs_quota_us"]);
+    assert!(["50000", "50000 100000"].contains(&&*quota), "{quota}");
+    for directory in ["/run", "/tmp", "/var/tmp"] {
+        assert_eq!(get(&function, directory).body, "", "{directory}");
+    }
+    let file = format!("/var/tmp/{}", lab::unique("file"));
+    assert_eq!(client::request(function.local(), "PUT", &file, "", LIMIT).unwrap().status, 200);
+    assert!(!Path::new(&file).exists());
+    assert!(agent.stop().unwrap().success());
+}
+
+/// The kernel kills functions before it kills the agent, and nothing of their memory stays on the disk.
+fn not_protected_and_without_core_files(oom_score_adj: &str, limits: &str) {
+    assert!(oom_score_adj.trim().parse::<i32>().unwrap() >= 0, "{oom_score_adj}");
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert!(core.split_whitespace().take(2).all(|limit| limit == "0"), "{core}");
+}
+
+/// Those that a function needs, and none that leads out of its network namespace.
+fn sockets_are_few(function: &TestFunction) {
+    for family in ["unix", "inet", "inet6", "netlink"] {
+        assert_eq!(get(function, &format!("/socket/{family}")).body, "opened", "{family}");
+    }
+    for family in ["alg", "vsock", "packet"] {
+        let refused = get(function, &format!("/socket/{family}")).body;
+        assert!(refused.contains("Operation not permitted"), "{family}: {refused}");
+    }
 }
 
 #[test]

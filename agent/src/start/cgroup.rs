@@ -24,6 +24,30 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between attempts to remove a busy cgroup.
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
+/// The period of a processor quota: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// What an instance gets of processors and block devices. `None` is the kernel's default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// The most processor time, in thousandths of a processor.
+    pub cpu_millis: Option<u32>,
+    /// Against other groups, 1 to 10000.
+    pub cpu_weight: Option<u32>,
+    /// The same for block devices.
+    pub io_weight: Option<u32>,
+}
+
+impl Shares {
+    /// The controllers that it needs, by their names in version 1.
+    fn controllers(&self) -> impl Iterator<Item = &'static str> {
+        let cpu = self.cpu_millis.or(self.cpu_weight).is_some();
+        [("cpu", cpu), ("blkio", self.io_weight.is_some())]
+            .into_iter()
+            .filter_map(|(controller, needed)| needed.then_some(controller))
+    }
+}
+
 /// One instance's cgroup.
 #[derive(Debug, Clone)]
 pub(super) struct Cgroup {
@@ -43,13 +67,23 @@ impl Cgroup {
     }
 
     /// Makes the cgroup with its limits.
-    pub(super) fn create(&self, memory_bytes: u64, pids: u64) -> io::Result<()> {
+    pub(super) fn create(&self, memory_bytes: u64, pids: u64, shares: &Shares) -> io::Result<()> {
+        self.limit(memory_bytes, pids, shares)?;
+        self.set_shares(shares)
+    }
+
+    fn limit(&self, memory_bytes: u64, pids: u64, shares: &Shares) -> io::Result<()> {
         let memory = memory_bytes.to_string();
         if self.is_unified() {
             let parent = self.mount.join(PARENT);
             fs::create_dir_all(&parent)?;
-            fs::write(self.mount.join("cgroup.subtree_control"), "+memory +pids")?;
-            fs::write(parent.join("cgroup.subtree_control"), "+memory +pids")?;
+            for around in [&self.mount, &parent] {
+                fs::write(around.join("cgroup.subtree_control"), "+memory +pids")?;
+                for controller in shares.controllers() {
+                    let enable = format!("+{}", controller.trim_start_matches("blk"));
+                    fs::write(around.join("cgroup.subtree_control"), enable)?;
+                }
+            }
             let directory = self.controller("");
             fs::create_dir_all(&directory)?;
             fs::write(directory.join("memory.max"), &memory)?;
@@ -62,6 +96,9 @@ impl Cgroup {
             }
             fs::create_dir_all(self.controller(controller))?;
         }
+        for controller in shares.controllers().filter(|controller| self.mount.join(controller).is_dir()) {
+            fs::create_dir_all(self.controller(controller))?;
+        }
         // Without it the function runs all the same, and cannot be frozen.
         if self.mount.join(freezer::HIERARCHY).is_dir() {
             fs::create_dir_all(self.controller(freezer::HIERARCHY))?;
@@ -71,10 +108,48 @@ impl Cgroup {
         fs::write(self.controller("pids").join("pids.max"), pids.to_string())
     }
 
+    /// Sets what it gets of processors and block devices. The cgroup is there.
+    pub(super) fn set_shares(&self, shares: &Shares) -> io::Result<()> {
+        let Shares { cpu_millis, cpu_weight, io_weight } = shares;
+        let unified = self.is_unified();
+        if let Some(millis) = cpu_millis {
+            let quota_us = u64::from(*millis) * CPU_PERIOD_US / 1000;
+            if unified {
+                write(&self.controller("").join("cpu.max"), &format!("{quota_us} {CPU_PERIOD_US}"))?;
+            } else {
+                let directory = self.controller("cpu");
+                write(&directory.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+                write(&directory.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
+            }
+        }
+        if let Some(weight) = cpu_weight {
+            if unified {
+                write(&self.controller("").join("cpu.weight"), &weight.to_string())?;
+            } else {
+                // 1024 there is what 100 is here.
+                let shares = (u64::from(*weight) * 1024 / 100).clamp(2, 262_144);
+                write(&self.controller("cpu").join("cpu.shares"), &shares.to_string())?;
+            }
+        }
+        if let Some(weight) = io_weight {
+            // Only some I/O schedulers have weights, and the kernel may have none of these.
+            if unified {
+                write_if_present(&self.controller("").join("io.weight"), &format!("default {weight}"))?;
+                write_if_present(&self.controller("").join("io.bfq.weight"), &weight.min(&1000).to_string())?;
+            } else {
+                write_if_present(
+                    &self.controller("blkio").join("blkio.bfq.weight"),
+                    &weight.min(&1000).to_string(),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
     /// The files into which a process writes `0` to enter the cgroup.
     pub(super) fn join_files(&self) -> Vec<PathBuf> {
         let controllers: &[&str] =
-            if self.is_unified() { &[""] } else { &["memory", "pids", freezer::HIERARCHY] };
+            if self.is_unified() { &[""] } else { &["memory", "pids", freezer::HIERARCHY, "cpu", "blkio"] };
         let directories = controllers.iter().map(|controller| self.controller(controller));
         directories.filter(|directory| directory.is_dir()).map(|own| own.join("cgroup.procs")).collect()
     }
@@ -184,6 +259,15 @@ fn is_unified(mount: &Path) -> bool {
     mount.join("cgroup.controllers").exists()
 }
 
+/// The error names the file: without the controller there is none.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    fs::write(file, text)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
+}
+
 fn write_if_present(file: &Path, text: &str) -> io::Result<()> {
     if file.exists() { fs::write(file, text) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,13 +114,14 @@ impl Driver for DockerDriver {
     }
 
     fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
-        let Runtime::Docker { image, network } = configured else { return None };
+        let Runtime::Docker { image, network, user } = configured else { return None };
         let (host, spec) = (Arc::clone(&self.host), spec.clone());
         Some(Arc::new(DockerRuntime {
             host,
             spec,
             image: image.clone(),
             network: network.as_str().to_owned(),
+            user: user.clone(),
         }))
     }
 
@@ -136,6 +137,8 @@ struct DockerRuntime {
     image: String,
     /// "none" unless the function needs one.
     network: String,
+    /// User and group.
+    user: String,
 }
 
 impl FunctionRuntime for DockerRuntime {

@@ -31,6 +31,7 @@ use tokio::net::unix::pipe;
 
 use self::host::OciHost;
 use self::release::ExecFifo;
+use super::cgroup::Cgroup;
 use super::driver::{Driver, HostCheck, Lack};
 use super::error::within;
 use super::local::{self, LocalContainer, LocalHost};
@@ -136,6 +137,8 @@ impl OciRuntime {
             source: io::Error::other(error),
         })?;
         let output = self.run_create(instance, &bundle, function.into()).await?;
+        let shares = &self.spec.shares;
+        Cgroup::of(instance).set_shares(shares).map_err(StartError::system("setting `cpu` and weights"))?;
         let pid = fs::read_to_string(bundle.join(host::PID_FILE))
             .and_then(|text| text.trim().parse().map_err(io::Error::other))
             .map_err(StartError::system("reading a container's PID file"))?;

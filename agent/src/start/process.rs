@@ -8,8 +8,8 @@
 //! If the agent dies, the same end-of-file ends the parked process.
 //!
 //! Unlike a container the function sees the node's file system, as the user
-//! `nobody`, with a `/tmp`, `/proc` and network namespace of its own, and no
-//! filter on system calls: a shorter way, for programs that are trusted.
+//! `nobody`, with `/tmp`, `/var/tmp`, `/run`, `/proc` and a network namespace of its own: a shorter way, for programs
+//! that may read what every user of the node may.
 
 mod host;
 pub mod park;
@@ -175,7 +175,7 @@ impl ProcessRuntime {
 
     /// Without cgroups a function runs all the same, but without limits.
     fn make_cgroup(&self, cgroup: &Cgroup) -> Vec<PathBuf> {
-        match cgroup.create(self.spec.memory_bytes, self.spec.pids) {
+        match cgroup.create(self.spec.memory_bytes, self.spec.pids, &self.spec.shares) {
             Ok(()) => cgroup.join_files(),
             Err(error) => {
                 if !self.warned.swap(true, Ordering::Relaxed) {

@@ -48,6 +48,10 @@ impl Function {
             prepared: table.or("prepared", 1, |v| v.integer(0..=64)),
             // `docker run` refuses less than 6 MiB.
             memory_bytes: table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30)),
+            cpu_millis: table.or("cpu", None, |v| cpu_millis(&v).map(Some)),
+            // As cgroup v2 has them (cgroup-v2.rst).
+            cpu_weight: table.or("cpu_weight", None, |v| v.integer(1..=10_000).map(Some)),
+            io_weight: table.or("io_weight", None, |v| v.integer(1..=10_000).map(Some)),
             // PID_MAX_LIMIT of 64-bit kernels (proc(5), /proc/sys/kernel/pid_max).
             pids: table.or("pids", 64, |v| v.integer(1..=4_194_304)),
             init_timeout: table.or("init_timeout", secs(30), |v| v.duration(ms(100)..=hours(1))),
@@ -165,6 +169,22 @@ fn words(value: &Value<'_>) -> Option<(Vec<String>, bool)> {
     let words: Vec<_> = items.iter().filter_map(|item| item.string().map(str::to_owned)).collect();
     let complete = words.len() == items.len();
     Some((words, complete))
+}
+
+/// Thousandths of a processor. Less than ten are no more than the kernel's shortest slice.
+fn cpu_millis(value: &Value<'_>) -> Option<u32> {
+    let rule = "a number of processors from \"0.01\" to \"1024\", with at most three decimals, as in \"0.5\"";
+    let millis = |text: &str| -> Option<u32> {
+        let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(decimals) || decimals.len() > 3 {
+            return None;
+        }
+        let millis =
+            whole.parse::<u32>().ok()?.checked_mul(1000)? + format!("{decimals:0<3}").parse::<u32>().ok()?;
+        (10..=1_024_000).contains(&millis).then_some(millis)
+    };
+    value.matching(rule, |text| millis(text).is_some()).and_then(|text| millis(&text))
 }
 
 fn env(table: &Table<'_>) -> Env {

@@ -9,6 +9,12 @@ use std::path::{Path, PathBuf};
 use crate::host::{check_program, resolve_in};
 use crate::table::{Table, Value};
 
+/// Directories of the host that a process does not see: it has its own in these places.
+const COVERED: [&str; 5] = ["/tmp", "/var/tmp", "/run", "/var/run", "/dev/shm"];
+
+/// `nobody` and `nogroup` of most distributions, for containers of which the file does not name a user.
+pub const NOBODY: &str = "65534:65534";
+
 /// How instances of a function are run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Runtime {
@@ -23,6 +29,8 @@ pub enum Runtime {
         image: String,
         /// Default `none`.
         network: DockerNetwork,
+        /// User, or user and group, as in `65534:65534` (the default) or `app`.
+        user: String,
     },
     /// `process`: a process of this host in namespaces of its own, without a container runtime.
     Process,
@@ -77,9 +85,11 @@ impl Runtime {
     pub(crate) fn settings(&self) -> Vec<(&'static str, &[u8])> {
         match self {
             Self::Oci { rootfs } => vec![("rootfs", rootfs.as_os_str().as_bytes())],
-            Self::Docker { image, network } => {
-                vec![("image", image.as_bytes()), ("network", network.as_str().as_bytes())]
-            }
+            Self::Docker { image, network, user } => vec![
+                ("image", image.as_bytes()),
+                ("network", network.as_str().as_bytes()),
+                ("user", user.as_bytes()),
+            ],
             Self::Process => Vec::new(),
         }
     }
@@ -96,6 +106,14 @@ impl Runtime {
             (Self::Oci { rootfs }, Some(program)) => {
                 check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
                     .map_err(|message| ("command", message))
+            }
+            (Self::Process, Some(program)) if COVERED.iter().any(|place| program.starts_with(place)) => {
+                let message = format!(
+                    "{} is not seen by the function, which has {} of its own: put the program elsewhere",
+                    program.display(),
+                    COVERED.join(", ")
+                );
+                Err(("command", message))
             }
             (Self::Process, Some(program)) => {
                 check_program(Ok(program.to_owned()), program, "").map_err(|message| ("command", message))
@@ -131,7 +149,7 @@ impl RuntimeKind {
     fn keys(self) -> &'static [&'static str] {
         match self {
             Self::Oci => &["rootfs"],
-            Self::Docker => &["image", "network"],
+            Self::Docker => &["image", "network", "user"],
             Self::Process => &[],
         }
     }
@@ -198,7 +216,8 @@ impl RuntimeKind {
             Self::Docker => {
                 let image = table.require("image", &Self::Docker.because(), |v| image(&v));
                 let network = table.or("network", DockerNetwork::None, |v| network(&v));
-                Some(Runtime::Docker { image: image?, network })
+                let user = table.or("user", NOBODY.to_owned(), |v| user(&v));
+                Some(Runtime::Docker { image: image?, network, user })
             }
             Self::Process => Some(Runtime::Process),
         }
@@ -215,12 +234,29 @@ fn image(value: &Value<'_>) -> Option<String> {
     value.matching("the name of an image, as in \"orders:1\"", |text| !text.is_empty() && plain(text))
 }
 
+fn user(value: &Value<'_>) -> Option<String> {
+    let name = |part: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        !part.starts_with('-') && !part.is_empty() && part.bytes().all(plain)
+    };
+    value.matching("a user, or a user and a group, as in \"65534:65534\" or \"app\"", |text| {
+        let (user, group) = text.split_once(':').unwrap_or((text, "0"));
+        name(user) && name(group)
+    })
+}
+
 fn network(value: &Value<'_>) -> Option<DockerNetwork> {
     let name = value.matching("\"none\", \"bridge\" or the name of a Docker network", |text| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
         text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.bytes().all(plain)
     })?;
     Some(match name.as_str() {
+        "host" => {
+            return value.fail(
+                "\"host\" would give the function the node's own network, with the agent's admin address and every \
+                 local service: use \"bridge\", or a network that you made with `docker network create`",
+            );
+        }
         "none" => DockerNetwork::None,
         "bridge" => DockerNetwork::Bridge,
         _ => DockerNetwork::Named(name),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headstart_config::{Config, FreezeBackends, Function, Overload};
+use headstart_config::{Config, FreezeBackends, Function, Overload, Runtime};
 
 use crate::{GOOD, check};
 
@@ -39,6 +39,41 @@ fn every_key_is_read() {
     assert_eq!(function("max_instances = 0").max_instances, 0);
     let never = function("freeze_after = false\nstop_after = false");
     assert_eq!((never.freeze_after, never.stop_after), (None, None));
+}
+
+#[test]
+fn shares_are_read() {
+    let f = function("");
+    assert_eq!((f.cpu_millis, f.cpu_weight, f.io_weight), (None, None, None));
+    for (text, millis) in [("0.5", 500), ("0.01", 10), ("2", 2000), ("1.025", 1025), ("1024", 1_024_000)] {
+        assert_eq!(function(&format!("cpu = {text:?}")).cpu_millis, Some(millis));
+    }
+    let f = function("cpu_weight = 1\nio_weight = 10000");
+    assert_eq!((f.cpu_weight, f.io_weight), (Some(1), Some(10_000)));
+}
+
+#[test]
+fn docker_gives_no_function_the_network_or_the_user_of_the_node() {
+    let docker = |keys: &str| {
+        let text = format!(
+            "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"docker\"\nimage = \"i\"\n{keys}"
+        );
+        Config::parse("h.toml", &text).map(|mut config| config.functions.remove(0).runtime)
+    };
+    let refused = |keys: &str| docker(keys).unwrap_err().to_string();
+    let user = |keys: &str| match docker(keys).unwrap() {
+        Runtime::Docker { user, .. } => user,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(user(""), "65534:65534");
+    for name in ["app", "1000", "app:www-data", "1000:0"] {
+        assert_eq!(user(&format!("user = {name:?}")), name);
+    }
+    for name in ["", ":", "a:", ":b", "a b", "-a"] {
+        assert!(refused(&format!("user = {name:?}")).contains("as in \"65534:65534\" or \"app\""), "{name}");
+    }
+    let said = refused("network = \"host\"");
+    assert!(said.contains("the node's own network") && said.contains("docker network create"), "{said}");
 }
 
 #[test]

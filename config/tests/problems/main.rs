@@ -181,11 +181,21 @@ fn backends() {
     check(&twice, &["6: backend[1].name: \"b\" is already the backend on line 1"]);
 }
 
+const CPU: &str = "cpu: must be a number of processors from \"0.01\" to \"1024\", with at most three decimals, as in \"0.5\"";
+
 #[test]
 fn functions() {
     let cases = [
         ("rootfs = \"/\"", "rootfs: belongs to runtime = \"oci\", and this function is \"process\""),
         ("network = \"none\"", "network: belongs to runtime = \"docker\", and this function is \"process\""),
+        ("cpu = \"0.009\"", CPU),
+        ("cpu = \"0.0005\"", CPU),
+        ("cpu = \"1025\"", CPU),
+        ("cpu = \"-1\"", CPU),
+        ("cpu = \"1.\"", CPU),
+        ("cpu = 0.5", "cpu: must be a string, not a float"),
+        ("cpu_weight = 0", "cpu_weight: must be 1 to 10000"),
+        ("io_weight = 10001", "io_weight: must be 1 to 10000"),
         (
             "env = { \"A-B\" = \"\" }",
             "env.A-B: the name must be letters, digits and \"_\", and not begin with a digit",

@@ -173,7 +173,7 @@ pub struct Program(PathBuf);
 impl Program {
     fn copy(rootfs: &Rootfs) -> Result<Self> {
         let name = rootfs.command();
-        let program = Self(Path::new("/var/tmp").join(unique(name.trim_start_matches('/'))));
+        let program = Self(Path::new("/var/lib").join(unique(name.trim_start_matches('/'))));
         fs::copy(rootfs.path().join(name.trim_start_matches('/')), &program.0)?;
         Ok(program)
     }

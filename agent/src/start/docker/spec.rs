@@ -31,6 +31,7 @@ pub(super) fn body(
     ];
     ContainerCreateBody {
         image: Some(runtime.image.clone()),
+        user: Some(runtime.user.clone()),
         hostname: Some(name::host(instance).to_owned()),
         env: Some(env.collect()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
@@ -42,6 +43,7 @@ pub(super) fn body(
 
 fn host_config(runtime: &DockerRuntime, control: &Path, backends: Option<&Path>) -> HostConfig {
     let memory_bytes = i64::try_from(runtime.spec.memory_bytes).unwrap_or(i64::MAX);
+    let shares = &runtime.spec.shares;
     let open_files = i64::try_from(OPEN_FILES).ok();
     let limit =
         |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value };
@@ -63,6 +65,10 @@ fn host_config(runtime: &DockerRuntime, control: &Path, backends: Option<&Path>)
         tmpfs: Some(HashMap::from([("/tmp".to_owned(), format!("mode=1777,size={TMP_BYTES}"))])),
         memory: Some(memory_bytes),
         memory_swap: Some(memory_bytes),
+        nano_cpus: shares.cpu_millis.map(|millis| i64::from(millis) * 1_000_000),
+        // The units of cgroup v1, which the daemon converts.
+        cpu_shares: shares.cpu_weight.map(|weight| (i64::from(weight) * 1024 / 100).clamp(2, 262_144)),
+        blkio_weight: shares.io_weight.and_then(|weight| u16::try_from(weight.clamp(10, 1000)).ok()),
         pids_limit: Some(i64::try_from(runtime.spec.pids).unwrap_or(i64::MAX)),
         ulimits: Some(vec![limit("nofile", open_files), limit("core", Some(0))]),
         auto_remove: Some(false),

@@ -14,7 +14,7 @@ use oci_spec::runtime::{
 
 use super::seccomp;
 use crate::start::cgroup::{self, Cgroup};
-use crate::start::{ContainerSpec, FUNCTION_ID, OPEN_FILES, TMP_BYTES};
+use crate::start::{ContainerSpec, FUNCTION_ID, OPEN_FILES, TMP_BYTES, oom_score_adj};
 
 /// Key of the annotation that names a container's function.
 const ANNOTATION: &str = "headstart.function";
@@ -35,6 +35,7 @@ pub(super) fn build(
         .cwd("/")
         .capabilities(no_capabilities()?)
         .rlimits(rlimits()?)
+        .oom_score_adj(oom_score_adj())
         .no_new_privileges(true)
         .build()?;
     SpecBuilder::default()

@@ -3,8 +3,8 @@
 //! A process cannot move itself into a PID namespace, so there are two. The
 //! *outer* enters the cgroup, makes the namespaces, starts the *inner* and ends;
 //! the inner, process 1 of its namespace, then belongs to the agent (its
-//! subreaper). It mounts its own `/proc` and `/tmp`, gives up every privilege
-//! and waits. Both speak on standard input, which is the release socket:
+//! subreaper). It mounts its own `/proc`, `/tmp` and `/run`, gives up every
+//! privilege, filters its system calls and waits. Both speak on standard input, which is the release socket:
 //!
 //! ```text
 //! agent                                outer          inner
@@ -38,7 +38,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
 use crate::privilege;
-use crate::start::{DEFAULT_PATH, FUNCTION_ID, OPEN_FILES, TMP_BYTES};
+use crate::start::{DEFAULT_PATH, FUNCTION_ID, OPEN_FILES, TMP_BYTES, oom_score_adj, seccomp};
 
 /// Arguments that select this mode: for the agent, and for the outer helper.
 pub(super) const OUTER: &str = "__park";
@@ -190,6 +190,8 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), ParkError> {
     setsid().map_err(at("beginning a session"))?;
     limit(Resource::Nofile, OPEN_FILES).map_err(at("limiting open files"))?;
     limit(Resource::Core, 0).map_err(at("limiting core files"))?;
+    fs::write("/proc/self/oom_score_adj", oom_score_adj().to_string())
+        .map_err(at("setting its OOM score"))?;
     let null = File::open("/dev/null").map_err(at("opening /dev/null"))?;
     dup2_stdin(&null).map_err(at("replacing standard input"))?;
     // The process that started the agent may have left descriptors open that were never meant for a function.
@@ -208,6 +210,7 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), ParkError> {
         .map(|(name, value)| text(&format!("{name}={value}")))
         .collect::<Result<Vec<_>, _>>()?;
     let path = CString::new(program.as_os_str().as_bytes()).map_err(at("reading the order"))?;
+    seccomp::install().map_err(at("filtering system calls"))?;
     ParkReport::Parked.send(release);
 
     let mut byte = [0];
@@ -240,29 +243,34 @@ fn read_order(mut release: &UnixStream) -> Result<ParkOrder, ParkError> {
     serde_json::from_slice(&line).map_err(at("reading the order"))
 }
 
-/// Its own `/proc` (for the PID namespace), `/tmp` and `/dev/shm`, which no other instance sees.
+/// Its own `/proc` (for the PID namespace), and directories which no other instance sees: those for temporary files, and
+/// `/run`, where the node's services have their sockets.
 fn mounts() -> nix::Result<()> {
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("proc"), "/proc", Some("proc"), plain | MsFlags::MS_NOEXEC, none)?;
-    let options = format!("mode=1777,size={TMP_BYTES}");
-    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), plain, Some(options.as_str()))?;
-    if Path::new("/dev/shm").is_dir() {
-        mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), plain | MsFlags::MS_NOEXEC, Some(options.as_str()))?;
+    let noexec = plain | MsFlags::MS_NOEXEC;
+    for (place, mode, flags) in [
+        ("/tmp", "1777", plain),
+        ("/var/tmp", "1777", plain),
+        ("/dev/shm", "1777", noexec),
+        ("/run", "755", noexec),
+    ] {
+        if Path::new(place).is_dir() {
+            let options = format!("mode={mode},size={TMP_BYTES}");
+            mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some(options.as_str()))?;
+        }
     }
     Ok(())
 }
 
-/// Binds a directory to [`BACKENDS_PATH`], where the node has a place of the agent's own: it is covered.
+/// Binds a directory to [`BACKENDS_PATH`], which is in the function's own `/run`.
 fn show(backends: &File) -> io::Result<()> {
     let target = Path::new(BACKENDS_PATH);
-    let around = target.parent().unwrap_or(target);
     let source = format!("/proc/self/fd/{}", backends.as_raw_fd());
     let (none, plain) = (None::<&str>, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC);
-    fs::create_dir_all(around)?;
-    mount(Some("tmpfs"), around, Some("tmpfs"), plain, Some("mode=755,size=4k"))?;
-    fs::create_dir(target)?;
+    fs::create_dir_all(target)?;
     mount(Some(source.as_str()), target, none, MsFlags::MS_BIND, none)?;
     mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | plain, none)?;
     Ok(())

@@ -38,7 +38,9 @@ impl ReleaseSocket {
         match ParkReport::parse(line.trim_end()) {
             Some(ParkReport::Missing) => Err(StartError::CommandMissing {
                 command,
-                place: "the node's file system as the user nobody sees it, with an empty /tmp".to_owned(),
+                place:
+                    "the node's file system as the user nobody sees it, with an empty /tmp, /var/tmp and /run"
+                        .to_owned(),
             }),
             Some(ParkReport::Failed(detail)) => Err(StartError::Create { detail }),
             Some(ParkReport::NotExecuted(errno)) => Err(not_executed(command, errno)),

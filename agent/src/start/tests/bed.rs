@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use headstart_config::{Agent, DockerNetwork, Runtime};
+use headstart_config::{Agent, DockerNetwork, NOBODY, Runtime};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, accept, connect, socket};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
@@ -30,7 +30,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Without a root file system and a system call filter of its own.
+    /// Without a root file system of its own.
     pub(super) fn is_plain(self) -> bool {
         self == Self::Process
     }
@@ -86,7 +86,7 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
     static BEDS: AtomicU32 = AtomicU32::new(0);
     let prefix = format!("t{}x{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed));
     // Not in /tmp, which a process of its own mounts does not see.
-    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let directory = tempfile::tempdir_in("/var/lib").unwrap();
     let bed = Bed { kind, directory, prefix, next: AtomicU32::new(0), _turn: turn };
     fs::set_permissions(bed.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     make_rootfs(&bed.rootfs());
@@ -157,12 +157,17 @@ impl Bed {
             env: vec![("GREETING".to_owned(), "hello world".to_owned())],
             memory_bytes: 64 * 1024 * 1024,
             pids: 32,
+            shares: Shares::default(),
             backends: false,
         };
         let configured = match self.kind {
             Kind::Oci => Runtime::Oci { rootfs: self.rootfs() },
             Kind::Process => Runtime::Process,
-            Kind::Docker => Runtime::Docker { image: daemon::IMAGE.to_owned(), network: DockerNetwork::None },
+            Kind::Docker => Runtime::Docker {
+                image: daemon::IMAGE.to_owned(),
+                network: DockerNetwork::None,
+                user: NOBODY.to_owned(),
+            },
         };
         driver(self.kind, &self.agent()).runtime(&configured, &spec).unwrap()
     }

@@ -1,6 +1,6 @@
 //! What goes wrong before there is a container.
 
-use headstart_config::{Agent, DockerNetwork, Runtime};
+use headstart_config::{Agent, DockerNetwork, NOBODY, Runtime};
 
 use super::bed::{self, Kind};
 use super::*;
@@ -12,6 +12,7 @@ fn spec() -> ContainerSpec {
         env: Vec::new(),
         memory_bytes: 64 * 1024 * 1024,
         pids: 32,
+        shares: Shares::default(),
         backends: false,
     }
 }
@@ -27,7 +28,7 @@ fn oci(rootfs: &Path) -> Runtime {
 }
 
 fn docker(image: &str) -> Runtime {
-    Runtime::Docker { image: image.to_owned(), network: DockerNetwork::None }
+    Runtime::Docker { image: image.to_owned(), network: DockerNetwork::None, user: NOBODY.to_owned() }
 }
 
 async fn reason(agent: &Agent, configured: &Runtime) -> (&'static str, String) {

@@ -30,6 +30,7 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         env: vec![pair("HEADSTART_CONTROL_FD", "9")],
         memory_bytes: 0,
         pids: 0,
+        shares: Shares::default(),
         backends: false,
     };
     let expected = [pair("PATH", DEFAULT_PATH), pair("HEADSTART_CONTROL_FD", "3")];

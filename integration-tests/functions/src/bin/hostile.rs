@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, accept, recv, recvmsg, send, sendmsg};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept, recv, recvmsg, send, sendmsg, socket,
+};
 use nix::unistd::close;
 
 /// The inherited control socket.
@@ -174,10 +176,23 @@ fn answer(connection: RawFd) -> Result<()> {
     Ok(())
 }
 
-/// `GET` shows a file or a directory as this function sees it, `PUT` writes one. `/` is just an answer.
+/// `GET` shows a file or a directory as this function sees it, `PUT` writes one. `/` is just an answer; `/socket/FAMILY`
+/// opens a socket.
 fn look(method: &str, path: &Path) -> std::io::Result<String> {
     if path == Path::new("/") {
         return Ok("alive".to_owned());
+    }
+    if let Ok(family) = path.strip_prefix("/socket") {
+        let (family, kind) = match family.to_str().unwrap_or_default() {
+            "unix" => (AddressFamily::Unix, SockType::Stream),
+            "inet" => (AddressFamily::Inet, SockType::Stream),
+            "inet6" => (AddressFamily::Inet6, SockType::Stream),
+            "netlink" => (AddressFamily::Netlink, SockType::Raw),
+            "alg" => (AddressFamily::Alg, SockType::SeqPacket),
+            "vsock" => (AddressFamily::Vsock, SockType::Stream),
+            _ => (AddressFamily::Packet, SockType::Datagram),
+        };
+        return Ok(socket(family, kind, SockFlag::empty(), None).map(|_| "opened".to_owned())?);
     }
     if method == "PUT" {
         fs::write(path, "written")?;
