@@ -30,7 +30,7 @@ const BPF_BY_DESCRIPTOR: (u32, u32) = (5, 19);
 /// From this kernel on, tcx attaches by bpf(2) what had to go over netlink
 /// before, which asks for `CAP_NET_ADMIN` (commit e420bed02507, "bpf: Add fd-based tcx
 /// multi-prog infra with link support").
-const TC_BY_DESCRIPTOR: (u32, u32) = (6, 6);
+pub(crate) const TC_BY_DESCRIPTOR: (u32, u32) = (6, 6);
 
 /// To reach a place of another user: the state directory, the key file, a password, a socket of a backend or of a
 /// daemon.
@@ -121,7 +121,7 @@ fn is_foreign(path: &Path) -> bool {
 }
 
 /// Major and minor number of the kernel.
-fn kernel_release() -> Option<(u32, u32)> {
+pub(crate) fn kernel_release() -> Option<(u32, u32)> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
     let mut numbers = text.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

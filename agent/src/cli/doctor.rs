@@ -11,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
 
 use super::arguments;
+use crate::privilege;
 use crate::start::{Drivers, Lack};
 use crate::syn::{Kernel, KernelProgram, uplinks};
 
@@ -140,6 +141,7 @@ fn sensors() -> Vec<Finding> {
         };
         let found = match &kernel {
             Ok(kernel) => match kernel.refused().get(&part) {
+                None if part == KernelProgram::Tcx => tcx(privilege::kernel_release(), does),
                 None => Ok(does.to_owned()),
                 Some(error) => Err(error.to_string().into()),
             },
@@ -148,6 +150,19 @@ fn sensors() -> Vec<Finding> {
         Finding { what, found }
     };
     KernelProgram::ALL.into_iter().map(sensor).collect()
+}
+
+/// The program loads also where it cannot be attached.
+fn tcx(release: Option<(u32, u32)>, does: &str) -> Result<String, Lack> {
+    let (major, minor) = privilege::TC_BY_DESCRIPTOR;
+    match release {
+        Some(release) if release < privilege::TC_BY_DESCRIPTOR => Err(format!(
+            "{}: it loads, but only Linux {major}.{minor} and later can attach it",
+            KernelProgram::Tcx.cost()
+        )
+        .into()),
+        _ => Ok(does.to_owned()),
+    }
 }
 
 /// The key file, when one is configured.
@@ -223,12 +238,37 @@ fn syn_cookies() -> Result<String, Lack> {
 }
 
 fn open_files() -> Result<String, Lack> {
-    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| error.to_string())?;
-    if soft < OPEN_FILES_MIN {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| error.to_string())?;
+    open_files_of(hard)
+}
+
+/// The agent raises its own limit to the hard one. Under systemd it has that of the unit and not that of this shell.
+fn open_files_of(hard: u64) -> Result<String, Lack> {
+    if hard < OPEN_FILES_MIN {
         return Err(format!(
-            "{soft} bounds functions and pooled connections: LimitNOFILE={OPEN_FILES_MIN} in the unit"
+            "{hard} bounds functions and pooled connections of an agent that this shell starts: `ulimit -Hn \
+             {OPEN_FILES_MIN}`, or start it by the unit, which sets LimitNOFILE=1048576"
         )
         .into());
     }
-    Ok(soft.to_string())
+    Ok(format!("{hard} (the hard limit, to which the agent raises its own; the unit sets 1048576)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tcx_needs_a_kernel_that_can_attach_it() {
+        assert!(tcx(Some((6, 1)), "loads").unwrap_err().to_string().contains("Linux 6.6"));
+        for release in [Some((6, 6)), Some((7, 0)), None] {
+            assert_eq!(tcx(release, "loads").ok().as_deref(), Some("loads"));
+        }
+    }
+
+    #[test]
+    fn the_hard_limit_of_open_files_counts() {
+        assert!(open_files_of(4096).unwrap_err().to_string().contains("by the unit"));
+        assert!(open_files_of(1 << 20).is_ok());
+    }
 }

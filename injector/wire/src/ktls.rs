@@ -31,12 +31,16 @@ const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_ulp";
 
 /// Asks the kernel to load the module, for which it needs `CAP_NET_ADMIN`. Returns whether the kernel has it then.
 pub fn load() -> bool {
-    // Only a connected socket accepts the option.
-    let connect = || {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        TcpStream::connect(listener.local_addr()?)
-    };
-    is_loaded() || connect().is_ok_and(|socket| setsockopt(&socket, TcpUlp::default(), b"tls").is_ok())
+    let accepts = |(_listener, socket)| setsockopt(&socket, TcpUlp::default(), b"tls").is_ok();
+    is_loaded() || connect().is_ok_and(accepts)
+}
+
+/// Only a connected socket accepts the option, and one in an accept queue is reset with its listener: the kernel would load
+/// the module and refuse the socket.
+fn connect() -> io::Result<(TcpListener, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = TcpStream::connect(listener.local_addr()?)?;
+    Ok((listener, socket))
 }
 
 /// Whether the kernel has the module now.
@@ -178,6 +182,12 @@ fn send_record(socket: BorrowedFd<'_>, content: u8, bytes: &[u8]) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_socket_that_loads_the_module_stays_connected() {
+        let (_listener, socket) = connect().unwrap();
+        socket.peer_addr().unwrap();
+    }
     use std::io::{Read, Write};
 
     fn key() -> TrafficKey {
