@@ -146,6 +146,7 @@ impl Agent {
             control.clone(),
             data.handle().clone(),
         );
+        node.report_ended_listeners(reload.ended_listeners());
         if let Some(SensorTasks { rings, keys, background }) = watching {
             node.read_rings(rings.clone());
             tokio::spawn(watch_rings(rings, control.clone()));

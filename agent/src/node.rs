@@ -4,6 +4,7 @@ mod allow;
 mod change;
 mod containers;
 mod handle;
+mod listener;
 mod record;
 mod service;
 
@@ -22,6 +23,7 @@ use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
 use crate::instance::InstanceCommand;
 use crate::manager::{DescriptorStore, Watchdog};
 use crate::measure::{self, StartHistory, now_ns};
+use crate::serve::QueueEvent;
 use crate::syn::{self, Reader, Sensor};
 pub use allow::AllowList;
 pub use change::FunctionChange;
@@ -58,6 +60,8 @@ pub struct Node {
     rings: Option<Reader>,
     /// If the service manager asks for it.
     watchdog: Option<Watchdog>,
+    /// Takes the names of functions whose listener an instance has ended.
+    ended: Option<mpsc::Sender<String>>,
 }
 
 impl Node {
@@ -89,6 +93,7 @@ impl Node {
             descriptor_store,
             rings: None,
             watchdog: None,
+            ended: None,
         };
         (node, handle)
     }
@@ -103,6 +108,11 @@ impl Node {
     /// agent whose loop hangs.
     pub fn set_watchdog(&mut self, watchdog: Option<Watchdog>) {
         self.watchdog = watchdog;
+    }
+
+    /// Sends the names of functions whose listener has ended to the one who can bind it anew.
+    pub fn report_ended_listeners(&mut self, to: mpsc::Sender<String>) {
+        self.ended = Some(to);
     }
 
     /// Serves until [`NodeHandle::shutdown`], then stops every instance and removes every container.
@@ -156,6 +166,13 @@ impl Node {
             NodeMessage::Removed(function) => {
                 if let Some(record) = self.record(function) {
                     record.removing = record.removing.saturating_sub(1);
+                }
+                self.forget(function);
+            }
+            NodeMessage::ListenerEnded(function) => self.listener_ended(function),
+            NodeMessage::Answered(function, reason, cause, taken, result) => {
+                if let Some(record) = self.record(function) {
+                    record.answered(reason, cause, taken, result);
                 }
                 self.forget(function);
             }
@@ -257,8 +274,8 @@ impl Node {
             Action::Stop(instance) => self.send_command(function, instance, InstanceCommand::Stop),
             Action::Discard(instance) => self.discard(function, instance),
             Action::Answer(count, reason) => {
-                if let Some(record) = self.record(function) {
-                    record.answer(count, reason);
+                if let Some(record) = self.functions.get(&function) {
+                    record.answer(function, count, reason, &self.handle);
                 }
             }
             Action::Moved(instance, Some(InstanceState::Stopping { failed: true }), reason) => {
@@ -274,14 +291,21 @@ impl Node {
     fn watch(&mut self, function: FunctionId, watch: QueueWatchRate) {
         let handle = self.handle.clone();
         let Some(record) = self.record(function) else { return };
+        record.watch_rate = watch;
         let pause = match watch {
             QueueWatchRate::Off => return record.watch.disarm(),
             QueueWatchRate::Slow => SLOW_WATCH,
             QueueWatchRate::Immediate => Duration::ZERO,
         };
-        record.watch.arm(pause, move |at_ns| {
+        record.watch.arm(pause, move |event| {
             let handle = handle.clone();
-            async move { handle.event(function, Event::Demand(Demand::local(Trigger::Accept, at_ns))).await }
+            let message = match event {
+                QueueEvent::Came(at_ns) => {
+                    NodeMessage::Event(function, Event::Demand(Demand::local(Trigger::Accept, at_ns)))
+                }
+                QueueEvent::Ended => NodeMessage::ListenerEnded(function),
+            };
+            async move { handle.send(message).await }
         });
     }
 

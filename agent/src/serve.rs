@@ -17,4 +17,4 @@ pub(crate) mod overload;
 
 pub use binding::{BindingError, BindingKeys, Bindings, BoundListener, ports_are_free};
 pub use listener::{ListenError, adopt, hidden, is_free, listen, listen_behind};
-pub use queue::QueueWatch;
+pub use queue::{QueueEvent, QueueWatch, is_listening};

@@ -68,6 +68,8 @@ pub struct Overview {
     pub pools: Vec<Pool>,
     /// What is configured and not served.
     pub unavailable: Vec<Unavailable>,
+    /// What is served as soon as its address is bound again.
+    pub without_listener: Vec<Unavailable>,
 }
 
 /// What the server reads and controls.
@@ -203,7 +205,10 @@ fn scrape_pool(status: &PoolStatus) {
 
 async fn readyz<C: Control>(State(server): State<Arc<Server<C>>>) -> Response {
     let functions = server.functions(None).await;
-    let list: String = functions.iter().filter_map(unready).collect();
+    let mut list: String = functions.iter().filter_map(unready).collect();
+    let overview = server.overview.borrow();
+    let without_listener = overview.without_listener.iter();
+    list.extend(without_listener.map(|function| format!("{}: {}\n", function.name, function.reason)));
     if list.is_empty() {
         return "ready\n".into_response();
     }

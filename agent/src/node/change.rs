@@ -3,14 +3,13 @@
 use super::Node;
 use super::record::FunctionRecord;
 use super::service::Service;
-use crate::decision::DecisionReason;
 use crate::event::{Event, FunctionId};
 
 /// A change of one function.
 pub enum FunctionChange {
     /// Serve a new function.
     Add(Box<Service>),
-    /// Serve a function differently. It keeps its number and its listener.
+    /// Serve a function differently. It keeps its number, and its listener unless that has ended.
     Alter {
         /// The function from now on; its name says which one it is.
         service: Box<Service>,
@@ -41,6 +40,7 @@ impl Node {
                     if let Some(record) = self.record(function) {
                         record.service = *service;
                     }
+                    self.renew_listener(function);
                     events.push((function, Event::Changed { policy, replace }));
                 }
                 FunctionChange::Add(service) => {
@@ -81,17 +81,17 @@ impl Node {
         )
     }
 
-    /// Forgets a removed function once nothing of it is left. Its listener closes then.
+    /// Forgets a removed function once nothing of it is left and its last clients are answered. Its listener closes then.
     pub(super) fn forget(&mut self, function: FunctionId) {
-        if self.functions.get(&function).is_some_and(|record| record.leaving && record.is_gone())
-            && let Some(mut record) = self.functions.remove(&function)
-        {
-            record.answer(u32::MAX, DecisionReason::Closed);
-            record.scrape();
-            tracing::info!(
-                function = record.service.name,
-                "removed from the configuration, and nothing of it is left"
-            );
+        let Some(record) = self.functions.get_mut(&function) else { return };
+        if !record.leaving || !record.is_gone() || !record.drain(function, &self.handle) {
+            return;
         }
+        record.scrape();
+        tracing::info!(
+            function = record.service.name,
+            "removed from the configuration, and nothing of it is left"
+        );
+        self.functions.remove(&function);
     }
 }

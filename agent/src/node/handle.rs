@@ -1,5 +1,6 @@
 //! The messages to the node, and the handle through which they are sent.
 
+use std::io;
 use std::sync::Arc;
 
 use headstart_ebpf::event::EventKind;
@@ -9,7 +10,8 @@ use super::allow::AllowList;
 use super::change::FunctionChange;
 use crate::api::server::Control;
 use crate::api::{FunctionStatus, Operation};
-use crate::event::{ClientIdentity, Demand, Event, FunctionId, InstanceId, Trigger};
+use crate::decision::DecisionReason;
+use crate::event::{ClientIdentity, Demand, Event, FailureCause, FunctionId, InstanceId, Trigger};
 use crate::measure::{self, now_ns};
 use crate::start::{PreparedContainer, StartError};
 use crate::syn::RingRecord;
@@ -21,6 +23,10 @@ pub(super) enum NodeMessage {
     /// What went wrong with an instance.
     Failed(FunctionId, String),
     Removed(FunctionId),
+    /// An instance has ended the listener of its function.
+    ListenerEnded(FunctionId),
+    /// So many clients that no instance serves were answered; the error says why no more could be.
+    Answered(FunctionId, DecisionReason, Option<FailureCause>, u32, io::Result<()>),
     Operate(String, Operation, oneshot::Sender<bool>),
     Change(Vec<FunctionChange>, oneshot::Sender<()>),
     /// Of the function with this name, or of all.
@@ -89,6 +95,11 @@ impl NodeHandle {
     /// Sends a message, waiting for room. While the agent is leaving, the message is dropped.
     pub(super) async fn send(&self, message: NodeMessage) {
         drop(self.inbox.send(message).await);
+    }
+
+    /// As [`Self::send`], from a thread that may wait.
+    pub(super) fn send_from_thread(&self, message: NodeMessage) {
+        drop(self.inbox.blocking_send(message));
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> NodeMessage) -> Option<T> {

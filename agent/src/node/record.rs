@@ -1,6 +1,8 @@
 //! What the node knows of one function: its settings, its state and its containers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,16 +10,21 @@ use std::time::Duration;
 
 use headstart_injector::Sockets;
 use headstart_wire::{Activity, accept_queue};
+use socket2::SockRef;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::handle::{NodeHandle, NodeMessage};
 use super::service::Service;
 use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
-use crate::decision::{self, Action, DecisionReason, FunctionLoad, InstanceLoad, InstanceState, Summary};
+use crate::decision::{
+    self, Action, DecisionReason, FunctionLoad, InstanceLoad, InstanceState, QueueWatchRate, Summary,
+};
 use crate::event::{FailureCause, FunctionId, InstanceId};
 use crate::instance::InstanceCommand;
 use crate::measure;
-use crate::serve::{QueueWatch, overload};
+use crate::serve::QueueWatch;
+use crate::serve::overload::{Answer, Answers};
 use crate::start::PreparedContainer;
 
 /// A parked container.
@@ -52,6 +59,10 @@ pub(super) struct FunctionRecord {
     /// with its name.
     pub(super) boot: u32,
     pub(super) watch: QueueWatch,
+    /// How closely `watch` was last told to look.
+    pub(super) watch_rate: QueueWatchRate,
+    /// An instance has ended the listener, and there is no other yet.
+    pub(super) listener_ended: bool,
     pub(super) parked: HashMap<InstanceId, ParkedContainer>,
     pub(super) running: BTreeMap<InstanceId, RunningInstance>,
     pub(super) removing: usize,
@@ -61,14 +72,19 @@ pub(super) struct FunctionRecord {
     /// Since when connections have waited in the accept queue without a pause, in nanoseconds of
     /// `CLOCK_MONOTONIC`; 0 while none waits.
     pub(super) connected_ns: Arc<AtomicU64>,
-    /// Connections that were accepted by instances that are gone, and by the agent.
-    accepted: u64,
+    /// Answers clients that no instance serves.
+    pub(super) answers: Answers,
+    /// It is left, nothing runs any more, and the clients that were still there were answered.
+    drained: bool,
+    /// Connections that were accepted by instances that are gone.
+    pub(super) accepted: u64,
 }
 
 impl FunctionRecord {
     pub(super) fn new(number: FunctionId, service: Service) -> Self {
         measure::declare(&service.name);
-        let watch = QueueWatch::new(Arc::clone(&service.resources.listener));
+        let listener = &service.resources.listener;
+        let (watch, answers) = (QueueWatch::new(Arc::clone(listener)), Answers::new(Arc::clone(listener)));
         let state = decision::FunctionState::new(number, service.policy);
         Self {
             service,
@@ -76,34 +92,45 @@ impl FunctionRecord {
             leaving: false,
             boot: boot_number(),
             watch,
+            watch_rate: QueueWatchRate::Off,
+            listener_ended: false,
             parked: HashMap::new(),
             running: BTreeMap::new(),
             removing: 0,
             last_error: None,
             hung: false,
             connected_ns: Arc::default(),
+            answers,
+            drained: false,
             accepted: 0,
         }
     }
 
     /// The load of its connections now. The pages are read first: a connection that is accepted meanwhile is then counted
-    /// in neither the pages nor the queue for a moment, rather than in both.
+    /// in neither the pages nor the queue for a moment, rather than in both. Connections that the agent is answering count
+    /// as accepted.
     pub(super) fn load(&self, now_ns: u64) -> FunctionLoad {
         let instances: Vec<_> =
             self.running.iter().map(|(id, running)| (*id, seen(&running.activity))).collect();
+        let (leaving, answered) = self.answers.progress();
+        let by_agent = answered.saturating_add(u64::from(leaving));
         let accepted = instances
             .iter()
-            .fold(self.accepted, |sum, (_, seen): &(_, InstanceLoad)| sum.saturating_add(seen.accepted));
-        let queued = accept_queue(&*self.service.resources.listener).unwrap_or_else(|error| {
-            tracing::error!(function = self.service.name, "the accept queue cannot be read: {error}");
-            0
-        });
+            .fold(self.accepted.saturating_add(by_agent), |sum, (_, seen): &(_, InstanceLoad)| {
+                sum.saturating_add(seen.accepted)
+            });
+        let queued = self.queued().saturating_sub(leaving);
         if queued == 0 {
             self.connected_ns.store(0, Ordering::Relaxed);
         } else {
             let _ = self.connected_ns.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed);
         }
         FunctionLoad { queued, accepted, instances }
+    }
+
+    /// Connections in the accept queue. A listener that has ended has none.
+    fn queued(&self) -> u32 {
+        accept_queue(&*self.service.resources.listener).unwrap_or(0)
     }
 
     /// An instance is gone: keeps the count of what it has accepted. False when it was not known to run.
@@ -113,14 +140,27 @@ impl FunctionRecord {
         true
     }
 
-    /// Answers the clients that have waited longest, because no instance will serve them.
-    pub(super) fn answer(&mut self, count: u32, reason: DecisionReason) {
-        let pause = self.retry_in().unwrap_or(Duration::from_secs(1));
-        let Service { overload, resources, name, .. } = &self.service;
+    /// Answers the clients that have waited longest, because no instance will serve them. [`NodeMessage::Answered`]
+    /// follows.
+    pub(super) fn answer(&self, function: FunctionId, count: u32, reason: DecisionReason, node: &NodeHandle) {
+        let retry_after = self.retry_in().unwrap_or(Duration::from_secs(1));
         let cause = self.state.failure_cause();
-        let (taken, result) =
-            overload::answer(&*resources.listener, count, *overload, pause, why(reason, cause));
-        self.accepted = self.accepted.saturating_add(u64::from(taken));
+        let answer = Answer { how: self.service.overload, retry_after, why: why(reason, cause) };
+        let node = node.clone();
+        self.answers.answer(count, answer, move |taken, result| {
+            node.send_from_thread(NodeMessage::Answered(function, reason, cause, taken, result));
+        });
+    }
+
+    /// Clients were answered.
+    pub(super) fn answered(
+        &self,
+        reason: DecisionReason,
+        cause: Option<FailureCause>,
+        taken: u32,
+        result: io::Result<()>,
+    ) {
+        let Service { overload, name, .. } = &self.service;
         if taken > 0 {
             tracing::info!(
                 function = name,
@@ -132,9 +172,24 @@ impl FunctionRecord {
             );
         }
         measure::record_overload(name, reason, taken);
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !self.listener_ended
+        {
             tracing::error!(function = name, "clients that no instance serves cannot be answered: {error}");
         }
+    }
+
+    /// Answers the clients that are still there although nothing runs any more, no more than there are. True when that is
+    /// done.
+    pub(super) fn drain(&mut self, function: FunctionId, node: &NodeHandle) -> bool {
+        if !std::mem::replace(&mut self.drained, true) {
+            self.answer(function, self.queued(), DecisionReason::Closed, node);
+        }
+        if self.answers.is_running() && self.queued() == 0 {
+            // An instance that is gone made the thread wait for another client. This ends it.
+            let _ = SockRef::from(&*self.service.resources.listener).shutdown(Shutdown::Both);
+        }
+        !self.answers.is_running()
     }
 
     /// Whether nothing runs, is parked, or is being made or removed.
@@ -154,7 +209,11 @@ impl FunctionRecord {
             id: self.service.id,
             require_auth: self.service.require_auth.as_str().into(),
             runtime: self.service.runtime.name().into(),
-            state: self.state.summary(now_ns).into(),
+            state: if self.listener_ended {
+                FunctionSummary::Failed
+            } else {
+                self.state.summary(now_ns).into()
+            },
             prepared: self.state.parked(),
             preparing: self.state.preparing(),
             instances: self.running.len(),

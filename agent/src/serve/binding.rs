@@ -12,8 +12,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use headstart_config::{Config, Function, RequireAuth};
+use socket2::SockRef;
 
 use super::listener::{self, ListenError};
+use super::queue::is_listening;
 use crate::manager::{ListenerKey, ServiceManager};
 use crate::syn::{ListenerSupport, SynError};
 
@@ -110,8 +112,9 @@ struct ListenerRecord {
 }
 
 impl ListenerRecord {
+    /// One that an instance has ended is not.
     fn is_open(&self) -> bool {
-        self.listener.strong_count() > 0
+        self.listener.upgrade().is_some_and(|listener| is_listening(&listener))
     }
 }
 
@@ -176,7 +179,7 @@ impl Bindings {
         Ok(BoundListener { listener: Arc::new(listener), steered: binding.steered })
     }
 
-    /// A new one. The caller stores it with the service manager when it is used.
+    /// A new one, also in the place of one that an instance has ended. The caller stores it with the service manager when it is used.
     ///
     /// # Errors
     /// See [`BindingError`].
@@ -185,7 +188,20 @@ impl Bindings {
         if let Some(record) = self.records.get(&key).filter(|record| record.is_open()) {
             return Err(BindingError::Taken { listen: function.listen, owner: record.owner.clone() });
         }
-        let listener = Arc::new(binding.open(function.backlog)?);
+        let ended = self.records.get(&key).and_then(|record| Some((record, record.listener.upgrade()?)));
+        if let Some((_, ended)) = &ended {
+            // It is still bound, and an instance may have cleared the option that lets two be.
+            SockRef::from(&**ended).set_reuse_address(true)?;
+        }
+        let listener = match (binding.open(function.backlog), ended) {
+            // It listens again without being bound again.
+            (Err(ListenError::Privileged(_)), Some((record, ended))) => {
+                listener::unconnect(&ended, binding.address)?;
+                binding.adopt(ended.try_clone()?, record.guarded, function.backlog)?;
+                ended
+            }
+            (opened, _) => Arc::new(opened?),
+        };
         Ok(BoundListener { listener, steered: binding.steered })
     }
 

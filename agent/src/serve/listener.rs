@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::syn::SynError;
 
@@ -88,6 +88,19 @@ pub fn adopt(listener: OwnedFd, address: SocketAddr, backlog: u16) -> Result<Own
     Ok(socket.into())
 }
 
+/// Prepares a socket that an instance has ended, or connected to something, for [`adopt`]: to bind a port below 1024 again
+/// would need a capability that the agent has given up.
+///
+/// # Errors
+/// When the socket is no longer bound to `address`.
+pub(super) fn unconnect(ended: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    rustix::net::connect_unspec(ended)?;
+    match SockRef::from(ended).local_addr()?.as_socket() {
+        Some(bound) if bound == address => Ok(()),
+        _ => Err(io::Error::other(format!("an instance has moved its listener away from {address}"))),
+    }
+}
+
 /// Whether no process holds this address: [`listen`] would not find it in use.
 #[must_use]
 pub fn is_free(address: SocketAddr) -> bool {
@@ -150,6 +163,25 @@ mod tests {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+    }
+
+    #[test]
+    fn one_that_was_ended_listens_again_where_it_was() {
+        // A port that the kernel has chosen would go back to it.
+        let address = SocketAddr::from(([127, 71, 0, 1], 4001));
+        let listener = listen(address, 16).unwrap();
+        for end in [
+            |listener: &OwnedFd| SockRef::from(listener).shutdown(std::net::Shutdown::Both).unwrap(),
+            |listener: &OwnedFd| rustix::net::connect_unspec(listener).unwrap(),
+        ] {
+            end(&listener);
+            assert!(TcpStream::connect(address).is_err());
+            unconnect(&listener, address).unwrap();
+            adopt(listener.try_clone().unwrap(), address, 16).unwrap();
+            TcpStream::connect(address).unwrap();
+        }
+        let elsewhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        assert!(unconnect(&listener, elsewhere).unwrap_err().to_string().contains("127.0.0.1:1"));
     }
 
     #[test]

@@ -1,16 +1,25 @@
 //! The accept queue of a listener, watched.
 
-use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::task::JoinHandle;
 
 use crate::fd;
 use crate::measure::now_ns;
+
+/// What there is to know of an accept queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueEvent {
+    /// Connections have come; the time in nanoseconds of `CLOCK_MONOTONIC`.
+    Came(u64),
+    /// The socket does not listen any more: a process that shares it has ended that, for all. This is the last event.
+    Ended,
+}
 
 /// Reports connections that come into the accept queue of one listener.
 pub struct QueueWatch {
@@ -25,31 +34,36 @@ impl QueueWatch {
         Self { listener, task: None }
     }
 
-    /// From now on runs `found` with the time whenever connections have come, but not again before `pause` is
-    /// over. Those that wait already are reported first.
-    pub fn arm<F>(&mut self, pause: Duration, mut found: impl FnMut(u64) -> F + Send + 'static)
+    /// From now on runs `found` whenever connections have come, but not again before `pause` is over. Those that wait
+    /// already are reported first.
+    pub fn arm<F>(&mut self, pause: Duration, mut found: impl FnMut(QueueEvent) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send,
     {
         self.disarm();
         let listener = Arc::clone(&self.listener);
         self.task = Some(tokio::spawn(async move {
-            let watched: io::Result<Infallible> = async {
+            let watched: io::Result<()> = async {
                 // The reactor polls the listener on the edge, and without EPOLLEXCLUSIVE: instances on the same
                 // socket are woken too.
                 let queue = fd::register(listener, Interest::READABLE)?;
                 loop {
                     queue.readable().await?.clear_ready();
                     let came_ns = now_ns();
-                    found(came_ns).await;
+                    if !is_listening(queue.get_ref()) {
+                        found(QueueEvent::Ended).await;
+                        return Ok(());
+                    }
+                    found(QueueEvent::Came(came_ns)).await;
                     if !pause.is_zero() {
                         tokio::time::sleep(pause).await;
                     }
                 }
             }
             .await;
-            let Err(error) = watched;
-            tracing::error!("a listener cannot be watched: {error}");
+            if let Err(error) = watched {
+                tracing::error!("a listener cannot be watched: {error}");
+            }
         }));
     }
 
@@ -59,6 +73,12 @@ impl QueueWatch {
             task.abort();
         }
     }
+}
+
+/// Whether clients can connect. Whoever holds the socket can end that, with shutdown(2) or connect(2).
+#[must_use]
+pub fn is_listening(listener: &OwnedFd) -> bool {
+    SockRef::from(listener).is_listener().unwrap_or(false)
 }
 
 impl Drop for QueueWatch {
@@ -85,9 +105,11 @@ mod tests {
     /// The times that an armed watch tells.
     fn armed(watch: &mut QueueWatch, pause: Duration) -> mpsc::UnboundedReceiver<u64> {
         let (sender, found) = mpsc::unbounded_channel();
-        watch.arm(pause, move |ns| {
-            let told = sender.send(ns);
-            async move { told.unwrap() }
+        watch.arm(pause, move |event| {
+            if let QueueEvent::Came(at_ns) = event {
+                sender.send(at_ns).unwrap();
+            }
+            async {}
         });
         found
     }
@@ -118,6 +140,34 @@ mod tests {
             let _late = TcpStream::connect(address).unwrap();
             found.recv().await.unwrap();
             assert_eq!(began.elapsed().as_secs(), seconds);
+        }
+    }
+
+    /// Whoever has a copy of the socket can do this.
+    #[tokio::test]
+    async fn a_listener_that_is_ended_is_told_once() {
+        let shut = |listener: &OwnedFd| SockRef::from(listener).shutdown(std::net::Shutdown::Both).unwrap();
+        let disconnect = |listener: &OwnedFd| rustix::net::connect_unspec(listener).unwrap();
+        for end in [shut as fn(&OwnedFd), disconnect] {
+            for early in [true, false] {
+                let (listener, _) = local();
+                let mut watch = QueueWatch::new(Arc::clone(&listener));
+                if early {
+                    end(&listener);
+                }
+                let (sender, mut events) = mpsc::unbounded_channel();
+                watch.arm(Duration::ZERO, move |event| {
+                    sender.send(event).unwrap();
+                    async {}
+                });
+                if !early {
+                    tokio::task::yield_now().await;
+                    end(&listener);
+                }
+                assert_eq!(events.recv().await, Some(QueueEvent::Ended));
+                assert_eq!(events.recv().await, None, "there is no more to say");
+                assert!(!is_listening(&listener));
+            }
         }
     }
 

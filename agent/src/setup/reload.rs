@@ -14,6 +14,7 @@
 //!
 //! `[agent]` and `[syn]` are read only when the agent starts.
 
+mod ended;
 mod plan;
 
 use std::collections::HashMap;
@@ -25,9 +26,10 @@ use tokio::runtime::Handle as DataHandle;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 
+use self::ended::EndedListeners;
 use self::plan::Plan;
-use crate::api::ReloadOutcome;
 use crate::api::server::{Overview, ReloadRequest};
+use crate::api::{ReloadOutcome, Unavailable};
 use crate::manager::ServiceManager;
 use crate::measure;
 use crate::node::{NodeHandle, Service};
@@ -51,6 +53,10 @@ pub struct Reload {
     /// Where connections come in, also for functions that are being removed.
     bindings: Bindings,
     overview: watch::Sender<Overview>,
+    /// Functions whose listener an instance has ended.
+    ended: EndedListeners,
+    /// What is configured and cannot be served.
+    unavailable: Vec<Unavailable>,
     manager: ServiceManager,
     keys: Option<KeyStore>,
     node: NodeHandle,
@@ -71,7 +77,7 @@ impl Reload {
         let ServingSet { services, drivers, bindings, pools, quotas, unavailable } = served;
         let services: HashMap<_, _> =
             services.into_iter().map(|service| (service.name.clone(), service)).collect();
-        let overview = watch::Sender::new(Overview { pools: running(&config, &pools), unavailable });
+        let overview = watch::Sender::new(Overview::default());
         let mut reload = Self {
             file,
             config,
@@ -82,6 +88,8 @@ impl Reload {
             credentials: HashMap::new(),
             bindings,
             overview,
+            ended: EndedListeners::new(),
+            unavailable,
             manager,
             keys: None,
             node,
@@ -90,6 +98,7 @@ impl Reload {
         let backends = reload.config.backends.iter();
         reload.credentials =
             backends.map(|backend| (backend.name.clone(), setup::credentials(backend))).collect();
+        reload.publish();
         reload
     }
 
@@ -104,7 +113,17 @@ impl Reload {
         self.overview.subscribe()
     }
 
-    /// Reads it at each SIGHUP and each request, until the server of the API has ended.
+    /// Shows what runs and what does not.
+    fn publish(&self) {
+        self.overview.send_replace(Overview {
+            pools: running(&self.config, &self.pools),
+            unavailable: self.unavailable.clone(),
+            without_listener: self.without_listener(),
+        });
+    }
+
+    /// Reads it at each SIGHUP and each request, until the server of the API has ended. In between it binds listeners anew
+    /// that instances have ended.
     pub async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>, mut hangup: Signal) {
         loop {
             let request = tokio::select! {
@@ -113,6 +132,10 @@ impl Reload {
                     None => return,
                 },
                 Some(()) = hangup.recv() => None,
+                (name, pause) = self.ended.next() => {
+                    self.renew_listener(name, pause).await;
+                    continue;
+                }
             };
             let outcome = self.reload().await;
             measure::record_reload(outcome.is_ok());
@@ -188,7 +211,8 @@ impl Reload {
                 self.bindings.record(function, keys.key(function), &service.resources.listener);
             }
         }
-        self.overview.send_replace(Overview { pools: running(&self.config, &self.pools), unavailable });
+        self.unavailable = unavailable;
+        self.publish();
         outcome
     }
 }

@@ -11,7 +11,7 @@ use super::Reload;
 use crate::api::{ReloadOutcome, Unavailable};
 use crate::manager::ListenerKey;
 use crate::node::{FunctionChange, Service};
-use crate::serve::BindingKeys;
+use crate::serve::{BindingKeys, is_listening};
 use crate::setup::{self, Credentials, Pools, ReloadRefusal, ServiceError, unavailable};
 
 /// What a new configuration comes to, while it can still be refused.
@@ -54,6 +54,8 @@ impl Reload {
                 continue;
             }
             let listener = served.filter(|_| stays).map(|served| &served.resources.listener);
+            // One that an instance has ended is bound anew.
+            let listener = listener.filter(|listener| is_listening(listener));
             let service = match self.service(config, function, key, listener, plan) {
                 Ok(service) => service,
                 Err(reason) if same => {

@@ -16,7 +16,8 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept, recv, recvmsg, send, sendmsg, socket,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, accept, recv, recvmsg,
+    send, sendmsg, socket,
 };
 use nix::unistd::close;
 
@@ -31,6 +32,10 @@ const LIFE: Duration = Duration::from_secs(120);
 
 /// More than any limit of the agent on what one instance may ask for.
 const FLOOD: usize = 5000;
+
+/// The socket of its backend, and clients that it has there at a time.
+const DOOR: &str = "/run/headstart/backends/db/socket";
+const CALLS: usize = 2_000;
 
 const HELLO: &str = r#"{"hello":{"shim":"hostile","hello_ns":0}}"#;
 const ACK: &str = r#"{"ack":{"injected_ns":0}}"#;
@@ -93,8 +98,11 @@ fn act(mode: &str) -> Result<()> {
         "descriptors" => {
             let rights = [ControlMessage::ScmRights(&[1; 200])];
             let bytes = [b"HS\x03\0", HELLO.as_bytes()].concat();
-            sendmsg::<()>(CONTROL, &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
-            Ok(())
+            match sendmsg::<()>(CONTROL, &[IoSlice::new(&bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None) {
+                // The agent has forbidden it.
+                Err(Errno::EPERM) => say(READY),
+                sent => Ok(sent.map(drop)?),
+            }
         }
         "not_configured" => {
             attach()?;
@@ -112,6 +120,52 @@ fn act(mode: &str) -> Result<()> {
             packet(b"this is no header")?;
             serve()
         }
+        // Prints short lines without end.
+        "printer" => {
+            attach()?;
+            say(READY)?;
+            loop {
+                print(1000);
+            }
+        }
+        // Takes and gives back a connection as fast as it can.
+        "asker" => {
+            attach()?;
+            say(READY)?;
+            loop {
+                say(r#"{"request":{"backend":"db"}}"#)?;
+                if take()?.contains("ready") {
+                    say(ACK)?;
+                    say(r#"{"returned":{"backend":"db"}}"#)?;
+                }
+            }
+        }
+        // Its clients are the agent's to answer, and it makes the agent's accept wait whenever it can.
+        "blocker" => {
+            attach()?;
+            say(READY)?;
+            loop {
+                spoil("block")?;
+            }
+        }
+        // Ends its listener again and again.
+        "ender" => {
+            attach()?;
+            say(READY)?;
+            Ok(spoil("shutdown")?)
+        }
+        // Fills the socket of its backend with clients that say nothing.
+        "caller" => {
+            attach()?;
+            say(READY)?;
+            let mut clients = std::collections::VecDeque::new();
+            loop {
+                clients.push_back(std::os::unix::net::UnixStream::connect(DOOR)?);
+                if clients.len() > CALLS {
+                    clients.pop_front();
+                }
+            }
+        }
         _ => bail!("there is no such mode"),
     }
 }
@@ -125,6 +179,21 @@ fn attach() -> Result<()> {
     recvmsg::<()>(CONTROL, &mut data, Some(&mut space), MsgFlags::empty())?;
     say(HELLO)?;
     say(ACK)
+}
+
+/// The next message of the agent; what comes with it is closed.
+fn take() -> Result<String> {
+    let mut space = nix::cmsg_space!([RawFd; 17]);
+    let mut bytes = [0; 4096];
+    let mut data = [IoSliceMut::new(&mut bytes)];
+    let received = recvmsg::<()>(CONTROL, &mut data, Some(&mut space), MsgFlags::empty())?;
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = message {
+            numbers.into_iter().try_for_each(close)?;
+        }
+    }
+    let length = received.bytes;
+    Ok(String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned())
 }
 
 fn say(body: &str) -> Result<()> {
@@ -177,8 +246,17 @@ fn answer(connection: RawFd) -> Result<()> {
 }
 
 /// `GET` shows a file or a directory as this function sees it, `PUT` writes one. `/` is just an answer; `/socket/FAMILY`
-/// opens a socket.
+/// opens a socket. `/listener/...` does something to the listener, which is the agent's own socket too. `/print/N` prints so
+/// many lines that should not be taken for anything else.
 fn look(method: &str, path: &Path) -> std::io::Result<String> {
+    if let Ok(what) = path.strip_prefix("/listener") {
+        return spoil(&what.to_string_lossy()).map(|()| "done".to_owned());
+    }
+    if let Ok(lines) = path.strip_prefix("/print") {
+        let lines = lines.to_string_lossy().parse().map_err(std::io::Error::other)?;
+        thread::spawn(move || print(lines));
+        return Ok("done".to_owned());
+    }
     if path == Path::new("/") {
         return Ok("alive".to_owned());
     }
@@ -204,6 +282,28 @@ fn look(method: &str, path: &Path) -> std::io::Result<String> {
         return Ok(names.collect::<Vec<_>>().join("\n"));
     }
     Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
+}
+
+/// Short lines, and among them one that wants to be a line of the agent, and to clear the screen.
+fn print(lines: usize) {
+    for number in 0..lines {
+        if number == 10 {
+            println!("x\r2026-11-30T00:00:00Z  INFO headstart::audit: forged\u{1b}[2J\0");
+        }
+        println!("x");
+    }
+}
+
+fn spoil(what: &str) -> std::io::Result<()> {
+    let input = stdin();
+    let listener = input.as_fd();
+    match what {
+        "shutdown" => rustix::net::shutdown(listener, rustix::net::Shutdown::Both)?,
+        "disconnect" => rustix::net::connect_unspec(listener)?,
+        "block" => rustix::io::ioctl_fionbio(listener, false)?,
+        _ => return Err(std::io::Error::other("there is no such thing to do")),
+    }
+    Ok(())
 }
 
 fn expire() {
