@@ -33,6 +33,11 @@ pub use conversation::Conversation;
 /// Each costs a server connection until the instance ends.
 pub const LEASES_MAX: usize = 64;
 
+/// Messages that an instance may send at once, and a second from then on. More are left in its socket until it is their
+/// turn. Every message costs the agent some microseconds, and those that return a connection a file.
+const MESSAGES_BURST: u32 = 256;
+const MESSAGES_PER_SECOND: u32 = 500;
+
 /// An instance that does not acknowledge a grant within this time loses its
 /// control socket. The first lease is bounded by `init_timeout` instead.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);

@@ -21,6 +21,7 @@ pub mod measure;
 
 pub mod agent;
 pub mod api;
+mod bucket;
 pub mod cli;
 pub mod client;
 pub mod data;

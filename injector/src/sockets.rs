@@ -119,6 +119,8 @@ fn listen_in(directory: &Path, name: &str) -> io::Result<UnixListener> {
     let directory = File::open(directory)?;
     let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
     let listener = UnixListener::bind(&path)?;
+    // Older kernels cannot.
+    let _ = headstart_wire::refuse_descriptors(&listener);
     fs::set_permissions(&path, Permissions::from_mode(0o666))?;
     Ok(listener)
 }

@@ -74,6 +74,7 @@ fn findings(drivers: &Drivers) -> Vec<Finding> {
         .extend(drivers.checks().into_iter().map(|check| Finding { what: check.what, found: check.found }));
     findings.extend([
         Finding { what: "ktls", found: kernel_tls() },
+        Finding { what: "passrights", found: passrights() },
         Finding { what: "syn cookies", found: syn_cookies() },
         Finding { what: "open files", found: open_files() },
     ]);
@@ -227,6 +228,18 @@ fn kernel_tls() -> Result<String, Lack> {
                            CONFIG_TLS"
                 .into())
         }
+    }
+}
+
+fn passrights() -> Result<String, Lack> {
+    let (socket, _) = std::os::unix::net::UnixStream::pair().map_err(|error| error.to_string())?;
+    match headstart_wire::refuse_descriptors(&socket) {
+        Ok(()) => Ok("functions cannot send descriptors to the agent".into()),
+        Err(_) => Err(
+            "functions can send descriptors to the agent, and make a relay of backend connections wait that \
+                       closes them; Linux 6.16 can forbid it"
+                .into(),
+        ),
     }
 }
 

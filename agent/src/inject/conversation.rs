@@ -3,11 +3,17 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use headstart_injector::{AUDIT, Pool};
-use headstart_wire::{AuditFields, Channel, Flow, Grant, GrantStatus, Lease, ToAgent, ToFunction, WireError};
+use headstart_wire::{
+    AuditFields, Channel, Flow, Grant, GrantStatus, Lease, ToAgent, ToFunction, WireError, refuse_descriptors,
+};
 
 use super::endpoint::{self, Endpoint};
 use super::grants::Grants;
-use super::{ACK_TIMEOUT, LEASES_MAX, ProtocolViolation, Resources, ShimEvent, until};
+use super::{
+    ACK_TIMEOUT, LEASES_MAX, MESSAGES_BURST, MESSAGES_PER_SECOND, ProtocolViolation, Resources, ShimEvent,
+    until,
+};
+use crate::bucket::TokenBucket;
 use crate::measure;
 use crate::start::{ControlEnd, Process};
 
@@ -27,6 +33,8 @@ pub struct Conversation {
     instance: String,
     endpoint: Endpoint,
     grants: Grants,
+    /// What the instance may send.
+    messages: TokenBucket,
     progress: ExchangeProgress,
     /// An earlier agent began the exchange: a message may be the answer to that agent, and is then ignored.
     resumed: bool,
@@ -72,6 +80,7 @@ impl Conversation {
             instance: instance.to_owned(),
             endpoint: Endpoint::new(control)?,
             grants,
+            messages: TokenBucket::new(MESSAGES_BURST, MESSAGES_PER_SECOND),
             progress: ExchangeProgress::Nothing,
             freezes_unanswered: 0,
             thaws_unanswered: 0,
@@ -99,11 +108,14 @@ impl Conversation {
         let grants = Grants::inherited(resources.tls, held, &resources.pools);
         let control = Channel::from(control);
         control.set_nonblocking(true)?;
+        // An earlier agent may not have done so.
+        let _ = refuse_descriptors(&control);
         Ok(Self {
             resources,
             instance: instance.to_owned(),
             endpoint: Endpoint::new(ControlEnd::Connected(control))?,
             grants,
+            messages: TokenBucket::new(MESSAGES_BURST, MESSAGES_PER_SECOND),
             progress: ExchangeProgress::Ready,
             resumed: true,
             freezes_unanswered: 0,
@@ -186,8 +198,13 @@ impl Conversation {
             }
             let overdue = if self.quiet { None } else { self.grants.overdue(ACK_TIMEOUT) };
             let can_grant = self.unsent.is_none() && !self.quiet;
+            let pause = self.messages.wait();
             let step = tokio::select! {
-                received = self.endpoint.next(process) => self.received(received),
+                received = self.endpoint.next(process), if pause.is_none() => {
+                    self.messages.take(1);
+                    self.received(received)
+                }
+                () = until(pause), if pause.is_some() => Ok(None),
                 // A connection that is made before the lease is sent follows right after the lease.
                 (grant, descriptor) = self.grants.next(), if can_grant => {
                     let change = descriptor.is_some().then_some(ShimEvent::BackendsChanged);
@@ -296,6 +313,10 @@ impl Conversation {
     }
 
     fn next_key(&mut self, connection: u64, flow: Flow) -> Result<Option<ShimEvent>, ProtocolViolation> {
+        // This agent does not know the names that an earlier one gave.
+        if !self.resumed && !self.grants.is_held(connection) {
+            return Err(ProtocolViolation::OutOfOrder { message: "next_key" });
+        }
         let key = self.grants.next_key(connection, flow);
         self.tell(&ToFunction::NextKey { connection, flow, key })?;
         Ok(None)
@@ -325,6 +346,12 @@ impl Conversation {
                 "control socket closed: {violation}"
             );
         }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.endpoint.close();
     }
 }
 

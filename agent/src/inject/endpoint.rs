@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use headstart_wire::{Channel, ToAgent, WireError};
+use headstart_wire::{Channel, ToAgent, WireError, close_aside};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -48,8 +48,13 @@ impl Endpoint {
         matches!(self, Self::Closed)
     }
 
+    /// What is unread in the socket may be descriptors, and to close those can take long.
     pub(super) fn close(&mut self) {
-        *self = Self::Closed;
+        match std::mem::replace(self, Self::Closed) {
+            Self::Connected(channel) => close_aside([channel.into_inner().into()]),
+            Self::Listening(listener) => close_aside([listener.into_inner()]),
+            Self::Closed => {}
+        }
     }
 
     /// The next thing that arrives. Safe to drop and call again. Pends for ever once closed.
@@ -95,6 +100,7 @@ async fn accept(listener: &AsyncFd<OwnedFd>, process: &dyn Process) -> Result<As
         if process.owns(pid) {
             return Ok(fd::register(channel, Interest::READABLE)?);
         }
+        close_aside([channel.into()]);
         measure::record_refused("peer");
         tracing::warn!(pid, "a process outside the instance connected to its control socket: closed");
     }

@@ -67,6 +67,11 @@ impl Grants {
         slot.map(|index| self.slots.swap_remove(index)).is_some()
     }
 
+    /// Whether the instance holds a connection of this name, whose TLS was handed over.
+    pub(super) fn is_held(&self, connection: u64) -> bool {
+        self.slots.iter().any(|(_, slot)| slot.tls_connection() == Some(connection))
+    }
+
     /// The next traffic key of a connection whose TLS was handed over; `None` when there is none.
     pub(super) fn next_key(&self, connection: u64, flow: Flow) -> Option<TrafficKey> {
         let slot = self.slots.iter().find(|(_, slot)| slot.tls_connection() == Some(connection));

@@ -130,6 +130,7 @@ async fn messages_out_of_order_close_the_socket() {
         (vec![HELLO, ACK, READY, SERVED], SERVED),
         (vec![HELLO], ToAgent::Request { backend: "db".into() }),
         (vec![HELLO, ACK], ToAgent::Request { backend: "other".into() }),
+        (vec![HELLO, ACK, READY], ToAgent::NextKey { connection: 7, flow: headstart_wire::Flow::ToServer }),
     ] {
         let (pool, _server) = pool("db", 0).await;
         let (mut conversation, function) = inherited(vec![pool]);
@@ -193,8 +194,32 @@ async fn descriptors_from_a_function_are_refused() {
     let rights = [nix::sys::socket::ControlMessage::ScmRights(&[null.as_raw_fd()])];
     let data = [std::io::IoSlice::new(&packet)];
     let flags = nix::sys::socket::MsgFlags::empty();
-    nix::sys::socket::sendmsg::<()>(function.as_raw_fd(), &data, &rights, flags, None).unwrap();
-    assert_eq!(conversation.next(&OWN).await, ShimEvent::Closed);
+    // A kernel that can forbid them does; then the function goes on without.
+    let sent = nix::sys::socket::sendmsg::<()>(function.as_raw_fd(), &data, &rights, flags, None);
+    if sent.is_err() {
+        say(&function, &[HELLO]);
+    }
+    let refused = if sent.is_ok() { ShimEvent::Closed } else { ShimEvent::Hello { hello_ns: 1 } };
+    assert_eq!(conversation.next(&OWN).await, refused);
+}
+
+/// It always has something to say.
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_floods_the_agent_gets_its_share_and_others_their_turn() {
+    let (agent, function) = Channel::pair().unwrap();
+    function.set_nonblocking(true).unwrap();
+    let mut conversation =
+        Conversation::resume(resources(Vec::new()), "orders-1", agent.into(), &[]).unwrap();
+    let fill = || (0u64..).take_while(|_| function.send(&READY, &[]).is_ok()).count();
+    let room = fill();
+    let (seconds, mut taken) = (4, 0);
+    for _ in 0..10 * seconds {
+        let pause = Duration::from_millis(100);
+        assert!(tokio::time::timeout(pause, conversation.next(&OWN)).await.is_err(), "nothing to report");
+        taken += fill();
+    }
+    let share = (MESSAGES_BURST + seconds * MESSAGES_PER_SECOND + 1) as usize;
+    assert!(taken >= room.min(share / 2) && taken <= share, "{taken} of {share}");
 }
 
 /// A listening control socket in a directory of its own, as Docker's instances get.

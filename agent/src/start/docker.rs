@@ -188,6 +188,8 @@ impl DockerRuntime {
 fn listen_in(directory: &Path) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    // Older kernels cannot.
+    let _ = headstart_wire::refuse_descriptors(&listener);
     let directory = fs::File::open(directory)?;
     let path = format!("/proc/self/fd/{}/{CONTROL_FILE}", directory.as_raw_fd());
     bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;

@@ -20,6 +20,8 @@ where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    // Older kernels cannot.
+    let _ = headstart_wire::refuse_descriptors(&ours);
     ours.set_nonblocking(true)?;
     theirs.set_nonblocking(true)?;
     let ours = {

@@ -10,7 +10,7 @@ use nix::sys::socket::{
     recv, recvmsg, sendmsg, socketpair,
 };
 
-use crate::{Direction, WireError};
+use crate::{Direction, WireError, close_aside, refuse_descriptors};
 
 /// `SCM_MAX_FD` of the kernel: with room for all of them no descriptor can be
 /// installed without our knowledge, so none leaks (unix(7), `MSG_CTRUNC`).
@@ -31,7 +31,8 @@ pub struct Channel(OwnedFd);
 
 impl Channel {
     /// A connected pair: the agent's end (non-blocking) and the function's end
-    /// (blocking). Both are close-on-exec.
+    /// (blocking). Both are close-on-exec. The function cannot send descriptors, if
+    /// the kernel can forbid it.
     ///
     /// # Errors
     /// When the process has no descriptors left.
@@ -40,6 +41,7 @@ impl Channel {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(std::io::Error::from)?;
         let agent = Self(agent);
+        let _ = refuse_descriptors(&agent);
         agent.set_nonblocking(true)?;
         Ok((agent, Self(function)))
     }
@@ -104,7 +106,7 @@ impl Channel {
     }
 
     /// Receives one message. The descriptors of an invalid message are
-    /// closed before this returns.
+    /// closed, beside this thread.
     ///
     /// # Errors
     /// See [`WireError`]; all but a would-block mean that the socket should be closed.
@@ -113,18 +115,13 @@ impl Channel {
         // One byte more than allowed tells a message at the limit from one beyond it.
         let mut packet = vec![0u8; self.next_bytes()?.min(M::MAX_BYTES + 1)];
         let (length, descriptors) = self.recv_raw(&mut packet)?;
-        if length > M::MAX_BYTES {
-            return Err(WireError::Oversized { limit: M::MAX_BYTES });
+        match decode(packet.get(..length).unwrap_or_default(), descriptors.len()) {
+            Ok(message) => Ok(ReceivedMessage { message, descriptors }),
+            Err(error) => {
+                close_aside(descriptors);
+                Err(error)
+            }
         }
-        if length == 0 {
-            return Err(WireError::Closed);
-        }
-        let message = M::decode(&packet[..length])?;
-        let expected = message.descriptors();
-        if descriptors.len() != expected {
-            return Err(WireError::Descriptors { expected, got: descriptors.len() });
-        }
-        Ok(ReceivedMessage { message, descriptors })
     }
 
     /// The bytes of the next packet, 0 at the end, without taking it (recv(2), `MSG_PEEK` and `MSG_TRUNC`).
@@ -146,6 +143,23 @@ impl Channel {
             }
         }
         Ok((received.bytes, descriptors))
+    }
+}
+
+/// The message in a packet that came with so many descriptors.
+fn decode<M: Direction>(packet: &[u8], descriptors: usize) -> Result<M, WireError> {
+    if packet.len() > M::MAX_BYTES {
+        return Err(WireError::Oversized { limit: M::MAX_BYTES });
+    }
+    if packet.is_empty() {
+        return Err(WireError::Closed);
+    }
+    let message = M::decode(packet)?;
+    let expected = message.descriptors();
+    if descriptors == expected {
+        Ok(message)
+    } else {
+        Err(WireError::Descriptors { expected, got: descriptors })
     }
 }
 

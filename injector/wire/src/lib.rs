@@ -36,6 +36,7 @@ mod channel;
 pub mod ktls;
 mod message;
 mod queue;
+mod rights;
 mod session;
 mod tls;
 
@@ -45,6 +46,7 @@ pub use message::{
     Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, ToAgent, ToFunction, VERSION,
 };
 pub use queue::accept_queue;
+pub use rights::{close_aside, refuse_descriptors};
 pub use session::{AuditFields, Session};
 pub use tls::{Flow, Suite, TlsSession, TrafficKey, TrafficKeys};
 
