@@ -121,6 +121,7 @@ impl Agent {
         let Self { setup, sensing, survivors, adopted, .. } = self;
         let (functions, grace, threads) =
             (config.functions.len(), longest_grace(&config), config.agent.data_threads);
+        manager.start_thread().context("cannot start a thread for the service manager")?;
         // The first threads besides this one: they have no more privileges than it has left.
         let data = DataThreads::start(threads).context("cannot start the data threads")?;
         setup.served.pools.values().flatten().for_each(|pool| pool.start(data.handle()));

@@ -27,11 +27,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Protocol, Socket, Type};
 
-use self::notify::{NotifySocket, WhenFull};
+use self::notify::{Notification, NotifySocket, WhenFull, cannot_notify};
 
 /// The variables in which the manager tells the agent what it stores and expects. Children of the agent must not see them.
 pub const VARIABLES: [&str; 6] =
@@ -86,6 +87,8 @@ impl ListenerKey {
 #[derive(Default)]
 pub struct ServiceManager {
     notify: Option<Arc<NotifySocket>>,
+    /// A thread that sends the messages, once the agent serves.
+    thread: Option<SyncSender<Notification>>,
     /// What an earlier agent stored and this one has not taken yet, by its name.
     inherited: HashMap<String, Vec<OwnedFd>>,
 }
@@ -112,7 +115,16 @@ impl ServiceManager {
                 None
             }
         });
-        Self { notify, inherited }
+        Self { notify, thread: None, inherited }
+    }
+
+    /// From now on another thread waits for the manager, which may be slow.
+    ///
+    /// # Errors
+    /// When the system has no more threads.
+    pub fn start_thread(&mut self) -> io::Result<()> {
+        self.thread = self.notify.clone().map(NotifySocket::start).transpose()?;
+        Ok(())
     }
 
     /// Whether an earlier agent's socket for this key may be there.
@@ -181,7 +193,7 @@ impl ServiceManager {
     /// Another connection to the same manager, without the inherited descriptors.
     #[must_use]
     pub fn without_inherited(&self) -> Self {
-        Self { notify: self.notify.clone(), inherited: HashMap::new() }
+        Self { notify: self.notify.clone(), thread: self.thread.clone(), inherited: HashMap::new() }
     }
 
     /// Stores a new socket for the next agent.
@@ -215,10 +227,15 @@ impl ServiceManager {
 
     fn tell(&self, state: &str, descriptor: Option<&OwnedFd>) {
         let Some(notify) = &self.notify else { return };
-        let descriptors = descriptor.map(AsFd::as_fd);
-        if let Err(error) = notify.send(state, descriptors.as_slice(), WhenFull::Wait) {
-            let notification = state.replace('\n', " ");
-            tracing::warn!(notification, "the service manager cannot be notified: {error}");
+        let sent = match &self.thread {
+            None => notify.send(state, descriptor.map(AsFd::as_fd).as_slice(), WhenFull::Wait),
+            Some(thread) => descriptor.map(OwnedFd::try_clone).transpose().and_then(|descriptor| {
+                let notification = Notification { state: state.to_owned(), descriptor };
+                thread.try_send(notification).map_err(|_full| io::ErrorKind::WouldBlock.into())
+            }),
+        };
+        if let Err(error) = sent {
+            cannot_notify(state, &error);
         }
     }
 }

@@ -33,6 +33,9 @@ pub(crate) use client::{CancelKey, CancelRegistration, ClientSession};
 /// Pause after a failed accept. The usual error, too many open files, ends only when something is closed.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Clients of one instance that are told at a time that there are too many. Further ones are only disconnected.
+const TURNED_AWAY_MAX: usize = 16;
+
 /// The target of the log lines that say which instance has which connection.
 pub const AUDIT: &str = "headstart::audit";
 
@@ -40,9 +43,15 @@ pub const AUDIT: &str = "headstart::audit";
 #[derive(Debug)]
 pub struct Sockets {
     sockets: Vec<Arc<BackendSocket>>,
-    /// One permit for each client that may be connected.
-    permits: Arc<Semaphore>,
+    places: Places,
     tasks: JoinSet<()>,
+}
+
+/// How many clients of one instance may be connected.
+#[derive(Debug, Clone)]
+struct Places {
+    served: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
 }
 
 impl Sockets {
@@ -60,7 +69,10 @@ impl Sockets {
         clients_max: usize,
     ) -> io::Result<Self> {
         let (mut sockets, mut tasks) = (Vec::new(), JoinSet::new());
-        let permits = Arc::new(Semaphore::new(clients_max));
+        let places = Places {
+            served: Arc::new(Semaphore::new(clients_max)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
+        };
         let function: Arc<str> = function.into();
         for pool in pools {
             let data = pool.data()?;
@@ -75,10 +87,10 @@ impl Sockets {
                 first: Mutex::new(None),
                 cancels: Mutex::default(),
             });
-            tasks.spawn_on(accept(Listener::Unix(listener), Arc::clone(&socket), Arc::clone(&permits)), data);
+            tasks.spawn_on(accept(Listener::Unix(listener), Arc::clone(&socket), places.clone()), data);
             sockets.push(socket);
         }
-        Ok(Self { sockets, permits, tasks })
+        Ok(Self { sockets, places, tasks })
     }
 
     /// Serves clients of this listener too, with connections of this backend. The listener must be in a network namespace
@@ -95,7 +107,7 @@ impl Sockets {
             let _its_reactor = data.enter();
             Listener::Tcp(TcpListener::from_std(listener)?)
         };
-        self.tasks.spawn_on(accept(listener, Arc::clone(socket), Arc::clone(&self.permits)), data);
+        self.tasks.spawn_on(accept(listener, Arc::clone(socket), self.places.clone()), data);
         Ok(())
     }
 
@@ -143,20 +155,24 @@ impl Listener {
     }
 }
 
-async fn accept(listener: Listener, socket: Arc<BackendSocket>, permits: Arc<Semaphore>) {
+async fn accept(listener: Listener, socket: Arc<BackendSocket>, places: Places) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(client) => {
-                    let permit = Arc::clone(&permits).try_acquire_owned();
                     let socket = Arc::clone(&socket);
-                    clients.spawn(async move {
-                        match permit {
-                            Ok(_permit) => client::serve(client, &socket).await,
-                            Err(_) => socket.pool.protocol().turn_away(client).await,
-                        }
-                    });
+                    if let Ok(place) = Arc::clone(&places.served).try_acquire_owned() {
+                        clients.spawn(async move {
+                            client::serve(client, &socket).await;
+                            drop(place);
+                        });
+                    } else if let Ok(place) = Arc::clone(&places.turned_away).try_acquire_owned() {
+                        clients.spawn(async move {
+                            socket.pool.protocol().turn_away(client).await;
+                            drop(place);
+                        });
+                    }
                 }
                 Err(error) => {
                     tracing::error!(backend = socket.pool.name(), "no client can be accepted: {error}");

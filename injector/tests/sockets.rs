@@ -171,6 +171,27 @@ async fn too_many_clients_are_told_and_the_first_connection_is_ready_before_it_i
     assert!((0..100).any(|_| bed.query("select 1") == "1"), "there is room again");
 }
 
+/// A client that says nothing costs a descriptor of the agent for as long as its place is its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_say_nothing_are_no_more_than_there_are_places() {
+    let Some(bed) = Bed::new(1) else { return };
+    let host = bed.host();
+    let closed = tokio::task::spawn_blocking(move || {
+        let clients: Vec<_> = (0..100).map(|_| socket(&host)).collect();
+        let ended = |client: &&UnixStream| {
+            client.set_nonblocking(true).expect("a socket");
+            matches!((&**client).read(&mut [0; 64]), Ok(0))
+        };
+        let began = std::time::Instant::now();
+        // One is served, and sixteen are asked what they want.
+        while clients.iter().filter(ended).count() < 100 - 17 {
+            assert!(began.elapsed().as_secs() < 30, "{}", clients.iter().filter(ended).count());
+            std::thread::yield_now();
+        }
+    });
+    closed.await.expect("clients");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_named() {
     let Some(bed) = Bed::new(8) else { return };

@@ -8,7 +8,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::fstat;
 use socket2::{Domain, SockRef, Type};
 
-use super::notify::{NotifySocket, WhenFull};
+use super::notify::{NotifySocket, WhenFull, cannot_notify};
 
 /// Without these seals a peer could truncate the page while another process has it mapped (memfd_create(2)).
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
@@ -56,8 +56,7 @@ impl DescriptorStore {
     fn tell(&self, state: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), StoreError> {
         let notify = self.0.as_deref().ok_or(StoreError::NoManager)?;
         notify.send(state, descriptors, WhenFull::Fail).map_err(|error| {
-            let notification = state.replace('\n', " ");
-            tracing::warn!(notification, "the service manager cannot be notified: {error}");
+            cannot_notify(state, &error);
             StoreError::NotReading
         })
     }

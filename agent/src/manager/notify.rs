@@ -2,9 +2,12 @@
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
@@ -19,6 +22,15 @@ pub(super) enum WhenFull {
     Wait,
     /// Return an error.
     Fail,
+}
+
+/// Messages that may wait for a manager that does not read them.
+const WAITING_MAX: usize = 1024;
+
+/// A message that another thread sends.
+pub(super) struct Notification {
+    pub(super) state: String,
+    pub(super) descriptor: Option<OwnedFd>,
 }
 
 /// A socket to the manager.
@@ -43,6 +55,21 @@ impl NotifySocket {
         Ok(Self { socket, manager })
     }
 
+    /// Starts a thread that sends messages in their order, so that nobody else waits for the manager.
+    pub(super) fn start(self: Arc<Self>) -> io::Result<SyncSender<Notification>> {
+        let (sender, waiting) = sync_channel::<Notification>(WAITING_MAX);
+        let send = move || {
+            for Notification { state, descriptor } in waiting {
+                let descriptors = descriptor.as_ref().map(AsFd::as_fd);
+                if let Err(error) = self.send(&state, descriptors.as_slice(), WhenFull::Wait) {
+                    cannot_notify(&state, &error);
+                }
+            }
+        };
+        thread::Builder::new().name("notify".to_owned()).spawn(send)?;
+        Ok(sender)
+    }
+
     /// Sends one message, with or without descriptors.
     pub(super) fn send(
         &self,
@@ -61,4 +88,9 @@ impl NotifySocket {
         sendmsg(self.socket.as_raw_fd(), &text, control, flags, Some(&self.manager))?;
         Ok(())
     }
+}
+
+pub(super) fn cannot_notify(state: &str, error: &io::Error) {
+    let notification = state.replace('\n', " ");
+    tracing::warn!(notification, "the service manager cannot be notified: {error}");
 }

@@ -25,7 +25,10 @@ fn listener() -> (OwnedFd, SocketAddr) {
 }
 
 fn holding(key: impl ToString, descriptor: impl Into<OwnedFd>) -> ServiceManager {
-    ServiceManager { notify: None, inherited: HashMap::from([(key.to_string(), vec![descriptor.into()])]) }
+    ServiceManager {
+        inherited: HashMap::from([(key.to_string(), vec![descriptor.into()])]),
+        ..ServiceManager::default()
+    }
 }
 
 /// A manager to talk to, on an abstract socket or in a directory.
@@ -36,7 +39,7 @@ fn listening(path: &str) -> (UnixDatagram, ServiceManager) {
     };
     let socket = UnixDatagram::bind_addr(&at).unwrap();
     let notify = Some(Arc::new(NotifySocket::to(path.as_ref()).unwrap()));
-    (socket, ServiceManager { notify, inherited: HashMap::new() })
+    (socket, ServiceManager { notify, ..ServiceManager::default() })
 }
 
 /// The next message, and how many descriptors came with it.
@@ -61,6 +64,28 @@ fn stored(socket: &UnixDatagram) -> (String, Vec<OwnedFd>) {
     }
     let length = message.bytes;
     (String::from_utf8_lossy(&bytes[..length]).into_owned(), descriptors)
+}
+
+#[test]
+fn a_manager_that_does_not_read_is_waited_for_by_a_thread_that_keeps_the_order() {
+    let (socket, mut manager) = listening("@headstart-test-slow-manager");
+    manager.start_thread().unwrap();
+    let (listener, address) = listener();
+    let began = std::time::Instant::now();
+    // More than the queue of the socket holds (net.unix.max_dgram_qlen).
+    let count = 900;
+    for number in 0..count {
+        let key = ListenerKey::Hidden(address, number);
+        if number % 2 == 0 { manager.store_listener(key, &listener) } else { manager.remove_listener(key) }
+    }
+    assert!(began.elapsed().as_secs() < 5, "nobody waits: {:?}", began.elapsed());
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    let mut bytes = [0; 256];
+    for number in 0..count {
+        let length = socket.recv(&mut bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes[..length]);
+        assert!(text.ends_with(&format!("-{number}")), "{number}: {text}");
+    }
 }
 
 #[test]

@@ -35,8 +35,8 @@ fn control() -> (OwnedFd, Channel) {
 
 fn inherited(descriptors: Vec<OwnedFd>) -> ServiceManager {
     ServiceManager {
-        notify: None,
         inherited: HashMap::from([(descriptor_store::name(INSTANCE), descriptors)]),
+        ..ServiceManager::default()
     }
 }
 
