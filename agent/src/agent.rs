@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api::server::{Doors, Server, ServerTask};
 use crate::data::DataThreads;
+use crate::log::LogWriter;
 use crate::manager::ServiceManager;
 use crate::measure::{self, Export, StartHistory};
 use crate::node::{AdoptedInstance, Node, NodeHandle};
@@ -114,7 +115,7 @@ impl Agent {
     ///
     /// # Errors
     /// When threads cannot be started, or the API or the pins fail at the end.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, log: LogWriter) -> anyhow::Result<()> {
         let of_drivers = self.setup.served.drivers.capabilities(&self.config.functions);
         give_up_privileges(privilege::needs(&self.config, of_drivers, !self.survivors.is_empty()));
         let Self { options, config, mut manager, mut stop, hangup, _lock, pins, export, admin, .. } = self;
@@ -122,6 +123,7 @@ impl Agent {
         let (functions, grace, threads) =
             (config.functions.len(), longest_grace(&config), config.agent.data_threads);
         manager.start_thread().context("cannot start a thread for the service manager")?;
+        log.start().context("cannot start a thread for the log")?;
         // The first threads besides this one: they have no more privileges than it has left.
         let data = DataThreads::start(threads).context("cannot start the data threads")?;
         setup.served.pools.values().flatten().for_each(|pool| pool.start(data.handle()));

@@ -28,6 +28,7 @@ pub mod data;
 mod fd;
 mod http;
 mod instance;
+mod log;
 pub mod manager;
 pub mod node;
 pub mod privilege;

@@ -5,9 +5,9 @@ mod metrics;
 mod timeline;
 
 pub use metrics::{
-    Export, declare, install, record_decision, record_inject, record_lost, record_outcome, record_overload,
-    record_refused, record_reload, record_spent, record_stages, record_suppressed, record_syn, record_thaw,
-    record_transition, record_unused, scrape,
+    Export, declare, install, record_decision, record_inject, record_log_left_out, record_lost,
+    record_outcome, record_overload, record_refused, record_reload, record_spent, record_stages,
+    record_suppressed, record_syn, record_thaw, record_transition, record_unused, scrape,
 };
 pub use timeline::{Stages, StartOutcome, Timeline};
 

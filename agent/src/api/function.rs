@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::log;
 
 use crate::event::FailureCause;
 
@@ -37,6 +39,12 @@ impl Function {
             Self::Unavailable(function) => Err(function),
         }
     }
+}
+
+/// Whoever reads it shows it on a terminal, and functions have a part in it.
+fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.map(|text| log::printable(&text).into_owned()))
 }
 
 /// A configured function that cannot be served, and why.
@@ -101,6 +109,7 @@ pub struct FunctionStatus {
     #[serde(default)]
     pub removing: usize,
     /// What went wrong last, with a container or an instance, until one is ready.
+    #[serde(default, deserialize_with = "printable")]
     pub last_error: Option<String>,
     /// Starts that have failed in a row; 0 again in a cool-down.
     #[serde(default)]

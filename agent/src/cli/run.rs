@@ -1,14 +1,12 @@
 //! `headstart run`: the agent itself.
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use headstart_config::LogFormat;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tracing_subscriber::EnvFilter;
 
 use super::arguments::ConfigArgs;
 use crate::agent::{Agent, AgentOptions};
+use crate::log;
 use crate::manager::ServiceManager;
 
 /// `headstart run`.
@@ -34,32 +32,24 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
-    init_log(config.agent.log);
+    let log = log::init(config.agent.log);
     if let Err(error) = raised {
         tracing::warn!("the limit of open files stays as it is: {error}");
     }
     // One thread: a start passes through several tasks, and waking another thread costs more than any of them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let writer = log.clone();
     let options = AgentOptions { file: args.config.config.clone(), unpin: args.unpin };
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         match Agent::build(options, config, manager).await? {
-            Some(agent) => agent.run().await,
+            Some(agent) => agent.run(writer).await,
             None => Ok(()),
         }
-    })?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn init_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
+    });
+    // A thread that waits for a name server, or for a client, must not keep the agent from ending.
+    runtime.shutdown_background();
+    log.flush();
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 /// Listeners, control sockets and pooled connections are all descriptors: take as many as are allowed.

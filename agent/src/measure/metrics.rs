@@ -37,6 +37,7 @@ const INSTANCES: &str = "headstart_instances";
 const TRANSITIONS: &str = "headstart_instance_transitions_total";
 const THAW: &str = "headstart_thaw_seconds";
 const OVERLOAD: &str = "headstart_overload_answers_total";
+const LOG_LEFT_OUT: &str = "headstart_log_lines_left_out_total";
 
 enum MetricKind {
     Counter,
@@ -46,7 +47,7 @@ enum MetricKind {
 use MetricKind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric.
-const DECLARED: [(&str, MetricKind, Unit, &str); 28] = [
+const DECLARED: [(&str, MetricKind, Unit, &str); 29] = [
     (
         SYN_EVENTS,
         Counter,
@@ -58,6 +59,12 @@ const DECLARED: [(&str, MetricKind, Unit, &str); 28] = [
         Counter,
         Unit::Count,
         "Demand that needed no start of its own, and SYNs that may cause no early one, by reason",
+    ),
+    (
+        LOG_LEFT_OUT,
+        Counter,
+        Unit::Count,
+        "Lines that the log lacks: functions print too many, or the log is read too slowly",
     ),
     (RELOADS, Counter, Unit::Count, "Times that the configuration was to be read again, by outcome"),
     (SYN_LOST, Counter, Unit::Count, "Events that the agent did not learn of; the accept queue starts those"),
@@ -141,6 +148,9 @@ const REFUSED_REASONS: [&str; 11] = [
 /// The reasons of [`SYN_LOST`] that are found in user space.
 const LOST_REASONS: [&str; 4] = ["inbox_full", "record_length", "record_kind", "stale"];
 
+/// Whose lines [`LOG_LEFT_OUT`] counts.
+const LOG_SOURCES: [&str; 2] = ["agent", "functions"];
+
 /// The outcomes of [`RELOADS`].
 const RELOAD_OUTCOMES: [&str; 2] = ["applied", "refused"];
 
@@ -184,6 +194,9 @@ pub fn install() -> Result<Export, BuildError> {
     }
     for outcome in RELOAD_OUTCOMES {
         counter!(RELOADS, "outcome" => outcome).increment(0);
+    }
+    for of in LOG_SOURCES {
+        counter!(LOG_LEFT_OUT, "of" => of).increment(0);
     }
     for reason in LOST_REASONS {
         counter!(SYN_LOST, "reason" => reason).increment(0);
@@ -343,6 +356,11 @@ fn float(count: usize) -> f64 {
 pub fn record_reload(applied: bool) {
     let [taken, refused] = RELOAD_OUTCOMES;
     counter!(RELOADS, "outcome" => if applied { taken } else { refused }).increment(1);
+}
+
+/// Lines of the agent or of functions that the log lacks.
+pub fn record_log_left_out(of: &'static str, lines: u64) {
+    counter!(LOG_LEFT_OUT, "of" => of).increment(lines);
 }
 
 /// A SYN event that the agent could not take, by reason.

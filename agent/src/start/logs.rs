@@ -8,9 +8,28 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::bucket::TokenBucket;
+use crate::log::FUNCTION;
+use crate::measure;
 
 /// Longest line in bytes; longer ones are logged in pieces.
 const MAX_LINE_BYTES: usize = 4096;
+
+/// Lines that an instance may print at once, and a second from then on; a line counts once for each [`LINE_BYTES`].
+const LINES_BURST: u32 = 1000;
+const LINES_PER_SECOND: u32 = 100;
+const LINE_BYTES: usize = 512;
+
+/// How often it is said how many lines were left out.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+
+/// The pause after a read while lines are left out: an instance that prints without end waits in its write.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Bytes that are cut into lines before others have their turn.
+const TURN_BYTES: usize = 256;
 
 /// Read at a time, in bytes: with [`MAX_LINE_BYTES`] all that is buffered of one
 /// instance. A function that prints faster than that is logged waits in its write.
@@ -41,6 +60,10 @@ pub(super) struct Lines {
     instance: String,
     partial: Vec<u8>,
     last: Arc<Mutex<String>>,
+    budget: TokenBucket,
+    /// Lines that were not logged, and when that was last said.
+    left_out: u64,
+    said_at: Option<Instant>,
 }
 
 impl Lines {
@@ -50,6 +73,9 @@ impl Lines {
             instance: instance.to_owned(),
             partial: Vec::new(),
             last: Arc::default(),
+            budget: TokenBucket::new(LINES_BURST, LINES_PER_SECOND),
+            left_out: 0,
+            said_at: None,
         }
     }
 
@@ -68,14 +94,42 @@ impl Lines {
     }
 
     /// Logs what has no line end yet.
-    pub(super) fn flush(&mut self) {
+    fn flush(&mut self) {
         let line = String::from_utf8_lossy(&self.partial).trim_end_matches('\r').to_owned();
         self.partial.clear();
         if line.is_empty() {
             return;
         }
-        tracing::info!(target: "function", function = %self.function, instance = %self.instance, "{line}");
+        let cost = u32::try_from(line.len() / LINE_BYTES + 1).unwrap_or(u32::MAX);
+        if self.budget.take(cost) {
+            tracing::info!(target: FUNCTION, function = %self.function, instance = %self.instance, "{line}");
+        } else {
+            self.left_out += 1;
+            if self.said_at.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                self.say_left_out();
+            }
+        }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = line;
+    }
+
+    /// Logs what has no line end, and how many lines were left out.
+    pub(super) fn end(&mut self) {
+        self.flush();
+        self.say_left_out();
+    }
+
+    fn is_leaving_out(&self) -> bool {
+        self.left_out > 0
+    }
+
+    fn say_left_out(&mut self) {
+        let lines = std::mem::take(&mut self.left_out);
+        if lines > 0 {
+            self.said_at = Some(Instant::now());
+            measure::record_log_left_out("functions", lines);
+            let (function, instance) = (&self.function, &self.instance);
+            tracing::warn!(function, instance, "{lines} lines left out that it has printed");
+        }
     }
 }
 
@@ -93,10 +147,27 @@ impl Logs {
         let task = tokio::spawn(async move {
             let mut output = std::pin::pin!(output);
             let mut buffer = [0u8; READ_BYTES];
-            while let Ok(length @ 1..) = output.read(&mut buffer).await {
-                lines.push(&buffer[..length]);
+            loop {
+                let read = match lines.is_leaving_out() {
+                    false => output.read(&mut buffer).await,
+                    true => match tokio::time::timeout(SAY_EVERY, output.read(&mut buffer)).await {
+                        Ok(read) => read,
+                        Err(_) => {
+                            lines.say_left_out();
+                            continue;
+                        }
+                    },
+                };
+                let Ok(length @ 1..) = read else { break };
+                for turn in buffer[..length].chunks(TURN_BYTES) {
+                    lines.push(turn);
+                    tokio::task::yield_now().await;
+                }
+                if lines.is_leaving_out() {
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
-            lines.flush();
+            lines.end();
         });
         Self { task, last }
     }

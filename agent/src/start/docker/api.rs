@@ -190,8 +190,10 @@ impl Api {
             output.next().await
         {
             lines.push(&message);
+            // What has come already must not keep others waiting.
+            tokio::task::yield_now().await;
         }
-        lines.flush();
+        lines.end();
     }
 
     /// Stops all processes of a running container. Can be repeated.
