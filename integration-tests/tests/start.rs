@@ -410,7 +410,9 @@ fn signal(agent: &RunningAgent, signal: Signal) {
         let status = format!("/proc/{}/status", agent.id());
         cli::eventually("its end", LIMIT, || {
             let text = fs::read_to_string(&status).unwrap_or_default();
-            Ok((text.is_empty() || text.contains("State:\tZ")).then_some(()))
+            // What it had open is closed when its last thread has ended.
+            let threads = fs::read_dir(format!("/proc/{}/task", agent.id())).map_or(0, Iterator::count);
+            Ok((text.is_empty() || (text.contains("State:\tZ") && threads <= 1)).then_some(()))
         })
         .unwrap();
     }
