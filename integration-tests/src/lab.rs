@@ -39,6 +39,7 @@ pub mod fixture;
 pub mod node;
 pub mod siege;
 pub mod site;
+pub mod stall;
 
 pub use agent::{AgentSetup, RunningAgent, StoppedAgent, binary, now_ns};
 pub use bridge::Bridge;

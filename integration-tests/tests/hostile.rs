@@ -2,14 +2,19 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::stall::{MODES, StalledNode};
 use headstart_integration_tests::lab::{AgentSetup, binary, cli, client, fixture, privilege};
 
 const RUNTIME: &str = "oci";
 
 /// Of two bytes: more than a pipe holds, and than the agent takes of one function at once.
 const LINES: usize = 200_000;
+
+/// Far more than anything takes on a machine that is busy itself; `make bench` measures how long it takes.
+const LONGEST: Duration = Duration::from_secs(5);
 
 fn ready() -> bool {
     privilege::require_root("containers") && privilege::require_tools(&["runc"])
@@ -68,4 +73,30 @@ fn a_log_reader_that_pauses_holds_up_nobody_and_no_function_fills_or_forges_the_
     assert!(count("forged") > 0);
     assert!(!lines.iter().any(|line| line.contains(['\r', '\0', '\u{1b}'])));
     drop(stopped);
+}
+
+#[test]
+fn a_function_that_keeps_the_agent_busy_makes_no_neighbour_wait() {
+    if !ready() {
+        return;
+    }
+    let node = StalledNode::new().unwrap();
+    for (mode, _) in MODES {
+        for waits in node.block(Some(mode), 3).unwrap() {
+            let longest = waits.healthz.max(waits.cold).max(waits.wake);
+            assert!(longest < LONGEST, "{mode}: {waits:?}\n{}", node.agent.log());
+        }
+    }
+    let log = node.agent.log();
+    let count =
+        |of: &str, what: &str| log.lines().filter(|line| line.contains(of) && line.contains(what)).count();
+    for (of, what, times) in [
+        ("printer", "lines left out", 1),
+        ("asker", "connection handed over", 50),
+        ("blocker", "clients answered", 1),
+        ("ender", "was ended by an instance", 1),
+    ] {
+        assert!(count(of, what) >= times, "{of} was under way: {what}, {}", count(of, what));
+    }
+    assert!(node.agent.stop().unwrap().success());
 }
