@@ -31,6 +31,9 @@ use crate::setup::{self, Setup, state_dir};
 use crate::start::{self, Drivers, Survivors};
 use crate::syn::{self, Kernel, Pins, Reader, RunningSensors, SensorTasks};
 
+/// Ports below this one need a capability (ip(7), `ip_unprivileged_port_start`).
+const PRIVILEGED_END: u16 = 1024;
+
 /// What the operator asks of the agent.
 pub struct AgentOptions {
     /// The file that the configuration came from; a reload reads it again.
@@ -117,7 +120,8 @@ impl Agent {
     /// When threads cannot be started, or the API or the pins fail at the end.
     pub(crate) async fn run(self, log: LogWriter) -> anyhow::Result<()> {
         let of_drivers = self.setup.served.drivers.capabilities(&self.config.functions);
-        give_up_privileges(privilege::needs(&self.config, of_drivers, !self.survivors.is_empty()));
+        let needs = privilege::needs(&self.config, of_drivers, !self.survivors.is_empty());
+        give_up_privileges(needs | of_ports(&self.setup.served, &self.config));
         let Self { options, config, mut manager, mut stop, hangup, _lock, pins, export, admin, .. } = self;
         let Self { setup, sensing, survivors, adopted, .. } = self;
         let (functions, grace, threads) =
@@ -191,6 +195,14 @@ impl Agent {
 /// The longest time that an instance may take to stop.
 fn longest_grace(config: &Config) -> Duration {
     config.functions.iter().map(|function| function.stop_grace).max().unwrap_or_default()
+}
+
+/// What opens a port later that could not be opened yet.
+fn of_ports(served: &setup::ServingSet, config: &Config) -> CapabilitySet {
+    let missing = |name: &str| served.unavailable.iter().any(|one| one.name == name);
+    let privileged = |port: u16| port < PRIVILEGED_END;
+    let needed = config.functions.iter().any(|one| privileged(one.listen.port()) && missing(&one.name));
+    if needed { CapabilitySet::NET_BIND_SERVICE } else { CapabilitySet::empty() }
 }
 
 /// Everything that needs them is done, and no other thread exists yet.

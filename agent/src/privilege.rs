@@ -9,7 +9,7 @@
 //! Linux 6.6 the holder of a loaded program may attach it to interfaces that appear later, too.
 //!
 //! What is dropped always: loading eBPF, modules and raw packets, the clock, the
-//! kernel's log, binding more privileged ports, and the rest. With `oci` and
+//! kernel's log, binding more privileged ports (unless one is busy, and tried again), and the rest. With `oci` and
 //! `process` functions `CAP_SYS_ADMIN` stays, for namespaces and mounts; it is a
 //! great deal, and includes using bpf(2). A node that has only functions of a daemon
 //! keeps nothing of it: there the daemon has the powers.
@@ -46,7 +46,7 @@ const OLD_TC: CapabilitySet = CapabilitySet::NET_ADMIN;
 const OLD_BPF: CapabilitySet = CapabilitySet::BPF;
 
 /// Every capability that may be kept, with its name in logs.
-const NAMES: [(CapabilitySet, &str); 13] = [
+const NAMES: [(CapabilitySet, &str); 14] = [
     (CapabilitySet::SYS_ADMIN, "SYS_ADMIN"),
     (CapabilitySet::SETUID, "SETUID"),
     (CapabilitySet::SETGID, "SETGID"),
@@ -60,6 +60,7 @@ const NAMES: [(CapabilitySet, &str); 13] = [
     (CapabilitySet::SYS_RESOURCE, "SYS_RESOURCE"),
     (CapabilitySet::NET_ADMIN, "NET_ADMIN"),
     (CapabilitySet::BPF, "BPF"),
+    (CapabilitySet::NET_BIND_SERVICE, "NET_BIND_SERVICE"),
 ];
 
 /// Why privileges stay as they are.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
@@ -135,6 +136,25 @@ fn all_served(clients: Vec<JoinHandle<HttpReply>>) {
         let reply = client.join().unwrap();
         assert_eq!(reply.status, 200, "{}", reply.body);
     }
+}
+
+#[test]
+fn a_port_that_was_busy_is_served_once_it_is_free() {
+    if !ready(&[]) {
+        return;
+    }
+    let function = fixture::function("plain", RUNTIME, "").unwrap();
+    let squatter = TcpListener::bind(("0.0.0.0", function.port)).unwrap();
+    let agent = AgentSetup::default().config(&function.text("late", &[])).start_unready().unwrap();
+    let unready = agent.ask("GET", "/readyz").unwrap();
+    assert!(unready.status == 503 && unready.body.contains("is in use"), "{}", unready.body);
+    drop(squatter);
+    agent.wait_log("served now", LIMIT).unwrap();
+    function.rest(&agent, "late").unwrap();
+    assert_eq!(client::get(function.local(), "/", LIMIT).unwrap().body, fixture::ALIVE);
+    assert_eq!(agent.ask("GET", "/readyz").unwrap().status, 200);
+    assert_eq!(agent.log().matches("not served").count(), 1, "said once");
+    assert!(agent.stop().unwrap().success());
 }
 
 /// With too few descriptors it would neither serve nor end.

@@ -89,8 +89,7 @@ impl Explanation {
             }
             Function::Unavailable(unavailable) => Self {
                 why: unavailable.reason.clone(),
-                stays: "until the cause is gone and the configuration is read again (headstart reload)"
-                    .into(),
+                stays: "until the cause is gone: the agent tries again, every 30 s at the latest".into(),
                 awake: None,
                 next_syn: Next::NotServed,
                 next_syn_text: next::NOT_SERVED.into(),

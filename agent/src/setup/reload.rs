@@ -12,10 +12,11 @@
 //! gone                            removed: instances drain, clients are answered, then the listener closes
 //! ```
 //!
-//! `[agent]` and `[syn]` are read only when the agent starts.
+//! `[agent]` and `[syn]` are read only when the agent starts. A function whose port was busy is tried again (`retry.rs`).
 
 mod ended;
 mod plan;
+mod retry;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::ended::EndedListeners;
 use self::plan::Plan;
+use self::retry::Retry;
 use crate::api::server::{Overview, ReloadRequest};
 use crate::api::{ReloadOutcome, Unavailable};
 use crate::manager::ServiceManager;
@@ -62,6 +64,8 @@ pub struct Reload {
     node: NodeHandle,
     /// Where new pools run.
     data: DataHandle,
+    /// When what is not served is tried again.
+    retry: Retry,
 }
 
 impl Reload {
@@ -94,6 +98,7 @@ impl Reload {
             keys: None,
             node,
             data,
+            retry: Retry::begin(),
         };
         let backends = reload.config.backends.iter();
         reload.credentials =
@@ -123,7 +128,7 @@ impl Reload {
     }
 
     /// Reads it at each SIGHUP and each request, until the server of the API has ended. In between it binds listeners anew
-    /// that instances have ended.
+    /// that instances have ended, and tries to serve what could not be served.
     pub async fn run(mut self, mut requests: mpsc::Receiver<ReloadRequest>, mut hangup: Signal) {
         loop {
             let request = tokio::select! {
@@ -134,6 +139,10 @@ impl Reload {
                 Some(()) = hangup.recv() => None,
                 (name, pause) = self.ended.next() => {
                     self.renew_listener(name, pause).await;
+                    continue;
+                }
+                () = self.retry.due(), if self.has_unavailable() => {
+                    self.retry().await;
                     continue;
                 }
             };
@@ -212,6 +221,7 @@ impl Reload {
             }
         }
         self.unavailable = unavailable;
+        self.retry = Retry::begin();
         self.publish();
         outcome
     }

@@ -127,7 +127,7 @@ impl Reload {
     }
 
     /// A new service, with the listener that it has already or a new one.
-    fn service(
+    pub(super) fn service(
         &self,
         config: &Config,
         function: &Function,
