@@ -13,8 +13,8 @@ use headstart_ebpf::maps::FUNCTION_AUTH_CONNECT;
 use headstart_ebpf::packet::{Bytes, IpWords, Options, Syn, TCP_LEN, is_syn};
 
 use crate::frame::CopiedPacket;
-use crate::request::{is_opened, requested_function};
-use crate::tables::{count, entry, settings};
+use crate::request::{flow, is_opened, requested_function};
+use crate::tables::{count, entry, forget_other, settings};
 
 /// Offsets of the source address; the destination address follows it (RFC 791, 3.1; RFC 8200, 3).
 const V4_SOURCE: u32 = 12;
@@ -28,6 +28,10 @@ pub(crate) fn refuses(ctx: &SkBuffContext) -> bool {
     // Without an entry, the agent has not written it yet, or a local client has found a hidden listener.
     let Some((default, settings)) = entry(syn.dst, syn.dst_port, 0).zip(settings()) else { return refuse() };
     let requested = requested_function(&CopiedPacket(ctx), &syn, &options, default, settings);
+    // The socket lookup has led it here because of an earlier connection, which no sensor has seen end.
+    if forget_other(flow(&syn), requested.entry.function) {
+        return refuse();
+    }
     if requested.is_tagged || requested.entry.flags & FUNCTION_AUTH_CONNECT == 0 {
         return false;
     }

@@ -13,8 +13,8 @@ use crate::budget::{announce, announce_authenticated, spend};
 use crate::frame::{CopiedPacket, LinearPacket, PacketBuffer};
 use crate::request::{flow, is_none, is_opened, requested_function, tag, use_tag, wants_key};
 use crate::tables::{
-    OPENED, STATS, STEERED, entry, exact_entry, is_ignored, is_owned, remember_reported, settings,
-    source_rule,
+    OPENED, STATS, STEERED, entry, exact_entry, forget_other, is_ignored, is_owned, remember_reported,
+    settings, source_rule,
 };
 
 /// A bit beside the number of a [`Stat`]: drop the packet. Both are in one number, so that functions can return it.
@@ -76,6 +76,10 @@ fn at_syn<B: Bytes>(frame: &B, syn: &Syn, options: &Options) -> u32 {
     }
     let requested = requested_function(frame, syn, options, default, settings);
     let entry = requested.entry;
+    if !requested.is_steered {
+        // A client uses a port again, or somebody else has used its address.
+        forget_other(flow(syn), entry.function);
+    }
     if is_none(entry) {
         return Stat::Unowned as u32;
     }

@@ -66,6 +66,18 @@ pub(crate) static STATS: PerCpuArray<SensorCounters, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static OPTIONS: PerCpuArray<OptionArea, 1> = PerCpuArray::new();
 
+/// Forgets where an earlier connection with these two ends went, unless it went to `function`. Whether it did.
+#[inline(always)]
+pub(crate) fn forget_other(flow: PacketFlow, function: u32) -> bool {
+    // SAFETY: one word, read in one access.
+    let is_other = unsafe { STEERED.get(flow) }.is_some_and(|steered| *steered != function);
+    if is_other {
+        // If another program has removed it meanwhile, it is gone all the same.
+        let _gone = STEERED.remove(flow);
+    }
+    is_other
+}
+
 /// Counts one `stat`.
 #[inline(always)]
 pub(crate) fn count(stat: Stat) {

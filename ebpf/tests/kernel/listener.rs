@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use aya::programs::SocketFilter;
 use headstart_ebpf::event::Stat;
 use headstart_ebpf::maps::{
-    FUNCTION_AUTH_CONNECT, FUNCTION_AUTH_WAKE, FUNCTION_OPTION, OpenedKey, PROGRAM_GATE, PortKey,
+    FUNCTION_AUTH_CONNECT, FUNCTION_AUTH_WAKE, FUNCTION_OPTION, OpenedKey, PROGRAM_GATE, PacketFlow, PortKey,
 };
 use headstart_ebpf::option::FunctionOption;
 use headstart_ebpf::packet::IpWords;
@@ -124,6 +124,29 @@ fn the_named_functions_flags_decide() {
         assert_eq!(refused(&kernel), 1);
         send_syn(2003, port, 1, &FunctionOption::tagged(KEY, 1, EPOCH, CLOSED, port, 1).encode());
         assert_eq!(refused(&kernel), 1);
+    });
+}
+
+/// The socket lookup leads a client to the listener that an earlier one has named with a key.
+#[test]
+fn a_connection_that_was_steered_for_another_client_is_refused() {
+    alone(|mut kernel| {
+        let (_listener, bound) = guarded(&mut kernel, "127.0.0.1:0", FUNCTION_OPTION);
+        let port = bound.port();
+        kernel.own(PortKey::any(port).with_id(CLOSED), FUNCTION + 1, CLOSED_FLAGS);
+        let here = IpWords::from_v4(Ipv4Addr::LOCALHOST.octets());
+        let flow = PacketFlow { src: here, dst: here, src_port: 2001, dst_port: port, pad: 0 };
+        kernel.steered.insert(flow, FUNCTION + 1, 0).unwrap();
+        // The second one finds the way of its own.
+        for refused_so_far in [1, 1] {
+            send_syn(2001, port, 1, &FunctionOption::open(0).encode());
+            assert_eq!(refused(&kernel), refused_so_far);
+            assert_eq!(kernel.steered(&flow), None);
+        }
+        // Who names the function itself keeps its way.
+        kernel.steered.insert(flow, FUNCTION + 1, 0).unwrap();
+        send_syn(2001, port, 7, &FunctionOption::tagged(KEY, 1, EPOCH, CLOSED, port, 7).encode());
+        assert_eq!((refused(&kernel), kernel.steered(&flow)), (1, Some(FUNCTION + 1)));
     });
 }
 

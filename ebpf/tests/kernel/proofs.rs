@@ -63,6 +63,24 @@ fn the_named_function_gets_the_event_and_the_connection() {
     }
 }
 
+/// Who uses a port again is another client.
+#[test]
+fn a_syn_that_names_no_function_ends_what_an_earlier_one_has_named() {
+    for hook in Hook::ALL {
+        let Some(mut kernel) = Kernel::open() else { return };
+        Model::of_every_kind(&mut kernel);
+        let (named, plain) = (FunctionOption::open(GUEST).encode(), syn_to(SHARED, 2, &[]));
+        let from_here = flow(&parse(&plain[..]).unwrap());
+        kernel.run(hook, &syn_to(SHARED, 1, &[&named]));
+        assert_eq!(kernel.steered(&from_here), Some(2));
+        // A later one of the same client that names the function again changes nothing.
+        kernel.run(hook, &syn_to(SHARED, 2, &[&named]));
+        assert_eq!(kernel.steered(&from_here), Some(2));
+        kernel.run(hook, &plain);
+        assert_eq!(kernel.steered(&from_here), None);
+    }
+}
+
 #[test]
 fn a_knock_says_who_knocked_and_for_whom() {
     for hook in Hook::ALL {
