@@ -29,7 +29,7 @@ pub struct Syn {
     pub knock_opens: Duration,
     /// Sources to which no budget applies; at most [`MAX_CIDRS`], none twice. Default none.
     pub allow: Vec<Cidr>,
-    /// Sources that neither wake functions nor keep them awake, as health checkers; at most [`MAX_CIDRS`],
+    /// Sources that wake no function, as health checkers; at most [`MAX_CIDRS`],
     /// none twice or in `allow`. Default none.
     pub ignore: Vec<Cidr>,
     /// A SYN which no connection follows within this time was unused, 1 s to 5 m. Default 10 s.

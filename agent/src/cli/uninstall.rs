@@ -26,9 +26,12 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let grace = config.functions.iter().map(|function| function.stop_grace).max().unwrap_or_default();
-    runtime.block_on(async {
-        Drivers::new(&config.agent).survivors().await.end(grace).await;
-    });
+    let left = runtime.block_on(async { Drivers::new(&config.agent).survivors().await.end(grace).await });
+    anyhow::ensure!(
+        left.is_empty(),
+        "something of earlier agents may be left ({}): repair that, and run this again",
+        left.join("; ")
+    );
     std::fs::remove_dir_all(state_dir).with_context(|| format!("cannot remove {}", state_dir.display()))?;
     println!("removed the containers of earlier agents and {}", state_dir.display());
     Ok(ExitCode::SUCCESS)

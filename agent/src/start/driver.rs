@@ -114,7 +114,7 @@ impl Drivers {
 
     /// Looks for what earlier agents left. What a driver cannot find is logged.
     pub async fn survivors(&self) -> Survivors {
-        let mut found = Vec::new();
+        let (mut found, mut unknown) = (Vec::new(), Vec::new());
         for driver in &self.0 {
             match driver.survivors().await {
                 Ok(survivors) => found.extend(survivors),
@@ -123,10 +123,11 @@ impl Drivers {
                         runtime = driver.name(),
                         "what an earlier agent left cannot be found, and stays: {error}"
                     );
+                    unknown.push(format!("{}: {error}", driver.name()));
                 }
             }
         }
-        Survivors::new(found)
+        Survivors::new(found, unknown)
     }
 
     /// Those that these functions use.

@@ -60,16 +60,18 @@ pub struct Survivors {
     /// One task for each that was asked; true when it is gone without a trace.
     ending: JoinSet<bool>,
     removed: usize,
+    /// The runtimes of which it is not known what was left, and why.
+    unknown: Vec<String>,
 }
 
 impl Survivors {
-    /// What the drivers have found.
-    pub(super) fn new(found: Vec<Box<dyn Survivor>>) -> Self {
+    /// What the drivers have found, and what they could not look for.
+    pub(super) fn new(found: Vec<Box<dyn Survivor>>, unknown: Vec<String>) -> Self {
         let (running, idle): (Vec<_>, Vec<_>) = found.into_iter().partition(|survivor| survivor.runs());
         if !running.is_empty() || !idle.is_empty() {
             tracing::info!(running = running.len(), idle = idle.len(), "an earlier agent left instances");
         }
-        Self { idle, running, ..Self::default() }
+        Self { idle, running, unknown, ..Self::default() }
     }
 
     /// Whether there was nothing, or nothing is left.
@@ -121,18 +123,27 @@ impl Survivors {
         }
     }
 
-    /// Ends and removes all of them; those that run get `grace` first.
-    pub async fn end(mut self, grace: Duration) {
+    /// Ends and removes all of them; those that run get `grace` first. Returns what may be left.
+    pub async fn end(mut self, grace: Duration) -> Vec<String> {
         self.ask(grace);
+        let mut failed = 0;
         for idle in &self.idle {
-            self.removed += usize::from(remove(&**idle).await);
+            let removed = remove(&**idle).await;
+            self.removed += usize::from(removed);
+            failed += usize::from(!removed);
         }
         while let Some(gone) = self.ending.join_next().await {
-            self.removed += usize::from(gone.unwrap_or(false));
+            let removed = gone.unwrap_or(false);
+            self.removed += usize::from(removed);
+            failed += usize::from(!removed);
         }
         if self.removed > 0 {
             tracing::info!(swept = self.removed, "removed what an earlier agent left");
         }
+        if failed > 0 {
+            self.unknown.push(format!("{failed} containers that cannot be removed"));
+        }
+        self.unknown
     }
 
     fn ask(&mut self, grace: Duration) {

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod bed;
+mod docker;
 mod errors;
 mod freeze;
 mod measure;
@@ -18,6 +19,7 @@ use super::*;
 use crate::privilege;
 use adopt::*;
 use bed::Bed;
+use docker::*;
 use freeze::*;
 
 /// Far above what any step here takes, also on a busy machine.
@@ -82,7 +84,8 @@ every_runtime! {
         frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
         the_dead_are_not_frozen frozen_survivors_may_finish_too
         the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
-        survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused;
+        survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
+        is_found_without_its_directory is_not_checked_for_health;
 }
 
 async fn parked_runs_nothing(bed: Bed) {

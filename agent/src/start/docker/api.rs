@@ -74,6 +74,11 @@ impl Api {
         Self { socket, client: OnceCell::new() }
     }
 
+    /// Whether there may be a daemon.
+    pub(super) fn has_socket(&self) -> bool {
+        self.socket.exists()
+    }
+
     async fn client(&self) -> Result<&bollard::Docker, StartError> {
         self.client.get_or_try_init(|| self.connect()).await
     }

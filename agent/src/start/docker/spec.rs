@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
 };
 use headstart_wire::{BACKENDS_PATH, CONTROL_PATH};
 
@@ -35,6 +35,8 @@ pub(super) fn body(
         hostname: Some(name::host(instance).to_owned()),
         env: Some(env.collect()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
+        // A frozen container would become unhealthy.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
         host_config: Some(host_config(runtime, control, backends)),
         ..Default::default()

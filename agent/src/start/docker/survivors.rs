@@ -2,21 +2,33 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::api::{ListedContainer, container_name};
 use super::{DockerHost, RETRY_PAUSE, STATE_DIR_LABEL};
+use crate::start::error::within;
 use crate::start::survivors::Survivor;
 use crate::start::{BoxFuture, StartError, directory, name};
 
-/// What earlier agents left under the state directory: a daemon that no earlier agent used is not asked.
+/// How long a daemon has for its answer of which nothing is known. An agent may have no functions for it.
+const UNKNOWN_DAEMON: Duration = Duration::from_secs(2);
+
+/// What earlier agents left under the state directory, and what has its label: containers outlive a reboot, and the state
+/// directory does not.
 pub(super) async fn survivors(host: &Arc<DockerHost>) -> Result<Vec<Box<dyn Survivor>>, StartError> {
     let mut names = name::instances_in(&host.directory);
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut found: Vec<Box<dyn Survivor>> = Vec::new();
     let label = (STATE_DIR_LABEL, host.state_dir.display().to_string());
-    for listed in host.api.list(&[label]).await? {
+    let labels = [label];
+    let list = host.api.list(&labels);
+    let labelled = if !names.is_empty() {
+        list.await?
+    } else if host.api.has_socket() {
+        within(UNKNOWN_DAEMON, "looking for containers of an earlier agent", list).await??
+    } else {
+        Vec::new()
+    };
+    let mut found: Vec<Box<dyn Survivor>> = Vec::new();
+    for listed in labelled {
         names.remove(&listed.instance);
         found.push(Box::new(DockerSurvivor::new(host, listed)));
     }
