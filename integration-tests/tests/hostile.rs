@@ -1,7 +1,7 @@
 //! What functions and readers of the log can make the agent wait for: nothing. Their neighbours notice nothing.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use headstart_integration_tests::lab::site::LIMIT;
@@ -20,6 +20,17 @@ fn ready() -> bool {
     privilege::require_root("containers") && privilege::require_tools(&["runc"])
 }
 
+/// An agent whose log the test reads itself. Ended on drop.
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_log_reader_that_pauses_holds_up_nobody_and_no_function_fills_or_forges_the_log() {
     if !ready() {
@@ -34,8 +45,8 @@ fn a_log_reader_that_pauses_holds_up_nobody_and_no_function_fills_or_forges_the_
     let stopped = agent.halt().unwrap();
     let mut command = Command::new(binary().unwrap());
     command.args(["run", "--unpin", "--config"]).arg(config).stderr(Stdio::piped());
-    let mut agent = command.spawn().unwrap();
-    let unread = agent.stderr.take().unwrap();
+    let mut agent = Agent(command.spawn().unwrap());
+    let unread = agent.0.stderr.take().unwrap();
     let asked = |what: &str, path: &str| {
         let ok = || Ok(client::get(admin, path, LIMIT).is_ok_and(|reply| reply.status == 200).then_some(()));
         cli::eventually(what, LIMIT, ok).unwrap();
@@ -61,9 +72,12 @@ fn a_log_reader_that_pauses_holds_up_nobody_and_no_function_fills_or_forges_the_
     // The reader goes on, and the agent ends.
     let reading =
         std::thread::spawn(move || BufReader::new(unread).lines().collect::<Result<Vec<_>, _>>().unwrap());
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.id() as i32), nix::sys::signal::Signal::SIGTERM)
-        .unwrap();
-    assert!(agent.wait().unwrap().success());
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(agent.0.id() as i32),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    assert!(agent.0.wait().unwrap().success());
     let lines = reading.join().unwrap();
     let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
     let printed = count("function: x ");
