@@ -188,6 +188,7 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
     ContainerSpec {
         function: function.name.clone(),
         command: function.command.clone(),
+        user: function.user,
         env,
         memory_bytes: function.memory_bytes,
         pids: u64::from(function.pids),

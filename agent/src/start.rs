@@ -66,10 +66,6 @@ const DRIVERS: [driver::MakeDriver; 3] = [oci::driver, process::driver, docker::
 /// `PATH` of an instance whose configuration sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The user and group of functions that the agent isolates itself: `nobody` and
-/// `nogroup` of most distributions, the kernel's overflow ids everywhere.
-const FUNCTION_ID: u32 = 65534;
-
 /// How ready the kernel is to kill a function for lack of memory on the node (`oom_score_adj`, proc(5)). The agent's unit
 /// protects the agent and not the functions. Where the agent itself is less protected, so are they: to lower it again is
 /// a privilege.
@@ -108,6 +104,8 @@ pub struct ContainerSpec {
     pub function: String,
     /// Program and arguments. Only an image may supply its own instead of an empty one.
     pub command: Vec<String>,
+    /// User and group, where the runtime's own keys name none.
+    pub user: u32,
     /// Environment from the configuration. Never holds secrets of backends.
     pub env: Vec<(String, String)>,
     /// Memory limit in bytes, swap included.

@@ -1,8 +1,10 @@
 //! `[agent]`: the daemon itself.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use crate::config::MAX_FUNCTIONS;
 use crate::problem::Origin;
 use crate::table::{Report, Table, Value};
 
@@ -23,6 +25,11 @@ pub struct Agent {
     pub docker_socket: PathBuf,
     /// The OCI runtime: an absolute path, or a name that is looked up in `PATH`. Default `runc`.
     pub runc: PathBuf,
+    /// Users of functions with the runtimes `oci` and `process`, each function its own; from 65536 on, and enough for
+    /// [`MAX_FUNCTIONS`]. Default `None`: all are 65534 (`nobody`).
+    ///
+    /// [`MAX_FUNCTIONS`]: crate::MAX_FUNCTIONS
+    pub uids: Option<RangeInclusive<u32>>,
     /// Threads that carry bytes between functions and backends: TLS that the agent speaks for functions, the sockets of
     /// `backend_sockets` and `backend_ports`, and logins. Starts are decided on a thread of their own. 1 to 256. Default:
     /// one less than the processors that the agent may use, and at least 1.
@@ -67,6 +74,7 @@ impl Agent {
             state_dir: table.or("state_dir", "/run/headstart".into(), |v| v.absolute_path()),
             docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
             runc: table.or("runc", "runc".into(), |v| program(&v)),
+            uids: table.or("uids", None, |v| uids(&v).map(Some)),
             data_threads: table.or("data_threads", data_threads(), |v| v.integer(1..=256)),
             log: table.or("log", LogFormat::Text, |v| {
                 v.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
@@ -74,6 +82,18 @@ impl Agent {
             origin: table.finish(),
         }
     }
+}
+
+/// User numbers are up to 4294967294: the last is "no user" (chown(2)).
+fn uids(value: &Value<'_>) -> Option<RangeInclusive<u32>> {
+    let range = |text: &str| -> Option<RangeInclusive<u32>> {
+        let (first, last) = text.split_once('-')?;
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        let count = u64::from(last).checked_sub(u64::from(first))? + 1;
+        (first > 65_535 && last < u32::MAX && count >= MAX_FUNCTIONS as u64).then_some(first..=last)
+    };
+    let rule = format!("a range of at least {MAX_FUNCTIONS} users from 65536 on, as in \"100000-165535\"");
+    value.matching(&rule, |text| range(text).is_some()).and_then(|text| range(&text))
 }
 
 fn data_threads() -> usize {

@@ -12,6 +12,8 @@ use crate::private::{check_owner, check_place};
 use crate::table::{Report, Table};
 use crate::{Agent, Backend, Errors, Function, Problem, Syn};
 
+mod users;
+
 /// The most `[[backend]]` sections in a file.
 pub const MAX_BACKENDS: usize = 256;
 
@@ -76,8 +78,11 @@ impl Config {
         declared.keys |= syn_is_broken;
         let backends: Vec<_> =
             backends.into_iter().filter_map(|table| Backend::read(table, &mut declared)).collect();
-        let functions: Vec<_> =
+        let mut functions: Vec<_> =
             functions.into_iter().filter_map(|table| Function::read(table, &mut declared)).collect();
+        if let Some(uids) = &agent.uids {
+            users::assign(uids, &mut functions);
+        }
         match report.into_errors() {
             None => Ok(Self { agent, syn, backends, functions }),
             Some(errors) => Err(errors),

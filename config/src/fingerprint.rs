@@ -11,6 +11,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::function::NOBODY_ID;
 use crate::{Backend, Config, Function, Runtime, Tls};
 
 impl Config {
@@ -52,6 +53,7 @@ impl Fingerprint {
         let Function {
             name,
             runtime,
+            user,
             command,
             env,
             backends,
@@ -85,6 +87,9 @@ impl Fingerprint {
         } = function;
         self.add("function", name);
         self.runtime(runtime);
+        if *user != NOBODY_ID {
+            self.add("user", user.to_string());
+        }
         for word in command {
             self.add("command", word);
         }

@@ -10,6 +10,7 @@ use crate::problem::Origin;
 mod read;
 mod runtime;
 
+pub(crate) use runtime::NOBODY_ID;
 pub use runtime::{DockerNetwork, NOBODY, Runtime};
 
 /// The most backends of one function.
@@ -30,6 +31,11 @@ pub struct Function {
     pub require_auth: RequireAuth,
     /// How an instance is run.
     pub runtime: Runtime,
+    /// User and group of its processes, for the runtimes that do not name one: 65534, or one of [`Agent::uids`] which no
+    /// other function has.
+    ///
+    /// [`Agent::uids`]: crate::Agent::uids
+    pub user: u32,
     /// Program and arguments. Never empty, and an absolute path first, except with Docker: there it may be
     /// empty, which means the image's own command.
     pub command: Vec<String>,

@@ -119,6 +119,34 @@ fn a_process_has_a_filter_and_directories_of_its_own() {
     assert!(agent.stop().unwrap().success());
 }
 
+#[test]
+fn each_function_has_a_user_of_its_own() {
+    if !ready() {
+        return;
+    }
+    let names = [RUNTIME, "process", RUNTIME].map(|runtime| (runtime, lab::unique("user")));
+    let functions = names.map(|(runtime, name)| (name, fixture::function("plain", runtime, "").unwrap()));
+    let mut setup = AgentSetup::default().setting("uids", "\"100000-165535\"");
+    for (name, function) in &functions {
+        setup = setup.config(&function.text(name, &[]));
+    }
+    let agent = setup.start().unwrap();
+    let users = functions.each_ref().map(|(name, function)| {
+        function.rest(&agent, name).unwrap();
+        assert_eq!(client::request(function.local(), "PUT", "/tmp/file", "", LIMIT).unwrap().status, 200);
+        let status = get(function, "/proc/self/status").body;
+        let ids = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.split_whitespace().map(|id| id.parse::<u32>().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("Uid:"), ids("Gid:"));
+        ids("Uid:")[0]
+    });
+    assert!(users.iter().all(|user| (100_000..165_536).contains(user)), "{users:?}");
+    assert!(users[0] != users[1] && users[1] != users[2] && users[0] != users[2], "{users:?}");
+    assert!(agent.stop().unwrap().success());
+}
+
 /// The kernel kills functions before it kills the agent, and nothing of their memory stays on the disk.
 fn not_protected_and_without_core_files(oom_score_adj: &str, limits: &str) {
     assert!(oom_score_adj.trim().parse::<i32>().unwrap() >= 0, "{oom_score_adj}");

@@ -227,7 +227,7 @@ impl ProcessRuntime {
         backends: Option<PathBuf>,
     ) -> Result<(), StartError> {
         let (command, env) = (self.spec.command.clone(), self.spec.environment_with_control());
-        let order = ParkOrder { command, env, backends };
+        let order = ParkOrder { command, env, user: self.spec.user, backends };
         let mut line =
             serde_json::to_vec(&order).map_err(|error| StartError::Create { detail: error.to_string() })?;
         line.push(b'\n');

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::runtime::NOBODY_ID;
 use super::runtime::RuntimeKind;
 use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
 use crate::config::{Claimant, Declarations};
@@ -45,6 +46,7 @@ impl Function {
             env: table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t))),
             backends,
             backend_ports,
+            user: NOBODY_ID,
             prepared: table.or("prepared", 1, |v| v.integer(0..=64)),
             // `docker run` refuses less than 6 MiB.
             memory_bytes: table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30)),

@@ -12,6 +12,9 @@ use crate::table::{Table, Value};
 /// Directories of the host that a process does not see: it has its own in these places.
 const COVERED: [&str; 5] = ["/tmp", "/var/tmp", "/run", "/var/run", "/dev/shm"];
 
+/// The kernel's overflow id: `nobody` on most distributions.
+pub(crate) const NOBODY_ID: u32 = 65534;
+
 /// `nobody` and `nogroup` of most distributions, for containers of which the file does not name a user.
 pub const NOBODY: &str = "65534:65534";
 

@@ -53,6 +53,41 @@ fn shares_are_read() {
 }
 
 #[test]
+fn each_function_has_a_user_of_its_own() {
+    let read = |names: &[&str], uids: &str| {
+        let mut text = format!("[agent]\nuids = {uids:?}\n");
+        for (number, name) in names.iter().enumerate() {
+            let port = 1000 + number;
+            text += &format!(
+                "[[function]]\nname = {name:?}\nlisten = \"[::]:{port}\"\nruntime = \"process\"\ncommand = [\"/f\"]\n"
+            );
+        }
+        Config::parse("h.toml", &text)
+    };
+    let all: Vec<_> = (0..2000).map(|number| format!("f{number}")).collect();
+    let all: Vec<_> = all.iter().map(String::as_str).collect();
+    let config = read(&all, "100000-109999").unwrap();
+    let users: std::collections::HashSet<_> = config.functions.iter().map(|function| function.user).collect();
+    assert_eq!(users.len(), all.len());
+    assert!(users.iter().all(|user| (100_000..110_000).contains(user)));
+    let (few, other) =
+        (read(&["f1", "f2"], "100000-165535").unwrap(), read(&["f2"], "100000-165535").unwrap());
+    assert_eq!(few.functions[1].user, other.functions[0].user, "whatever others there are");
+    assert_eq!(function("").user, 65_534);
+    let moved = read(&["f2"], "200000-265535").unwrap();
+    assert_ne!(few.fingerprint(&few.functions[1]), moved.fingerprint(&moved.functions[0]));
+    for wrong in ["", "100000", "0-65535", "65535-100000", "100000-109998", "5-3", "100000-4294967295", "a-b"]
+    {
+        let said = read(&[], wrong).unwrap_err().to_string();
+        assert_eq!(
+            said,
+            "h.toml:2: agent.uids: must be a range of at least 10000 users from 65536 on, as in \"100000-165535\""
+        );
+    }
+    read(&[], "65536-75535").unwrap();
+}
+
+#[test]
 fn docker_gives_no_function_the_network_or_the_user_of_the_node() {
     let docker = |keys: &str| {
         let text = format!(

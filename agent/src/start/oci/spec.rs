@@ -14,7 +14,7 @@ use oci_spec::runtime::{
 
 use super::seccomp;
 use crate::start::cgroup::{self, Cgroup};
-use crate::start::{ContainerSpec, FUNCTION_ID, OPEN_FILES, TMP_BYTES, oom_score_adj};
+use crate::start::{ContainerSpec, OPEN_FILES, TMP_BYTES, oom_score_adj};
 
 /// Key of the annotation that names a container's function.
 const ANNOTATION: &str = "headstart.function";
@@ -29,7 +29,7 @@ pub(super) fn build(
     let env = spec.environment_with_control().into_iter().map(|(name, value)| format!("{name}={value}"));
     let process = ProcessBuilder::default()
         .terminal(false)
-        .user(UserBuilder::default().uid(FUNCTION_ID).gid(FUNCTION_ID).build()?)
+        .user(UserBuilder::default().uid(spec.user).gid(spec.user).build()?)
         .args(spec.command.clone())
         .env(env.collect::<Vec<_>>())
         .cwd("/")
@@ -43,7 +43,7 @@ pub(super) fn build(
         .root(RootBuilder::default().path(rootfs).readonly(true).build()?)
         .process(process)
         .hostname(crate::start::name::host(instance))
-        .mounts(mounts(backends)?)
+        .mounts(mounts(spec.user, backends)?)
         .linux(linux(spec, instance)?)
         .annotations([(ANNOTATION.to_owned(), spec.function.clone())])
         .build()
@@ -94,7 +94,7 @@ fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
 
 /// Only what programs cannot do without. `/sys` is left out: it tells a
 /// function about the node and costs a mount.
-fn mounts(backends: Option<&Path>) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(user: u32, backends: Option<&Path>) -> Result<Vec<Mount>, OciSpecError> {
     let mount = |target: &str, kind: &str, options: &[&str]| {
         MountBuilder::default()
             .destination(target)
@@ -105,7 +105,7 @@ fn mounts(backends: Option<&Path>) -> Result<Vec<Mount>, OciSpecError> {
     };
     let size = format!("size={TMP_BYTES}");
     // The function owns them: runc gives a tmpfs the mode of the directory that it covers.
-    let owner = format!("uid={FUNCTION_ID},gid={FUNCTION_ID}");
+    let owner = format!("uid={user},gid={user}");
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,

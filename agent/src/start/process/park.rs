@@ -38,7 +38,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
 use crate::privilege;
-use crate::start::{DEFAULT_PATH, FUNCTION_ID, OPEN_FILES, TMP_BYTES, oom_score_adj, seccomp};
+use crate::start::{DEFAULT_PATH, OPEN_FILES, TMP_BYTES, oom_score_adj, seccomp};
 
 /// Arguments that select this mode: for the agent, and for the outer helper.
 pub(super) const OUTER: &str = "__park";
@@ -55,6 +55,8 @@ const ORDER_BYTES: usize = 1024 * 1024;
 pub(super) struct ParkOrder {
     pub(super) command: Vec<String>,
     pub(super) env: Vec<(String, String)>,
+    /// User and group.
+    pub(super) user: u32,
     /// The directory that the function sees at [`BACKENDS_PATH`].
     pub(super) backends: Option<PathBuf>,
 }
@@ -196,7 +198,7 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), ParkError> {
     dup2_stdin(&null).map_err(at("replacing standard input"))?;
     // The process that started the agent may have left descriptors open that were never meant for a function.
     close_fds::set_fds_cloexec(CONTROL_FD + 1, &[]);
-    drop_privileges()?;
+    drop_privileges(order.user)?;
 
     let Some(program) = find(&order) else {
         ParkReport::Missing.send(release);
@@ -277,10 +279,10 @@ fn show(backends: &File) -> io::Result<()> {
 }
 
 /// Gives up groups, user, every capability, and the way to get any back.
-fn drop_privileges() -> Result<(), ParkError> {
+fn drop_privileges(user: u32) -> Result<(), ParkError> {
     privilege::bound(CapabilitySet::empty()).map_err(at("dropping a capability"))?;
     setgroups(&[]).map_err(at("dropping groups"))?;
-    let (user, group) = (Uid::from_raw(FUNCTION_ID), Gid::from_raw(FUNCTION_ID));
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(user));
     setresgid(group, group, group).map_err(at("changing the group"))?;
     setresuid(user, user, user).map_err(at("changing the user"))?;
     rustix::thread::clear_ambient_capability_set().map_err(at("dropping ambient capabilities"))?;

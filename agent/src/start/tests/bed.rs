@@ -162,6 +162,7 @@ impl Bed {
         };
         let configured = match self.kind {
             Kind::Oci => Runtime::Oci { rootfs: self.rootfs() },
+            user: 65534,
             Kind::Process => Runtime::Process,
             Kind::Docker => Runtime::Docker {
                 image: daemon::IMAGE.to_owned(),

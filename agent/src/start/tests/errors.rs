@@ -13,6 +13,7 @@ fn spec() -> ContainerSpec {
         memory_bytes: 64 * 1024 * 1024,
         pids: 32,
         shares: Shares::default(),
+        user: 65534,
         backends: false,
     }
 }

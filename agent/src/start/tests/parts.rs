@@ -31,6 +31,7 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         memory_bytes: 0,
         pids: 0,
         shares: Shares::default(),
+        user: 65534,
         backends: false,
     };
     let expected = [pair("PATH", DEFAULT_PATH), pair("HEADSTART_CONTROL_FD", "3")];
