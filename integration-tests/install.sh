@@ -14,6 +14,7 @@ c++                             g++          builds the runtime of the fuzz targ
 ip                              iproute2     makes network namespaces and links
 iptables                        iptables     queues packets, which gives links a round-trip time
 runc                            runc         runs functions in OCI containers
+crun                            crun         is the other program that runs functions in OCI containers
 dockerd                         docker.io    runs functions in Docker
 /bin/busybox                    busybox-static  is what the tests of the runtimes put into containers
 /usr/lib/postgresql/*/bin/initdb postgresql  is the database behind the example functions

@@ -1,4 +1,4 @@
-//! OCI containers, made by runc (or any runtime with its command line).
+//! OCI containers, made by runc or crun.
 //!
 //! `runc create` does all the work and leaves the container's init blocked in
 //! the open of a FIFO, `exec.fifo`; it execs the function as soon as a process
@@ -6,6 +6,8 @@
 //! FIFO itself. To the end of a program that ends at once, reading it
 //! ourselves took a quarter of the time (medians of 30, by turns, two cores: the
 //! ignored test `measure_releasing`).
+//!
+//! crun's init reads the FIFO instead, and its devices need `CAP_MKNOD`.
 //!
 //! The rootfs needs the directories `/proc`, `/dev` and `/tmp`; runc makes them
 //! when they are missing.
@@ -19,7 +21,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +50,9 @@ const NAME: &str = "oci";
 /// `runc create` takes some 40 ms; a node that starts many at once may need seconds.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Where version 2 of cgroups is beside version 1.
+const HYBRID: &str = "/sys/fs/cgroup/unified";
+
 /// Drives the program that `[agent]` names.
 pub(super) fn driver(agent: &Agent) -> Box<dyn Driver> {
     Box::new(OciDriver(Arc::new(OciHost::new(agent.runc.clone(), &agent.state_dir))))
@@ -61,20 +66,25 @@ impl Driver for OciDriver {
     }
 
     fn check(&self) -> Option<HostCheck> {
-        let version = |runc: &Path| {
-            let output =
-                Command::new(runc).arg("--version").output().map_err(|error| missing(runc, &error))?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            Ok(text.lines().next().unwrap_or("installed").to_owned())
-        };
-        Some(HostCheck { what: "runc", key: "runc", found: version(self.0.runc()) })
+        let version = self.0.version().map_err(|error| missing(self.0.runc(), &error));
+        let found = version.and_then(|version| match self.0.is_crun() && Path::new(HYBRID).is_dir() {
+            true => Err(format!(
+                "runtime = \"oci\" does not work: crun refuses a node with both versions of cgroups ({HYBRID}): use runc, \
+                 or boot with systemd.unified_cgroup_hierarchy=1"
+            )
+            .into()),
+            false => Ok(version),
+        });
+        Some(HostCheck { what: "runc", key: "runc", found })
     }
 
-    /// More than every local container needs: runc makes devices, sets the loopback interface up, gives the function
+    /// More than every local container needs: runc sets the loopback interface up, gives the function
     /// its output (without `CHOWN` it could not open its `/dev/stdout`), and changes modes below the root file system,
-    /// which may be another user's.
+    /// which may be another user's. crun makes devices; runc, if it cannot, binds those of the node.
     fn capabilities(&self) -> CapabilitySet {
-        local::capabilities() | CapabilitySet::CHOWN | CapabilitySet::FOWNER | CapabilitySet::NET_ADMIN
+        let devices = if self.0.is_crun() { CapabilitySet::MKNOD } else { CapabilitySet::empty() };
+        let files = CapabilitySet::CHOWN | CapabilitySet::FOWNER;
+        local::capabilities() | files | CapabilitySet::NET_ADMIN | devices
     }
 
     fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
@@ -145,6 +155,7 @@ impl OciRuntime {
         let watch = local::watch(instance, pid)?;
         let fifo = ExecFifo {
             path: self.host.fifo(instance),
+            is_read: self.host.fifo_is_read(instance),
             parked: local::note_image(&bundle, pid)?,
             program: self.spec.program().to_owned(),
         };
@@ -211,7 +222,8 @@ impl OciRuntime {
         let detail =
             logged.or_else(|| logs::last_line(said)).unwrap_or_else(|| "runc gave no reason".to_owned());
         let missing = ["no such file or directory", "not found"].iter().any(|text| detail.contains(text));
-        if missing && detail.contains("exec: ") {
+        // In the words of runc, and of crun.
+        if missing && ["exec: ", "executable file"].iter().any(|text| detail.contains(text)) {
             let place = self.rootfs.display().to_string();
             return StartError::CommandMissing { command: self.spec.program().to_owned(), place };
         }

@@ -330,6 +330,12 @@ fn kept_privileges_suffice_for_oci() {
     kept_privileges_suffice(bed::Kind::Oci, "start::tests::kept_privileges_suffice_for_oci");
 }
 
+/// The promises that its own ways could break.
+#[test]
+fn kept_privileges_suffice_for_crun() {
+    kept_privileges_suffice(bed::Kind::Crun, "start::tests::kept_privileges_suffice_for_crun");
+}
+
 #[test]
 fn kept_privileges_suffice_for_process() {
     kept_privileges_suffice(bed::Kind::Process, "start::tests::kept_privileges_suffice_for_process");

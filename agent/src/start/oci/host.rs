@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -29,6 +30,9 @@ const BUNDLES: &str = "oci";
 /// The FIFO that the parked init waits for, in runc's state of a container.
 const FIFO: &str = "exec.fifo";
 
+/// crun's description of a container. runc's has another name.
+const CRUN_STATUS: &str = "status";
+
 /// In a bundle: the number of the container's first process.
 pub(super) const PID_FILE: &str = "pid";
 
@@ -38,6 +42,7 @@ const INSTALL: &str = "install runc (`apt install runc`), or use another `runtim
 /// Where containers are made, of whatever function.
 pub(super) struct OciHost {
     runc: PathBuf,
+    is_crun: OnceLock<bool>,
     /// runc's own state.
     root: PathBuf,
     /// One directory per instance: configuration, PID file, runc's log.
@@ -49,7 +54,7 @@ impl OciHost {
     /// Containers made by the program `runc`, which keep their state under `state_dir`.
     pub(super) fn new(runc: PathBuf, state_dir: &Path) -> Self {
         let (root, bundles) = (state_dir.join(ROOT), state_dir.join(BUNDLES));
-        Self { runc, root, bundles, leftovers: Leftovers::default() }
+        Self { runc, is_crun: OnceLock::new(), root, bundles, leftovers: Leftovers::default() }
     }
 
     pub(super) fn runc(&self) -> &Path {
@@ -59,6 +64,23 @@ impl OciHost {
     /// The FIFO that the parked init of an instance waits for.
     pub(super) fn fifo(&self, instance: &str) -> PathBuf {
         self.root.join(instance).join(FIFO)
+    }
+
+    /// Whether the parked init of an instance reads from its FIFO, as crun's does. runc's writes.
+    pub(super) fn fifo_is_read(&self, instance: &str) -> bool {
+        self.root.join(instance).join(CRUN_STATUS).exists()
+    }
+
+    /// The first line of `--version`.
+    pub(super) fn version(&self) -> io::Result<String> {
+        let output = std::process::Command::new(&self.runc).arg("--version").output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or("installed").to_owned())
+    }
+
+    /// Whether it is crun, whatever its file is called. Asked once.
+    pub(super) fn is_crun(&self) -> bool {
+        let is_runc = self.runc.file_name().is_some_and(|name| name == "runc");
+        !is_runc && *self.is_crun.get_or_init(|| self.version().is_ok_and(|line| line.starts_with("crun")))
     }
 
     /// runc, without the variables that the service manager set for the agent: it would pass them on to the function.

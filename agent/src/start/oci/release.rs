@@ -1,4 +1,5 @@
-//! The release of a parked container: opens runc's exec FIFO and waits for the exec.
+//! The release of a parked container: opens the exec FIFO and waits for the exec. runc's init writes into it, and waits for a
+//! reader; crun's reads from it, and waits for a byte.
 //!
 //! End-of-file alone does not tell the moment of the exec: since the fix of
 //! CVE-2024-21626 the init closes everything a little before. So we look at the
@@ -7,11 +8,13 @@
 //! Like `runc start`, we remove the FIFO afterwards: that is how `runc state`
 //! knows a running container from a created one.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use tokio::net::unix::pipe;
 
 use crate::start::local::{Latch, LocalContainer};
@@ -30,9 +33,14 @@ const LOOK_OFTEN: Duration = Duration::from_millis(10);
 /// For the last line of a container whose exec failed.
 const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Nobody reads a FIFO (errno(3)).
+const ENXIO: i32 = 6;
+
 /// The FIFO that a parked init waits for, until it is read.
 pub(super) struct ExecFifo {
     pub(super) path: PathBuf,
+    /// Whether the init reads from it.
+    pub(super) is_read: bool,
     /// What the parked init runs, to tell it from the function.
     pub(super) parked: Option<Image>,
     /// What errors call the function's program.
@@ -42,7 +50,9 @@ pub(super) struct ExecFifo {
 impl Latch for ExecFifo {
     fn open<'a>(self: Box<Self>, container: &'a LocalContainer) -> BoxFuture<'a, Result<u64, StartError>> {
         Box::pin(async move {
-            let exec_ns = match self.read(container.watch()).await {
+            let watch = container.watch();
+            let opened = if self.is_read { self.write(watch).await } else { self.read(watch).await };
+            let exec_ns = match opened {
                 Ok(()) => self.exec(container).await,
                 Err(error) => Err(error),
             };
@@ -78,6 +88,24 @@ impl ExecFifo {
                 Ok(_) => begun = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// Releases the init that reads the FIFO, as soon as it does.
+    async fn write(&self, watch: &PidWatch) -> Result<(), StartError> {
+        let failed = StartError::system("writing to the exec FIFO");
+        loop {
+            // An empty pipe has room for a byte.
+            let opened = File::options().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&self.path);
+            match opened.and_then(|mut fifo| fifo.write_all(b"0")) {
+                Ok(()) => return Ok(()),
+                // It has not opened its end yet (fifo(7)).
+                Err(error) if error.raw_os_error() == Some(ENXIO) => tokio::time::sleep(LOOK_INTERVAL).await,
+                Err(error) => return Err(failed(error)),
+            }
+            if let Some(exit) = watch.now() {
+                return Err(StartError::Died { exit });
             }
         }
     }

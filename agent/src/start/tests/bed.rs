@@ -25,6 +25,8 @@ const UNFIT: &str = "unfit";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Oci,
+    /// The same with crun in the place of runc.
+    Crun,
     Process,
     Docker,
 }
@@ -69,6 +71,8 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
         Some("busybox (apt install busybox-static)")
     } else if kind == Kind::Oci && find("runc").is_none() {
         Some("runc (apt install runc)")
+    } else if kind == Kind::Crun && find("crun").is_none() {
+        Some("crun (apt install crun)")
     } else if kind == Kind::Docker && (find("dockerd").is_none() || find("docker").is_none()) {
         Some("docker (apt install docker.io)")
     } else {
@@ -158,11 +162,11 @@ impl Bed {
             memory_bytes: 64 * 1024 * 1024,
             pids: 32,
             shares: Shares::default(),
+            user: 65534,
             backends: false,
         };
         let configured = match self.kind {
-            Kind::Oci => Runtime::Oci { rootfs: self.rootfs() },
-            user: 65534,
+            Kind::Oci | Kind::Crun => Runtime::Oci { rootfs: self.rootfs() },
             Kind::Process => Runtime::Process,
             Kind::Docker => Runtime::Docker {
                 image: daemon::IMAGE.to_owned(),
@@ -338,6 +342,10 @@ fn children() -> usize {
 pub(super) fn driver(kind: Kind, agent: &Agent) -> Box<dyn Driver> {
     match kind {
         Kind::Oci => oci::driver(agent),
+        Kind::Crun => {
+            let runc = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/start/tests/crun.sh");
+            oci::driver(&Agent { runc, ..agent.clone() })
+        }
         Kind::Process => process::driver_with(helper(), &agent.state_dir),
         Kind::Docker => docker::driver(agent),
     }
