@@ -248,6 +248,13 @@ mod tests {
         assert_eq!(error, "lost is configured and not served: port 80 is in use");
     }
 
+    /// Whoever reads an answer of the API with this type shows it on a terminal.
+    #[test]
+    fn what_a_function_has_said_controls_no_terminal() {
+        let shown = example(&json!({ "last_error": "exit code 3: \u{1b}[2Jdone\n" })).into_served().unwrap();
+        assert_eq!(shown.last_error.as_deref(), Some("exit code 3: \\u{1b}[2Jdone\\n"));
+    }
+
     /// Programs of others read it: a field that moves or gets another name is noticed here.
     #[test]
     fn the_json_of_a_function_stays_as_it_is() {
