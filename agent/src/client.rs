@@ -17,6 +17,8 @@ use std::str::FromStr;
 use headstart_config::keys::Keys;
 use headstart_ebpf::auth::Key;
 
+use crate::audience::key_for;
+
 pub use error::ClientError;
 pub use knock::{KnockArgs, knock};
 pub use tag::{TagArgs, tag};
@@ -75,12 +77,13 @@ impl fmt::Display for Destination {
 }
 
 /// A key of `file` with its number: the requested one, or the newest.
-fn key(file: &Path, number: Option<u8>) -> Result<(u8, Key), ClientError> {
+fn key(file: &Path, number: Option<u8>, audience: Option<&str>) -> Result<(u8, Key), ClientError> {
     let keys = Keys::load(file)?;
     let chosen = match number {
         Some(number) => keys.get(number).map(|key| (number, key)),
         None => keys.newest(),
     };
+    let chosen = chosen.map(|(number, key)| (number, key_for(key, audience)));
     chosen.ok_or_else(|| {
         let present: Vec<_> = keys.iter().map(|(number, _)| number.to_string()).collect();
         ClientError::NoKey { file: file.to_owned(), number, present: present.join(", ") }

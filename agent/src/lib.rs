@@ -21,6 +21,7 @@ pub mod measure;
 
 pub mod agent;
 pub mod api;
+pub mod audience;
 mod bucket;
 pub mod cli;
 pub mod client;

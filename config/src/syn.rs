@@ -21,6 +21,9 @@ pub struct Syn {
     pub lookup: bool,
     /// File with the keys of clients (see [`crate::keys`]); an absolute path. Default: no client has a key.
     pub key_file: Option<PathBuf>,
+    /// The name of this node, or of its group, from which with each key of `key_file` the one is made that its clients use; 1
+    /// to 63 of a-z, 0-9 and "-", and only with `key_file`. Default: the keys of the file.
+    pub audience: Option<String>,
     /// UDP port of knocks; not 0, and only with `key_file`. Default: no knocks.
     pub knock_port: Option<u16>,
     /// How long a knock opens a function with [`RequireAuth`] to the knock's source, 1 s to 1 h. Default 30 s.

@@ -28,6 +28,9 @@ pub struct KnockArgs {
     /// Which key of the file [default: the highest number].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=15))]
     key: Option<u8>,
+    /// The `audience` of the node's configuration, if it has one.
+    #[arg(long, value_name = "NAME", value_parser = crate::audience::parse)]
+    audience: Option<String>,
     /// Says where the knock was sent to.
     #[arg(long, short)]
     verbose: bool,
@@ -38,7 +41,7 @@ pub struct KnockArgs {
 /// # Errors
 /// See [`ClientError`]. Whether it arrives is not known.
 pub fn knock(args: &KnockArgs) -> Result<ExitCode, ClientError> {
-    let (number, key) = key(&args.key_file, args.key)?;
+    let (number, key) = key(&args.key_file, args.key, args.audience.as_deref())?;
     let to = args.to.resolve()?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let nonce =

@@ -36,6 +36,9 @@ pub struct TagArgs {
     /// Which key of the file [default: the highest number].
     #[arg(long, value_name = "NUMBER", requires = "key_file", value_parser = clap::value_parser!(u8).range(1..=15))]
     key: Option<u8>,
+    /// The `audience` of the node's configuration, if it has one.
+    #[arg(long, value_name = "NAME", requires = "key_file", value_parser = crate::audience::parse)]
+    audience: Option<String>,
     /// Runs a command in a cgroup of its own instead; its exit code becomes ours.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -73,7 +76,7 @@ fn client_tag(args: &TagArgs) -> Result<ClientTag, ClientError> {
         let open = ClientTag { key: [0; 2], function, number: 0 };
         return if function == 0 { Err(ClientError::NothingToSay) } else { Ok(open) };
     };
-    let (number, key) = key(file, args.key)?;
+    let (number, key) = key(file, args.key, args.audience.as_deref())?;
     Ok(ClientTag { key, function, number: number.into() })
 }
 

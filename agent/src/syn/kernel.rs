@@ -109,7 +109,7 @@ impl Kernel {
         let settings = settings(config, u64::from_ne_bytes(seed), lobby.is_some());
 
         let mut maps = Maps(&mut self.ebpf);
-        let keys = KeyStore::new(maps.take(maps::KEYS)?, config.key_file.clone())?;
+        let keys = KeyStore::new(maps.take(maps::KEYS)?, config)?;
         maps.sources(config)?;
         let clock = Clock::new(maps.take(maps::SETTINGS)?, settings)?;
         let mut sensor = Sensor::new(&mut maps, config.key_file.is_some(), lobby.as_ref())?;

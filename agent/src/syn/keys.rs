@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use aya::maps::{Array, MapData};
+use headstart_config::Syn;
 use headstart_config::keys::{KeyError, Keys};
 use headstart_ebpf::maps::{KEYS_MAX, KeySlot};
 
 use super::SynError;
+use crate::audience::key_for;
 
 /// Why keys cannot be reloaded.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +25,15 @@ pub enum ReloadError {
 pub struct KeyStore {
     map: Array<MapData, KeySlot>,
     file: Option<PathBuf>,
+    audience: Option<String>,
 }
 
 impl KeyStore {
     /// Replaces the keys of an earlier agent by those of the file. If the file cannot be used, there is no key, and
     /// closed functions stay closed.
-    pub(super) fn new(map: Array<MapData, KeySlot>, file: Option<PathBuf>) -> Result<Self, SynError> {
-        let mut store = Self { map, file };
+    pub(super) fn new(map: Array<MapData, KeySlot>, config: &Syn) -> Result<Self, SynError> {
+        let (file, audience) = (config.key_file.clone(), config.audience.clone());
+        let mut store = Self { map, file, audience };
         match store.load() {
             Ok(keys) => store.write(&keys)?,
             Err(error) => {
@@ -61,7 +65,7 @@ impl KeyStore {
 
     fn write(&mut self, keys: &Keys) -> Result<(), SynError> {
         for (slot, number) in (0..KEYS_MAX as u32).zip(0_u8..) {
-            let words = keys.get(number);
+            let words = keys.get(number).map(|key| key_for(key, self.audience.as_deref()));
             let slot_value =
                 KeySlot { words: words.unwrap_or_default(), present: u64::from(words.is_some()) };
             self.map.set(slot, slot_value, 0)?;

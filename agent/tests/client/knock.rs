@@ -4,6 +4,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use headstart_agent::audience::key_for;
 use headstart_ebpf::auth::epoch;
 use headstart_ebpf::knock::{Knock, LEN};
 
@@ -50,6 +51,16 @@ fn a_node_with_the_key_believes_the_packet() {
         assert!((before..=now()).contains(&knock.epoch));
         assert_eq!(knock.tag, knock.claim().tag(KEY));
     }
+}
+
+#[test]
+fn an_audience_has_keys_of_its_own() {
+    let (keys, node) = (key_file(), node("127.0.0.1:0"));
+    let to = node.local_addr().unwrap().to_string();
+    assert_eq!(said(&knock(&to, &keys, "--audience shop-eu-1").output().unwrap()).0, 0);
+    let knock = received(&node);
+    assert_eq!(knock.tag, knock.claim().tag(key_for(KEY, Some("shop-eu-1"))));
+    assert_ne!(knock.tag, knock.claim().tag(KEY));
 }
 
 #[test]

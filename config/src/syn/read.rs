@@ -16,6 +16,10 @@ impl Syn {
             pin_dir: table.or("pin_dir", "/sys/fs/bpf/headstart".into(), |v| v.absolute_path()),
             lookup: table.or("lookup", true, |v| v.boolean()),
             key_file: key_file.and_then(|v| v.absolute_path()),
+            audience: table.get("audience").and_then(|v| {
+                let name = v.name()?;
+                if without_keys { v.fail("needs key_file: it makes other keys of those") } else { Some(name) }
+            }),
             knock_port: table.get("knock_port").and_then(|v| {
                 let port = v.integer(1..=u16::MAX)?;
                 let message = "needs key_file: a knock proves that its sender has a key";

@@ -12,7 +12,7 @@ fn every_key_has_a_default() {
     let syn = Config::parse("h.toml", "").unwrap().syn;
     assert_eq!(syn.pin_dir.to_str(), Some("/sys/fs/bpf/headstart"));
     assert!(syn.lookup);
-    assert_eq!((syn.key_file, syn.knock_port), (None, None));
+    assert_eq!((syn.key_file, syn.audience, syn.knock_port), (None, None, None));
     assert_eq!((syn.knock_opens, syn.unused_after), (Duration::from_secs(30), Duration::from_secs(10)));
     assert_eq!((syn.allow, syn.ignore), (Vec::new(), Vec::new()));
     assert_eq!(syn.events, EventLimits { source: 64, function: 256, global: 1_024 });
@@ -22,13 +22,14 @@ fn every_key_has_a_default() {
 
 #[test]
 fn every_key_is_read() {
-    let text = "[syn]\npin_dir = \"/p\"\nlookup = false\nkey_file = \"/k\"\nknock_port = 65535\n\
+    let text = "[syn]\npin_dir = \"/p\"\nlookup = false\nkey_file = \"/k\"\naudience = \"b-1\"\nknock_port = 65535\n\
                 knock_opens = \"1h\"\nallow = [\"192.0.2.1\"]\nignore = [\"2001:db8::/32\", \"0.0.0.0/0\"]\n\
                 unused_after = \"5m\"\nevents = { source = 1, function = 2, global = 1000000 }\n\
                 starts = { function = { max = 1 }, global = { min = 3, max = 4 } }";
     let syn = Config::parse("h.toml", text).unwrap().syn;
     assert_eq!((syn.pin_dir.to_str(), syn.lookup), (Some("/p"), false));
     assert_eq!((syn.key_file.unwrap().to_str(), syn.knock_port), (Some("/k"), Some(65_535)));
+    assert_eq!(syn.audience.as_deref(), Some("b-1"));
     assert_eq!((syn.knock_opens, syn.unused_after), (Duration::from_hours(1), Duration::from_mins(5)));
     let cidr = |address: &str, bits| Cidr { address: address.parse::<IpAddr>().unwrap(), bits };
     assert_eq!(syn.allow, [cidr("192.0.2.1", 32)]);
@@ -45,6 +46,7 @@ fn keys() {
         ("pin_dir = \"bpf\"", "pin_dir: must be an absolute path"),
         ("lookup = \"yes\"", "lookup: must be true or false, not a string"),
         ("key_file = \"keys\"", "key_file: must be an absolute path"),
+        ("audience = \"a\"", "audience: needs key_file: it makes other keys of those"),
         ("knock_port = 7", "knock_port: needs key_file: a knock proves that its sender has a key"),
         ("knock_port = 0", "knock_port: must be 1 to 65535"),
         ("knock_port = 65536", "knock_port: must be 1 to 65535"),

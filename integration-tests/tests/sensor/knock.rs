@@ -6,7 +6,7 @@ use headstart_ebpf::auth::epoch;
 use headstart_ebpf::knock::{self, Knock};
 use headstart_integration_tests::lab::RunningAgent;
 use headstart_integration_tests::lab::client::Step;
-use headstart_integration_tests::lab::node::{KeyFile, TestNode, trigger, words};
+use headstart_integration_tests::lab::node::{KeyFile, TestNode, headstart, trigger, words};
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::{lab, lab::cli};
 
@@ -22,12 +22,19 @@ struct UdpTarget {
 
 impl UdpTarget {
     fn new() -> Option<Self> {
+        Self::of(None)
+    }
+
+    /// A node of this audience.
+    fn of(audience: Option<&str>) -> Option<Self> {
         let node = TestNode::new().unwrap()?;
         let keys = KeyFile::new(&[(1, KEY)]).unwrap();
         let function = function("id = 7\nrequire_auth = \"connect\"");
         let (key, value) = keys.setting();
         let port = lab::free_port().unwrap().port();
         let setup = node.watching().lookup(true).syn(key, &value).syn("knock_port", &port.to_string());
+        let setup =
+            audience.into_iter().fold(setup, |setup, name| setup.syn("audience", &format!("{name:?}")));
         let agent = setup.config(&function.text("closed", &[])).start().unwrap();
         function.rest(&agent, "closed").unwrap();
         Some(Self { node, keys, function, agent, port })
@@ -65,6 +72,22 @@ fn a_knock_starts_a_function_and_lets_its_sender_in() {
     // To its sender only.
     let local = SocketAddr::from(([127, 0, 0, 1], function.port));
     assert_eq!(node.get_in_vain(&node.node, local).unwrap().step, Step::Connect);
+}
+
+#[test]
+fn what_was_made_for_another_audience_opens_nothing() {
+    let Some(door) = UdpTarget::of(Some("node-1")) else { return };
+    let UdpTarget { node, keys, agent, port, .. } = &door;
+    let knock = |audience: &[&str]| {
+        let mut command = headstart("knock", node.link.host(*port), 7, Some(keys)).unwrap();
+        node.client.run(command.args(audience)).unwrap()
+    };
+    knock(&[]);
+    knock(&["--audience", "node-2"]);
+    door.wait_counted(2.0);
+    assert_cold(agent, "closed");
+    knock(&["--audience", "node-1"]);
+    agent.wait_state("closed", "ready", LIMIT).unwrap();
 }
 
 #[test]
