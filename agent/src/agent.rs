@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use headstart_config::Config;
 use headstart_injector::Pool;
 use nix::fcntl::Flock;
@@ -23,7 +23,7 @@ use crate::data::DataThreads;
 use crate::log::LogWriter;
 use crate::manager::ServiceManager;
 use crate::measure::{self, Export, StartHistory};
-use crate::node::{AdoptedInstance, Node, NodeHandle};
+use crate::node::{AdoptedInstance, Node, NodeHandle, STOP_MARGIN};
 use crate::privilege;
 use crate::serve;
 use crate::setup::reload::Reload;
@@ -83,6 +83,7 @@ impl Agent {
         let admin =
             Doors::open(config.agent.admin, &config.agent.state_dir).await.map_err(anyhow::Error::msg)?;
         let drivers = Drivers::new(&config.agent);
+        drivers.check_cgroups().map_err(|lack| anyhow!("{lack}"))?;
         let mut survivors = drivers.survivors().await;
         tokio::select! {
             () = survivors.make_room(longest_grace(&config), || serve::ports_are_free(&config, &manager)) => {}
@@ -124,12 +125,12 @@ impl Agent {
         give_up_privileges(needs | of_ports(&self.setup.served, &self.config));
         let Self { options, config, mut manager, mut stop, hangup, _lock, pins, export, admin, .. } = self;
         let Self { setup, sensing, survivors, adopted, .. } = self;
-        let (functions, grace, threads) =
-            (config.functions.len(), longest_grace(&config), config.agent.data_threads);
+        let (functions, grace, agent) =
+            (config.functions.len(), longest_grace(&config), config.agent.clone());
         manager.start_thread().context("cannot start a thread for the service manager")?;
         log.start().context("cannot start a thread for the log")?;
         // The first threads besides this one: they have no more privileges than it has left.
-        let data = DataThreads::start(threads).context("cannot start the data threads")?;
+        let data = DataThreads::start(agent.data_threads).context("cannot start the data threads")?;
         setup.served.pools.values().flatten().for_each(|pool| pool.start(data.handle()));
 
         let starts = Arc::new(StartHistory::default());
@@ -172,13 +173,13 @@ impl Agent {
         let survivors = tokio::spawn(survivors.end(grace));
         tokio::spawn(async move {
             tracing::info!("{}: stopping", stop.next().await);
-            manager.stopping();
+            manager.stopping(grace + STOP_MARGIN + END_MARGIN);
             control.shutdown().await;
         });
         node.run().await;
         // They were asked to stop before our own.
         survivors.await?;
-        start::tidy();
+        start::tidy(&agent);
         reload.abort();
         pools.borrow().pools.iter().for_each(Pool::close);
         api.stop().await?;
@@ -191,6 +192,9 @@ impl Agent {
         Ok(())
     }
 }
+
+/// What the API and the pools may take to end, after the instances.
+const END_MARGIN: Duration = Duration::from_secs(5);
 
 /// The longest time that an instance may take to stop.
 fn longest_grace(config: &Config) -> Duration {

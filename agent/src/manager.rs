@@ -28,6 +28,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::time::Duration;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Protocol, Socket, Type};
@@ -219,10 +220,10 @@ impl ServiceManager {
         self.tell("READY=1", None);
     }
 
-    /// Tells the manager that the agent ends. The manager keeps the sockets, and closes
+    /// Tells the manager that the agent ends, and how long that may take. The manager keeps the sockets, and closes
     /// them if it does not start the agent again.
-    pub fn stopping(&self) {
-        self.tell("STOPPING=1", None);
+    pub fn stopping(&self, at_most: Duration) {
+        self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", at_most.as_micros()), None);
     }
 
     fn tell(&self, state: &str, descriptor: Option<&OwnedFd>) {

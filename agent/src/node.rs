@@ -44,6 +44,9 @@ const PREPARES_MAX: usize = 2;
 /// instance that hangs is news.
 const SLOW_WATCH: Duration = Duration::from_millis(250);
 
+/// How long instances that did not stop in their grace period may take to be killed and removed.
+pub const STOP_MARGIN: Duration = Duration::from_secs(10);
+
 /// The owner of the state of every function.
 pub struct Node {
     functions: BTreeMap<FunctionId, FunctionRecord>,
@@ -360,10 +363,10 @@ impl Node {
         }
     }
 
-    /// Stops everything and waits for its end, for the longest grace period and 10 s at most.
+    /// Stops everything and waits for its end, for the longest grace period and [`STOP_MARGIN`] at most.
     async fn close(&mut self) {
         let grace = self.functions.values().map(|record| record.service.stop_grace).max().unwrap_or_default();
-        let deadline = Instant::now() + grace + Duration::from_secs(10);
+        let deadline = Instant::now() + grace + STOP_MARGIN;
         for function in self.function_ids() {
             self.event(function, Event::Shutdown);
         }

@@ -32,6 +32,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use headstart_config::Agent;
 use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, Channel};
 
 mod docker;
@@ -227,8 +228,8 @@ pub fn become_subreaper() -> std::io::Result<()> {
 }
 
 /// Removes what instances share and none of them can remove: call it when all are gone.
-pub fn tidy() {
-    cgroup::remove_parents();
+pub fn tidy(agent: &Agent) {
+    cgroup::Cgroups::new(agent).remove_parents();
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ pub struct Agent {
     /// Directory of the agent's own files (control sockets, parked containers); an absolute path. Default
     /// `/run/headstart`.
     pub state_dir: PathBuf,
+    /// The cgroup that holds those of the instances, except Docker's; an absolute path from the root of the hierarchy.
+    /// Default `/headstart`, which the agent makes; any other must exist.
+    pub cgroup_parent: PathBuf,
     /// Socket of the Docker API; an absolute path. Default `/var/run/docker.sock`.
     pub docker_socket: PathBuf,
     /// The OCI runtime: an absolute path, or a name that is looked up in `PATH`. Default `runc`.
@@ -72,6 +75,7 @@ impl Agent {
             interfaces: table.or("interfaces", Interfaces::Named(Vec::new()), |v| interfaces(&v)),
             admin: table.or("admin", admin, |v| v.socket_address()),
             state_dir: table.or("state_dir", "/run/headstart".into(), |v| v.absolute_path()),
+            cgroup_parent: table.or("cgroup_parent", "/headstart".into(), |v| v.absolute_path()),
             docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
             runc: table.or("runc", "runc".into(), |v| program(&v)),
             uids: table.or("uids", None, |v| uids(&v).map(Some)),

@@ -79,7 +79,7 @@ fn a_function_is_confined() {
     // The limits, as the kernel keeps them.
     let child = container_of(&agent);
     let cgroup = fs::read_to_string(format!("/proc/{child}/cgroup")).unwrap();
-    assert!(cgroup.contains("/headstart/confined-"), "{cgroup}");
+    assert!(cgroup.contains("/confined-"), "{cgroup}");
     assert_eq!(limit(&cgroup, "memory", ["memory.max", "memory.limit_in_bytes"]), (64 << 20).to_string());
     assert_eq!(limit(&cgroup, "pids", ["pids.max"; 2]), "32");
     let quota = limit(&cgroup, "cpu", ["cpu.max", "cpu.cfs_quota_us"]);
@@ -105,7 +105,8 @@ fn a_process_has_a_filter_and_directories_of_its_own() {
     not_protected_and_without_core_files(&read("/proc/self/oom_score_adj"), &read("/proc/self/limits"));
     let shown = agent.functions().unwrap();
     let name = shown[0]["running"][0]["name"].as_str().unwrap();
-    let cgroup = format!("0::/headstart/{name}\n1:cpu:/headstart/{name}");
+    let own = agent.state_dir().display().to_string().trim_start_matches('/').replace('/', ":");
+    let cgroup = format!("0::/headstart/{own}/{name}\n1:cpu:/headstart/{own}/{name}");
     let cgroup =
         if Path::new("/sys/fs/cgroup/cpu").exists() { &*cgroup } else { cgroup.lines().next().unwrap() };
     let quota = limit(cgroup, "cpu", ["cpu.max", "cpu.cfs_quota_us"]);
@@ -359,6 +360,37 @@ fn killed(runtime: &str) {
     assert_eq!(both, Vec::<String>::new());
     assert!(next.stop(Signal::SIGTERM, LIMIT).unwrap().success());
     assert_eq!(watch.leaked_since(&Snapshot::default(), LIMIT).unwrap(), Vec::<String>::new());
+}
+
+/// The service manager removes the state directory when the unit has failed.
+#[test]
+fn the_next_agent_ends_instances_whose_files_are_gone() {
+    if !ready() {
+        return;
+    }
+    for runtime in ["oci", "process"] {
+        let name = lab::unique("orphan");
+        let function = fixture::function("plain", runtime, "").unwrap();
+        let agent = AgentSetup::default().config(&function.text(&name, &[])).start().unwrap();
+        let watch = LeakWatch::default().name(&name).runc(agent.state_dir());
+        assert_eq!(get(&function, "/").body, fixture::ALIVE);
+        let state_dir = agent.state_dir().to_owned();
+        let killed = agent.kill().unwrap();
+        let orphans = cgroups(&watch.snapshot().unwrap());
+        fs::remove_dir_all(&state_dir).unwrap();
+        // It still has the port.
+        assert_eq!(get(&function, "/").body, fixture::ALIVE);
+        let next = killed.start().unwrap();
+        next.wait_log("removed what an earlier agent left", LIMIT).unwrap();
+        assert_eq!(get(&function, "/").body, fixture::ALIVE);
+        let now = cgroups(&watch.snapshot().unwrap());
+        assert!(orphans.iter().all(|orphan| !now.contains(orphan)), "{orphans:?}\n{now:?}");
+        // `uninstall` finds them, too.
+        let killed = next.kill().unwrap();
+        fs::remove_dir_all(&state_dir).unwrap();
+        killed.uninstall().unwrap();
+        assert_eq!(watch.leaked_since(&Snapshot::default(), LIMIT).unwrap(), Vec::<String>::new());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::arguments::ConfigArgs;
 use crate::setup::state_dir;
-use crate::start::Drivers;
+use crate::start::{Drivers, tidy};
 use crate::syn;
 
 /// Removes pins, containers and the state directory.
@@ -32,6 +32,7 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
         "something of earlier agents may be left ({}): repair that, and run this again",
         left.join("; ")
     );
+    tidy(&config.agent);
     std::fs::remove_dir_all(state_dir).with_context(|| format!("cannot remove {}", state_dir.display()))?;
     println!("removed the containers of earlier agents and {}", state_dir.display());
     Ok(ExitCode::SUCCESS)

@@ -172,8 +172,8 @@ fn the_manager_hears_what_to_keep_and_what_to_drop() {
         assert_eq!(received(&socket), ("FDSTOREREMOVE=1\nFDNAME=unknown".to_owned(), 0));
         assert_eq!(received(&socket), ("READY=1".to_owned(), 0));
         assert!(manager.inherited.is_empty());
-        manager.stopping();
-        assert_eq!(received(&socket), ("STOPPING=1".to_owned(), 0));
+        manager.stopping(Duration::from_secs(40));
+        assert_eq!(received(&socket), ("STOPPING=1\nEXTEND_TIMEOUT_USEC=40000000".to_owned(), 0));
         // What does not fit its name must not stay there either.
         let key = ListenerKey::Bound(address("127.0.0.1:9"));
         manager.inherited.insert(key.to_string(), vec![kept]);
@@ -190,7 +190,7 @@ fn a_manager_that_is_gone_does_no_harm() {
     drop(socket);
     manager.store_listener(ListenerKey::Bound(address("127.0.0.1:9")), &listener().0);
     manager.ready();
-    manager.stopping();
+    manager.stopping(Duration::ZERO);
     ServiceManager::default().ready();
 }
 

@@ -1,22 +1,26 @@
-//! The cgroup of one instance, `/headstart/<instance>`, in either version.
+//! The cgroup of one instance, `<cgroup_parent>/<agent>/<instance>`, in either version. `<agent>` is made of the state
+//! directory, so that an agent knows its instances also when that directory is gone.
 //!
 //! Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 //! In a hybrid system the controllers are in the v1 hierarchies; the v2 tree has none.
 
 pub(super) mod freezer;
+mod orphan;
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use headstart_config::Agent;
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Lack, name};
 
 /// Where the hierarchies are mounted on every current distribution.
 const MOUNT: &str = "/sys/fs/cgroup";
-
-/// The directory in each hierarchy that holds all instances.
-const PARENT: &str = "headstart";
 
 /// How long an empty cgroup may stay busy while its last process goes away.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,22 +52,99 @@ impl Shares {
     }
 }
 
+/// The controllers that limit instances.
+const CONTROLLERS: [&str; 2] = ["memory", "pids"];
+
+/// The cgroups of one agent's instances.
+#[derive(Debug, Clone)]
+pub(super) struct Cgroups {
+    /// Where the hierarchies are mounted.
+    mount: PathBuf,
+    /// `cgroup_parent`, relative to each hierarchy's root.
+    parent: PathBuf,
+    /// The name of this agent's directory in it.
+    agent: String,
+}
+
+impl Cgroups {
+    /// Those that this section configures.
+    pub(super) fn new(agent: &Agent) -> Self {
+        let parent = agent.cgroup_parent.strip_prefix("/").unwrap_or(&agent.cgroup_parent).to_owned();
+        Self { mount: MOUNT.into(), parent, agent: escape(&agent.state_dir) }
+    }
+
+    /// That of one instance.
+    pub(super) fn of(&self, instance: &str) -> Cgroup {
+        Cgroup { mount: self.mount.clone(), path: self.parent.join(&self.agent).join(instance) }
+    }
+
+    /// The instances that have a cgroup in any hierarchy.
+    fn instances(&self) -> BTreeSet<String> {
+        let own = self.parent.join(&self.agent);
+        hierarchies(&self.mount).flat_map(|hierarchy| name::instances_in(&hierarchy.join(&own))).collect()
+    }
+
+    /// Checks that the parent is there. The default one is made when it is needed.
+    pub(super) fn check(&self) -> Result<(), Lack> {
+        let default = Agent::default().cgroup_parent;
+        let is_there = hierarchies(&self.mount).any(|hierarchy| hierarchy.join(&self.parent).is_dir());
+        if is_there || Path::new("/").join(&self.parent) == default {
+            return Ok(());
+        }
+        Err(format!(
+            "no cgroup /{} in {}: start the unit that has it (`systemctl start headstart-functions`), or set \
+             `cgroup_parent` in [agent] to one that exists",
+            self.parent.display(),
+            self.mount.display()
+        )
+        .into())
+    }
+
+    /// Removes the directories that hold all instances, where they are empty. Others' instances may be in the parent, and
+    /// only the default parent was made by an agent.
+    pub(super) fn remove_parents(&self) {
+        for hierarchy in hierarchies(&self.mount) {
+            let _busy_or_absent = fs::remove_dir(hierarchy.join(&self.parent).join(&self.agent));
+            if Path::new("/").join(&self.parent) == Agent::default().cgroup_parent {
+                let _busy_or_absent = fs::remove_dir(hierarchy.join(&self.parent));
+            }
+        }
+    }
+}
+
+/// The root of each hierarchy. With version 2 alone it is the mount point itself.
+fn hierarchies(mount: &Path) -> impl Iterator<Item = PathBuf> {
+    let mounted = fs::read_dir(mount).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    mounted.chain([mount.to_owned()])
+}
+
+/// A path as one file name: `/run/headstart` is `run:headstart`. Two paths never have the same.
+fn escape(path: &Path) -> String {
+    let mut name = String::new();
+    for byte in path.strip_prefix("/").unwrap_or(path).as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' => name.push(':'),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' => name.push(char::from(*byte)),
+            // Writing to a string succeeds.
+            other => _ = write!(name, "\\x{other:02x}"),
+        }
+    }
+    name
+}
+
 /// One instance's cgroup.
 #[derive(Debug, Clone)]
 pub(super) struct Cgroup {
     /// Where the hierarchies are mounted.
     mount: PathBuf,
-    instance: String,
+    /// Relative to each hierarchy's root.
+    path: PathBuf,
 }
 
 impl Cgroup {
-    pub(super) fn of(instance: &str) -> Self {
-        Self { mount: MOUNT.into(), instance: instance.to_owned() }
-    }
-
     /// The path below each hierarchy's root, as an OCI configuration names it.
     pub(super) fn path(&self) -> PathBuf {
-        Path::new("/").join(PARENT).join(&self.instance)
+        Path::new("/").join(&self.path)
     }
 
     /// Makes the cgroup with its limits.
@@ -75,22 +156,14 @@ impl Cgroup {
     fn limit(&self, memory_bytes: u64, pids: u64, shares: &Shares) -> io::Result<()> {
         let memory = memory_bytes.to_string();
         if self.is_unified() {
-            let parent = self.mount.join(PARENT);
-            fs::create_dir_all(&parent)?;
-            for around in [&self.mount, &parent] {
-                fs::write(around.join("cgroup.subtree_control"), "+memory +pids")?;
-                for controller in shares.controllers() {
-                    let enable = format!("+{}", controller.trim_start_matches("blk"));
-                    fs::write(around.join("cgroup.subtree_control"), enable)?;
-                }
-            }
             let directory = self.controller("");
             fs::create_dir_all(&directory)?;
+            self.enable_controllers(shares)?;
             fs::write(directory.join("memory.max"), &memory)?;
             write_if_present(&directory.join("memory.swap.max"), "0")?;
             return fs::write(directory.join("pids.max"), pids.to_string());
         }
-        for controller in ["memory", "pids"] {
+        for controller in CONTROLLERS {
             if !self.mount.join(controller).is_dir() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("no {controller} controller")));
             }
@@ -146,6 +219,21 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Enables the controllers for it in every cgroup above it, in version 2.
+    fn enable_controllers(&self, shares: &Shares) -> io::Result<()> {
+        for above in self.path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
+            let file = self.mount.join(above).join("cgroup.subtree_control");
+            let enabled = fs::read_to_string(&file)?;
+            let needed = shares.controllers().map(|controller| controller.trim_start_matches("blk"));
+            for controller in CONTROLLERS.into_iter().chain(needed) {
+                if !enabled.split_whitespace().any(|one| one == controller) {
+                    fs::write(&file, format!("+{controller}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The files into which a process writes `0` to enter the cgroup.
     pub(super) fn join_files(&self) -> Vec<PathBuf> {
         let controllers: &[&str] =
@@ -179,9 +267,14 @@ impl Cgroup {
 
     /// Kills whatever is in it, frozen or not.
     pub(super) fn kill(&self) {
+        self.signal_all(Signal::KILL);
+    }
+
+    /// Signals whatever is in it, and thaws it: a signal does not reach the frozen.
+    fn signal_all(&self, signal: Signal) {
         for pid in self.processes().into_iter().filter_map(Pid::from_raw) {
-            // Gone in between is what is wanted.
-            let _gone = kill_process(pid, Signal::KILL);
+            // One that has ended since needs no signal.
+            let _gone = kill_process(pid, signal);
         }
         self.ensure_thawed();
     }
@@ -201,13 +294,8 @@ impl Cgroup {
 
     /// Every directory that this instance has in any hierarchy.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
-        let hierarchies =
-            fs::read_dir(&self.mount).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        hierarchies
-            .chain([self.mount.clone()])
-            .map(|hierarchy| hierarchy.join(PARENT).join(&self.instance))
-            .filter(|directory| directory.is_dir())
-            .collect()
+        let own = hierarchies(&self.mount).map(|hierarchy| hierarchy.join(&self.path));
+        own.filter(|directory| directory.is_dir()).collect()
     }
 
     /// Removes it everywhere. Its processes must be dead or dying.
@@ -233,20 +321,11 @@ impl Cgroup {
     }
 
     fn controller(&self, controller: &str) -> PathBuf {
-        self.mount.join(controller).join(PARENT).join(&self.instance)
+        self.mount.join(controller).join(&self.path)
     }
 
     fn is_unified(&self) -> bool {
         is_unified(&self.mount)
-    }
-}
-
-/// Removes the directory that holds all instances from every hierarchy where it
-/// is empty: another agent's instances may be in it.
-pub(super) fn remove_parents() {
-    let hierarchies = fs::read_dir(MOUNT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    for hierarchy in hierarchies.chain([PathBuf::from(MOUNT)]) {
-        let _busy_or_absent = fs::remove_dir(hierarchy.join(PARENT));
     }
 }
 

@@ -1,11 +1,13 @@
 //! One driver per runtime: the rest of the agent asks these, and never a runtime by its name.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use headstart_config::{Agent, Function, Problem, Runtime};
 use rustix::thread::CapabilitySet;
 
+use super::cgroup::Cgroups;
 use super::survivors::{Survivor, Survivors};
 use super::{BoxFuture, ContainerSpec, DRIVERS, FunctionRuntime, StartError};
 
@@ -68,19 +70,22 @@ impl fmt::Display for Lack {
 pub struct NoDriver(&'static str);
 
 /// A driver for each runtime, made once.
-pub struct Drivers(Vec<Box<dyn Driver>>);
+pub struct Drivers {
+    all: Vec<Box<dyn Driver>>,
+    cgroups: Cgroups,
+}
 
 impl Drivers {
     /// Those of a node with this `[agent]` section.
     #[must_use]
     pub fn new(agent: &Agent) -> Self {
-        Self(DRIVERS.iter().map(|driver| driver(agent)).collect())
+        Self { all: DRIVERS.iter().map(|driver| driver(agent)).collect(), cgroups: Cgroups::new(agent) }
     }
 
     /// What the host must have for any runtime.
     #[must_use]
     pub fn checks(&self) -> Vec<HostCheck> {
-        self.0.iter().filter_map(|driver| driver.check()).collect()
+        self.all.iter().filter_map(|driver| driver.check()).collect()
     }
 
     /// What the host lacks for the runtimes of these functions, each with its key in `[agent]`.
@@ -90,7 +95,9 @@ impl Drivers {
             let lack = check.found.err()?;
             Some(agent.origin.problem(check.key, lack.to_string()))
         };
-        self.of(functions).filter_map(|driver| problem(driver.check()?)).collect()
+        let cgroups =
+            self.check_cgroups().err().map(|lack| agent.origin.problem("cgroup_parent", lack.to_string()));
+        self.of(functions).filter_map(|driver| problem(driver.check()?)).chain(cgroups).collect()
     }
 
     /// The capabilities that the containers of these functions need.
@@ -108,14 +115,15 @@ impl Drivers {
         configured: &Runtime,
         spec: &ContainerSpec,
     ) -> Result<Arc<dyn FunctionRuntime>, NoDriver> {
-        let made = self.0.iter().find_map(|driver| driver.runtime(configured, spec));
+        let made = self.all.iter().find_map(|driver| driver.runtime(configured, spec));
         made.ok_or(NoDriver(configured.as_str()))
     }
 
     /// Looks for what earlier agents left. What a driver cannot find is logged.
     pub async fn survivors(&self) -> Survivors {
-        let (mut found, mut unknown) = (Vec::new(), Vec::new());
-        for driver in &self.0 {
+        let mut found: Vec<Box<dyn Survivor>> = Vec::new();
+        let mut unknown = Vec::new();
+        for driver in &self.all {
             match driver.survivors().await {
                 Ok(survivors) => found.extend(survivors),
                 Err(error) => {
@@ -127,17 +135,27 @@ impl Drivers {
                 }
             }
         }
+        let known: BTreeSet<_> = found.iter().map(|survivor| survivor.instance().to_owned()).collect();
+        found.extend(self.cgroups.orphans(|instance| known.contains(instance)));
         Survivors::new(found, unknown)
+    }
+
+    /// Checks that what the containers of all runtimes share is there.
+    ///
+    /// # Errors
+    /// When the configured parent of their cgroups does not exist.
+    pub fn check_cgroups(&self) -> Result<(), Lack> {
+        self.cgroups.check()
     }
 
     /// Those that these functions use.
     fn of<'a>(&'a self, functions: &'a [Function]) -> impl Iterator<Item = &'a dyn Driver> {
         let used = |driver: &dyn Driver| functions.iter().any(|f| f.runtime.as_str() == driver.name());
-        self.0.iter().map(|driver| &**driver).filter(move |driver| used(*driver))
+        self.all.iter().map(|driver| &**driver).filter(move |driver| used(*driver))
     }
 
     #[cfg(test)]
     pub(super) fn names(&self) -> Vec<&'static str> {
-        self.0.iter().map(|driver| driver.name()).collect()
+        self.all.iter().map(|driver| driver.name()).collect()
     }
 }

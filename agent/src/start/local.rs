@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 
-use super::cgroup::{Cgroup, freezer};
+use super::cgroup::{Cgroup, Cgroups, freezer};
 use super::error::within;
 use super::logs::Logs;
 use super::pid_watch::{Image, PidWatch};
@@ -36,6 +36,9 @@ pub(super) const PARKED_FILE: &str = "parked";
 
 /// What makes the containers of one runtime, of whatever function.
 pub(super) trait LocalHost: Send + Sync + 'static {
+    /// The cgroups of its instances.
+    fn cgroups(&self) -> &Cgroups;
+
     /// The directory of an instance.
     fn directory(&self, instance: &str) -> PathBuf;
 
@@ -47,7 +50,7 @@ pub(super) trait LocalHost: Send + Sync + 'static {
 
     /// Whether this is the instance's first process.
     fn is_first(&self, instance: &str, pid: i32) -> bool {
-        Cgroup::of(instance).contains(pid)
+        self.cgroups().of(instance).contains(pid)
     }
 
     /// Whether an instance without [`PARKED_FILE`] was released.
@@ -138,11 +141,11 @@ impl LocalContainer {
     ) -> Self {
         Self {
             directory: host.directory(instance),
+            cgroup: host.cgroups().of(instance),
             host,
             instance: instance.to_owned(),
             watch,
             logs,
-            cgroup: Cgroup::of(instance),
             latch: Mutex::new(latch),
             removal: tokio::sync::Mutex::new(()),
         }
@@ -173,8 +176,7 @@ impl LocalContainer {
 }
 
 /// Begins to watch the first process of an instance, whose former parent is gone.
-pub(super) fn watch(instance: &str, pid: i32) -> Result<PidWatch, StartError> {
-    let cgroup = Cgroup::of(instance);
+pub(super) fn watch(cgroup: Cgroup, pid: i32) -> Result<PidWatch, StartError> {
     PidWatch::child(pid, move || cgroup.oom_killed())
 }
 

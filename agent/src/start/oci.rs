@@ -33,7 +33,6 @@ use tokio::net::unix::pipe;
 
 use self::host::OciHost;
 use self::release::ExecFifo;
-use super::cgroup::Cgroup;
 use super::driver::{Driver, HostCheck, Lack};
 use super::error::within;
 use super::local::{self, LocalContainer, LocalHost};
@@ -55,7 +54,7 @@ const HYBRID: &str = "/sys/fs/cgroup/unified";
 
 /// Drives the program that `[agent]` names.
 pub(super) fn driver(agent: &Agent) -> Box<dyn Driver> {
-    Box::new(OciDriver(Arc::new(OciHost::new(agent.runc.clone(), &agent.state_dir))))
+    Box::new(OciDriver(Arc::new(OciHost::new(agent))))
 }
 
 struct OciDriver(Arc<OciHost>);
@@ -148,11 +147,15 @@ impl OciRuntime {
         })?;
         let output = self.run_create(instance, &bundle, function.into()).await?;
         let shares = &self.spec.shares;
-        Cgroup::of(instance).set_shares(shares).map_err(StartError::system("setting `cpu` and weights"))?;
+        self.host
+            .cgroups()
+            .of(instance)
+            .set_shares(shares)
+            .map_err(StartError::system("setting `cpu` and weights"))?;
         let pid = fs::read_to_string(bundle.join(host::PID_FILE))
             .and_then(|text| text.trim().parse().map_err(io::Error::other))
             .map_err(StartError::system("reading a container's PID file"))?;
-        let watch = local::watch(instance, pid)?;
+        let watch = local::watch(self.host.cgroups().of(instance), pid)?;
         let fifo = ExecFifo {
             path: self.host.fifo(instance),
             is_read: self.host.fifo_is_read(instance),
@@ -169,7 +172,8 @@ impl OciRuntime {
         let bundle = self.host.directory(instance);
         directory::make_private(&bundle).map_err(StartError::system("making a bundle"))?;
         let backends = directory::make_backends(&self.spec, &bundle)?;
-        let config = spec::build(&self.spec, &self.rootfs, instance, backends.as_deref())
+        let cgroup = self.host.cgroups().of(instance);
+        let config = spec::build(&self.spec, &self.rootfs, instance, backends.as_deref(), &cgroup)
             .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
         // It holds the function's environment: for root's eyes only.

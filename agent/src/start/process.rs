@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,12 +72,12 @@ impl Default for ParkHelper {
 
 /// Drives the agent's own program.
 pub(super) fn driver(agent: &Agent) -> Box<dyn Driver> {
-    driver_with(ParkHelper::default(), &agent.state_dir)
+    driver_with(ParkHelper::default(), agent)
 }
 
 /// Drives another program, which knows the hidden mode.
-pub(super) fn driver_with(helper: ParkHelper, state_dir: &Path) -> Box<dyn Driver> {
-    Box::new(ProcessDriver(Arc::new(ProcessHost::new(helper, state_dir))))
+pub(super) fn driver_with(helper: ParkHelper, agent: &Agent) -> Box<dyn Driver> {
+    Box::new(ProcessDriver(Arc::new(ProcessHost::new(helper, agent))))
 }
 
 struct ProcessDriver(Arc<ProcessHost>);
@@ -143,7 +143,7 @@ impl ProcessRuntime {
         let system = StartError::system;
         let own = self.host.directory(instance);
         directory::make_private(&own).map_err(system("making an instance's directory"))?;
-        let cgroup = Cgroup::of(instance);
+        let cgroup = self.host.cgroups().of(instance);
         let join_files = self.make_cgroup(&cgroup);
         let (agent, function) = Channel::pair().map_err(|error| StartError::System {
             step: "making a control socket",
@@ -161,7 +161,7 @@ impl ProcessRuntime {
             return Err(StartError::Create { detail: "the helper said no process number".to_owned() });
         };
         self.host.note_pid(instance, pid).map_err(system("noting an instance"))?;
-        let watch = local::watch(instance, pid)?;
+        let watch = local::watch(cgroup, pid)?;
         match release.report().await? {
             ParkReport::Parked => {}
             other => return Err(StartError::Create { detail: format!("the helper said {other:?}") }),

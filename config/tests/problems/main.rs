@@ -454,7 +454,7 @@ fn files_that_cannot_be_read() {
     std::fs::write(&path, "[agent]\nx = 1").unwrap();
     assert!(
         message()
-            .starts_with("F:2: agent.x: unknown key; the keys here are admin, data_threads, docker_socket, ")
+            .starts_with("F:2: agent.x: unknown key; the keys here are admin, cgroup_parent, data_threads, ")
     );
 }
 

@@ -110,9 +110,9 @@ pub(crate) fn cgroups(wanted: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
     found
 }
 
-/// Kills what runs in the cgroups whose name starts with `prefix`, and removes them.
-pub(super) fn remove_cgroups(prefix: &str) {
-    for top in cgroups(&|name| name.starts_with(prefix)) {
+/// Kills what runs in the cgroups whose name contains `text`, and removes them. That of an agent has its directory's name.
+pub(super) fn remove_cgroups(text: &str) {
+    for top in cgroups(&|name| name.contains(text)) {
         let mut all = vec![top];
         let mut next = 0;
         while let Some(directory) = all.get(next).cloned() {

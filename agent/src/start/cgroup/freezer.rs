@@ -100,7 +100,7 @@ impl Cgroup {
     /// Thaws what was sent a signal, or must not stay as it is.
     pub(in crate::start) fn ensure_thawed(&self) {
         if let Err(error) = self.thaw() {
-            tracing::warn!(instance = self.instance, "cannot be thawed: {error}");
+            tracing::warn!(cgroup = %self.path.display(), "cannot be thawed: {error}");
         }
     }
 

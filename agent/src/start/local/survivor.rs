@@ -76,7 +76,7 @@ impl LocalSurvivor {
         let first = FirstProcess::find(&*host, &instance);
         let running = first.watch.as_ref().filter(|_| first.runs);
         let output = Mutex::new(running.and_then(|watch| output_of(&instance, watch.pid())));
-        let (directory, cgroup) = (host.directory(&instance), Cgroup::of(&instance));
+        let (directory, cgroup) = (host.directory(&instance), host.cgroups().of(&instance));
         Self { host, instance, directory, cgroup, first, output }
     }
 }

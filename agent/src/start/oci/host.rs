@@ -8,11 +8,12 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use headstart_config::Agent;
 use rustix::process::Signal;
 use tokio::process::Command;
 
 use crate::manager;
-use crate::start::cgroup::Cgroup;
+use crate::start::cgroup::Cgroups;
 use crate::start::error::within;
 use crate::start::local::{self, Leftovers, LocalHost, PARKED_FILE};
 use crate::start::pid_watch::PidWatch;
@@ -47,14 +48,22 @@ pub(super) struct OciHost {
     root: PathBuf,
     /// One directory per instance: configuration, PID file, runc's log.
     bundles: PathBuf,
+    cgroups: Cgroups,
     leftovers: Leftovers,
 }
 
 impl OciHost {
-    /// Containers made by the program `runc`, which keep their state under `state_dir`.
-    pub(super) fn new(runc: PathBuf, state_dir: &Path) -> Self {
-        let (root, bundles) = (state_dir.join(ROOT), state_dir.join(BUNDLES));
-        Self { runc, is_crun: OnceLock::new(), root, bundles, leftovers: Leftovers::default() }
+    /// Containers made by the program `runc`, which keep their state under the state directory.
+    pub(super) fn new(agent: &Agent) -> Self {
+        let state_dir = &agent.state_dir;
+        Self {
+            runc: agent.runc.clone(),
+            is_crun: OnceLock::new(),
+            root: state_dir.join(ROOT),
+            bundles: state_dir.join(BUNDLES),
+            cgroups: Cgroups::new(agent),
+            leftovers: Leftovers::default(),
+        }
     }
 
     pub(super) fn runc(&self) -> &Path {
@@ -117,12 +126,16 @@ impl OciHost {
                 return Err(StartError::Left { detail });
             }
         }
-        local::remove_cgroup(&Cgroup::of(instance)).await?;
+        local::remove_cgroup(&self.cgroups.of(instance)).await?;
         directory::remove(&self.bundles.join(instance))
     }
 }
 
 impl LocalHost for OciHost {
+    fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
     fn directory(&self, instance: &str) -> PathBuf {
         self.bundles.join(instance)
     }
@@ -159,7 +172,7 @@ impl LocalHost for OciHost {
     /// for tens of milliseconds, many times over, while the new agent prepares its own.
     fn clean_survivor<'a>(&'a self, instance: &'a str) -> BoxFuture<'a, Result<(), StartError>> {
         Box::pin(async move {
-            let (cgroup, bundle) = (Cgroup::of(instance), self.directory(instance));
+            let (cgroup, bundle) = (self.cgroups.of(instance), self.directory(instance));
             if !bundle.join(PARKED_FILE).exists() {
                 kill_creators(&bundle).await?;
             }

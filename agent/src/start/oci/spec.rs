@@ -25,6 +25,7 @@ pub(super) fn build(
     rootfs: &Path,
     instance: &str,
     backends: Option<&Path>,
+    cgroup: &Cgroup,
 ) -> Result<Spec, OciSpecError> {
     let env = spec.environment_with_control().into_iter().map(|(name, value)| format!("{name}={value}"));
     let process = ProcessBuilder::default()
@@ -44,12 +45,12 @@ pub(super) fn build(
         .process(process)
         .hostname(crate::start::name::host(instance))
         .mounts(mounts(spec.user, backends)?)
-        .linux(linux(spec, instance)?)
+        .linux(linux(spec, cgroup)?)
         .annotations([(ANNOTATION.to_owned(), spec.function.clone())])
         .build()
 }
 
-fn linux(spec: &ContainerSpec, instance: &str) -> Result<Linux, OciSpecError> {
+fn linux(spec: &ContainerSpec, cgroup: &Cgroup) -> Result<Linux, OciSpecError> {
     let mut kinds = vec![
         LinuxNamespaceType::Pid,
         LinuxNamespaceType::Network,
@@ -66,7 +67,7 @@ fn linux(spec: &ContainerSpec, instance: &str) -> Result<Linux, OciSpecError> {
         .collect::<Result<Vec<_>, _>>()?;
     let mut builder = LinuxBuilder::default()
         .namespaces(namespaces)
-        .cgroups_path(Cgroup::of(instance).path())
+        .cgroups_path(cgroup.path())
         .resources(resources(spec)?)
         .masked_paths(get_default_maskedpaths())
         .readonly_paths(get_default_readonly_paths());

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use headstart_config::Agent;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::ParkHelper;
-use crate::start::cgroup::Cgroup;
+use crate::start::cgroup::Cgroups;
 use crate::start::local::{self, Leftovers, LocalHost};
 use crate::start::{BoxFuture, StartError, directory, name};
 
@@ -23,13 +24,19 @@ pub(super) struct ProcessHost {
     helper: ParkHelper,
     /// One directory per instance.
     directory: PathBuf,
+    cgroups: Cgroups,
     leftovers: Leftovers,
 }
 
 impl ProcessHost {
-    /// Processes that `helper` parks, and that are noted under `state_dir`.
-    pub(super) fn new(helper: ParkHelper, state_dir: &Path) -> Self {
-        Self { helper, directory: state_dir.join(DIRECTORY), leftovers: Leftovers::default() }
+    /// Processes that `helper` parks, and that are noted under the state directory.
+    pub(super) fn new(helper: ParkHelper, agent: &Agent) -> Self {
+        Self {
+            helper,
+            directory: agent.state_dir.join(DIRECTORY),
+            cgroups: Cgroups::new(agent),
+            leftovers: Leftovers::default(),
+        }
     }
 
     pub(super) fn helper(&self) -> &ParkHelper {
@@ -43,7 +50,7 @@ impl ProcessHost {
 
     /// Ends all that runs of an instance and removes its traces.
     async fn end(&self, instance: &str) -> Result<(), StartError> {
-        let cgroup = Cgroup::of(instance);
+        let cgroup = self.cgroups.of(instance);
         cgroup.kill();
         if let Some(first) = self.first_pid(instance).and_then(Pid::from_raw) {
             // Without a cgroup. Gone in between is what is wanted.
@@ -61,6 +68,10 @@ fn marker(pid: i32) -> String {
 }
 
 impl LocalHost for ProcessHost {
+    fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
     fn directory(&self, instance: &str) -> PathBuf {
         self.directory.join(instance)
     }
@@ -78,7 +89,7 @@ impl LocalHost for ProcessHost {
 
     /// Without cgroups only the note tells.
     fn is_first(&self, instance: &str, pid: i32) -> bool {
-        Cgroup::of(instance).contains(pid) || self.first_pid(instance) == Some(pid)
+        self.cgroups.of(instance).contains(pid) || self.first_pid(instance) == Some(pid)
     }
 
     /// One that was never parked to the end was not released either.

@@ -346,7 +346,7 @@ pub(super) fn driver(kind: Kind, agent: &Agent) -> Box<dyn Driver> {
             let runc = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/start/tests/crun.sh");
             oci::driver(&Agent { runc, ..agent.clone() })
         }
-        Kind::Process => process::driver_with(helper(), &agent.state_dir),
+        Kind::Process => process::driver_with(helper(), agent),
         Kind::Docker => docker::driver(agent),
     }
 }
@@ -368,11 +368,16 @@ fn park_entry() {
 
 /// Directories of instances whose name starts so, in every hierarchy.
 fn cgroup_directories(prefix: &str) -> Vec<PathBuf> {
-    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-    hierarchies
-        .chain([PathBuf::from("/sys/fs/cgroup")])
-        .filter_map(|hierarchy| fs::read_dir(hierarchy.join("headstart")).ok())
-        .flat_map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>())
+    let below = |path: PathBuf| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let top = PathBuf::from("/sys/fs/cgroup");
+    below(top.clone())
+        .into_iter()
+        .chain([top])
+        .flat_map(|hierarchy| below(hierarchy.join("headstart")))
+        .flat_map(below)
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
         .collect()
 }

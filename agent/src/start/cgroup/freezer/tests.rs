@@ -3,18 +3,17 @@
 use std::path::Path;
 
 use super::*;
-use crate::start::cgroup::PARENT;
 
-const INSTANCE: &str = "f-1";
+const INSTANCE: &str = "headstart/run:headstart/f-1";
 
 /// A cgroup of this version in which a test plays the kernel.
 fn stand_in(mount: &Path, unified: bool) -> Cgroup {
-    let cgroup = Cgroup { mount: mount.to_owned(), instance: INSTANCE.to_owned() };
+    let cgroup = Cgroup { mount: mount.to_owned(), path: INSTANCE.into() };
     let own = if unified {
         fs::write(mount.join("cgroup.controllers"), "memory pids").unwrap();
-        mount.join(PARENT).join(INSTANCE)
+        mount.join(INSTANCE)
     } else {
-        mount.join(HIERARCHY).join(PARENT).join(INSTANCE)
+        mount.join(HIERARCHY).join(INSTANCE)
     };
     fs::create_dir_all(&own).unwrap();
     fs::write(cgroup.order_file(), if unified { "0" } else { "THAWED" }).unwrap();
