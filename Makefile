@@ -57,14 +57,21 @@ ebpf: ## Rebuilds the eBPF object from source into target/ebpf (root, Debian).
 test: install programs ## Every test; those that need root are skipped without it.
 	@$(WITH_PROGRAMS) cargo test --workspace --locked
 
-# Debian's kernels have kTLS: the older one cannot change the keys of a session, the newer one can.
-test-vm: install programs ## The tests that need another kernel, in virtual machines: TLS sessions in the kernel (root).
+# Debian's kernels have kTLS: the older one cannot change the keys of a session, the newer one can. The agent's unit is tried
+# on Debian's own systemd.
+test-vm: install programs ## The tests that need another kernel or systemd, in virtual machines (root).
 	@$(WITH_PROGRAMS) cargo test --locked -p headstart-integration-tests --test inject travels
 	@for suite in bookworm trixie-backports; do \
 	  echo "== the kernel of $$suite"; \
 	  export $(WITH_PROGRAMS) CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sh $(CURDIR)/integration-tests/vm/run.sh $$suite"; \
 	  cargo test --locked -p headstart --features http,postgres,tls --lib tls; \
 	  cargo test --locked -p headstart-integration-tests --test inject travels; \
+	done
+	@for suite in bookworm; do \
+	  echo "== Debian's $$suite"; \
+	  export $(WITH_PROGRAMS) HEADSTART_STOCK=1; \
+	  export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sh $(CURDIR)/integration-tests/vm/run.sh --boot $$suite"; \
+	  cargo test --locked -p headstart-integration-tests --test stock -- --test-threads=1; \
 	done
 
 fuzz: install ## Fuzzes everything that parses what others send, SECONDS=60 for each target.

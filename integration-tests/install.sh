@@ -27,6 +27,7 @@ npm                             npm          fetches node-postgres, a driver tha
 /usr/lib/python3/dist-packages/pymysql python3-pymysql is a driver that knows nothing of Headstart
 qemu-system-x86_64              qemu-system-x86 boots kernels that have what this one lacks
 xz                              xz-utils     unpacks their modules
+mmdebstrap                      mmdebstrap   installs the systems that are booted there
 pgbouncer                       pgbouncer    is what connections are compared with
 /usr/lib/python3/dist-packages/redis python3-redis is a driver that knows nothing of Headstart
 /usr/lib/python3/dist-packages/psycopg2 python3-psycopg2 is a driver that knows nothing of Headstart

@@ -3,20 +3,28 @@
 # in memory for what is written. Made to be cargo's runner, so that tests need not know of it.
 set -eu
 
-usage="usage: run.sh KERNEL PROGRAM [ARGUMENT...]
-KERNEL is a suite of Debian's: the kernel is the one that its linux-image-amd64 installs"
+usage="usage: run.sh [--boot] SUITE PROGRAM [ARGUMENT...]
+SUITE is one of Debian's: the kernel is the one that its linux-image-amd64 installs.
+--boot: with the suite's own systemd and files instead of this system's; the program then runs as a unit"
+boot=
+[ "${1-}" != --boot ] || { boot=1; shift; }
 [ $# -ge 2 ] || { echo "$usage" >&2; exit 2; }
 suite=$1
 shift
 
 here=$(cd "$(dirname "$0")" && pwd)
-vm=$(cd "$here/../.." && pwd)/target/vm
+project=$(cd "$here/../.." && pwd)
+vm=$project/target/vm
 kernel=$vm/$suite
-# The commands of a test are over in seconds; emulation is some ten times slower.
-LIMIT=150
+system=$vm/$suite-system
+# The commands of a test are over in seconds; emulation is some ten times slower. A system boots first.
+LIMIT=${boot:+600}
+LIMIT=${LIMIT:-150}
+# What a stock system has that tests use there.
+PACKAGES=systemd,systemd-sysv,runc,iproute2,curl,python3-minimal
 
 # What the guest needs to see the host's files, and what it is there for.
-MODULES="net/9p fs/9p fs/netfs fs/fscache fs/overlayfs drivers/virtio net/tls crypto arch/x86/crypto arch/x86/lib lib/crypto"
+MODULES="net/9p fs/9p fs/netfs fs/fscache fs/overlayfs drivers/virtio drivers/net/veth net/tls crypto arch/x86/crypto arch/x86/lib lib/crypto"
 
 say() { echo "vm/run.sh: $*" >&2; }
 
@@ -51,10 +59,13 @@ prepare() {
     modules=$(find "$work/files" -type d -path '*/modules/*/kernel' -prune)
     version=$(basename "$(dirname "$modules")")
     into=$work/initrd/lib/modules/$version
-    for directory in $MODULES; do
-        [ -d "$modules/$directory" ] || continue
-        mkdir -p "$into/kernel/$directory"
-        cp -r "$modules/$directory/." "$into/kernel/$directory"
+    for part in $MODULES; do
+        mkdir -p "$into/kernel/$(dirname "$part")"
+        if [ -d "$modules/$part" ]; then
+            cp -r "$modules/$part" "$into/kernel/$(dirname "$part")"
+        elif [ -e "$modules/$part.ko" ] || [ -e "$modules/$part.ko.xz" ]; then
+            cp "$modules/$part".ko* "$into/kernel/$(dirname "$part")"
+        fi
     done
     find "$into" -name '*.ko.xz' -exec xz -d {} +
     mkdir -p "$work/initrd/bin"
@@ -68,6 +79,18 @@ prepare() {
     trap - EXIT
 }
 
+# target/vm/SUITE-system: what Debian's installer would make, with the packages above.
+install_system() {
+    say "installing Debian's $suite (once)"
+    work=$(mktemp -d "$vm/.$suite.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    mmdebstrap --quiet --variant=minbase --include="$PACKAGES" "$suite" "$work/system" http://deb.debian.org/debian >&2
+    rm -rf "$work/system/var/cache/apt" "$work/system/var/lib/apt/lists"
+    mv "$work/system" "$system"
+    rm -rf "$work"
+    trap - EXIT
+}
+
 mkdir -p "$vm"
 # One machine at a time: they share the cores, and what is fetched.
 exec 9>"$vm/lock"
@@ -75,6 +98,7 @@ flock 9
 if [ ! -e "$kernel/initrd.gz" ] || [ "$here/init.sh" -nt "$kernel/initrd.gz" ]; then
     prepare
 fi
+[ -z "$boot" ] || [ -d "$system" ] || install_system
 
 run=$(mktemp -d "$vm/.run.XXXXXX")
 trap 'rm -rf "$run"' EXIT
@@ -90,10 +114,15 @@ trap 'exit 1' HUP INT TERM
     printf '\n'
 } >"$run/command"
 
+options="console=ttyS0 quiet loglevel=1 panic=-1 headstart.command=$run/command"
+if [ -n "$boot" ]; then
+    options="$options headstart.boot=$system headstart.project=$project systemd.wants=headstart-test.service"
+    options="$options systemd.show_status=false systemd.mask=serial-getty@ttyS0.service"
+fi
 timeout --signal=KILL $LIMIT qemu-system-x86_64 -machine q35,accel=tcg -cpu max -smp 2 -m 2048 \
     -display none -monitor none -nic none -no-reboot -serial stdio -serial "file:$run/status" \
     -kernel "$kernel/vmlinuz" -initrd "$kernel/initrd.gz" \
-    -append "console=ttyS0 quiet loglevel=1 panic=-1 headstart.command=$run/command" \
+    -append "$options" \
     -fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
     -device virtio-9p-pci,fsdev=root,mount_tag=root </dev/null || say "the machine did not end by itself ($?)"
 status=$(tr -d '\r\n' <"$run/status")
