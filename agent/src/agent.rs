@@ -1,4 +1,4 @@
-//! The life of the agent: [`Agent::build`] opens, binds and loads everything; [`Agent::run`] drops privileges first, and
+//! The life of the agent: [`Agent::build`] opens, binds and loads everything; `Agent::run` drops privileges first, and
 //! only then starts threads and tasks.
 //!
 //! Capabilities belong to threads, and a thread begins with those of the thread that starts it. A look-up of a name, for

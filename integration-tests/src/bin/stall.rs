@@ -1,6 +1,6 @@
 //! `make bench`, its part about functions that keep the agent busy: what neighbours notice while one does.
 //!
-//! One function misbehaves, in one of [`stall::MODES`]. Meanwhile the admin address is asked for `/healthz`, a neighbour that
+//! One function misbehaves, in one of `stall::MODES`. Meanwhile the admin address is asked for `/healthz`, a neighbour that
 //! is frozen is woken by a client, and another one is started cold by a client. Blocks of each mode, and of none (`rest`),
 //! take turns in a random order.
 
