@@ -267,15 +267,20 @@ fn settings_that_cannot_be_used_say_what_to_do() {
     let (_, other_key) = authority.issue(directory, "other", true);
     let empty = directory.join("empty.pem");
     std::fs::write(&empty, "").expect("written");
+    // Only its owner can read it, as a private key must be.
+    let no_key = directory.join("no-key.pem");
+    std::fs::copy(&certificate, &no_key).expect("copied");
+    std::fs::set_permissions(&no_key, std::fs::Permissions::from_mode(0o600)).expect("closed");
     let good = authority.settings();
     for (settings, said) in [
         (TlsSettings { ca_file: Some("/nowhere/ca.pem".into()), ..good.clone() }, "/nowhere/ca.pem"),
         (TlsSettings { ca_file: Some(empty.clone()), ..good.clone() }, "empty.pem"),
         (TlsSettings { server_name: "not a name".into(), ..good.clone() }, "server_name"),
         (TlsSettings { client: Some((empty.clone(), key.clone())), ..good.clone() }, "empty.pem"),
+        (TlsSettings { client: Some((certificate.clone(), no_key)), ..good.clone() }, "private key"),
         (
             TlsSettings { client: Some((certificate.clone(), certificate.clone())), ..good.clone() },
-            "private key",
+            "chmod 600",
         ),
         (TlsSettings { client: Some((certificate.clone(), other_key)), ..good.clone() }, "cannot be used"),
     ] {
