@@ -261,11 +261,11 @@ fn functions_that_misbehave_are_explained_and_harm_no_other() {
         return;
     }
     let modes = [
-        ("exit", "", "exit code 3"),
-        ("silent", "init_timeout = \"500ms\"", "was not ready within init_timeout"),
-        ("header", "", "its control socket was closed"),
-        ("fork", "", "ended before it was ready: exit code 0"),
-        ("hog", "memory = \"16MiB\"", "out of memory"),
+        ("exit", "queue_timeout = \"4s\"", "exit code 3"),
+        ("silent", "init_timeout = \"500ms\"\nqueue_timeout = \"4s\"", "was not ready within init_timeout"),
+        ("header", "queue_timeout = \"4s\"", "its control socket was closed"),
+        ("fork", "queue_timeout = \"4s\"", "ended before it was ready: exit code 0"),
+        ("hog", "memory = \"16MiB\"\nqueue_timeout = \"4s\"", "out of memory"),
         ("hang", "queue_timeout = \"1500ms\"", "took no connection"),
         ("stubborn", "stop_grace = \"200ms\"", ""),
     ];
