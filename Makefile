@@ -58,8 +58,8 @@ test: install programs ## Every test; those that need root are skipped without i
 	@$(WITH_PROGRAMS) cargo test --workspace --locked
 
 # Debian's kernels have kTLS: the older one cannot change the keys of a session, the newer one can. The agent's unit is tried
-# on Debian's own systemd.
-test-vm: install programs ## The tests that need another kernel or systemd, in virtual machines (root).
+# on Debian's own systemd: STOCK="bookworm trixie" for 12 and 13.
+test-vm: install programs ## The tests that need another kernel or systemd, in virtual machines (root; STOCK=SUITES).
 	@$(WITH_PROGRAMS) cargo test --locked -p headstart-integration-tests --test inject travels
 	@for suite in bookworm trixie-backports; do \
 	  echo "== the kernel of $$suite"; \
@@ -67,7 +67,7 @@ test-vm: install programs ## The tests that need another kernel or systemd, in v
 	  cargo test --locked -p headstart --features http,postgres,tls --lib tls; \
 	  cargo test --locked -p headstart-integration-tests --test inject travels; \
 	done
-	@for suite in bookworm; do \
+	@for suite in $(or $(STOCK),bookworm); do \
 	  echo "== Debian's $$suite"; \
 	  export $(WITH_PROGRAMS) HEADSTART_STOCK=1; \
 	  export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sh $(CURDIR)/integration-tests/vm/run.sh --boot $$suite"; \

@@ -136,10 +136,15 @@ fn wait_state(name: &str, state: &str) {
     cli::eventually(&format!("{name} is {state}"), LIMIT, is_there).unwrap();
 }
 
-/// The first process of the function's one running instance.
+/// The cgroup of the function's one running instance.
+fn running_cgroup(name: &str) -> PathBuf {
+    let status = status(name);
+    Path::new(CGROUPS).join("run:headstart").join(status["running"][0]["name"].as_str().unwrap())
+}
+
+/// The processes of the function's one running instance.
 fn running(name: &str) -> String {
-    let instance = status(name)["running"][0]["name"].as_str().unwrap().to_owned();
-    fs::read_to_string(format!("{CGROUPS}/run:headstart/{instance}/cgroup.procs")).unwrap()
+    fs::read_to_string(running_cgroup(name).join("cgroup.procs")).unwrap()
 }
 
 /// Asks the function over and over while `disturb` runs. Every request must be answered.
@@ -169,12 +174,9 @@ fn a_cold_start_a_freeze_and_limits_below_the_unit() {
     assert_eq!(get(8081).status, 200);
     wait_state("steady", "ready");
 
-    let instances = instances("steady");
-    assert!(!instances.is_empty());
-    for instance in &instances {
-        let limit = |file: &str| fs::read_to_string(instance.join(file)).unwrap();
-        assert_ne!(limit("memory.max").trim(), "max");
-        assert_ne!(limit("pids.max").trim(), "max");
+    let cgroup = running_cgroup("steady");
+    for file in ["memory.max", "pids.max"] {
+        assert_ne!(fs::read_to_string(cgroup.join(file)).unwrap().trim(), "max", "{file}");
     }
     assert!(!Path::new("/sys/fs/cgroup/headstart").exists(), "nothing beside the units");
 
