@@ -165,7 +165,7 @@ impl InstanceEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCause {
-    /// The function's, or its configuration's: it fails again until somebody changes it.
+    /// The function or its configuration is wrong: starts fail until one of them is changed.
     Function,
     /// A backend's: the function works again when the backend does.
     Backend,

@@ -1,7 +1,7 @@
 //! The agent's log: lines for standard error.
 //!
-//! Whoever reads them may pause, and functions print what they like. So lines wait in memory for a thread that writes them,
-//! and are left out when there is no more room. What functions print waits apart from the agent's own lines, and has a
+//! The reader of standard error may pause, and functions may print any number of lines. So lines wait in memory for a thread
+//! that writes them, and are left out when there is no more room. What functions print waits apart from the agent's own lines, and has a
 //! rate of its own: neither can it displace a line about a decision or a hand-over, here or in a journal that limits the
 //! rate of a unit (systemd: 10 000 lines in 30 s).
 
@@ -35,7 +35,7 @@ const FUNCTION_LINES_PER_SECOND: u32 = 200;
 /// How long the last lines may take at the end.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// Begins to log. Until [`LogWriter::start`] whoever logs writes by himself.
+/// Begins to log. Until [`LogWriter::start`] each thread writes its own lines.
 pub(crate) fn init(format: LogFormat) -> LogWriter {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = io::stderr().is_terminal();
@@ -212,7 +212,7 @@ impl LogWriter {
         }
     }
 
-    /// Who reads it may be gone: then there is nobody to tell.
+    /// Ignores errors: when the reader is gone, there is no other place to report that.
     fn put(&self, line: &[u8]) {
         let mut sink = self.0.sink.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = sink.write_all(line).and_then(|()| sink.flush());

@@ -260,7 +260,7 @@ fn a_process_that_breaks_the_protocol_harms_only_itself() {
     attacks("process");
 }
 
-/// From Linux 6.16 on nobody can send descriptors to an agent that wants none.
+/// From Linux 6.16 on functions cannot send descriptors to the agent.
 fn kernel_keeps_descriptors_away() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse::<u32>().ok());

@@ -41,7 +41,7 @@ impl Function {
     }
 }
 
-/// Whoever reads it shows it on a terminal, and functions have a part in it.
+/// Escapes control characters: clients show the text on a terminal, and functions supply a part of it.
 fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.map(|text| log::printable(&text).into_owned()))
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(error, "lost is configured and not served: port 80 is in use");
     }
 
-    /// Whoever reads an answer of the API with this type shows it on a terminal.
+    /// Clients of the API show it on a terminal.
     #[test]
     fn what_a_function_has_said_controls_no_terminal() {
         let shown = example(&json!({ "last_error": "exit code 3: \u{1b}[2Jdone\n" })).into_served().unwrap();

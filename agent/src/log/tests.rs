@@ -5,7 +5,7 @@ use tracing::subscriber::with_default;
 
 use super::*;
 
-/// Runs `print` with a log that nobody reads meanwhile, and returns what was logged.
+/// Runs `print` while the reader of the log pauses, and returns what was logged.
 fn logged(form: Form, print: impl FnOnce(&LogWriter)) -> String {
     let (mut reader, sink) = UnixStream::pair().unwrap();
     let writer = LogWriter::new(form, Box::new(sink));

@@ -55,7 +55,7 @@ impl NotifySocket {
         Ok(Self { socket, manager })
     }
 
-    /// Starts a thread that sends messages in their order, so that nobody else waits for the manager.
+    /// Starts a thread that sends messages in their order, so that no other thread waits for the manager.
     pub(super) fn start(self: Arc<Self>) -> io::Result<SyncSender<Notification>> {
         let (sender, waiting) = sync_channel::<Notification>(WAITING_MAX);
         let send = move || {

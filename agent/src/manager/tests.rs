@@ -78,7 +78,7 @@ fn a_manager_that_does_not_read_is_waited_for_by_a_thread_that_keeps_the_order()
         let key = ListenerKey::Hidden(address, number);
         if number % 2 == 0 { manager.store_listener(key, &listener) } else { manager.remove_listener(key) }
     }
-    assert!(began.elapsed().as_secs() < 5, "nobody waits: {:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 5, "the caller does not wait: {:?}", began.elapsed());
     socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
     let mut bytes = [0; 256];
     for number in 0..count {

@@ -1,6 +1,6 @@
 //! A listener that an instance has ended.
 //!
-//! Instances accept from the agent's own socket, and whoever holds it can end it for all, with shutdown(2) or connect(2).
+//! Instances accept from the agent's own socket. Each of them can end it for all, with shutdown(2) or connect(2).
 //! Clients are refused then. The function is off until [`crate::setup::reload::Reload`] has bound its address anew.
 
 use std::sync::Arc;

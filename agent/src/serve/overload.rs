@@ -259,7 +259,7 @@ mod tests {
         let answers = Answers::new(Arc::clone(&listener));
         let answer = Answer { how: Overload::Http503, retry_after: Duration::ZERO, why: "" };
         let ask = || answers.answer(1, answer, |_, _| {});
-        // Nobody is there: a thread that waits is one that met the cleared flag.
+        // No client waits: a thread that waits is one that met the cleared flag.
         for _ in 0..1000 {
             ask();
             tokio::task::yield_now().await;

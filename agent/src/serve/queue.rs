@@ -75,7 +75,7 @@ impl QueueWatch {
     }
 }
 
-/// Whether clients can connect. Whoever holds the socket can end that, with shutdown(2) or connect(2).
+/// Whether clients can connect. Every holder of the socket can end that, with shutdown(2) or connect(2).
 #[must_use]
 pub fn is_listening(listener: &OwnedFd) -> bool {
     SockRef::from(listener).is_listener().unwrap_or(false)
@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    /// Whoever has a copy of the socket can do this.
+    /// Every holder of the socket can do this.
     #[tokio::test]
     async fn a_listener_that_is_ended_is_told_once() {
         let shut = |listener: &OwnedFd| SockRef::from(listener).shutdown(std::net::Shutdown::Both).unwrap();

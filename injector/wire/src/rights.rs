@@ -1,8 +1,8 @@
-//! Descriptors that nobody asked for.
+//! Descriptors that a peer sends without being asked.
 //!
-//! A peer may put descriptors beside anything that it sends over a unix socket (`SCM_RIGHTS`, unix(7)). Whoever takes them
-//! out of the socket, or closes the socket with them in it, closes them, and close(2) can wait: for a TCP socket with
-//! `SO_LINGER` and unsent data as long as the peer has chosen.
+//! A peer may put descriptors beside anything that it sends over a unix socket (`SCM_RIGHTS`, unix(7)). The receiver
+//! that takes them out of the socket, or closes the socket with them in it, closes them, and close(2) can wait: for a TCP socket
+//! with `SO_LINGER` and unsent data as long as the peer has chosen.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
