@@ -336,7 +336,7 @@ fn why(reason: DecisionReason, cause: Option<FailureCause>) -> &'static str {
         (_, Some(FailureCause::Function)) => "the function fails to start\n",
         (_, Some(FailureCause::Backend)) => "the function cannot start: a backend of it cannot be reached\n",
         (_, Some(FailureCause::Node)) => "the function cannot start: its node cannot make a container\n",
-        (_, None) => "the function is overloaded\n",
+        (_, None) => "no instance of the function accepted the connection in time\n",
     }
 }
 

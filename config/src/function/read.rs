@@ -55,7 +55,7 @@ impl Function {
             cpu_weight: table.or("cpu_weight", None, |v| v.integer(1..=10_000).map(Some)),
             io_weight: table.or("io_weight", None, |v| v.integer(1..=10_000).map(Some)),
             // PID_MAX_LIMIT of 64-bit kernels (proc(5), /proc/sys/kernel/pid_max).
-            pids: table.or("pids", 64, |v| v.integer(1..=4_194_304)),
+            pids: table.or("pids", 512, |v| v.integer(1..=4_194_304)),
             init_timeout: table.or("init_timeout", secs(30), |v| v.duration(ms(100)..=hours(1))),
             stop_grace: table.or("stop_grace", secs(10), |v| v.duration(ms(0)..=mins(10))),
             backlog: table.or("backlog", 1024, |v| v.integer(1..=65_535)),
