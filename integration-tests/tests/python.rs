@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use headstart_integration_tests::lab::site::LIMIT;
@@ -76,6 +77,55 @@ fn the_example_lives_like_any_container() {
             "runtime = \"oci\"\nrootfs = {rootfs:?}\ncommand = [\"/usr/bin/python3\", \"/app/orders.py\"]\n"
         ));
     }
+}
+
+/// Applications that answer every client with what they call themselves.
+const APPLICATIONS: [(&str, &str); 2] = [
+    (
+        "wsgi",
+        "import headstart\n\
+         def app(environ, start_response):\n    \
+             start_response('200 OK', [])\n    \
+             return [b'wsgi']\n\
+         headstart.run(lambda function: function.serve_wsgi(app))\n",
+    ),
+    (
+        "asgi",
+        "import headstart\n\
+         async def app(scope, receive, send):\n    \
+             await send({'type': 'http.response.start', 'status': 200})\n    \
+             await send({'type': 'http.response.body', 'body': b'asgi'})\n\
+         headstart.run(lambda function: function.serve_asgi(app))\n",
+    ),
+];
+
+#[test]
+fn a_burst_is_answered_and_the_instance_lives() {
+    if !privilege::require_root("namespaces") || !privilege::require_tools(&["python3"]) {
+        return;
+    }
+    let installed = InstalledShim::new();
+    let directory = installed.0.display();
+    let mut setup = AgentSetup::default();
+    let addresses = APPLICATIONS.map(|(name, program)| {
+        fs::write(installed.0.join(format!("{name}.py")), program).unwrap();
+        let address = free_port().unwrap();
+        setup = std::mem::take(&mut setup).config(&format!(
+            "[[function]]\nname = \"{name}\"\nlisten = \"{address}\"\nruntime = \"process\"\n\
+             command = [\"/usr/bin/python3\", \"{directory}/{name}.py\"]\n\
+             env = {{ PYTHONPATH = \"{directory}\" }}\n"
+        ));
+        address
+    });
+    let agent = setup.start().unwrap();
+    for (address, (name, _)) in addresses.into_iter().zip(APPLICATIONS) {
+        let clients = (0..200).map(|_| thread::spawn(move || client::get(address, "/", LIMIT)));
+        for client in clients.collect::<Vec<_>>() {
+            let reply = client.join().unwrap().unwrap();
+            assert_eq!((reply.status, reply.body.as_str()), (200, name), "{}", agent.log());
+        }
+    }
+    assert_eq!(agent.starts().unwrap().as_array().unwrap().len(), 2, "{}", agent.log());
 }
 
 fn ready() -> bool {

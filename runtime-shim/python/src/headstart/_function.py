@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import select
-import signal
 import socket
 import sys
 import threading
@@ -13,8 +12,9 @@ import time
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from . import _wire
+from . import _serve, _wire
 from ._places import Places
+from ._serve import report
 from ._wire import Channel, HeadstartError
 
 SHIM = "headstart-python/0.1.0"
@@ -121,7 +121,6 @@ class Function:
         self._thaw_hooks: List[Hook] = []
         self._listener: Optional[socket.socket] = None
         self._reported_ready = self._reported_served = self._gone = False
-        self._stopping = False
         self._once = threading.Lock()
         #: The function's name in the agent's configuration; None without an agent.
         self.name: Optional[str] = None
@@ -145,8 +144,8 @@ class Function:
         self._places = Places(page, self.concurrency)
         if channel is not None:
             orders: "queue.Queue[Optional[_wire.Received]]" = queue.Queue()
-            threading.Thread(target=self._read, args=(orders,), name="headstart", daemon=True).start()
-            threading.Thread(target=self._follow_orders, args=(orders,), name="headstart-freeze", daemon=True).start()
+            _serve.start_thread(self._read, orders, name="headstart")
+            _serve.start_thread(self._follow_orders, orders, name="headstart-freeze")
 
     # The interface of the function.
 
@@ -196,75 +195,52 @@ class Function:
         if first:
             self._tell("served", {"accept_ns": accept_ns, "first_response_ns": first_response_ns})
 
-    def serve_connections(self, handler: Handler) -> None:
-        """Calls ``handler(socket, address)`` for every client, each in a thread, until SIGTERM.
+    def serve_connections(self, handler: Handler, threads: Optional[int] = None) -> None:
+        """Calls ``handler(socket, address)`` for every client, in one of so many `threads`, until SIGTERM.
 
+        Without `threads` there are as many as :attr:`concurrency` allows, or 40; further clients wait until one is free.
         Call it in the main thread, which receives the signal. On SIGTERM it stops accepting, and waits for the handlers
         that run. The socket is blocking; it is closed when the handler returns.
         """
-        listener = self.listener()
-        earlier = signal.signal(signal.SIGTERM, self._terminated)
-        self._places.count()
-        self.ready()
-        poll = select.poll()
-        poll.register(self._places.wakeup, select.POLLIN)
-        try:
-            while True:
-                self._places.clear_wakeup()
-                # Check after clearing, so that a later signal wakes the poll again.
-                if self._stopping:
-                    break
-                accepted = self._places.accept(listener)
-                if accepted is not None:
-                    connection, address = accepted
-                    began = time.monotonic_ns()
-                    threading.Thread(
-                        target=self._handle, args=(handler, connection, address, began), daemon=True
-                    ).start()
-                    continue
-                # Another instance may have accepted the connection. Without a free place, do not wait for connections.
-                if self._places.has_room():
-                    poll.register(listener, select.POLLIN)
-                    poll.poll()
-                    poll.unregister(listener)
-                else:
-                    poll.poll()
-        finally:
-            signal.signal(signal.SIGTERM, earlier)
-        self._drain()
+        self._serve_in_threads(handler, threads, first_bytes=False)
 
-    def serve_wsgi(self, application: Callable[..., Any]) -> None:
-        """Serves a WSGI application (PEP 3333) with :meth:`serve_connections`: one request for each connection."""
+    def serve_wsgi(self, application: Callable[..., Any], threads: Optional[int] = None) -> None:
+        """Serves a WSGI application (PEP 3333) like :meth:`serve_connections`: one request for each connection.
+
+        A client occupies a thread from the first byte of its request on.
+        """
         from ._wsgi import handler
 
-        self.serve_connections(handler(self, application))
+        self._serve_in_threads(handler(self, application), threads, first_bytes=True)
 
     def serve_asgi(self, application: Callable[..., Any]) -> None:
         """Serves an ASGI 3.0 application over HTTP, like :meth:`serve_wsgi`; its coroutines share one event loop.
 
         The function is ready when the application's lifespan has started. There are no WebSockets.
         """
-        from ._asgi import Loop, handler
+        from ._asgi import Loop
 
-        with Loop(application) as loop:
-            self.serve_connections(handler(loop))
+        with Loop(self, application) as loop:
+            self._accept(loop.put, first_bytes=True)
 
     # The implementation.
 
-    def _handle(self, handler: Handler, connection: socket.socket, address: Any, began: int) -> None:
-        try:
-            connection.setblocking(True)
-            handler(connection, address)
-            self.served(began, time.monotonic_ns())
-        except Exception as error:  # ends this connection, not the function
-            _report(f"a connection failed: {error!r}")
-        finally:
-            connection.close()
-            self._places.closed()
+    def _serve_in_threads(self, handler: Handler, threads: Optional[int], first_bytes: bool) -> None:
+        def serve(client: _serve.Client) -> None:
+            with _serve.conversation(self, client):
+                client.socket.setblocking(True)
+                handler(client.socket, client.address)
 
-    def _terminated(self, *_: Any) -> None:
-        self._stopping = True
-        self._places.wake()
+        pool = _serve.Threads(threads or self.concurrency or _serve.THREADS, serve)
+        self._accept(pool.put, first_bytes)
+
+    def _accept(self, start: _serve.Start, first_bytes: bool) -> None:
+        acceptor = _serve.Acceptor(self._places, self.listener(), start, first_bytes)
+        with _serve.signals(acceptor, self._places.alarm):
+            self._places.count(_serve.CONNECTIONS_MAX)
+            self.ready()
+            acceptor.run()
+        self._drain()
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_WAIT
@@ -318,7 +294,7 @@ class Function:
                     orders.put(received)
         except (EOFError, OSError, HeadstartError, KeyError) as error:
             if not isinstance(error, EOFError):
-                _report(f"cannot read the agent's message, the function serves on without the agent: {error}")
+                report(f"cannot read the agent's message, the function serves on without the agent: {error}")
         self._gone = True
         orders.put(None)
         for slot in self._slots.values():
@@ -360,7 +336,7 @@ class Function:
             for hook in self._freeze_hooks:
                 hook()
         except Exception as error:
-            _report(f"the instance refuses to freeze: {error!r}")
+            report(f"the instance refuses to freeze: {error!r}")
             self._thaw()
             return False
         return True
@@ -370,7 +346,7 @@ class Function:
             for hook in self._thaw_hooks:
                 hook()
         except Exception as error:
-            _report(f"a hook failed after the thaw: {error!r}")
+            report(f"a hook failed after the thaw: {error!r}")
         self._places.resume()
 
 
@@ -400,7 +376,7 @@ def run(main: Callable[[Function], None]) -> None:
     try:
         main(attach())
     except HeadstartError as error:
-        _report(str(error))
+        report(str(error))
         sys.exit(1)
 
 
@@ -409,10 +385,6 @@ def _try_to_send(channel: Channel, name: str, body: Optional[Dict[str, Any]]) ->
         channel.send(name, body)
     except OSError:
         pass
-
-
-def _report(line: str) -> None:
-    print(f"headstart: {line}", file=sys.stderr, flush=True)
 
 
 def _listen_alone() -> socket.socket:

@@ -39,6 +39,11 @@ class Places:
         """A descriptor that is readable after a change; call :meth:`clear_wakeup` before you check the state."""
         return self._wakeup_read
 
+    @property
+    def alarm(self) -> int:
+        """The other end: what is written there makes :attr:`wakeup` readable."""
+        return self._wakeup_write
+
     def wake(self) -> None:
         """Takes no lock, so that signal handlers can call it."""
         try:
@@ -53,9 +58,11 @@ class Places:
         except BlockingIOError:
             pass
 
-    def count(self) -> None:
-        """Reports to the agent that every connection is counted from now on."""
+    def count(self, most: Optional[int] = None) -> None:
+        """Reports to the agent that every connection is counted from now on. There are no more places than `most`."""
         with self._lock:
+            if most is not None:
+                self._limit = min(most, self._limit or most)
             self._counting = True
             self._words[_COUNTING] = 1
 
@@ -73,7 +80,7 @@ class Places:
                 return None
             try:
                 accepted = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            except (BlockingIOError, InterruptedError):
                 return None
             self._opened()
             return accepted
