@@ -6,8 +6,8 @@ usage="usage: ebpf/build.sh [OUT_DIR]    build OUT_DIR/headstart-*.o (default: t
        ebpf/build.sh --update     build, then replace the objects in ebpf/prebuilt/ and their source hash
        ebpf/build.sh --hash       print the hash of the sources"
 
-# The objects of a node, of a client's cgroup, and of benches.
-OBJECTS="headstart-ebpf headstart-tag headstart-bench"
+# The objects of a node, of a client's cgroup, of the agent's own, and of benches.
+OBJECTS="headstart-ebpf headstart-tag headstart-guard headstart-bench"
 LINKER_VERSION=0.13.0 # of bpf-linker; must support the LLVM that $LLVM holds and rustc uses
 PACKAGES="rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev"
 LLVM=/usr/lib/llvm-22

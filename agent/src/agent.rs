@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api::server::{Doors, Server, ServerTask};
 use crate::data::DataThreads;
+use crate::guard::Guard;
 use crate::log::LogWriter;
 use crate::manager::ServiceManager;
 use crate::measure::{self, Export, StartHistory};
@@ -52,6 +53,7 @@ pub struct Agent {
     /// Held as long as the agent lives.
     _lock: Flock<File>,
     pins: Option<Arc<Pins>>,
+    guard: Option<Guard>,
     export: Export,
     admin: Doors,
     setup: Setup,
@@ -79,6 +81,7 @@ impl Agent {
         let lock = state_dir::lock(&config.agent.state_dir)?;
         start::become_subreaper().context("cannot become the reaper of containers")?;
         let pins = setup::pins(&config, !options.unpin)?;
+        let guard = setup::guard(&config, pins.as_deref());
         let export = measure::install()?;
         let admin =
             Doors::open(config.agent.admin, &config.agent.state_dir).await.map_err(anyhow::Error::msg)?;
@@ -106,6 +109,7 @@ impl Agent {
             hangup,
             _lock: lock,
             pins,
+            guard,
             export,
             admin,
             setup,
@@ -123,8 +127,8 @@ impl Agent {
         let of_drivers = self.setup.served.drivers.capabilities(&self.config.functions);
         let needs = privilege::needs(&self.config, of_drivers, !self.survivors.is_empty());
         give_up_privileges(needs | of_ports(&self.setup.served, &self.config));
-        let Self { options, config, mut manager, mut stop, hangup, _lock, pins, export, admin, .. } = self;
-        let Self { setup, sensing, survivors, adopted, .. } = self;
+        let Self { options, config, mut manager, mut stop, hangup, _lock, pins, guard, .. } = self;
+        let Self { export, admin, setup, sensing, survivors, adopted, .. } = self;
         let (functions, grace, agent) =
             (config.functions.len(), longest_grace(&config), config.agent.clone());
         manager.start_thread().context("cannot start a thread for the service manager")?;
@@ -188,6 +192,7 @@ impl Agent {
         {
             pins.clear()?;
         }
+        guard.iter().for_each(Guard::leave);
         tracing::info!("stopped");
         Ok(())
     }

@@ -27,6 +27,7 @@ pub use adopt::adopt;
 pub(crate) use backend::{Credentials, credentials, pool};
 pub use descriptors::DescriptorNeeds;
 pub use error::{ReloadRefusal, ServiceError};
+pub(crate) use kernel::guard;
 pub use kernel::{kernel, kernel_tls, pins, watch};
 
 /// Every backend's pool by the backend's name, or why there is none.

@@ -55,6 +55,7 @@ mod seccomp;
 mod tick;
 
 pub use cgroup::Shares;
+pub(crate) use cgroup::of_agent as cgroup_of_agent;
 pub use directory::backends_directory;
 pub use driver::{Drivers, HostCheck, Lack, NoDriver};
 pub use error::StartError;

@@ -27,11 +27,13 @@ mod sensors;
 mod settings;
 mod table;
 
+pub(crate) use error::chain;
 pub use error::{KernelProgram, SynError};
 pub use interfaces::uplinks;
 pub use kernel::{Background, Kernel, ListenerSupport, RunningSensors, SensorTasks};
 pub use keys::{KeyStore, ReloadError};
 pub use ladder::{AttachedSensor, Ladder};
+pub(crate) use pins::NamedLinks;
 pub use pins::{PinError, Pins, is_pinned};
 pub use ring::{BURST_MAX, Reader, Ring, RingRecord, Rings, read};
 pub use sensor::Sensor;

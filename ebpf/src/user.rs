@@ -13,6 +13,9 @@ pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../prebuilt/headstart-ebp
 /// The `sock_ops` program of clients (`src/kernel/tag.rs`), built and checked like [`OBJECT`].
 pub const TAG_OBJECT: &[u8] = aya::include_bytes_aligned!("../prebuilt/headstart-tag.o");
 
+/// The programs on the agent's own sockets (`src/kernel/guard.rs`), built and checked like [`OBJECT`].
+pub const GUARD_OBJECT: &[u8] = aya::include_bytes_aligned!("../prebuilt/headstart-guard.o");
+
 // SAFETY: repr(C), only integers and byte arrays, padding is an explicit field, any bit pattern is valid.
 unsafe impl aya::Pod for PortKey {}
 

@@ -1,12 +1,14 @@
 //! What functions and readers of the log can make the agent wait for: nothing. Their neighbours notice nothing.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::stall::{MODES, StalledNode};
-use headstart_integration_tests::lab::{AgentSetup, binary, cli, client, fixture, privilege};
+use headstart_integration_tests::lab::{AgentSetup, Manager, binary, cli, client, fixture, privilege};
+use nix::errno::Errno;
 
 const RUNTIME: &str = "oci";
 
@@ -113,4 +115,56 @@ fn a_function_that_keeps_the_agent_busy_makes_no_neighbour_wait() {
         assert!(count(of, what) >= times, "{of} was under way: {what}, {}", count(of, what));
     }
     assert!(node.agent.stop().unwrap().success());
+}
+
+/// They are of the node's network. Also while no agent runs, and under the next one.
+#[test]
+fn the_sockets_that_functions_hold_lead_nowhere_else() {
+    if !ready() {
+        return;
+    }
+    let [secret, server] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    secret.set_nonblocking(true).unwrap();
+    let backend = format!(
+        "[[backend]]\nname = \"db\"\nkind = \"tcp\"\naddress = \"{}\"\npool = {{ min_idle = 1, max = 4 }}\n",
+        server.local_addr().unwrap()
+    );
+    // Nothing else is being made when the agent is killed.
+    let function = |runtime| TestFunction { prepared: 0, ..fixture::function("plain", runtime, "").unwrap() };
+    let functions = ["oci", "process"].map(|runtime| (runtime, function(runtime)));
+    let manager = Manager::new().unwrap();
+    let mut setup = AgentSetup::default().pinned().manager(&manager).config(&backend);
+    for (name, function) in &functions {
+        setup = setup.config(&function.text(name, &["db"]));
+    }
+    let try_all = |when: &str| {
+        for (name, function) in &functions {
+            let ask = |path: &str| client::get(function.local(), path, LIMIT).unwrap().body;
+            assert_eq!(ask("/keep"), "kept", "{name} {when}");
+            let said = ask(&format!("/elsewhere/{}", secret.local_addr().unwrap()));
+            let refused = [(); 3].map(|()| Errno::EPERM.to_string()).join(", ");
+            assert!(
+                said.lines().count() >= 2 && said.lines().all(|line| line == refused),
+                "{name} {when}:\n{said}"
+            );
+            assert_eq!(ask("/"), fixture::ALIVE, "{name} {when}");
+        }
+        assert_eq!(secret.accept().map(drop).unwrap_err().kind(), ErrorKind::WouldBlock, "{when}");
+    };
+    let agent = setup.start().unwrap();
+    try_all("under the agent that started it");
+    // Listener, control socket and page of each.
+    let stored = || Ok((manager.stored()?.len() == 3 * functions.len()).then_some(()));
+    cli::eventually("the manager has all of it", LIMIT, stored).unwrap();
+    let killed = agent.kill().unwrap();
+    try_all("without an agent");
+    let agent = killed.start().unwrap();
+    let adopted = |function: &serde_json::Value| function["running"][0]["reason"] == "adopted";
+    for (name, _) in &functions {
+        agent.wait_function(name, "taken over", LIMIT, adopted).unwrap();
+    }
+    // The connections that the agent makes are its own business.
+    agent.wait_idle("db", 1, LIMIT).unwrap();
+    try_all("under the next agent");
+    assert!(agent.stop().unwrap().success());
 }

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use headstart_integration_tests::lab::client::{self, HttpReply};
+use nix::errno::Errno;
 
 use headstart_integration_tests::lab::{Scratch, binary, build_static, cli, run_within};
 
@@ -252,6 +253,31 @@ fn a_restart_a_crash_a_hang_and_a_reload_lose_no_request() {
     fs::write(CONFIG, configuration(&format!("{}\n{more}", steady()))).unwrap();
     asked_during(8081, || _ = shell("systemctl reload headstart"));
     assert_eq!(get(8083).status, 200);
+}
+
+/// The agent's cgroup is its unit's, and that of the functions another.
+#[test]
+fn the_sockets_that_a_function_holds_lead_nowhere_else() {
+    let plain = function("plain", 8085, "hostile", "env = { MODE = \"plain\" }");
+    let Some(_stock) = Stock::install(&plain) else { return };
+    let ask = |path: &str| client::get(SocketAddr::from(([127, 0, 0, 1], 8085)), path, LIMIT).unwrap().body;
+    let refused = [(); 3].map(|()| Errno::EPERM.to_string()).join(", ");
+    let is_held = || {
+        assert_eq!(ask("/keep"), "kept");
+        // The admin address: of the node, and for every local user.
+        let said = ask("/elsewhere/127.0.0.1:9464");
+        assert!(!said.is_empty() && said.lines().all(|line| line == refused), "{said}");
+    };
+    is_held();
+    let (agent, instance) = (unit("MainPID"), running("plain"));
+    shell(&format!("kill -KILL {agent}"));
+    wait_unit("systemd starts the next agent", || {
+        unit("MainPID") != agent && unit("ActiveState") == "active"
+    });
+    assert_eq!(running("plain"), instance, "it was taken over");
+    is_held();
+    let doctor = shell("headstart doctor");
+    assert!(doctor.lines().any(|line| line.starts_with("ok       guard ")), "{doctor}");
 }
 
 #[test]

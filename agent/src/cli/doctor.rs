@@ -11,9 +11,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
 
 use super::arguments;
-use crate::privilege;
 use crate::start::{Drivers, Lack};
 use crate::syn::{Kernel, KernelProgram, uplinks};
+use crate::{guard, privilege};
 
 /// Descriptors for a node of a few hundred functions with their pools.
 const OPEN_FILES_MIN: u64 = 65_536;
@@ -69,6 +69,7 @@ fn findings(drivers: &Drivers) -> Vec<Finding> {
         Finding { what: "interfaces", found: interfaces() },
         Finding { what: "accept queue", found: Ok("always there: starts functions without eBPF".into()) },
         Finding { what: "cgroups", found: cgroups() },
+        Finding { what: "guard", found: sockets() },
     ]);
     findings
         .extend(drivers.checks().into_iter().map(|check| Finding { what: check.what, found: check.found }));
@@ -213,6 +214,11 @@ fn cgroups() -> Result<String, Lack> {
             Err("memory and pids limits are not enforced: mount cgroup v2 on /sys/fs/cgroup".into())
         }
     }
+}
+
+fn sockets() -> Result<String, Lack> {
+    guard::check().map_err(|error| error.to_string())?;
+    Ok("functions cannot connect or bind anew the sockets that they are given".into())
 }
 
 fn kernel_tls() -> Result<String, Lack> {

@@ -6,8 +6,8 @@ use anyhow::Context;
 
 use super::arguments::ConfigArgs;
 use crate::setup::state_dir;
-use crate::start::{Drivers, tidy};
-use crate::syn;
+use crate::start::{Drivers, cgroup_of_agent, tidy};
+use crate::{guard, syn};
 
 /// Removes pins, containers and the state directory.
 ///
@@ -33,6 +33,7 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
         left.join("; ")
     );
     tidy(&config.agent);
+    guard::tidy(&cgroup_of_agent(&config.agent));
     std::fs::remove_dir_all(state_dir).with_context(|| format!("cannot remove {}", state_dir.display()))?;
     println!("removed the containers of earlier agents and {}", state_dir.display());
     Ok(ExitCode::SUCCESS)

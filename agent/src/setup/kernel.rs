@@ -5,27 +5,31 @@ use std::sync::Arc;
 use headstart_config::{Config, Interfaces};
 use headstart_wire::ktls;
 
+use crate::guard::Guard;
 use crate::node::Service;
+use crate::start;
 use crate::syn::{self, Kernel, PinError, Pins, RunningSensors};
 
-/// Locks the directory where programs and maps outlive the agent; `None` where nothing can be pinned, or
-/// nothing is watched.
+/// Locks the directory where programs and maps outlive the agent; `None` where nothing can be pinned.
 ///
 /// # Errors
 /// [`syn::PinError::Locked`] when another agent runs there.
 pub fn pins(config: &Config, keep: bool) -> Result<Option<Arc<Pins>>, PinError> {
-    let dir = &config.syn.pin_dir;
-    if !is_watching(config) && !syn::is_pinned(dir) {
-        return Ok(None);
-    }
-    match Pins::open(dir, keep) {
+    match Pins::open(&config.syn.pin_dir, keep) {
         Ok(pins) => Ok(Some(Arc::new(pins))),
         Err(error @ PinError::Locked(_)) => Err(error),
         Err(error) => {
-            tracing::warn!("nothing is watched while the agent restarts: {error}");
+            tracing::warn!("while the agent restarts, nothing is watched and no socket is held: {error}");
             Ok(None)
         }
     }
+}
+
+/// Holds the sockets that functions get to the addresses they have.
+#[must_use]
+pub(crate) fn guard(config: &Config, pins: Option<&Pins>) -> Option<Guard> {
+    let guard = Guard::attach(&start::cgroup_of_agent(&config.agent), pins);
+    guard.inspect_err(|error| tracing::warn!("{error}")).ok()
 }
 
 /// Loads the kernel half, and attaches the socket lookup, on which shared ports depend. Otherwise says why there
@@ -38,8 +42,8 @@ pub fn kernel(config: &Config, pins: Option<Arc<Pins>>) -> Result<Kernel, String
         tracing::info!(
             "nothing is watched: functions start when their first connection is complete, not at its SYN"
         );
-        if let Some(Err(error)) = pins.map(|pins| pins.clear()) {
-            tracing::warn!("what an earlier agent pinned stays: {error}");
+        if let Some(pins) = pins {
+            pins.forget_sensors();
         }
         return Err("nothing is watched: [agent] interfaces is empty and [syn] lookup is false".into());
     }

@@ -112,6 +112,11 @@ impl Cgroups {
     }
 }
 
+/// The name of a cgroup of an agent's own. Two state directories never have the same.
+pub(crate) fn of_agent(agent: &Agent) -> String {
+    escape(&agent.state_dir)
+}
+
 /// The root of each hierarchy. With version 2 alone it is the mount point itself.
 fn hierarchies(mount: &Path) -> impl Iterator<Item = PathBuf> {
     let mounted = fs::read_dir(mount).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));

@@ -146,7 +146,7 @@ fn list(refusals: &[(Mode, String)]) -> String {
 }
 
 /// An error with its causes on one line. A verifier's log is long, so only its first and its last relevant line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = first_and_last(&error.to_string());
     let mut source = error.source();
     while let Some(cause) = source {

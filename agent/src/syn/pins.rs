@@ -4,6 +4,7 @@
 //! PIN_DIR/                       locked (flock(2)) by the agent that owns it
 //!   maps-<layout>/FUNCTIONS ...  one file for each map of the contract
 //!   links/xdp-native-<ifindex>   xdp-generic-, tcx-; and lookup
+//!   guards/<cgroup>/connect4 ... links of the programs on a cgroup of an agent (`guard.rs`)
 //! ```
 //!
 //! The new agent opens the maps, writes its own functions into them, and replaces the program behind each link
@@ -90,6 +91,9 @@ pub enum PinError {
     },
 }
 
+/// Links, each by the name of its program.
+pub(crate) type NamedLinks = Vec<(&'static str, FdLink)>;
+
 /// A locked pin directory.
 pub struct Pins {
     dir: PathBuf,
@@ -115,8 +119,8 @@ impl Pins {
         };
         let pins = Self { dir: dir.to_owned(), keep, _lock: lock };
         if keep {
-            for dir in [pins.links(), pins.maps_dir()] {
-                fs::create_dir_all(&dir).map_err(|error| PinError::Io { path: dir, error })?;
+            for dir in [pins.links(), pins.maps_dir(), pins.guards()] {
+                make(&dir)?;
             }
         }
         Ok(pins)
@@ -140,6 +144,26 @@ impl Pins {
         self.dir.join("links")
     }
 
+    fn guards(&self) -> PathBuf {
+        self.dir.join("guards")
+    }
+
+    /// Pins the links of the programs on a cgroup, by the programs' names, in place of older ones. Links that the kernel has
+    /// detached, because nothing is left of their cgroup, are removed.
+    pub(crate) fn pin_guard(&self, cgroup: u64, links: NamedLinks) -> Result<NamedLinks, PinError> {
+        for other in list(&self.guards()).into_iter().map(|name| self.guards().join(name)) {
+            if !self.keep || list(&other).iter().all(|link| is_detached(&other.join(link))) {
+                remove(fs::remove_dir_all(&other), &other.display().to_string());
+            }
+        }
+        if !self.keep {
+            return Ok(links);
+        }
+        let dir = self.guards().join(cgroup.to_string());
+        make(&dir)?;
+        links.into_iter().map(|(name, link)| Ok((name, pin(link, &dir, name)?))).collect()
+    }
+
     /// Opens a link that an earlier agent pinned.
     pub(super) fn opened(&self, name: &str) -> Option<FdLink> {
         PinnedLink::from_pin(self.links().join(name)).ok().map(FdLink::from)
@@ -151,14 +175,7 @@ impl Pins {
             self.forget(name);
             return Ok(link);
         }
-        let path = self.links().join(name);
-        let next = self.links().join(format!("{name}-next"));
-        // An agent that died at this point has left this file.
-        let _ = fs::remove_file(&next);
-        let pinned =
-            link.pin(&next).map_err(|error| PinError::Pin { path: path.clone(), why: chain(&error) })?;
-        fs::rename(&next, &path).map_err(|error| PinError::Io { path, error })?;
-        Ok(pinned.into())
+        pin(link, &self.links(), name)
     }
 
     /// Removes a pin; the program detaches when no process has the link open.
@@ -180,6 +197,12 @@ impl Pins {
         }
     }
 
+    /// Removes links and maps of sensors.
+    pub(crate) fn forget_sensors(&self) {
+        self.retain(&[]);
+        remove(fs::remove_dir_all(self.maps_dir()), "maps");
+    }
+
     /// Removes all pins and the directory. Programs detach when the agent closes its own descriptors.
     ///
     /// # Errors
@@ -198,6 +221,30 @@ impl Pins {
 #[must_use]
 pub fn is_pinned(dir: &Path) -> bool {
     is_bpffs(dir).unwrap_or(false)
+}
+
+fn make(dir: &Path) -> Result<(), PinError> {
+    fs::create_dir_all(dir).map_err(|error| PinError::Io { path: dir.to_owned(), error })
+}
+
+fn pin(link: FdLink, dir: &Path, name: &str) -> Result<FdLink, PinError> {
+    let (path, next) = (dir.join(name), dir.join(format!("{name}-next")));
+    // An agent that died at this point has left this file.
+    let _ = fs::remove_file(&next);
+    let pinned = link.pin(&next).map_err(|error| PinError::Pin { path: path.clone(), why: chain(&error) })?;
+    fs::rename(&next, &path).map_err(|error| PinError::Io { path, error })?;
+    Ok(pinned.into())
+}
+
+/// Whether the cgroup of a pinned link is gone. The kernel shows that where it describes the open descriptor: the link has
+/// no cgroup any more. What cannot be read is kept.
+fn is_detached(path: &Path) -> bool {
+    let Ok(link) = PinnedLink::from_pin(path) else { return false };
+    let Ok(id) = FdLink::from(link).info().map(|info| info.id()) else { return false };
+    let own = format!("link_id:\t{id}\n");
+    let files = fs::read_dir("/proc/self/fdinfo").into_iter().flatten().flatten();
+    let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+    texts.any(|text| text.contains(&own) && text.contains("cgroup_id:\t0\n"))
 }
 
 fn remove(outcome: io::Result<()>, name: &str) {

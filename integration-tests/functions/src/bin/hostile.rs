@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::io::{IoSlice, IoSliceMut, stdin};
-use std::os::fd::{AsFd as _, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, RawFd};
 use std::path::Path;
 use std::process;
+use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -16,8 +17,8 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, accept, recv, recvmsg,
-    send, sendmsg, socket,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, accept,
+    bind, connect, getsockname, recv, recvmsg, send, sendmsg, sendto, socket,
 };
 use nix::unistd::close;
 
@@ -29,6 +30,9 @@ const LISTENER: RawFd = 0;
 
 /// No test takes this long: nothing is left for ever, not even by a test that was killed.
 const LIFE: Duration = Duration::from_secs(120);
+
+/// `MSG_FASTOPEN` of `include/linux/socket.h`.
+const MSG_FASTOPEN: i32 = 0x2000_0000;
 
 /// More than any limit of the agent on what one instance may ask for.
 const FLOOD: usize = 5000;
@@ -231,7 +235,15 @@ fn answer(connection: RawFd) -> Result<()> {
     let head = String::from_utf8_lossy(&head);
     let mut words = head.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (status, body) = match look(method, Path::new(path)) {
+    let looked = match path.strip_prefix("/elsewhere/") {
+        Some(address) => elsewhere(connection, address).map_err(std::io::Error::other),
+        None if path == "/keep" => rustix::io::dup(borrow(connection)).map_err(Into::into).map(|copy| {
+            let _kept_for_ever = copy.into_raw_fd();
+            "kept".to_owned()
+        }),
+        None => look(method, Path::new(path)),
+    };
+    let (status, body) = match looked {
         Ok(body) => (200, body),
         Err(error) => (403, error.to_string()),
     };
@@ -246,7 +258,7 @@ fn answer(connection: RawFd) -> Result<()> {
 }
 
 /// `GET` shows a file or a directory as this function sees it, `PUT` writes one. `/` is just an answer; `/socket/FAMILY`
-/// opens a socket. `/listener/...` does something to the listener, which is the agent's own socket too. `/print/N` prints so
+/// opens a socket; `/keep` keeps its connection open, for `/elsewhere/ADDRESS`. `/listener/...` does something to the listener, which is the agent's own socket too. `/print/N` prints so
 /// many lines that should not be taken for anything else.
 fn look(method: &str, path: &Path) -> std::io::Result<String> {
     if let Ok(what) = path.strip_prefix("/listener") {
@@ -282,6 +294,39 @@ fn look(method: &str, path: &Path) -> std::io::Result<String> {
         return Ok(names.collect::<Vec<_>>().join("\n"));
     }
     Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
+}
+
+/// Disconnects every TCP connection but this one, and binds and connects each to `address` instead, also with its first data
+/// (Fast Open). Says how that went.
+fn elsewhere(connection: RawFd, address: &str) -> Result<String> {
+    let address = SockaddrIn::from_str(address)?;
+    let mut said = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")?.flatten() {
+        let number: RawFd = entry.file_name().to_string_lossy().parse()?;
+        let is_tcp = getsockname::<SockaddrIn>(number).is_ok();
+        if !is_tcp || [LISTENER, connection].contains(&number) {
+            continue;
+        }
+        rustix::net::connect_unspec(borrow(number))?;
+        let fast_open = MsgFlags::from_bits_retain(MSG_FASTOPEN);
+        let tried = [
+            bind(number, &SockaddrIn::new(127, 0, 0, 1, 0)),
+            connect(number, &address),
+            sendto(number, b"x", &address, fast_open).map(drop),
+        ];
+        said.push(
+            tried
+                .map(|tried| tried.map_or_else(|error| error.to_string(), |()| "done".to_owned()))
+                .join(", "),
+        );
+    }
+    Ok(said.join("\n"))
+}
+
+#[expect(unsafe_code, reason = "the protocol is spoken with numbers of descriptors")]
+fn borrow(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: what is borrowed stays open until the call is over.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }
 
 /// Short lines, and among them one that wants to be a line of the agent, and to clear the screen.
