@@ -3,63 +3,13 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
+use common::redis::Redis;
 use common::{PASSWORD, relayed, spec, until};
 use headstart_injector::{Address, BackendKind, BackendSpec, Pool, RedisLogin, Secret, Session, Sockets};
-
-/// A server of our own, killed and removed on drop.
-struct Redis {
-    child: Child,
-    directory: tempfile::TempDir,
-    port: u16,
-}
-
-impl Redis {
-    /// `None`, with a word about it, where Redis is not installed. An error in CI.
-    fn start() -> Option<Self> {
-        let directory = tempfile::tempdir().expect("a directory");
-        let port =
-            TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").port();
-        let user = format!("user app on >{PASSWORD} ~* &* +@all");
-        let text = format!(
-            "port {port}\nbind 127.0.0.1\nunixsocket {dir}/redis\ndir {dir}\nsave \"\"\nrequirepass {PASSWORD}\n{user}\n",
-            dir = directory.path().display()
-        );
-        let config = directory.path().join("redis.conf");
-        std::fs::write(&config, text).expect("written");
-        let started = Command::new("redis-server").arg(config).stdout(Stdio::piped()).spawn();
-        let Ok(mut child) = started else {
-            assert!(std::env::var("CI").is_err(), "Redis is missing: apt-get install redis-server");
-            eprintln!("SKIPPED: Redis is missing; to run this test: apt-get install redis-server");
-            return None;
-        };
-        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let ready = lines.any(|line| line.is_ok_and(|line| line.contains("ready to accept connections at")));
-        assert!(ready, "it has ended");
-        // It must not lose its reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { child, directory, port })
-    }
-
-    fn socket(&self) -> Address {
-        Address::Unix(self.directory.path().join("redis"))
-    }
-
-    fn tcp(&self) -> Address {
-        Address::Tcp(format!("127.0.0.1:{}", self.port))
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn backend(user: Option<&str>, password: Option<&str>, database: u32, address: Address) -> BackendSpec {
     let password = password.map(Secret::new);

@@ -16,7 +16,7 @@ pub(super) struct Kind {
     pub(super) tls: TlsRule,
     /// Of the keys of `tls` that only some kinds have, those of this kind.
     pub(super) tls_keys: &'static [&'static str],
-    /// Whether sessions of this kind can be cleaned after use; [`ProtocolKeys::why_not_recycled`] may still object.
+    /// Whether sessions of this kind can be cleaned after use.
     pub(super) recycles: bool,
     /// Reads `keys`. `None` when something is wrong, which has been reported.
     pub(super) read: fn(&mut Table<'_>) -> Option<Protocol>,

@@ -45,11 +45,6 @@ impl ProtocolKeys for Mysql {
         self.password_file.as_ref()
     }
 
-    fn why_not_recycled(&self) -> Option<String> {
-        let why = "can be \"recycle\" only with a `database`: what a client selects stays selected";
-        self.database.is_none().then(|| why.to_owned())
-    }
-
     /// `MYSQL_UNIX_PORT` of the client libraries of MariaDB and MySQL.
     fn variables(&self, directory: &str) -> Vec<(&'static str, String)> {
         vec![("MYSQL_UNIX_PORT", format!("{directory}/{}", Self::SOCKET_NAME))]

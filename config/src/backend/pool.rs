@@ -18,7 +18,7 @@ pub struct Pool {
     /// Default `None`.
     pub server_max: Option<u32>,
     /// `on_release`: `"recycle"` cleans connections that clients of a socket close, and keeps them for clients of the same
-    /// function; not with `tcp` and `tls`, and with `mysql` only if there is a `database`. Default `"discard"`: `false`.
+    /// function; not with `tcp` and `tls`. Default `"discard"`: `false`.
     pub recycle: bool,
     /// How old a recycled connection may get, 1 m to 24 h. Default 1 h.
     pub max_age: Duration,

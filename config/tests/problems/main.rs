@@ -174,9 +174,6 @@ fn backends() {
             "1: backend[0].address: is required",
         ],
     );
-    let bare = "[[backend]]\nname = \"b\"\nkind = \"mysql\"\naddress = \"a:1\"\nuser = \"u\"\npool = { on_release = \"recycle\" }";
-    let said = "can be \"recycle\" only with a `database`: what a client selects stays selected";
-    check(bare, &[&format!("6: backend.b.pool.on_release: {said}")]);
     let twice = "[[backend]]\nname = \"b\"\nkind = \"tcp\"\naddress = \"a:1\"\n".repeat(2);
     check(&twice, &["6: backend[1].name: \"b\" is already the backend on line 1"]);
 }

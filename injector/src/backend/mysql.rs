@@ -47,8 +47,8 @@ impl Protocol for MysqlLogin {
         stream: &'a mut Stream,
         greeting: Vec<u8>,
     ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>> {
-        let (tls, unix) = (matches!(stream, Stream::Tls(_)), matches!(stream, Stream::Unix(_)));
-        Box::pin(login::log_in(self, stream, greeting, login::MysqlTransport { tls, unix }))
+        let transport = login::MysqlTransport::of(stream);
+        Box::pin(login::log_in(self, stream, greeting, transport))
     }
 
     fn socket_name(&self) -> &'static str {
@@ -72,7 +72,8 @@ impl Protocol for MysqlLogin {
     }
 
     fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
-        Box::pin(clean::clean(self, stream))
+        let transport = login::MysqlTransport::of(stream);
+        Box::pin(clean::clean(self, stream, transport))
     }
 
     fn termination_message(&self) -> &'static [u8] {

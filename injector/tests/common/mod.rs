@@ -1,6 +1,9 @@
 //! Real PostgreSQL servers of our own, pools to try, and the smallest client that can adopt a descriptor.
 #![expect(dead_code, reason = "every test file uses its own part of it")]
 
+pub(crate) mod mariadb;
+pub(crate) mod redis;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;

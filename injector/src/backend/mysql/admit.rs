@@ -12,7 +12,7 @@ use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::packets::{Packets, parse};
+use super::packets::{Packets, parse, query};
 use crate::backend::{AdmissionError, ConnectCause, Session, Stream};
 use crate::sockets::{BackendSocket, ClientSession};
 use crate::{LeaseError, MysqlLogin};
@@ -32,7 +32,6 @@ const REFUSED: [(CapabilityFlags, &str); 3] = [
     (CapabilityFlags::CLIENT_SSL, "CLIENT_SSL (this socket is local)"),
 ];
 
-const COM_QUERY: u8 = 0x03;
 /// `COM_SET_OPTION`, `MYSQL_OPTION_MULTI_STATEMENTS_ON`.
 const MULTI_STATEMENTS_ON: [u8; 3] = [0x1b, 0, 0];
 
@@ -149,9 +148,8 @@ where
 }
 
 /// A query that sets the connection's character sets and collation.
-pub(super) fn set_collation(n: u8) -> Vec<u8> {
-    let sql = format!("SET character_set_client={n}, character_set_results={n}, collation_connection={n}");
-    [&[COM_QUERY], sql.as_bytes()].concat()
+fn set_collation(n: u8) -> Vec<u8> {
+    query(&format!("SET character_set_client={n}, character_set_results={n}, collation_connection={n}"))
 }
 
 /// What a client wants to differ from the login.

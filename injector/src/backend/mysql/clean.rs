@@ -1,20 +1,17 @@
 //! Using a session again: finding the end of a client's conversation, and cleaning the session.
 
+use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::QUIT;
-use super::admit::set_collation;
-use super::login::COLLATION;
-use super::packets::Packets;
+use super::login::{MysqlTransport, log_in_again};
+use super::packets::{Packets, query};
 use crate::MysqlLogin;
 use crate::backend::{ConnectCause, TerminationDetector};
 
 /// Length and sequence number.
 const HEADER_BYTES: u8 = 4;
 
-/// Rolls back, and drops variables, prepared statements, temporary tables and locks.
-const COM_RESET_CONNECTION: u8 = 0x1f;
-const COM_INIT_DB: u8 = 0x02;
 /// `COM_SET_OPTION`, `MYSQL_OPTION_MULTI_STATEMENTS_OFF`.
 const MULTI_STATEMENTS_OFF: [u8; 3] = [0x1b, 1, 0];
 /// Its answer is a line of text, unlike the answers to all other commands here.
@@ -57,19 +54,26 @@ impl TerminationDetector for QuitDetector {
     }
 }
 
-/// A selected database cannot be deselected, so the login must have a database.
-pub(super) async fn clean<S>(login: &MysqlLogin, stream: &mut S) -> Result<(), ConnectCause>
+/// Logs in again, which ends whatever a client has left (its role, user and database too), and undoes what that leaves.
+pub(super) async fn clean<S>(
+    login: &MysqlLogin,
+    stream: &mut S,
+    transport: MysqlTransport,
+) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let database = login.database.as_deref().ok_or(ConnectCause::Closed)?;
     let mut packets = Packets::new(stream, 0, login.password.as_ref());
-    packets.order(&[COM_RESET_CONNECTION]).await?;
-    packets.order(&MULTI_STATEMENTS_OFF).await?;
-    packets.order(&[&[COM_INIT_DB], database.as_bytes()].concat()).await?;
-    packets.order(&set_collation(COLLATION)).await?;
+    log_in_again(login, &mut packets, transport).await?;
+    let [first, second] = rand::rng().random::<[u32; 2]>();
+    // RAND() goes on from other numbers; FOUND_ROWS() is 1, as after a login.
+    let seeds = query(&format!("SET rand_seed1={first}, rand_seed2={second}"));
+    packets.commands(&[&MULTI_STATEMENTS_OFF, &seeds, &query("SELECT 1"), &[COM_STATISTICS]]).await?;
+    packets.done().await?;
+    packets.done().await?;
+    packets.row().await?;
     // If a command of the client is still unanswered, its answer comes first, and another one than this is read here.
-    let last = packets.ask(&[COM_STATISTICS]).await?;
+    let last = packets.answer().await?;
     if last.first().is_some_and(u8::is_ascii_alphabetic) {
         Ok(())
     } else {
@@ -85,6 +89,8 @@ mod tests {
 
     const OK: [u8; 11] = [7, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0];
     const END: [u8; 9] = [5, 0, 0, 1, 0xfe, 0, 0, 2, 0];
+    const ROW: [u8; 31] =
+        *b"\x01\0\0\x01\x01\x02\0\0\x02\x03x\x01\0\0\x03\xfe\x02\0\0\x04\x011\x05\0\0\x05\xfe\0\0\x02\0";
     const STATISTICS: [u8; 10] = *b"\x06\0\0\x01Uptime";
 
     #[test]
@@ -120,17 +126,17 @@ mod tests {
         let (mut ours, mut theirs) = duplex(1 << 16);
         theirs.write_all(&answers.concat()).await.unwrap();
         theirs.shutdown().await.unwrap();
-        let outcome = clean(&login, &mut ours).await;
+        let outcome = clean(&login, &mut ours, MysqlTransport::default()).await;
         drop(ours);
         let mut said = Vec::new();
         theirs.read_to_end(&mut said).await.unwrap();
-        assert!(said.starts_with(&[1, 0, 0, 0, COM_RESET_CONNECTION]));
+        assert!(said[4..].starts_with(b"\x11app\0\0orders\0"));
         outcome
     }
 
     #[tokio::test]
     async fn only_the_answers_to_our_own_commands_make_it_clean() {
-        let good: [&[u8]; 5] = [&OK, &END, &OK, &OK, &STATISTICS];
+        let good: [&[u8]; 5] = [&OK, &END, &OK, &ROW, &STATISTICS];
         against(&good).await.unwrap();
         for left in [&OK[..], &END, &STATISTICS, &[1, 0, 0, 1, 2]] {
             let answers = [&[left][..], &good].concat();

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::MysqlLogin;
 use super::packets::{Packets, parse, unexpected};
-use crate::backend::{ConnectCause, LoginResult, Session};
+use crate::backend::{ConnectCause, LoginResult, Session, Stream};
 
 /// Without these no login is possible.
 pub(super) const NEEDED: CapabilityFlags = CapabilityFlags::CLIENT_PROTOCOL_41
@@ -32,6 +32,8 @@ const MAX_PACKET: u32 = 1 << 24;
 /// `utf8mb4_general_ci`, which every server has.
 pub(super) const COLLATION: u8 = 45;
 
+const COM_CHANGE_USER: u8 = 0x11;
+
 /// The longest nonce: those of all methods are of 20 or 32 bytes.
 const NONCE_MAX_BYTES: u8 = 127;
 
@@ -43,6 +45,12 @@ const TURNS_MAX: usize = 8;
 pub(super) struct MysqlTransport {
     pub(super) tls: bool,
     pub(super) unix: bool,
+}
+
+impl MysqlTransport {
+    pub(super) fn of(stream: &Stream) -> Self {
+        Self { tls: matches!(stream, Stream::Tls(_)), unix: matches!(stream, Stream::Unix(_)) }
+    }
 }
 
 /// Reads the greeting, which comes in the clear, and asks for TLS. The login needs the greeting after the handshake.
@@ -129,6 +137,47 @@ where
     capabilities = response.capabilities();
     packets.say(&response).await?;
 
+    let status = authenticate(&mut packets, &mut dialogue, capabilities).await?;
+    let session = Session::Mysql {
+        server_version: greeting.server_version_str().into_owned(),
+        connection_id: greeting.connection_id(),
+        user: login.user.clone(),
+        database: login.database.clone(),
+        capabilities: capabilities.bits(),
+        collation: COLLATION,
+        status,
+    };
+    Ok(LoginResult { session, cancel: None })
+}
+
+/// Logs in once more on a connection that may be another user's now, with another role, database or character set. What
+/// the server keeps of a session ends, as with `COM_RESET_CONNECTION`.
+pub(super) async fn log_in_again<S>(
+    login: &MysqlLogin,
+    packets: &mut Packets<'_, S>,
+    transport: MysqlTransport,
+) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // The server begins anew with a challenge: the proof here is empty.
+    let texts = [login.user.as_bytes(), b"\0\0", login.database.as_deref().unwrap_or("").as_bytes(), b"\0"];
+    let rest = [&[COLLATION, 0][..], b"mysql_native_password\0"];
+    let request = [&[COM_CHANGE_USER][..], &texts.concat(), &rest.concat()].concat();
+    packets.command(&request).await?;
+    let mut dialogue = AuthDialogue { login, transport, nonce: &[], method: None };
+    authenticate(packets, &mut dialogue, NEEDED).await.map(drop)
+}
+
+/// Answers what the server asks, up to its OK. Returns the status of the session.
+async fn authenticate<S>(
+    packets: &mut Packets<'_, S>,
+    dialogue: &mut AuthDialogue<'_>,
+    capabilities: CapabilityFlags,
+) -> Result<u16, ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     for _ in 0..TURNS_MAX {
         let packet = packets.next().await?;
         let bad = |_| packets.unexpected("the next step of a login", &packet);
@@ -136,16 +185,7 @@ where
             0x00 => {
                 let ok =
                     parse::<OkPacketDeserializer<'_, CommonOkPacket>>(&packet, capabilities).map_err(bad)?;
-                let session = Session::Mysql {
-                    server_version: greeting.server_version_str().into_owned(),
-                    connection_id: greeting.connection_id(),
-                    user: login.user.clone(),
-                    database: login.database.clone(),
-                    capabilities: capabilities.bits(),
-                    collation: COLLATION,
-                    status: ok.into_inner().status_flags().bits(),
-                };
-                return Ok(LoginResult { session, cancel: None });
+                return Ok(ok.into_inner().status_flags().bits());
             }
             0xff => return Err(packets.refused(&packet, capabilities)),
             0xfe => {

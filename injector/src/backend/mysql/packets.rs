@@ -70,9 +70,39 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         self.send(&bytes).await
     }
 
+    /// Begins a command.
+    pub(super) async fn command(&mut self, body: &[u8]) -> Result<(), ConnectCause> {
+        self.sequence = 0;
+        self.send(body).await
+    }
+
     /// Sends a command whose only answer is that it is done.
     pub(super) async fn order(&mut self, command: &[u8]) -> Result<(), ConnectCause> {
-        let packet = self.ask(command).await?;
+        self.command(command).await?;
+        self.done().await
+    }
+
+    /// Sends commands without waiting for their answers.
+    pub(super) async fn commands(&mut self, bodies: &[&[u8]]) -> Result<(), ConnectCause> {
+        let mut bytes = Vec::new();
+        for body in bodies {
+            let [a, b, c, _] = u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes();
+            bytes.extend([a, b, c, 0]);
+            bytes.extend_from_slice(body);
+        }
+        self.stream.write_all(&bytes).await.map_err(ConnectCause::Lost)?;
+        self.stream.flush().await.map_err(ConnectCause::Lost)
+    }
+
+    /// The first packet of the answer to the next command.
+    pub(super) async fn answer(&mut self) -> Result<Vec<u8>, ConnectCause> {
+        self.sequence = 1;
+        self.next().await
+    }
+
+    /// The answer to the next command, which is only that it is done.
+    pub(super) async fn done(&mut self) -> Result<(), ConnectCause> {
+        let packet = self.answer().await?;
         match packet[0] {
             0x00 | 0xfe => Ok(()),
             0xff => Err(self.refused(&packet, NEEDED)),
@@ -80,11 +110,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         }
     }
 
-    /// The first packet of the answer to a command.
-    pub(super) async fn ask(&mut self, command: &[u8]) -> Result<Vec<u8>, ConnectCause> {
-        self.sequence = 0;
-        self.send(command).await?;
-        self.next().await
+    /// The answer to the next command, which is one row.
+    pub(super) async fn row(&mut self) -> Result<(), ConnectCause> {
+        // How many columns, the column, their end, the row, the end of the rows.
+        for (end, first) in [(false, true), (false, false), (true, false), (false, false), (true, false)] {
+            let packet = if first { self.answer().await? } else { self.next().await? };
+            if (packet[0] == 0xfe) != end || packet[0] == 0xff || (first && packet != [1]) {
+                return Err(self.unexpected("a row", &packet));
+            }
+        }
+        Ok(())
     }
 
     /// The error for an error packet of the server.
@@ -102,6 +137,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
     pub(super) fn unexpected(&self, expected: &'static str, packet: &[u8]) -> ConnectCause {
         unexpected(expected, packet, self.password)
     }
+}
+
+/// A `COM_QUERY`.
+pub(super) fn query(sql: &str) -> Vec<u8> {
+    [&[0x03], sql.as_bytes()].concat()
 }
 
 pub(super) fn parse<'de, T: MyDeserialize<'de>>(packet: &'de [u8], ctx: T::Ctx) -> io::Result<T> {

@@ -1,10 +1,12 @@
 //! Using a session again: finding the end of a client's conversation, and cleaning the session.
 
+use bytes::BytesMut;
 use postgres_protocol::message::{backend::Message, frontend};
+use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::frames::{Frames, encode};
-use super::login::warm_up;
+use super::login::{run_out, warm_up};
 use crate::PostgresLogin;
 use crate::backend::{ConnectCause, ProtocolError, TerminationDetector};
 
@@ -57,8 +59,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut frames = Frames::new(stream, login.password.as_ref());
+    // random() goes on from other numbers.
+    let seed = format!("SELECT pg_catalog.setseed({})", rand::rng().random_range(-1.0..1.0));
+    let mut queries = BytesMut::new();
+    for query in STEPS.into_iter().chain([seed.as_str()]) {
+        queries.extend(encode(|buf| frontend::query(query, buf))?);
+    }
+    // All at once: one round trip.
+    frames.send(&queries).await?;
     for step in STEPS {
-        frames.send(&encode(|buf| frontend::query(step, buf))?).await?;
         match frames.next().await? {
             Message::CommandComplete(body) if body.tag().is_ok_and(|tag| tag == step) => {}
             _ => return Err(frames.unexpected().into()),
@@ -72,6 +81,7 @@ where
             }
         }
     }
+    run_out(&mut frames).await?;
     warm_up(login, &mut frames).await?;
     if frames.is_quiet() { Ok(()) } else { Err(ProtocolError::NotQuiet.into()) }
 }
@@ -126,7 +136,8 @@ mod tests {
     async fn only_the_answers_to_our_own_questions_make_it_clean() {
         let rolled_back = b"C\0\0\0\x0dROLLBACK\0Z\0\0\0\x05I";
         let discarded = b"C\0\0\0\x10DISCARD ALL\0S\0\0\0\x08a\0b\0Z\0\0\0\x05I";
-        let (said, outcome) = against(&[&rolled_back[..], discarded].concat()).await;
+        let seeded = b"D\0\0\0\x0a\0\x01\0\0\0\0C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
+        let (said, outcome) = against(&[&rolled_back[..], discarded, seeded].concat()).await;
         assert!(outcome.is_ok() && said.contains("ROLLBACK") && said.contains("DISCARD ALL"), "{outcome:?}");
         for answers in [
             // The answer to a query that the client has left behind.
@@ -137,7 +148,8 @@ mod tests {
             // Still in a transaction.
             b"C\0\0\0\x0dROLLBACK\0Z\0\0\0\x05T".to_vec(),
             // More than was asked for.
-            [&rolled_back[..], discarded, b"Z\0\0\0\x05I"].concat(),
+            [&rolled_back[..], discarded, seeded, b"Z\0\0\0\x05I"].concat(),
+            [&rolled_back[..], discarded].concat(),
             rolled_back.to_vec(),
             Vec::new(),
         ] {

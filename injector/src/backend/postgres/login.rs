@@ -108,8 +108,8 @@ where
     Ok(LoginResult { session: Session::Postgres { process_id, parameters, user, database }, cancel })
 }
 
-/// Discards the result of a warm-up query, up to `ReadyForQuery`.
-async fn run_out<S>(frames: &mut Frames<'_, S>) -> Result<(), ConnectCause>
+/// Discards the result of a query, up to `ReadyForQuery`.
+pub(super) async fn run_out<S>(frames: &mut Frames<'_, S>) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {

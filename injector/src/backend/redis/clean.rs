@@ -5,8 +5,8 @@
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::RedisLogin;
-use super::login::log_in;
-use super::replies::{command, line, nothing_more, unexpected};
+use super::login::ask;
+use super::replies::{command, line, nothing_more, text, unexpected};
 use crate::backend::{ConnectCause, TerminationDetector};
 
 /// The longest line that is followed: no command or answer that must be understood has a longer one.
@@ -144,7 +144,11 @@ impl RespFrames {
     }
 }
 
-/// `RESET` (Redis 6.2) ends transactions, subscriptions and the login, and goes back to RESP2; a new login follows.
+/// What a session says of itself.
+const INFO: [&str; 2] = ["CLIENT", "INFO"];
+
+/// `RESET` (Redis 6.2) ends transactions, subscriptions and the login, and goes back to RESP2; a new login follows. What is
+/// left then is undone one by one, or the session is given up.
 pub(super) async fn clean<S>(login: &RedisLogin, stream: &mut S) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -157,8 +161,69 @@ where
     if found != expected {
         return Err(unexpected(login, expected, &found));
     }
+    // The password is sent when the server has understood.
     nothing_more(&read)?;
-    log_in(login, stream).await.map(drop)
+    ask(login, stream, &mut read, &INFO).await?;
+    let info = text(login, stream, &mut read).await?;
+    let left = remains(login, &info);
+    if !left.is_empty() {
+        undo(login, stream, &mut read, &left).await?;
+    }
+    nothing_more(&read)
+}
+
+/// Undoes what `RESET` has left, and looks whether that was all.
+async fn undo<S>(
+    login: &RedisLogin,
+    stream: &mut S,
+    read: &mut Vec<u8>,
+    left: &[(&str, &str)],
+) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let has = |name, part| left.iter().any(|(field, value)| *field == name && value.contains(part));
+    let orders = [
+        (has("flags", "e"), &["CLIENT", "NO-EVICT", "OFF"][..]),
+        (has("flags", "T"), &["CLIENT", "NO-TOUCH", "OFF"]),
+        (has("lib-name", ""), &["CLIENT", "SETINFO", "LIB-NAME", ""]),
+        (has("lib-ver", ""), &["CLIENT", "SETINFO", "LIB-VER", ""]),
+    ];
+    let orders = orders.iter().filter(|(needed, _)| *needed);
+    let mut commands = Vec::new();
+    orders.clone().for_each(|(_, words)| command(&mut commands, words));
+    command(&mut commands, &INFO);
+    stream.write_all(&commands).await.map_err(ConnectCause::Lost)?;
+    stream.flush().await.map_err(ConnectCause::Lost)?;
+    for _ in orders {
+        line(login, stream, read).await?; // whether it helped is seen next
+    }
+    let info = text(login, stream, read).await?;
+    match remains(login, &info).first() {
+        None => Ok(()),
+        Some((field, value)) => {
+            Err(unexpected(login, "a session as after its login", &format!("{field}={value}")))
+        }
+    }
+}
+
+/// Fields of `CLIENT INFO` that are not as after a login. Servers lack those that they have no use for.
+fn remains<'i>(login: &RedisLogin, info: &'i str) -> Vec<(&'i str, &'i str)> {
+    let (database, user) = (login.database.to_string(), login.user.as_deref().unwrap_or("default"));
+    let fields = info.split_ascii_whitespace().filter_map(|field| field.split_once('='));
+    fields
+        .filter(|(name, value)| match *name {
+            // A normal client, over a unix socket; in no transaction, for instance. (`multi` may be 0 then.)
+            "flags" => value.contains(|flag| flag != 'N' && flag != 'U'),
+            "db" => *value != database,
+            "user" => *value != user,
+            "sub" | "psub" | "ssub" | "watch" => *value != "0",
+            "redir" => *value != "-1",
+            "resp" => *value != "2",
+            "name" | "lib-name" | "lib-ver" | "capa" => !value.is_empty(),
+            _ => false,
+        })
+        .collect()
 }
 
 #[cfg(test)]

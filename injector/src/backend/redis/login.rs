@@ -11,6 +11,23 @@ pub(super) async fn log_in<S>(login: &RedisLogin, stream: &mut S) -> Result<Logi
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    let mut read = Vec::new();
+    ask(login, stream, &mut read, &[]).await?;
+    nothing_more(&read)?;
+    let session = Session::Redis { user: login.user.clone(), database: login.database };
+    Ok(LoginResult { session, cancel: None })
+}
+
+/// Logs in, and sends another command in the same round trip, whose reply is left to the caller.
+pub(super) async fn ask<S>(
+    login: &RedisLogin,
+    stream: &mut S,
+    read: &mut Vec<u8>,
+    another: &[&str],
+) -> Result<(), ConnectCause>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
     let mut commands = Vec::new();
     let mut replies = Vec::new();
     if let Some(password) = &login.password {
@@ -25,22 +42,22 @@ where
     }
     command(&mut commands, &["PING"]);
     replies.push("+PONG");
+    if !another.is_empty() {
+        command(&mut commands, another);
+    }
     // All commands at once: one round trip.
     stream.write_all(&commands).await.map_err(ConnectCause::Lost)?;
     stream.flush().await.map_err(ConnectCause::Lost)?;
     commands.fill(0);
-    let mut read = Vec::new();
     for expected in replies {
-        let line = line(login, stream, &mut read).await?;
+        let line = line(login, stream, read).await?;
         match line.strip_prefix('-') {
             _ if line == expected => {}
             Some(refusal) => return Err(refused(login.password.as_ref(), refusal)),
             None => return Err(unexpected(login, expected, &line)),
         }
     }
-    nothing_more(&read)?;
-    let session = Session::Redis { user: login.user.clone(), database: login.database };
-    Ok(LoginResult { session, cancel: None })
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ use crate::backend::error::printable;
 /// Longest reply that is read: a login has only one-line ones.
 const MAX_REPLY_BYTES: usize = 512;
 
+/// Longest text that is read: a session's state has some 500 bytes.
+const MAX_TEXT_BYTES: usize = 8 * 1024;
+
 pub(super) fn unexpected(login: &RedisLogin, expected: &'static str, found: &str) -> ConnectCause {
     ConnectCause::Unexpected { expected, found: printable(&Secret::hide(login.password.as_ref(), found)) }
 }
@@ -53,6 +56,30 @@ where
             return Err(ConnectCause::Closed);
         }
     }
+}
+
+/// The next reply, which is a text of any characters.
+pub(super) async fn text<S>(
+    login: &RedisLogin,
+    stream: &mut S,
+    read: &mut Vec<u8>,
+) -> Result<String, ConnectCause>
+where
+    S: AsyncRead + Unpin,
+{
+    let head = line(login, stream, read).await?;
+    let bytes = head.strip_prefix('$').and_then(|bytes| bytes.parse::<usize>().ok());
+    let Some(bytes) = bytes.filter(|bytes| *bytes <= MAX_TEXT_BYTES) else {
+        return Err(unexpected(login, "a text", &head));
+    };
+    while read.len() < bytes + 2 {
+        if stream.read_buf(read).await.map_err(ConnectCause::Lost)? == 0 {
+            return Err(ConnectCause::Closed);
+        }
+    }
+    let text = String::from_utf8_lossy(&read[..bytes]).into_owned();
+    read.drain(..bytes + 2);
+    Ok(text)
 }
 
 /// The first word of an error is its kind.

@@ -76,33 +76,62 @@ fn what_is_left_undone_or_not_understood_is_seen() {
     assert!(!after(GET, &b"*1\r\n".repeat(1000)));
 }
 
-#[tokio::test]
-async fn a_session_is_clean_when_it_has_logged_in_again() {
-    let reset = "*1\r\n$5\r\nRESET\r\n";
-    for (answers, good) in [
-        (&b"+RESET\r\n+OK\r\n+OK\r\n+PONG\r\n"[..], true),
-        // What the client left behind; a server that is too old; one that stops.
-        (b"+OK\r\n+RESET\r\n+OK\r\n+OK\r\n+PONG\r\n", false),
-        (b"-ERR unknown command\r\n", false),
-        (b"+RESET\r\n+OK\r\n", false),
-    ] {
-        let (mut ours, mut theirs) = duplex(1 << 16);
-        let server = async {
-            let mut said = vec![0; reset.len()];
-            theirs.read_exact(&mut said).await.unwrap();
-            assert_eq!(said, reset.as_bytes());
-            // The login is another question.
-            let (first, rest) = answers.split_at(answers.len().min(8));
-            theirs.write_all(first).await.unwrap();
-            if first == b"+RESET\r\n" {
-                theirs.read_u8().await.unwrap();
+/// A server's answers to each question, and whether the session is used again.
+async fn against(answers: &[&str]) -> Result<(), ConnectCause> {
+    let (mut ours, mut theirs) = duplex(1 << 16);
+    let server = async {
+        let mut said = [0; 4096];
+        for answer in answers {
+            let bytes = theirs.read(&mut said).await.unwrap();
+            if bytes == 0 || theirs.write_all(answer.as_bytes()).await.is_err() {
+                return;
             }
-            theirs.write_all(rest).await.unwrap();
-            theirs.shutdown().await.unwrap();
-        };
-        let login = login();
-        let (outcome, ()) = tokio::join!(clean(&login, &mut ours), server);
-        assert_eq!(outcome.is_ok(), good, "{}: {outcome:?}", String::from_utf8_lossy(answers));
+        }
+        theirs.shutdown().await.unwrap();
+    };
+    let client = async {
+        let outcome = clean(&login(), &mut ours).await;
+        drop(ours);
+        outcome
+    };
+    tokio::join!(client, server).0
+}
+
+/// An answer to the login and the question after it.
+fn info(fields: &str) -> String {
+    format!("+OK\r\n+OK\r\n+PONG\r\n{}", bulk(fields))
+}
+
+fn bulk(fields: &str) -> String {
+    let fields = format!("id=4 addr=1.2.3.4:5 db=3 user=app {fields} resp=2 tot-cmds=1");
+    format!("${}\r\n{fields}\r\n", fields.len())
+}
+
+#[tokio::test]
+async fn a_session_is_clean_when_it_has_logged_in_again_and_says_so() {
+    let (plain, clean) = ("flags=N name= lib-name= sub=0 multi=-1", "+RESET\r\n");
+    for answers in [
+        &[clean, &info(plain)][..],
+        &[clean, &info("flags=U")],
+        &[clean, &info("flags=e"), &format!("+OK\r\n{}", bulk(plain))],
+        &[clean, &info("flags=N lib-name=x lib-ver=1"), &format!("+OK\r\n+OK\r\n{}", bulk(plain))],
+    ] {
+        against(answers).await.unwrap();
+    }
+    for answers in [
+        // What the client left behind; a server that is too old; one that stops, or says no more than that.
+        &["+OK\r\n+RESET\r\n", &info(plain)][..],
+        &["-ERR unknown command\r\n"],
+        &[clean, "+OK\r\n"],
+        &[clean, "+OK\r\n+OK\r\n+PONG\r\n-NOPERM\r\n"],
+        &[clean, &format!("{}+OK\r\n", info(plain))],
+        // What cannot be undone, or is not.
+        &[clean, &info("flags=N capa=r"), &bulk("flags=N capa=r")],
+        &[clean, &info("flags=N db=4"), &bulk("flags=N db=4")],
+        &[clean, &info("flags=N user=other"), &bulk("flags=N user=other")],
+        &[clean, &info("flags=T"), &format!("-NOPERM\r\n{}", bulk("flags=T"))],
+    ] {
+        assert!(against(answers).await.is_err(), "{answers:?}");
     }
 }
 
