@@ -26,7 +26,7 @@ pub struct Connection {
 
 /// State of a connection that may write the instance's first response.
 #[derive(Debug)]
-struct FirstResponse {
+pub(crate) struct FirstResponse {
     function: Function,
     accept_ns: u64,
 }
@@ -58,13 +58,25 @@ impl Connection {
         (self.stream, self.open)
     }
 
+    /// Leaves it to the caller to report the first response, if nobody has done so yet.
+    #[cfg(feature = "http2")]
+    pub(crate) fn take_first(&mut self) -> Option<FirstResponse> {
+        self.first.take()
+    }
+
     #[cold]
     fn wrote(&mut self, bytes: usize) {
         if bytes > 0
             && let Some(first) = self.first.take()
         {
-            first.function.served(first.accept_ns, now_ns());
+            first.report();
         }
+    }
+}
+
+impl FirstResponse {
+    pub(crate) fn report(&self) {
+        self.function.served(self.accept_ns, now_ns());
     }
 }
 

@@ -1,4 +1,7 @@
-//! HTTP/1.1 on the accept loop: an axum router, and a graceful stop that loses no request.
+//! HTTP on the accept loop: an axum router, and a graceful stop that loses no request.
+
+#[cfg(feature = "http2")]
+mod http2;
 
 use std::pin::pin;
 use std::time::Duration;
@@ -11,7 +14,7 @@ use axum::response::Response;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{Connection, Error, Function};
 
@@ -23,13 +26,16 @@ const HEAD_WAIT: Duration = Duration::from_secs(60);
 const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(300);
 
 impl Function {
-    /// Serves this router over HTTP/1.1 (with upgrades) until SIGTERM. A function that
-    /// speaks HTTP needs no other call.
+    /// Serves this router over HTTP/1.1 (with upgrades) until SIGTERM; with the feature `http2` also over HTTP/2, to clients
+    /// that begin with it ("prior knowledge", as in gRPC). A function that speaks HTTP needs no other call.
+    ///
+    /// A client that has closed its half of the connection still gets its answer.
     ///
     /// Like [`serve_connections`](Self::serve_connections). On SIGTERM it answers requests
     /// in flight and closes idle keep-alive connections at once. It does the same when
     /// [`concurrency`](Self::concurrency) is reached, because other clients may wait for a place. With a concurrency of
-    /// 1, each connection has one request.
+    /// 1, each connection has one request. Over HTTP/2 a connection has several requests at a time, at most as many as
+    /// [`concurrency`](Self::concurrency) says; in that version the connection ends a minute after its last request began.
     ///
     /// # Errors
     /// Those of [`serve_connections`](Self::serve_connections).
@@ -59,9 +65,14 @@ async fn converse(connection: Connection, service: TowerToHyperService<Router>, 
     if !speaks(&connection, &function).await {
         return;
     }
+    #[cfg(feature = "http2")]
+    if http2::begins(&connection, &function).await {
+        return http2::converse(connection, service, function).await;
+    }
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WAIT)
+        .half_close(true)
         .serve_connection(TokioIo::new(connection), service)
         .with_upgrades();
     let mut conversation = pin!(conversation);
@@ -80,15 +91,20 @@ async fn converse(connection: Connection, service: TowerToHyperService<Router>, 
 /// Waits for the client's first bytes; true when they have arrived. It peeks, because tokio reports a new socket as
 /// readable until the first attempt.
 async fn speaks(connection: &Connection, function: &Function) -> bool {
-    let too_late = async {
-        function.stopping().await;
-        sleep(FIRST_REQUEST_GRACE).await;
-    };
     let mut first = [0];
     tokio::select! {
         biased;
         bytes = connection.get_ref().peek(&mut first) => bytes.is_ok_and(|bytes| bytes > 0),
-        () = too_late => false,
-        () = sleep(HEAD_WAIT) => false,
+        () = too_late(function) => false,
     }
+}
+
+/// When a client that has sent nothing, or too little, is given up.
+async fn too_late(function: &Function) {
+    let stopping = async {
+        function.stopping().await;
+        sleep(FIRST_REQUEST_GRACE).await;
+    };
+    // Whichever comes first.
+    let _ = timeout(HEAD_WAIT, stopping).await;
 }

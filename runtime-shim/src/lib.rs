@@ -52,6 +52,7 @@
 //! # Features
 //!
 //! - `http` (default): `Function::serve` for an axum `Router`, HTTP/1.1.
+//! - `http2`: the same with HTTP/2, for clients that begin with it, as in gRPC.
 //! - `postgres`: `Backend::session`, which replaces a dead `tokio_postgres::Client`; `Backend::postgres`, which does not.
 //! - `tls`: for functions with `tls_hand_over = true`. The function continues TLS sessions that the agent began. Where the
 //!   kernel encrypts them, the feature handles a server that changes its keys.

@@ -7,7 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "clippy exempts test functions, but not their helpers")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 use axum::{Router, routing::get};
 use headstart_wire::{Channel, Grant, GrantStatus, ToAgent};
 use tokio::io::AsyncWriteExt;
+
+#[cfg(feature = "http2")]
+#[path = "process/http2.rs"]
+mod http2;
 
 use headstart_test_support::{FunctionProcess, PATIENCE, run_alone, start_with};
 
@@ -140,6 +144,43 @@ fn sigterm_lets_the_request_in_flight_finish() {
     closed(&mut other);
     let (status, _, said) = instance.ended();
     assert!(status.success(), "{said}");
+}
+
+#[test]
+fn a_client_that_closes_its_half_is_answered() {
+    let instance = FunctionProcess::start(role("http"), Vec::new());
+    for (path, body) in [("/", "quick"), ("/slow", "slow")] {
+        let mut client = connect(instance.address);
+        ask(&mut client, path);
+        client.shutdown(Shutdown::Write).unwrap();
+        answered(&mut client, body);
+        closed(&mut client);
+    }
+}
+
+#[cfg(feature = "http2")]
+#[test]
+fn a_client_may_begin_with_http_2() {
+    let instance = FunctionProcess::start(role("http"), Vec::new());
+    let mut client = http2::Http2(connect(instance.address));
+    // Also when its first bytes come one by one.
+    for byte in b"PRI" {
+        client.0.write_all(&[*byte]).unwrap();
+    }
+    client.0.write_all(b" * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    client.frame(http2::SETTINGS, 0, 0, &[]);
+    let (_, _, ready_ns) = instance.messages_until_ready();
+    client.ask(1, "/slow");
+    client.ask(3, "/");
+    assert_eq!(client.body(), (3, b"quick".to_vec()), "requests do not wait for each other");
+    let ToAgent::Served { accept_ns, first_response_ns } = instance.next_message() else {
+        panic!("served is told")
+    };
+    assert!(ready_ns <= accept_ns && accept_ns < first_response_ns);
+    instance.terminate();
+    assert_eq!(client.body(), (1, b"slow".to_vec()), "the request in flight is answered");
+    let (status, _, said) = instance.ended();
+    assert!(status.success() && said.is_empty(), "{said}");
 }
 
 #[test]
