@@ -13,6 +13,7 @@ import textwrap
 import unittest
 
 SOURCE = os.path.join(os.path.dirname(__file__), "..", "src")
+PYTHONPATH = os.pathsep.join([SOURCE, os.environ.get("PYTHONPATH", "")])
 HEAD = b"HS\x03\x00"
 LIMIT = 20
 
@@ -48,7 +49,7 @@ class Agent:
         self.page = os.memfd_create("page")
         os.ftruncate(self.page, 4096)
         self.output = tempfile.TemporaryFile()
-        environment = {**os.environ, "PYTHONPATH": SOURCE, "HEADSTART_CONTROL_FD": str(theirs.fileno())}
+        environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "HEADSTART_CONTROL_FD": str(theirs.fileno())}
         self.child = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(script)],
             env=environment, pass_fds=[theirs.fileno()], stdout=self.output, stderr=subprocess.STDOUT,

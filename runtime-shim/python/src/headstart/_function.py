@@ -163,6 +163,17 @@ class Function:
             self._listener = _listen_alone()
         return self._listener
 
+    def counting_listener(self) -> socket.socket:
+        """The listening socket for a server that accepts by itself, as uvicorn, hypercorn and waitress do.
+
+        It does the rest: it counts each connection until it is closed, accepts no more than :attr:`concurrency` allows and
+        none during a freeze, and calls :meth:`ready` when the server calls its ``listen``. The server must use this very
+        object and not only its number, so no uvloop.
+        """
+        from ._listener import CountingListener
+
+        return CountingListener(self.listener(), self._places, self.ready)
+
     @contextmanager
     def track(self) -> Iterator[None]:
         """Counts one client connection as open, for a server of your own."""
@@ -216,7 +227,8 @@ class Function:
     def serve_asgi(self, application: Callable[..., Any]) -> None:
         """Serves an ASGI 3.0 application over HTTP, like :meth:`serve_wsgi`; its coroutines share one event loop.
 
-        The function is ready when the application's lifespan has started. There are no WebSockets.
+        The function is ready when the application's lifespan has started. For WebSockets, HTTP/2 and keep-alive see
+        :meth:`counting_listener`.
         """
         from ._asgi import Loop
 

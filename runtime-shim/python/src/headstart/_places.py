@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ class Places:
         self._open = 0
         self._paused = False
         self._counting = False
+        self._gate: "Optional[select.epoll]" = None
         # A pipe that wakes the thread that waits for a place.
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -66,6 +68,21 @@ class Places:
             self._counting = True
             self._words[_COUNTING] = 1
 
+    def guard(self, gate: "Optional[select.epoll]", listener: socket.socket) -> None:
+        """From now on `listener` is in `gate` when there is a place for a connection, and only then."""
+        with self._lock:
+            self._gate, self._guarded, self._is_open = gate, listener, False
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._gate is None or self._is_open == self._has_room():
+            return
+        self._is_open = not self._is_open
+        if self._is_open:
+            self._gate.register(self._guarded, select.EPOLLIN)
+        else:
+            self._gate.unregister(self._guarded)
+
     def has_room(self) -> bool:
         with self._lock:
             return self._has_room()
@@ -95,12 +112,14 @@ class Places:
         self._longs[_CHANGED] = time.monotonic_ns()
         # Last, so that the agent sees the other fields when it sees this one.
         self._words[_OPEN] = self._open
+        self._settle()
 
     def closed(self) -> None:
         with self._lock:
             self._open -= 1
             self._longs[_CHANGED] = time.monotonic_ns()
             self._words[_OPEN] = self._open
+            self._settle()
         self.wake()
 
     def opened_now(self) -> int:
@@ -112,6 +131,7 @@ class Places:
         with self._lock:
             quiet = self._counting and self._open == 0
             self._paused = self._paused or quiet
+            self._settle()
             return quiet
 
     @property
@@ -122,4 +142,5 @@ class Places:
     def resume(self) -> None:
         with self._lock:
             self._paused = False
+            self._settle()
         self.wake()
