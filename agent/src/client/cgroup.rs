@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
@@ -11,6 +13,12 @@ use crate::cgroup2::{enter, mounts, own};
 
 /// Most rounds of moving processes out of the cgroup: a process can fork during a round.
 const ROUNDS_MAX: usize = 16;
+
+/// How long a cgroup without processes may stay busy: one that is ending is no longer listed, and still in it.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between attempts to remove a busy cgroup.
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Opens a directory of cgroup v2.
 ///
@@ -85,11 +93,30 @@ impl CommandCgroup {
         }
         Ok(())
     }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "nothing tells of the end of a process that is no longer listed"
+    )]
+    fn remove(&self) -> io::Result<()> {
+        let begun = Instant::now();
+        loop {
+            self.evacuate()?;
+            match fs::remove_dir(&self.path) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < REMOVE_TIMEOUT =>
+                {
+                    thread::sleep(REMOVE_PAUSE);
+                }
+                removed => return removed,
+            }
+        }
+    }
 }
 
 impl Drop for CommandCgroup {
     fn drop(&mut self) {
-        if let Err(error) = self.evacuate().and_then(|()| fs::remove_dir(&self.path)) {
+        if let Err(error) = self.remove() {
             eprintln!(
                 "headstart: cannot remove the cgroup {}: {error}; remove it with rmdir when no process is in it",
                 self.path.display()
