@@ -33,6 +33,13 @@ pgbouncer                       pgbouncer    is what connections are compared wi
 /usr/lib/python3/dist-packages/psycopg2 python3-psycopg2 is a driver that knows nothing of Headstart
 /usr/lib/python3/dist-packages/pg8000 python3-pg8000 is a driver that knows nothing of Headstart
 /usr/lib/python3/dist-packages/asyncpg python3-asyncpg is a driver that knows nothing of Headstart
+/usr/bin/gunicorn gunicorn is a server that knows nothing of Headstart
+/usr/bin/uvicorn uvicorn is a server that knows nothing of Headstart
+/usr/lib/python3/dist-packages/waitress python3-waitress is a server that knows nothing of Headstart
+/usr/sbin/nginx nginx-light is a server that knows nothing of Headstart
+/usr/bin/php php-cli is a server that knows nothing of Headstart
+/usr/share/doc/ruby-webrick ruby-webrick is a server that knows nothing of Headstart
+/usr/bin/puma puma is a server that knows nothing of Headstart
 '
 
 # Whether a program is in the PATH, or a file exists that matches a pattern.

@@ -361,9 +361,7 @@ impl FunctionState {
 
     /// Whether an instance that does not count its connections is ready.
     fn is_uncounted(&self, load: &FunctionLoad) -> bool {
-        self.instances
-            .iter()
-            .any(|(id, one)| one.state == InstanceState::Ready && load.of(*id).open.is_none())
+        self.instances.iter().any(|(id, one)| one.state == InstanceState::Ready && !load.of(*id).is_exact())
     }
 
     /// Whether the instances that are ready, starting or thawing have room for one more connection.

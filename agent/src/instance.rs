@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use headstart_config::Contract;
 use headstart_wire::WireError;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -17,10 +18,14 @@ use crate::event::{Demand, InstanceEnd};
 use crate::inject::{Conversation, Resources, ShimEvent, until};
 use crate::manager::DescriptorStore;
 use crate::measure::{self, StartHistory, Timeline, now_ns};
+use crate::serve::CountedInstance;
 use crate::start::{Note, PreparedContainer, Process};
 use cold_start::ColdStart;
 use end::{EndedInstance, TaskEnd};
 use freeze::{FreezeAttempt, FreezeState, freeze_end};
+
+/// A program that speaks to the agent says hello within milliseconds of its exec, unless it loads a great deal before.
+const HELLO_WAIT: Duration = Duration::from_secs(1);
 
 /// What the node tells an instance's task to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub(crate) enum InstanceReport {
     Ready,
     /// The instance reports that it has answered its first connection.
     Served,
+    /// The instance runs for a while and has not said hello.
+    Silent,
     /// The instance is frozen.
     Frozen,
     /// The instance is not frozen, and accepts. `error` says what went wrong, unless it is busy.
@@ -72,6 +79,10 @@ pub(crate) struct Launch {
     pub(crate) starts: Arc<StartHistory>,
     /// Where its descriptors are stored for the next agent.
     pub(crate) descriptor_store: DescriptorStore,
+    /// How it gets its connections.
+    pub(crate) contract: Contract,
+    /// The agent counts its connections.
+    pub(crate) counted: Option<CountedInstance>,
 }
 
 /// How the task comes to its instance.
@@ -82,12 +93,23 @@ pub(crate) enum InstanceOrigin {
     Adopted { process: Arc<dyn Process>, control: OwnedFd, note: Note },
 }
 
+impl InstanceOrigin {
+    /// Its container.
+    pub(crate) fn process(&self) -> Arc<dyn Process> {
+        match self {
+            Self::New { parked, .. } => Arc::clone(&parked.process),
+            Self::Adopted { process, .. } => Arc::clone(process),
+        }
+    }
+}
+
 struct InstanceTask {
     name: String,
     function: String,
     /// Its cold start, unless that was an earlier agent's.
     cold_start: Option<ColdStart>,
     process: Arc<dyn Process>,
+    counted: Option<CountedInstance>,
     page: OwnedFd,
     descriptor_store: DescriptorStore,
     note: Note,
@@ -102,6 +124,9 @@ struct InstanceTask {
     stop_requested: bool,
     /// When it is killed.
     kill_at: Option<Instant>,
+    contract: Contract,
+    /// By when a program of contract `headstart` should have said hello.
+    hello_by: Option<Instant>,
 }
 
 /// Sends the lease, releases the container, and supervises the instance until its end; then cleans up. The last report
@@ -123,8 +148,12 @@ pub(crate) async fn run(
     if instance.stored {
         instance.descriptor_store.remove_instance(&instance.name);
     }
+    // Only what an instance says that never was ready, or that ended unasked, tells what is wrong.
+    let tells = !(instance.ready && instance.stop_requested) && matches!(end, TaskEnd::Exited(_));
+    let last_words = if tells { instance.process.last_words().await } else { String::new() };
     let ended = EndedInstance {
         name: &instance.name,
+        last_words: &last_words,
         ready: instance.ready,
         stop_requested: instance.stop_requested,
         violation: violation.as_deref(),
@@ -147,7 +176,7 @@ fn begin(launch: Launch) -> (InstanceTask, Result<Conversation, WireError>) {
     let (process, cold_start, note) = match &launch.origin {
         InstanceOrigin::New { parked, demand } => {
             let timeline = Timeline::new(function.clone(), name.clone(), launch.runtime, demand);
-            let cold_start = ColdStart::new(timeline, launch.connected_ns, launch.starts);
+            let cold_start = ColdStart::new(timeline, launch.connected_ns, launch.starts, launch.contract);
             let note = Note {
                 function: function.clone(),
                 fingerprint: launch.fingerprint,
@@ -166,6 +195,7 @@ fn begin(launch: Launch) -> (InstanceTask, Result<Conversation, WireError>) {
         stored: cold_start.is_none(),
         cold_start,
         process,
+        counted: launch.counted,
         page,
         descriptor_store: launch.descriptor_store,
         freeze_state: FreezeState::Running,
@@ -174,6 +204,8 @@ fn begin(launch: Launch) -> (InstanceTask, Result<Conversation, WireError>) {
         stop_grace: launch.stop_grace,
         stop_requested: false,
         kill_at: None,
+        contract: launch.contract,
+        hello_by: None,
     };
     let conversation = match launch.origin {
         InstanceOrigin::New { parked, .. } => match instance.page.try_clone() {
@@ -208,6 +240,7 @@ impl InstanceTask {
                 exec = &mut release, if !released => match exec {
                     Ok(exec_ns) => {
                         released = true;
+                        self.hello_by = self.expect_hello();
                         if let Some(cold_start) = &mut self.cold_start {
                             cold_start.executed(exec_ns);
                         }
@@ -238,11 +271,19 @@ impl InstanceTask {
                     self.on_command(command, conversation, reporter).await;
                 }
                 frozen = freeze_end(&mut freezing) => {
+                    if let Some(counted) = &self.counted {
+                        // A connection that was accepted before all had stopped is seen by the decision, which thaws it.
+                        counted.count().await;
+                    }
                     let report = self.freeze_ended(frozen, conversation);
                     reporter.report(report).await;
                 }
                 () = until(self.freeze_state.answer_by()) => {
                     self.freeze_unanswered(conversation, reporter).await;
+                }
+                () = until(self.hello_by) => {
+                    self.hello_by = None;
+                    reporter.report(InstanceReport::Silent).await;
                 }
                 () = until(self.kill_at) => {
                     self.kill_at = None;
@@ -253,6 +294,12 @@ impl InstanceTask {
                 }
             }
         }
+    }
+
+    /// When an instance that has just been released will be late to say hello.
+    fn expect_hello(&self) -> Option<Instant> {
+        let said = self.cold_start.as_ref().is_some_and(ColdStart::has_said_hello);
+        (self.contract == Contract::Headstart && !said).then(|| Instant::now() + HELLO_WAIT)
     }
 
     /// Does what the node asks for.
@@ -337,7 +384,8 @@ impl InstanceTask {
                 self.ready = true;
                 self.note.ready_ns = ready_ns;
             }
-            ShimEvent::Hello { .. } | ShimEvent::Injected { .. } | ShimEvent::Served { .. } => {}
+            ShimEvent::Hello { .. } => self.hello_by = None,
+            ShimEvent::Injected { .. } | ShimEvent::Served { .. } => {}
         }
         if let Some(cold_start) = &mut self.cold_start {
             cold_start.on_shim_event(event);

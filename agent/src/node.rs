@@ -44,6 +44,10 @@ const PREPARES_MAX: usize = 2;
 /// instance that hangs is news.
 const SLOW_WATCH: Duration = Duration::from_millis(250);
 
+/// What is said of an instance that has not said hello.
+const NO_HELLO: &str = "; it has not said hello: if it is a server that knows nothing of Headstart, set contract = \
+                        \"port\" and the port that it listens on, or \"listen-fds\"; else link a shim";
+
 /// How long instances that did not stop in their grace period may take to be killed and removed.
 pub const STOP_MARGIN: Duration = Duration::from_secs(10);
 
@@ -166,6 +170,11 @@ impl Node {
                     record.last_error = Some(error);
                 }
             }
+            NodeMessage::Silent(function, instance) => {
+                if let Some(record) = self.record(function) {
+                    record.silent(instance);
+                }
+            }
             NodeMessage::Removed(function) => {
                 if let Some(record) = self.record(function) {
                     record.removing = record.removing.saturating_sub(1);
@@ -221,6 +230,7 @@ impl Node {
                 }
             }
             // An instance hung: the next may hang too, until it has served a client.
+            Event::Demand(demand) if demand.trigger == Trigger::Accept => record.came(),
             Event::Ready(_) if record.hung => {}
             Event::Ready(_) | Event::Served(_) => (record.last_error, record.hung) = (None, false),
             _ => {}
@@ -321,8 +331,10 @@ impl Node {
         } else {
             format!("was not ready within init_timeout, {:?}", service.policy.init_timeout)
         };
-        let name = record.running.get(&instance).map_or("", |running| &running.name);
-        let text = format!("instance {name} {what}: stopped");
+        let running = record.running.get(&instance);
+        let name = running.map_or("", |running| &running.name);
+        let hint = if running.is_some_and(|running| running.silent) { NO_HELLO } else { "" };
+        let text = format!("instance {name} {what}: stopped{hint}");
         tracing::warn!(function = service.name, reason = reason.as_str(), "{text}");
         record.last_error = Some(text);
         record.hung = reason == DecisionReason::Hung;

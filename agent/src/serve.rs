@@ -9,11 +9,17 @@
 
 mod binding;
 
+mod count;
+
 mod listener;
 
 mod queue;
 
+mod sockets;
+
 pub(crate) mod overload;
+
+pub(crate) use count::{ConnectionCounter, CountedInstance, CountedListener};
 
 pub use binding::{BindingError, BindingKeys, Bindings, BoundListener, ports_are_free};
 pub use listener::{ListenError, adopt, hidden, is_free, listen, listen_behind};

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod backend;
+mod contract;
 mod descriptors;
 mod error;
 mod kernel;
@@ -144,6 +145,7 @@ pub(crate) fn service(
         overload: function.overload,
         freeze_backends: function.freeze_backends,
         stop_grace: function.stop_grace,
+        contract: function.contract,
         runtime,
         resources: Resources {
             function: function.name.clone(),
@@ -186,6 +188,7 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
     let mut env: Vec<_> =
         function.env.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     env.extend(variables(config, function));
+    env.extend(contract::variables(config, function));
     ContainerSpec {
         function: function.name.clone(),
         command: function.command.clone(),
@@ -199,5 +202,6 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
             io_weight: function.io_weight,
         },
         backends: function.backend_sockets,
+        init: contract::init(config, function),
     }
 }

@@ -28,7 +28,7 @@ use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -64,6 +64,9 @@ pub use survivors::Survivors;
 
 /// Every runtime. A new one is a file beside this one, its `mod` line, and its place here.
 const DRIVERS: [driver::MakeDriver; 3] = [oci::driver, process::driver, docker::driver];
+
+/// Where an instance sees its [`Init`].
+const INIT_PATH: &str = "/run/headstart/init";
 
 /// `PATH` of an instance whose configuration sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -118,6 +121,17 @@ pub struct ContainerSpec {
     pub shares: Shares,
     /// The instance sees what is in [`backends_directory`] at [`headstart_wire::BACKENDS_PATH`].
     pub backends: bool,
+    /// The first process, if that is not the program itself.
+    pub init: Option<Init>,
+}
+
+/// The agent's own init (`runtime-shim/init`), which runs a program that knows nothing of Headstart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Init {
+    /// Its file on the node. The instance sees it at `/run/headstart/init`.
+    pub file: PathBuf,
+    /// Its arguments before the command.
+    pub arguments: Vec<String>,
 }
 
 impl ContainerSpec {
@@ -135,6 +149,25 @@ impl ContainerSpec {
         let mut env = self.environment();
         env.push((CONTROL_FD_ENV.to_owned(), CONTROL_FD.to_string()));
         env
+    }
+
+    /// What the container executes: program and arguments.
+    fn arguments(&self) -> Vec<String> {
+        let init = self.init.iter().flat_map(|init| {
+            let words = init.arguments.iter().map(String::as_str);
+            [INIT_PATH].into_iter().chain(words).chain(["--"])
+        });
+        init.chain(self.command.iter().map(String::as_str)).map(str::to_owned).collect()
+    }
+
+    /// The file of its init.
+    fn init_file(&self) -> Result<Option<&Path>, StartError> {
+        let Some(Init { file, .. }) = &self.init else { return Ok(None) };
+        if file.is_file() {
+            return Ok(Some(file));
+        }
+        let hint = "install it beside the agent's program, or name its file with `init` in [agent]";
+        Err(StartError::RuntimeMissing { path: file.clone(), hint })
     }
 
     /// What errors call the program.
@@ -214,6 +247,16 @@ pub trait Process: Send + Sync {
 
     /// Whether `pid` (in the agent's PID namespace) runs inside this container.
     fn owns(&self, pid: i32) -> bool;
+
+    /// The last line that it has printed; empty where that cannot be known.
+    fn last_words(&self) -> BoxFuture<'_, String> {
+        Box::pin(async { String::new() })
+    }
+
+    /// Its processes, in the agent's PID namespace; none where that cannot be known.
+    fn processes(&self) -> Vec<i32> {
+        Vec::new()
+    }
 }
 
 /// Makes orphans below this process its children, so that the exit of every

@@ -28,6 +28,9 @@ pub struct Agent {
     pub docker_socket: PathBuf,
     /// The OCI runtime: an absolute path, or a name that is looked up in `PATH`. Default `runc`.
     pub runc: PathBuf,
+    /// The first process of instances of programs that know nothing of Headstart; an absolute path. Default:
+    /// `headstart-init` beside the agent's program.
+    pub init: Option<PathBuf>,
     /// Users of functions with the runtimes `oci` and `process`, each function its own; from 65536 on, and enough for
     /// [`MAX_FUNCTIONS`]. Default `None`: all are 65534 (`nobody`).
     ///
@@ -77,6 +80,7 @@ impl Agent {
             state_dir: table.or("state_dir", "/run/headstart".into(), |v| v.absolute_path()),
             cgroup_parent: table.or("cgroup_parent", "/headstart".into(), |v| v.absolute_path()),
             docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
+            init: table.or("init", None, |v| v.absolute_path().map(Some)),
             runc: table.or("runc", "runc".into(), |v| program(&v)),
             uids: table.or("uids", None, |v| uids(&v).map(Some)),
             data_threads: table.or("data_threads", data_threads(), |v| v.integer(1..=256)),

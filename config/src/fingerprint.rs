@@ -12,7 +12,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::function::NOBODY_ID;
-use crate::{Backend, Config, Function, Runtime, Tls};
+use crate::{Backend, Config, Contract, Function, Runtime, Tls};
 
 impl Config {
     /// The SHA-256, in hexadecimal, of what instances of `function` depend on: its settings, except those that
@@ -53,6 +53,7 @@ impl Fingerprint {
         let Function {
             name,
             runtime,
+            contract,
             user,
             command,
             env,
@@ -87,6 +88,12 @@ impl Fingerprint {
         } = function;
         self.add("function", name);
         self.runtime(runtime);
+        if *contract != Contract::Headstart {
+            self.add("contract", contract.as_str());
+        }
+        if let Contract::Port(port) = contract {
+            self.add("port", port.to_string());
+        }
         if *user != NOBODY_ID {
             self.add("user", user.to_string());
         }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use crate::problem::Origin;
 
+mod contract;
 mod read;
 mod runtime;
 
+pub use contract::Contract;
 pub(crate) use runtime::NOBODY_ID;
 pub use runtime::{DockerNetwork, NOBODY, Runtime};
 
@@ -31,6 +33,8 @@ pub struct Function {
     pub require_auth: RequireAuth,
     /// How an instance is run.
     pub runtime: Runtime,
+    /// How an instance gets its connections. Default [`Contract::Headstart`].
+    pub contract: Contract,
     /// User and group of its processes, for the runtimes that do not name one: 65534, or one of [`Agent::uids`] which no
     /// other function has.
     ///
@@ -90,7 +94,8 @@ pub struct Function {
     /// connections by the shim. Default `false`.
     pub backend_sockets: bool,
     /// Backends that instances find at ports of 127.0.0.1 too, for drivers that know only TCP; 1024 to 65535. Only with
-    /// `backend_sockets`, and if the instance's network namespace exists before it: runtime `oci`. Default none.
+    /// `backend_sockets`, and if the instance's network namespace exists before it: runtimes `oci` and `process`. Default
+    /// none.
     pub backend_ports: Vec<(String, u16)>,
     /// The kernel continues TLS sessions that the agent began, if they are TLS 1.3 with a key of 256 bits. If it cannot, the
     /// instance does: its shim must speak TLS for that, as the Rust one with its feature `tls`. Not with `backend_sockets`.

@@ -57,10 +57,12 @@ cooldown = "30s"
 key_file = "/etc/keys"
 "#;
 
+const PORT: &str = "backend_sockets = false";
+
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 34] = [
+const COUNTS: [(&str, &str); 37] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -82,6 +84,9 @@ const COUNTS: [(&str, &str); 34] = [
     (NO_SOCKETS, "backend_sockets = true\nbackend_ports = { db = 5433 }"),
     (NO_SOCKETS, "backend_sockets = true\nbackend_ports = { cache = 5432 }"),
     ("tls_hand_over = false", "tls_hand_over = true"),
+    (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 80"),
+    (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 81"),
+    (PORT, "backend_sockets = true\ncontract = \"listen-fds\""),
     ("address = \"10.0.0.5:5432\"", "address = \"10.0.0.5:543\""),
     ("kind = \"tcp\"", "kind = \"postgres\"\nuser = \"u\""),
     ("user = \"app\"", "user = \"root\""),

@@ -256,6 +256,9 @@ fn unsafe_code_is_where_the_architecture_says() {
         "injector/wire/src/rights.rs",
         "ebpf/src",
         "runtime-shim/src/control/inherited.rs",
+        "runtime-shim/init/src/filter.rs",
+        "runtime-shim/init/src/notify.rs",
+        "runtime-shim/init/src/program.rs",
     ];
     for folder in ["agent", "config", "ebpf", "examples", "injector", "runtime-shim"] {
         for file in sources(folder) {

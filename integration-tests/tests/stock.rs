@@ -57,6 +57,8 @@ impl Stock {
             fs::copy(config.join(unit), here.join(unit)).unwrap();
         }
         fs::copy(binary().unwrap(), here.join("headstart")).unwrap();
+        let init = build_static("headstart-init", "headstart-init").unwrap();
+        fs::copy(init, here.join("headstart-init")).unwrap();
         fs::write(here.join("headstart.toml"), configuration(functions)).unwrap();
         let stock = Self;
         shell(&format!("cd {} && {}", here.display(), commands(0)));

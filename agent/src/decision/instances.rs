@@ -88,7 +88,7 @@ impl FunctionState {
     /// budgets at their maximum.
     pub(super) fn served(&mut self, id: InstanceId, load: &FunctionLoad, now_ns: u64, node: &mut Admission) {
         if self.instances.contains_key(&id)
-            && load.of(id).open.is_none()
+            && !load.of(id).is_exact()
             && let Some(expected) = self.waiting.take_first()
         {
             self.expected_came(&expected, now_ns, node);

@@ -31,4 +31,13 @@ pub struct InstanceLoad {
     pub accepted: u64,
     /// When one was last opened or closed, in nanoseconds of `CLOCK_MONOTONIC`; 0 for never.
     pub changed_ns: u64,
+    /// The agent counts those that it sees, and does not see all.
+    pub sampled: bool,
+}
+
+impl InstanceLoad {
+    /// Whether no connection can come without being counted.
+    pub(super) fn is_exact(&self) -> bool {
+        self.open.is_some() && !self.sampled
+    }
 }

@@ -78,9 +78,9 @@ impl WaitingClients {
     pub(super) fn observe(&mut self, load: &FunctionLoad, now_ns: u64) -> Vec<ExpectedConnection> {
         let total = load.accepted.saturating_add(u64::from(load.queued));
         let new = total.saturating_sub(self.arrived);
-        // A connection that an instance without a count accepts is not seen to have come. Then only the queue is
+        // A connection that an instance without an exact count accepts is not seen to have come. Then only the queue is
         // known, and the total may shrink.
-        let counted = load.instances.iter().all(|(_, seen)| seen.open.is_some());
+        let counted = load.instances.iter().all(|(_, seen)| seen.is_exact());
         self.arrived = if counted { self.arrived.max(total) } else { total };
         self.update_queue(load.queued, new, now_ns);
         if load.queued == 0 {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use headstart_config::Contract;
+
 use crate::inject::ShimEvent;
 use crate::measure::{self, StartHistory, StartOutcome, Timeline, now_ns};
 
@@ -11,11 +13,22 @@ pub(super) struct ColdStart {
     /// Since when connections wait, in nanoseconds of `CLOCK_MONOTONIC`; 0 while none does.
     connected_ns: Arc<AtomicU64>,
     starts: Arc<StartHistory>,
+    /// It reports its first answer.
+    reports_answer: bool,
 }
 
 impl ColdStart {
-    pub(super) fn new(timeline: Timeline, connected_ns: Arc<AtomicU64>, starts: Arc<StartHistory>) -> Self {
-        Self { timeline, connected_ns, starts }
+    pub(super) fn new(
+        timeline: Timeline,
+        connected_ns: Arc<AtomicU64>,
+        starts: Arc<StartHistory>,
+        contract: Contract,
+    ) -> Self {
+        Self { timeline, connected_ns, starts, reports_answer: contract == Contract::Headstart }
+    }
+
+    pub(super) fn has_said_hello(&self) -> bool {
+        self.timeline.hello_ns.is_some()
     }
 
     /// The lease is queued, and the container is released next.
@@ -49,6 +62,9 @@ impl ColdStart {
                 let connected_ns = self.connected_ns.load(Ordering::Relaxed);
                 timeline.connected_ns = (connected_ns > 0).then_some(connected_ns);
                 self.conclude(StartOutcome::Ready);
+                if !self.reports_answer {
+                    self.timeline.log();
+                }
             }
             ShimEvent::Served { accept_ns, first_response_ns } => {
                 let accept_ns = Timeline::clamp(accept_ns, after(timeline.ready_ns), now);
@@ -72,7 +88,8 @@ impl ColdStart {
         if self.timeline.ready_ns.is_none() {
             self.conclude(StartOutcome::Failed);
         }
-        if self.timeline.accept_ns.is_none() {
+        let logged = self.timeline.ready_ns.is_some() && !self.reports_answer;
+        if self.timeline.accept_ns.is_none() && !logged {
             self.timeline.log();
         }
     }

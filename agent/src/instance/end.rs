@@ -26,9 +26,15 @@ pub(super) struct EndedInstance<'a> {
     pub(super) violation: Option<&'a str>,
     /// A backend that had no connection for it.
     pub(super) no_backend: Option<&'a str>,
+    /// The last line that it has printed, or nothing.
+    pub(super) last_words: &'a str,
 }
 
 impl EndedInstance<'_> {
+    fn words(&self) -> String {
+        format!("; its last line: {}", self.last_words)
+    }
+
     /// Logs how the instance ended. Returns that, and what went wrong.
     pub(super) fn log(&self, end: &TaskEnd) -> (InstanceEnd, Option<String>) {
         let (asked, instance) = (self.stop_requested, self.name);
@@ -37,7 +43,9 @@ impl EndedInstance<'_> {
             TaskEnd::Exited(exit) if asked => {
                 tracing::info!(instance, asked, "instance ended{early}: {exit}");
                 let waited = self.no_backend.is_some() && !self.ready;
-                return (if waited { InstanceEnd::NoBackend } else { InstanceEnd::Asked }, None);
+                let error = (!self.ready && !self.last_words.is_empty())
+                    .then(|| format!("instance stopped before it was ready{}", self.words()));
+                return (if waited { InstanceEnd::NoBackend } else { InstanceEnd::Asked }, error);
             }
             TaskEnd::Exited(exit) if exit.code == Some(0) && self.ready => {
                 tracing::info!(instance, asked, "instance ended: {exit}");
@@ -47,7 +55,8 @@ impl EndedInstance<'_> {
                 let because = self.violation.map(|why| format!("; its control socket was closed: {why}"));
                 let lacking =
                     self.no_backend.map(|name| format!("; backend {name} has no connection for it"));
-                let more = because.into_iter().chain(lacking).collect::<String>();
+                let words = (!self.last_words.is_empty()).then(|| self.words());
+                let more = because.into_iter().chain(lacking).chain(words).collect::<String>();
                 let error = format!("instance ended{early}: {exit}{more}");
                 // The function did this, not the agent.
                 tracing::warn!(instance, reason = "exit", "{error}");

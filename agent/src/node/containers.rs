@@ -184,9 +184,10 @@ impl Node {
         let (starts, handle, descriptor_store) =
             (Arc::clone(&self.starts), self.handle.clone(), self.descriptor_store.clone());
         let Some(record) = self.record(function) else { return };
-        let service = &record.service;
         let (commands, command_inbox) = mpsc::channel(COMMANDS_MAX);
         let activity = Arc::clone(&page.activity);
+        let counted = record.count(origin.process(), &activity);
+        let service = &record.service;
         let launch = Launch {
             name: name.clone(),
             runtime: service.runtime.name(),
@@ -199,8 +200,10 @@ impl Node {
             connected_ns: Arc::clone(&record.connected_ns),
             starts,
             descriptor_store,
+            contract: service.contract,
+            counted,
         };
-        record.running.insert(instance, RunningInstance { name, commands, activity });
+        record.running.insert(instance, RunningInstance { name, commands, activity, silent: false });
         self.tasks.spawn(async move {
             // The sockets close when the instance has ended.
             let _sockets = sockets;
@@ -267,6 +270,9 @@ impl Reporter for NodeReporter {
             InstanceReport::Ready => Event::Ready(instance),
             InstanceReport::Served => Event::Served(instance),
             InstanceReport::Frozen => Event::Frozen(instance),
+            InstanceReport::Silent => {
+                return self.handle.send(NodeMessage::Silent(self.function, instance)).await;
+            }
             InstanceReport::NotFrozen { busy, error } => {
                 if let Some(error) = error {
                     self.handle.send(NodeMessage::Failed(self.function, error)).await;

@@ -22,6 +22,8 @@ pub(super) enum NodeMessage {
     Prepared(FunctionId, InstanceId, Result<PreparedContainer, StartError>),
     /// What went wrong with an instance.
     Failed(FunctionId, String),
+    /// An instance has not said hello.
+    Silent(FunctionId, InstanceId),
     Removed(FunctionId),
     /// An instance has ended the listener of its function.
     ListenerEnded(FunctionId),

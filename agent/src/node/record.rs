@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use headstart_config::Contract;
 use headstart_injector::Sockets;
-use headstart_wire::{Activity, accept_queue};
+use headstart_wire::{Activity, ActivityReading, accept_queue};
 use socket2::SockRef;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -23,9 +24,9 @@ use crate::decision::{
 use crate::event::{FailureCause, FunctionId, InstanceId};
 use crate::instance::InstanceCommand;
 use crate::measure;
-use crate::serve::QueueWatch;
 use crate::serve::overload::{Answer, Answers};
-use crate::start::PreparedContainer;
+use crate::serve::{ConnectionCounter, CountedInstance, CountedListener, QueueWatch};
+use crate::start::{PreparedContainer, Process};
 
 /// A parked container.
 pub(super) struct ParkedContainer {
@@ -47,6 +48,8 @@ pub(super) struct RunningInstance {
     pub(super) name: String,
     pub(super) commands: mpsc::Sender<InstanceCommand>,
     pub(super) activity: Arc<Activity>,
+    /// It runs and has not said hello.
+    pub(super) silent: bool,
 }
 
 /// A function, its state and its containers.
@@ -78,6 +81,8 @@ pub(super) struct FunctionRecord {
     drained: bool,
     /// Connections that were accepted by instances that are gone.
     pub(super) accepted: u64,
+    /// Counts the connections of its instances, while there are any and they do not count themselves.
+    counter: Option<ConnectionCounter>,
 }
 
 impl FunctionRecord {
@@ -103,6 +108,7 @@ impl FunctionRecord {
             answers,
             drained: false,
             accepted: 0,
+            counter: None,
         }
     }
 
@@ -137,7 +143,46 @@ impl FunctionRecord {
     pub(super) fn gone(&mut self, instance: InstanceId) -> bool {
         let Some(running) = self.running.remove(&instance) else { return false };
         self.accepted = self.accepted.saturating_add(running.activity.read().accepted);
+        if self.running.is_empty() {
+            self.counter = None;
+        }
         true
+    }
+
+    /// Begins to count the connections of an instance that does not count them itself.
+    pub(super) fn count(
+        &mut self,
+        process: Arc<dyn Process>,
+        activity: &Arc<Activity>,
+    ) -> Option<CountedInstance> {
+        if self.service.contract == Contract::Headstart {
+            return None;
+        }
+        if self.counter.is_none() {
+            let listener = CountedListener { address: self.service.listen, shared: self.service.steered };
+            let started = ConnectionCounter::start(listener).inspect_err(|error| {
+                let function = &self.service.name;
+                tracing::error!(function, "its connections cannot be counted, so it is never idle: {error}");
+            });
+            self.counter = started.ok();
+        }
+        self.counter.as_ref().map(|counter| counter.watch(process, Arc::clone(activity)))
+    }
+
+    /// An instance has not said hello.
+    pub(super) fn silent(&mut self, instance: InstanceId) {
+        let Some(running) = self.running.get_mut(&instance) else { return };
+        running.silent = true;
+        let text = format!("instance {} runs and is not ready{}", running.name, super::NO_HELLO);
+        tracing::warn!(function = self.service.name, "{text}");
+        self.last_error = Some(text);
+    }
+
+    /// Connections have come.
+    pub(super) fn came(&self) {
+        if let Some(counter) = &self.counter {
+            counter.came();
+        }
     }
 
     /// Answers the clients that have waited longest, because no instance will serve them. [`NodeMessage::Answered`]
@@ -348,6 +393,6 @@ fn boot_number() -> u32 {
 }
 
 fn seen(activity: &Activity) -> InstanceLoad {
-    let seen = activity.read();
-    InstanceLoad { open: seen.open, accepted: seen.accepted, changed_ns: seen.changed_ns }
+    let ActivityReading { open, accepted, changed_ns, sampled } = activity.read();
+    InstanceLoad { open, accepted, changed_ns, sampled }
 }

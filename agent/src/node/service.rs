@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headstart_config::{FreezeBackends, Overload, RequireAuth};
+use headstart_config::{Contract, FreezeBackends, Overload, RequireAuth};
 
 use crate::event::Policy;
 use crate::inject::Resources;
@@ -32,6 +32,8 @@ pub struct Service {
     pub freeze_backends: FreezeBackends,
     /// The time between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
+    /// How its instances get their connections.
+    pub contract: Contract,
     /// Makes its containers.
     pub runtime: Arc<dyn FunctionRuntime>,
     /// What its instances are given.

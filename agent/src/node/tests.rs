@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
-use headstart_config::{Cidr, FreezeBackends, Overload, RequireAuth};
+use headstart_config::{Cidr, Contract, FreezeBackends, Overload, RequireAuth};
 use headstart_ebpf::event::{AUTHENTICATED, EventKind, SynEvent};
 use headstart_wire::{Channel, ToAgent};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -191,6 +191,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
         overload: Overload::Http503,
         freeze_backends: FreezeBackends::Keep,
         stop_grace: LIMIT,
+        contract: Contract::Headstart,
         runtime: Arc::clone(&runtime) as Arc<dyn FunctionRuntime>,
         resources: Resources {
             function: name.into(),

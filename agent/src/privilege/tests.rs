@@ -38,7 +38,7 @@ fn each_runtime_keeps_its_own() {
         kept
     };
     let process = ["SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "SYS_PTRACE", "SYS_NICE"];
-    assert_eq!(kept(PROCESS), [&process[..], &["DAC_OVERRIDE"]].concat());
+    assert_eq!(kept(PROCESS), [&process[..], &["DAC_OVERRIDE", "NET_ADMIN"]].concat());
     assert_eq!(kept(OCI), [&process[..], &["CHOWN", "FOWNER", "DAC_OVERRIDE", "NET_ADMIN"]].concat());
     assert_eq!(names(needed(&config("[\"eth7\"]", ""))), [""; 0]);
 }

@@ -285,7 +285,7 @@ impl Cgroup {
     }
 
     /// Its processes.
-    fn processes(&self) -> Vec<i32> {
+    pub(super) fn processes(&self) -> Vec<i32> {
         let read = |file: PathBuf| fs::read_to_string(file).unwrap_or_default();
         let mut pids: Vec<i32> = self
             .join_files()

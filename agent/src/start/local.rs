@@ -31,6 +31,9 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a killed container to be gone.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// For what a container has printed to be read, after its end.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// In an instance's directory: the [`Image`] that it had while it was parked.
 pub(super) const PARKED_FILE: &str = "parked";
 
@@ -233,6 +236,14 @@ impl Process for LocalContainer {
 
     fn owns(&self, pid: i32) -> bool {
         self.cgroup.contains(pid) || self.watch.shares_namespace(pid)
+    }
+
+    fn last_words(&self) -> BoxFuture<'_, String> {
+        Box::pin(self.last_line(LAST_WORDS_TIMEOUT))
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        self.cgroup.processes()
     }
 }
 

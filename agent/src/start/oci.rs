@@ -173,7 +173,8 @@ impl OciRuntime {
         directory::make_private(&bundle).map_err(StartError::system("making a bundle"))?;
         let backends = directory::make_backends(&self.spec, &bundle)?;
         let cgroup = self.host.cgroups().of(instance);
-        let config = spec::build(&self.spec, &self.rootfs, instance, backends.as_deref(), &cgroup)
+        let shown = spec::Shown { backends: backends.as_deref(), init: self.spec.init_file()? };
+        let config = spec::build(&self.spec, &self.rootfs, instance, shown, &cgroup)
             .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
         // It holds the function's environment: for root's eyes only.

@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,8 +91,9 @@ impl Driver for ProcessDriver {
         None
     }
 
+    /// More than every local container needs: the loopback interface of a new network is set up.
     fn capabilities(&self) -> CapabilitySet {
-        local::capabilities()
+        local::capabilities() | CapabilitySet::NET_ADMIN
     }
 
     fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
@@ -226,8 +227,9 @@ impl ProcessRuntime {
         release: &mut ReleaseSocket,
         backends: Option<PathBuf>,
     ) -> Result<(), StartError> {
-        let (command, env) = (self.spec.command.clone(), self.spec.environment_with_control());
-        let order = ParkOrder { command, env, user: self.spec.user, backends };
+        let (command, env) = (self.spec.arguments(), self.spec.environment_with_control());
+        let init = self.spec.init_file()?.map(Path::to_owned);
+        let order = ParkOrder { command, env, user: self.spec.user, backends, init };
         let mut line =
             serde_json::to_vec(&order).map_err(|error| StartError::Create { detail: error.to_string() })?;
         line.push(b'\n');

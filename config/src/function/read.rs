@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::contract::Contract;
 use super::runtime::NOBODY_ID;
 use super::runtime::RuntimeKind;
 use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
@@ -23,10 +24,20 @@ impl Function {
         let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, declared));
         let kind = RuntimeKind::read(&mut table);
         let runtime = RuntimeKind::read_keys(kind, &mut table);
+        let contract = Contract::read(&mut table, kind, listen);
         let command = command(&mut table, kind);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
         let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());
-        let backends = table.or("backends", Vec::new(), |v| backends(&v, declared));
+        let backends = table.or("backends", Vec::new(), |v| {
+            let names = backends(&v, declared)?;
+            if contract != Contract::Headstart && !backend_sockets && !names.is_empty() {
+                let contract = contract.as_str();
+                return v.fail(format!(
+                    "cannot be given to a program of contract = \"{contract}\" as connections: set backend_sockets = true"
+                ));
+            }
+            Some(names)
+        });
         let backend_ports = table.or("backend_ports", Vec::new(), |v| {
             v.table("backend_ports = { orders-db = 5432 }").map(|t| backend_ports(&t, &backends))
         });
@@ -43,6 +54,7 @@ impl Function {
         Some(Self {
             id,
             require_auth,
+            contract,
             env: table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t))),
             backends,
             backend_ports,

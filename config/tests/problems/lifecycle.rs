@@ -219,7 +219,10 @@ fn ports_lead_to_backends_of_the_function() {
     let sockets = "backend_sockets = true\n";
     let one = "backend_ports = { db = 5432 }";
     ports(&oci, one, &["8: function.f.backend_ports: needs backend_sockets = true"]);
-    ports(GOOD, &format!("{sockets}{one}"), &["8: function.f.backend_ports: needs runtime = \"oci\""]);
+    let docker =
+        GOOD.replace("runtime = \"process\"\ncommand = [\"/f\"]", "runtime = \"docker\"\nimage = \"f:1\"");
+    let runtimes = "8: function.f.backend_ports: needs runtime = \"oci\" or \"process\"";
+    ports(&docker, &format!("{sockets}{one}"), &[runtimes]);
     ports(
         &oci,
         &format!("{sockets}backend_ports = {{ db = 5432, other = 5432 }}"),

@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! offset  size
-//!      0     4  counting    1 from the moment on that the rest is counted, else 0
+//!      0     4  counting    1 from the moment on that the function counts, 2 when the agent does, else 0
 //!      4     4  open        client connections that are open now
 //!      8     8  accepted    client connections ever accepted
 //!     16     8  changed_ns  CLOCK_MONOTONIC of the last change of `open`
@@ -36,8 +36,11 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 /// Size of the memfd, in bytes.
 pub const PAGE_BYTES: usize = 4096;
 
-/// The value of `counting` when it is on.
+/// The value of `counting` when the function counts every connection.
 const COUNTING: u32 = 1;
+
+/// The value of `counting` when the agent counts those that it sees.
+const SAMPLED: u32 = 2;
 
 /// The beginning of the page.
 #[repr(C)]
@@ -60,8 +63,10 @@ pub struct Activity(NonNull<c_void>);
 pub struct ActivityReading {
     /// Client connections that are open; none while the function does not count them.
     pub open: Option<u32>,
-    /// Client connections ever accepted.
+    /// Client connections ever accepted. If they are sampled, those that were seen.
     pub accepted: u64,
+    /// The agent counts what it sees: connections that come and go between two looks are missing.
+    pub sampled: bool,
     /// When the number of open ones last changed, in nanoseconds of `CLOCK_MONOTONIC`; 0 if never.
     pub changed_ns: u64,
 }
@@ -133,15 +138,32 @@ impl Activity {
         let _ = counters.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| open.checked_sub(1));
     }
 
+    /// The agent has looked: so many connections are open, and so many more than at the last look were accepted.
+    pub fn sample(&self, open: u32, accepted: u64, now_ns: u64) {
+        let counters = self.counters();
+        counters.accepted.fetch_add(accepted, Ordering::Relaxed);
+        let before = counters.open.swap(open, Ordering::AcqRel);
+        if accepted > 0 || before != open {
+            self.touch(now_ns);
+        }
+        counters.counting.store(SAMPLED, Ordering::Release);
+    }
+
+    /// A connection has come or gone.
+    pub fn touch(&self, now_ns: u64) {
+        self.counters().changed_ns.fetch_max(now_ns, Ordering::Relaxed);
+    }
+
     /// Reads the numbers.
     #[must_use]
     pub fn read(&self) -> ActivityReading {
         let counters = self.counters();
-        let counting = counters.counting.load(Ordering::Acquire) == COUNTING;
+        let counting = counters.counting.load(Ordering::Acquire);
         let open = counters.open.load(Ordering::Acquire);
         ActivityReading {
-            open: counting.then_some(open),
+            open: matches!(counting, COUNTING | SAMPLED).then_some(open),
             accepted: counters.accepted.load(Ordering::Relaxed),
+            sampled: counting == SAMPLED,
             changed_ns: counters.changed_ns.load(Ordering::Relaxed),
         }
     }

@@ -14,24 +14,33 @@ use oci_spec::runtime::{
 
 use super::seccomp;
 use crate::start::cgroup::{self, Cgroup};
-use crate::start::{ContainerSpec, OPEN_FILES, TMP_BYTES, oom_score_adj};
+use crate::start::{ContainerSpec, INIT_PATH, OPEN_FILES, TMP_BYTES, oom_score_adj};
 
 /// Key of the annotation that names a container's function.
 const ANNOTATION: &str = "headstart.function";
 
-/// The configuration of one instance. It sees what is in `backends`, if that is something.
+/// What an instance sees of the node.
+#[derive(Clone, Copy)]
+pub(super) struct Shown<'a> {
+    /// The directory with the sockets of its backends.
+    pub(super) backends: Option<&'a Path>,
+    /// The file of its init.
+    pub(super) init: Option<&'a Path>,
+}
+
+/// The configuration of one instance.
 pub(super) fn build(
     spec: &ContainerSpec,
     rootfs: &Path,
     instance: &str,
-    backends: Option<&Path>,
+    shown: Shown<'_>,
     cgroup: &Cgroup,
 ) -> Result<Spec, OciSpecError> {
     let env = spec.environment_with_control().into_iter().map(|(name, value)| format!("{name}={value}"));
     let process = ProcessBuilder::default()
         .terminal(false)
         .user(UserBuilder::default().uid(spec.user).gid(spec.user).build()?)
-        .args(spec.command.clone())
+        .args(spec.arguments())
         .env(env.collect::<Vec<_>>())
         .cwd("/")
         .capabilities(no_capabilities()?)
@@ -44,7 +53,7 @@ pub(super) fn build(
         .root(RootBuilder::default().path(rootfs).readonly(true).build()?)
         .process(process)
         .hostname(crate::start::name::host(instance))
-        .mounts(mounts(spec.user, backends)?)
+        .mounts(mounts(spec.user, shown)?)
         .linux(linux(spec, cgroup)?)
         .annotations([(ANNOTATION.to_owned(), spec.function.clone())])
         .build()
@@ -95,7 +104,7 @@ fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
 
 /// Only what programs cannot do without. `/sys` is left out: it tells a
 /// function about the node and costs a mount.
-fn mounts(user: u32, backends: Option<&Path>) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(user: u32, shown: Shown<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let mount = |target: &str, kind: &str, options: &[&str]| {
         MountBuilder::default()
             .destination(target)
@@ -113,11 +122,16 @@ fn mounts(user: u32, backends: Option<&Path>) -> Result<Vec<Mount>, OciSpecError
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", &owner, &size])?,
         mount("/tmp", "tmpfs", &["nosuid", "nodev", &owner, &size])?,
     ];
-    if let Some(backends) = backends {
+    let bind = |source: &Path, target: &str, options: &[&str]| {
+        let bind = MountBuilder::default().destination(target).typ("bind").source(source);
+        bind.options(options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>()).build()
+    };
+    if let Some(backends) = shown.backends {
         // Sockets can be connected to also where nothing can be written.
-        let options = ["bind", "ro", "nosuid", "noexec", "nodev"].map(str::to_owned);
-        let bind = MountBuilder::default().destination(BACKENDS_PATH).typ("bind").source(backends);
-        mounts.push(bind.options(options).build()?);
+        mounts.push(bind(backends, BACKENDS_PATH, &["bind", "ro", "nosuid", "noexec", "nodev"])?);
+    }
+    if let Some(init) = shown.init {
+        mounts.push(bind(init, INIT_PATH, &["bind", "ro", "nosuid", "nodev"])?);
     }
     Ok(mounts)
 }

@@ -17,6 +17,8 @@
 //!
 //! Everything here runs before any thread of the agent exists.
 
+mod loopback;
+
 use std::env;
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
@@ -38,7 +40,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
 use crate::privilege;
-use crate::start::{DEFAULT_PATH, OPEN_FILES, TMP_BYTES, oom_score_adj, seccomp};
+use crate::start::{DEFAULT_PATH, INIT_PATH, OPEN_FILES, TMP_BYTES, oom_score_adj, seccomp};
 
 /// Arguments that select this mode: for the agent, and for the outer helper.
 pub(super) const OUTER: &str = "__park";
@@ -59,6 +61,8 @@ pub(super) struct ParkOrder {
     pub(super) user: u32,
     /// The directory that the function sees at [`BACKENDS_PATH`].
     pub(super) backends: Option<PathBuf>,
+    /// The file that the function sees at [`INIT_PATH`].
+    pub(super) init: Option<PathBuf>,
 }
 
 /// What the helpers say, one line each.
@@ -167,6 +171,7 @@ fn outer(
     unshare(namespaces).map_err(at("making namespaces"))?;
     // A kernel without cgroup namespaces shows the function more, but can run it.
     let _shown = unshare(CloneFlags::CLONE_NEWCGROUP);
+    loopback::set_up().map_err(at("setting the loopback interface up"))?;
     let inner = Command::new("/proc/self/exe")
         .args(before)
         .arg(INNER)
@@ -182,9 +187,17 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), ParkError> {
     // It may be below what is covered.
     let backends = order.backends.as_ref().map(File::open).transpose();
     let backends = backends.map_err(at("opening the backends' directory"))?;
+    let init = order.init.as_ref().map(File::open).transpose().map_err(at("opening the init"))?;
     mounts().map_err(at("mounting"))?;
     if let Some(backends) = backends {
-        show(&backends).map_err(at("mounting the backends' sockets"))?;
+        fs::create_dir_all(BACKENDS_PATH).map_err(at("making the backends' directory"))?;
+        show(&backends, BACKENDS_PATH, MsFlags::MS_NOEXEC).map_err(at("mounting the backends' sockets"))?;
+    }
+    if let Some(init) = init {
+        let place = Path::new(INIT_PATH);
+        place.parent().map_or(Ok(()), fs::create_dir_all).map_err(at("making the init's directory"))?;
+        File::create(place).map_err(at("making the init's place"))?;
+        show(&init, INIT_PATH, MsFlags::empty()).map_err(at("mounting the init"))?;
     }
     sethostname(crate::start::name::host(&instance.to_string_lossy())).map_err(at("naming the host"))?;
     chdir("/").map_err(at("entering the root directory"))?;
@@ -267,12 +280,10 @@ fn mounts() -> nix::Result<()> {
     Ok(())
 }
 
-/// Binds a directory to [`BACKENDS_PATH`], which is in the function's own `/run`.
-fn show(backends: &File) -> io::Result<()> {
-    let target = Path::new(BACKENDS_PATH);
-    let source = format!("/proc/self/fd/{}", backends.as_raw_fd());
-    let (none, plain) = (None::<&str>, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC);
-    fs::create_dir_all(target)?;
+/// Binds a directory or a file to a place in the function's own `/run`, where it can be read.
+fn show(source: &File, target: &str, more: MsFlags) -> io::Result<()> {
+    let source = format!("/proc/self/fd/{}", source.as_raw_fd());
+    let (none, plain) = (None::<&str>, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | more);
     mount(Some(source.as_str()), target, none, MsFlags::MS_BIND, none)?;
     mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | plain, none)?;
     Ok(())

@@ -164,6 +164,7 @@ impl Bed {
             shares: Shares::default(),
             user: 65534,
             backends: false,
+            init: None,
         };
         let configured = match self.kind {
             Kind::Oci | Kind::Crun => Runtime::Oci { rootfs: self.rootfs() },

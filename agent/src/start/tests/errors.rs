@@ -15,6 +15,7 @@ fn spec() -> ContainerSpec {
         shares: Shares::default(),
         user: 65534,
         backends: false,
+        init: None,
     }
 }
 

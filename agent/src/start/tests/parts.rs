@@ -33,6 +33,7 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         shares: Shares::default(),
         user: 65534,
         backends: false,
+        init: None,
     };
     let expected = [pair("PATH", DEFAULT_PATH), pair("HEADSTART_CONTROL_FD", "3")];
     assert_eq!(spec.environment_with_control(), expected);

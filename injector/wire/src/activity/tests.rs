@@ -20,16 +20,20 @@ fn memfd(bytes: i64, seals: SealFlag) -> OwnedFd {
 fn two_mappings_see_each_other() {
     let (agent, function, page) = both();
     drop(page);
-    assert_eq!(agent.read(), ActivityReading { open: None, accepted: 0, changed_ns: 0 });
+    assert_eq!(agent.read(), ActivityReading { open: None, accepted: 0, changed_ns: 0, sampled: false });
     function.opened(5);
-    assert_eq!(agent.read(), ActivityReading { open: None, accepted: 1, changed_ns: 5 });
+    assert_eq!(agent.read(), ActivityReading { open: None, accepted: 1, changed_ns: 5, sampled: false });
     function.counts();
     function.opened(6);
-    assert_eq!(agent.read(), ActivityReading { open: Some(2), accepted: 2, changed_ns: 6 });
+    assert_eq!(agent.read(), ActivityReading { open: Some(2), accepted: 2, changed_ns: 6, sampled: false });
     function.closed(9);
-    assert_eq!(agent.read(), ActivityReading { open: Some(1), accepted: 2, changed_ns: 9 });
+    assert_eq!(agent.read(), ActivityReading { open: Some(1), accepted: 2, changed_ns: 9, sampled: false });
     function.closed(8);
-    assert_eq!(agent.read(), ActivityReading { open: Some(0), accepted: 2, changed_ns: 9 }, "a late thread");
+    assert_eq!(
+        agent.read(),
+        ActivityReading { open: Some(0), accepted: 2, changed_ns: 9, sampled: false },
+        "a late thread"
+    );
 }
 
 #[test]
@@ -37,7 +41,7 @@ fn closed_at_zero_stays_zero() {
     let (agent, function, _page) = both();
     function.counts();
     function.closed(3);
-    assert_eq!(agent.read(), ActivityReading { open: Some(0), accepted: 0, changed_ns: 3 });
+    assert_eq!(agent.read(), ActivityReading { open: Some(0), accepted: 0, changed_ns: 3, sampled: false });
     function.opened(4);
     assert_eq!(agent.read().open, Some(1));
 }
@@ -59,7 +63,10 @@ fn threads_lose_no_count() {
             });
         }
     });
-    assert_eq!(agent.read(), ActivityReading { open: Some(1000), accepted: 4000, changed_ns: 999 });
+    assert_eq!(
+        agent.read(),
+        ActivityReading { open: Some(1000), accepted: 4000, changed_ns: 999, sampled: false }
+    );
 }
 
 #[test]
@@ -129,4 +136,17 @@ fn what_a_change_costs() {
             "{name}: opened and closed cost {best} ns at best, {half} ns in the median, {worst} ns at worst"
         );
     }
+}
+
+#[test]
+fn what_the_agent_samples_is_marked_as_that() {
+    let (agent, _) = Activity::create().unwrap();
+    agent.sample(0, 0, 5);
+    assert_eq!(agent.read(), ActivityReading { open: Some(0), accepted: 0, changed_ns: 0, sampled: true });
+    agent.sample(2, 3, 7);
+    agent.sample(2, 0, 8);
+    assert_eq!(agent.read(), ActivityReading { open: Some(2), accepted: 3, changed_ns: 7, sampled: true });
+    agent.sample(0, 0, 9);
+    agent.touch(11);
+    assert_eq!(agent.read(), ActivityReading { open: Some(0), accepted: 3, changed_ns: 11, sampled: true });
 }

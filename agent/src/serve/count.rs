@@ -1,0 +1,240 @@
+//! Counts the connections of programs that do not count them: those whose contract is not `headstart`.
+//!
+//! The kernel knows the sockets of a port ([`super::sockets`]), and which of them a process has open (`/proc/PID/fd`). A thread
+//! compares the two and writes the numbers on the instance's activity page, as a shim would. It looks when connections have
+//! come, every [`PAUSE`] while there are any, and when it is asked. What came and went between two looks is not seen: the page
+//! says so ([`Activity::sample`]).
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use headstart_wire::Activity;
+use tokio::sync::oneshot;
+
+use super::sockets::{Connection, SocketDiagnosis};
+use crate::measure::now_ns;
+use crate::start::Process;
+
+/// Between two looks while a connection is open.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The shortest time between two looks.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+
+/// A look takes at most this part of the thread's time.
+const SHARE: u32 = 50;
+
+/// Where the connections of a function come in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CountedListener {
+    /// The address that clients connect to.
+    pub(crate) address: SocketAddr,
+    /// Other functions have clients there too.
+    pub(crate) shared: bool,
+}
+
+/// Counts the connections of one function.
+pub(crate) struct ConnectionCounter {
+    orders: Sender<Order>,
+    /// [`Order::Came`] waits for the thread.
+    came: Arc<AtomicBool>,
+}
+
+/// An instance whose connections are counted as long as this lives.
+pub(crate) struct CountedInstance {
+    orders: Sender<Order>,
+    _alive: Arc<()>,
+}
+
+enum Order {
+    Watch(Watched),
+    Came,
+    Count(oneshot::Sender<()>),
+}
+
+struct Watched {
+    process: Arc<dyn Process>,
+    activity: Arc<Activity>,
+    alive: Weak<()>,
+}
+
+impl ConnectionCounter {
+    /// Starts a thread, which ends with this and every [`CountedInstance`].
+    ///
+    /// # Errors
+    /// When the system has no thread or no descriptor left.
+    pub(crate) fn start(listener: CountedListener) -> io::Result<Self> {
+        let (orders, inbox) = channel();
+        let came = Arc::new(AtomicBool::new(false));
+        let counting = Counting {
+            listener,
+            diagnosis: SocketDiagnosis::open()?,
+            watched: Vec::new(),
+            queued: HashSet::new(),
+            open: HashSet::new(),
+            came: Arc::clone(&came),
+            failed: false,
+        };
+        thread::Builder::new().name("count".to_owned()).spawn(move || counting.run(&inbox))?;
+        Ok(Self { orders, came })
+    }
+
+    /// Counts the connections of an instance too.
+    pub(crate) fn watch(&self, process: Arc<dyn Process>, activity: Arc<Activity>) -> CountedInstance {
+        let alive = Arc::new(());
+        let watched = Watched { process, activity, alive: Arc::downgrade(&alive) };
+        // The thread ends after its senders.
+        let _ = self.orders.send(Order::Watch(watched));
+        CountedInstance { orders: self.orders.clone(), _alive: alive }
+    }
+
+    /// Connections have come.
+    pub(crate) fn came(&self) {
+        if !self.came.swap(true, Ordering::AcqRel) {
+            let _ = self.orders.send(Order::Came);
+        }
+    }
+}
+
+impl CountedInstance {
+    /// Counts now. The page is up to date afterwards.
+    pub(crate) async fn count(&self) {
+        let (done, counted) = oneshot::channel();
+        let _ = self.orders.send(Order::Count(done));
+        // An error means that the thread has failed: then nothing is newer than what is on the page.
+        let _ = counted.await;
+    }
+}
+
+/// The state of the thread.
+struct Counting {
+    listener: CountedListener,
+    diagnosis: SocketDiagnosis,
+    watched: Vec<Watched>,
+    /// The sockets that were in the accept queue, by their cookies.
+    queued: HashSet<u64>,
+    /// The sockets that an instance had open.
+    open: HashSet<u64>,
+    came: Arc<AtomicBool>,
+    failed: bool,
+}
+
+impl Counting {
+    #[expect(clippy::disallowed_methods, reason = "the pause bounds how often the thread looks")]
+    fn run(mut self, inbox: &Receiver<Order>) {
+        // When to look without being asked.
+        let mut next: Option<Instant> = None;
+        let mut last = Instant::now();
+        loop {
+            let order = match next {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            let mut asked = Vec::new();
+            match order {
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Came) => {
+                    thread::sleep((last + PAUSE_MIN).saturating_duration_since(Instant::now()));
+                    self.came.store(false, Ordering::Release);
+                    self.touch();
+                }
+                Ok(Order::Count(done)) => asked.push(done),
+                Ok(Order::Watch(watched)) => self.watched.push(watched),
+            }
+            let begun = Instant::now();
+            let any = self.look();
+            last = Instant::now();
+            next = any.then(|| last + PAUSE.max((last - begun) * SHARE));
+            for done in asked {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// The instances were not idle until now, also if what came is gone already.
+    fn touch(&self) {
+        let now_ns = now_ns();
+        self.watched.iter().for_each(|watched| watched.activity.touch(now_ns));
+    }
+
+    /// Counts. Whether there are any connections.
+    fn look(&mut self) -> bool {
+        self.watched.retain(|watched| watched.alive.strong_count() > 0);
+        let connections = match self.diagnosis.connections(self.listener.address) {
+            Ok(connections) => connections,
+            Err(error) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    let address = self.listener.address;
+                    tracing::error!(%address, "its connections cannot be counted: {error}");
+                }
+                return true;
+            }
+        };
+        let owners = self.owners();
+        let (mut open, mut counts) = (HashSet::new(), vec![(0_u32, 0_u64); self.watched.len()]);
+        for connection in connections.iter().filter(|one| one.inode != 0) {
+            let Some(owner) = owner(&owners, connection) else { continue };
+            let Some((open_there, new)) = counts.get_mut(owner) else { continue };
+            *open_there += 1;
+            *new += u64::from(!self.open.contains(&connection.cookie));
+            open.insert(connection.cookie);
+        }
+        let queued: HashSet<_> =
+            connections.iter().filter(|one| one.inode == 0).map(|one| one.cookie).collect();
+        let there: HashSet<_> = connections.iter().map(|one| one.cookie).collect();
+        // They were accepted and closed since the last look, by any of the instances.
+        let passed = self.queued.iter().filter(|cookie| !there.contains(cookie)).count() as u64;
+        if !self.listener.shared
+            && let Some((_, new)) = counts.first_mut()
+        {
+            *new += passed;
+        }
+        let now_ns = now_ns();
+        for (watched, (open, new)) in self.watched.iter().zip(counts) {
+            watched.activity.sample(open, new, now_ns);
+        }
+        (self.open, self.queued) = (open, queued);
+        !there.is_empty()
+    }
+
+    /// The instance of each open socket, by inode; `None` when all are of the only instance.
+    fn owners(&self) -> Option<HashMap<u64, usize>> {
+        if !self.listener.shared && self.watched.len() == 1 {
+            return None;
+        }
+        let mut owners = HashMap::new();
+        for (index, watched) in self.watched.iter().enumerate() {
+            for process in watched.process.processes() {
+                owners.extend(sockets_of(process).map(|inode| (inode, index)));
+            }
+        }
+        Some(owners)
+    }
+}
+
+fn owner(owners: &Option<HashMap<u64, usize>>, connection: &Connection) -> Option<usize> {
+    match owners {
+        None => Some(0),
+        Some(owners) => owners.get(&connection.inode).copied(),
+    }
+}
+
+/// The inodes of the sockets that a process has open. It may end meanwhile.
+fn sockets_of(process: i32) -> impl Iterator<Item = u64> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten();
+    entries.filter_map(|entry| {
+        let target = fs::read_link(entry.ok()?.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests;

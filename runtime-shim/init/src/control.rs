@@ -1,0 +1,72 @@
+//! The control socket: the lease, and the answers that a shim would give.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, Channel, ToAgent, ToFunction, monotonic_ns};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::{InitError, at};
+
+/// The instance's end of the control socket.
+pub(crate) struct Control(Channel);
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Control {
+    /// Takes the inherited socket, which the program does not inherit in turn.
+    pub(crate) fn inherited() -> Result<Self, InitError> {
+        let number = CONTROL_FD.to_string();
+        if std::env::var(CONTROL_FD_ENV).ok().as_deref() != Some(number.as_str()) {
+            return Err(InitError(format!(
+                "{CONTROL_FD_ENV} is not {number}: only the agent runs this program"
+            )));
+        }
+        let socket = crate::program::inherited(CONTROL_FD);
+        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(at("reading the control socket"))?;
+        Ok(Self(Channel::from(socket)))
+    }
+
+    /// Says hello and waits for the lease. Returns the function's name and the listening socket.
+    pub(crate) fn lease(&self) -> Result<(String, OwnedFd), InitError> {
+        let shim = concat!("headstart-init ", env!("CARGO_PKG_VERSION")).to_owned();
+        self.tell(&ToAgent::Hello { shim, hello_ns: now_ns() })?;
+        let received = self.0.recv::<ToFunction>().map_err(at("waiting for the lease"))?;
+        let ToFunction::Lease(lease) = received.message else {
+            return Err(InitError("the agent's first message is no lease".to_owned()));
+        };
+        self.tell(&ToAgent::Ack { injected_ns: now_ns() })?;
+        // The page is not needed: the agent counts the connections of this program.
+        let listener = received.descriptors.into_iter().next();
+        let listener = listener.ok_or_else(|| InitError("a lease without a socket".to_owned()))?;
+        Ok((lease.function, listener))
+    }
+
+    /// The program listens.
+    pub(crate) fn ready(&self) -> Result<(), InitError> {
+        self.tell(&ToAgent::Ready { ready_ns: now_ns() })
+    }
+
+    /// Reads one message and answers it. An error means that the agent is gone.
+    pub(crate) fn answer(&self) -> Result<(), InitError> {
+        let received = self.0.recv::<ToFunction>().map_err(at("reading the control socket"))?;
+        match received.message {
+            // The agent looks itself whether a connection is open, when all is stopped.
+            ToFunction::Freeze { .. } => self.tell(&ToAgent::Quiet {}),
+            ToFunction::Thaw {} => self.tell(&ToAgent::Thawed { thawed_ns: now_ns() }),
+            ToFunction::Lease(_) | ToFunction::Grant(_) | ToFunction::NextKey { .. } => Ok(()),
+        }
+    }
+
+    fn tell(&self, message: &ToAgent) -> Result<(), InitError> {
+        self.0.send(message, &[]).map_err(at("writing to the control socket"))
+    }
+}
+
+fn now_ns() -> u64 {
+    // It fails only where the kernel has no such clock.
+    monotonic_ns().unwrap_or(0)
+}

@@ -1,0 +1,122 @@
+//! The first process of an instance whose program knows nothing of Headstart.
+//!
+//! ```text
+//! headstart-init port 8080 -- PROGRAM [ARGUMENT]...
+//! headstart-init listen-fds -- PROGRAM [ARGUMENT]...
+//! ```
+//!
+//! It holds the control socket of the instance and speaks the protocol of `headstart-wire` for the program, which it runs
+//! as a child. `port`: the program binds and listens as it always does, and gets the agent's listening socket for that
+//! ([`place`]). `listen-fds`: the program finds the socket as descriptor 3, as systemd passes it (sd_listen_fds(3)).
+//!
+//! It runs as the function's user with the function's rights. What it does for the program, the program could do itself.
+
+mod control;
+mod filter;
+mod memory;
+mod notify;
+mod place;
+mod program;
+mod supervise;
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::num::NonZeroU16;
+use std::os::unix::ffi::OsStrExt as _;
+use std::process::ExitCode;
+
+/// How the program gets the listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Contract {
+    /// It binds this port.
+    Port(NonZeroU16),
+    /// It inherits the socket.
+    ListenFds,
+}
+
+/// Why the program does not run.
+#[derive(Debug)]
+struct InitError(String);
+
+impl fmt::Display for InitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names the step of a failed call.
+fn at<E: fmt::Display>(step: &'static str) -> impl Fn(E) -> InitError {
+    move |error| InitError(format!("{step}: {error}"))
+}
+
+/// The exit code of shells for a command that cannot be run.
+const NOT_RUN: u8 = 126;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    if let [word, rest @ ..] = arguments.as_slice()
+        && word == program::WITH_LISTEN_PID
+    {
+        return ended(Err(program::exec_with_listen_pid(rest)));
+    }
+    ended(parse(&arguments).and_then(|(contract, command)| supervise::run(contract, command)))
+}
+
+fn ended(outcome: Result<u8, InitError>) -> ExitCode {
+    let code = outcome.unwrap_or_else(|error| {
+        eprintln!("headstart-init: {error}");
+        NOT_RUN
+    });
+    ExitCode::from(code)
+}
+
+fn parse(arguments: &[OsString]) -> Result<(Contract, &[OsString]), InitError> {
+    let usage =
+        || InitError("usage: headstart-init (port NUMBER | listen-fds) -- PROGRAM [ARGUMENT]...".to_owned());
+    let (contract, rest) = match arguments {
+        [word, number, rest @ ..] if word == "port" => {
+            let number = number.to_str().and_then(|text| text.parse().ok()).ok_or_else(usage)?;
+            (Contract::Port(number), rest)
+        }
+        [word, rest @ ..] if word == "listen-fds" => (Contract::ListenFds, rest),
+        _ => return Err(usage()),
+    };
+    match rest {
+        [dashes, command @ ..] if dashes == "--" && !command.is_empty() => {
+            if command.iter().any(|word| word.as_bytes().contains(&0)) {
+                return Err(usage());
+            }
+            Ok((contract, command))
+        }
+        _ => Err(usage()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Option<(Contract, usize)> {
+        let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        parse(&arguments).ok().map(|(contract, command)| (contract, command.len()))
+    }
+
+    #[test]
+    fn arguments_name_a_contract_and_a_command() {
+        let port = NonZeroU16::new(8080).unwrap();
+        assert_eq!(parsed("port 8080 -- /app --flag --"), Some((Contract::Port(port), 3)));
+        assert_eq!(parsed("listen-fds -- /app"), Some((Contract::ListenFds, 1)));
+        for wrong in [
+            "",
+            "port",
+            "port 0 -- /app",
+            "port 65536 -- /app",
+            "port 80 /app",
+            "listen-fds --",
+            "other -- /app",
+        ] {
+            assert_eq!(parsed(wrong), None, "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Runs the program, answers its calls and the agent, passes signals on, and ends as the program ends.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd as _;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::control::Control;
+use crate::notify::Calls;
+use crate::place::Place;
+use crate::{Contract, InitError, at, program};
+
+/// Added to the number of the signal that has killed the program: the exit code of shells.
+const KILLED: i32 = 128;
+
+/// What is passed on to the program.
+const PASSED_ON: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+];
+
+/// The program, and what is done for it.
+struct Supervisor {
+    pid: Pid,
+    control: Option<Control>,
+    calls: Option<(Calls, Place)>,
+    signals: SignalFd,
+    /// It was asked to stop.
+    stopping: bool,
+}
+
+/// Runs the program to its end. Returns the exit code.
+pub(crate) fn run(contract: Contract, command: &[OsString]) -> Result<u8, InitError> {
+    let mut handled: SigSet = PASSED_ON.into_iter().collect();
+    handled.add(Signal::SIGCHLD);
+    handled.thread_block().map_err(at("blocking signals"))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&handled, flags).map_err(at("watching signals"))?;
+
+    let control = Control::inherited()?;
+    let (function, listener) = control.lease()?;
+    let (child, calls) = match contract {
+        Contract::Port(port) => {
+            let place = Place::new(port, listener).map_err(at("reading the listening socket"))?;
+            let (child, calls) = program::filtered(command)?;
+            (child, Some((calls, place)))
+        }
+        Contract::ListenFds => {
+            let child = program::with_listener(command, listener, &function)?;
+            control.ready()?;
+            (child, None)
+        }
+    };
+    let pid = i32::try_from(child.id()).map(Pid::from_raw).map_err(at("reading the program's number"))?;
+    Supervisor { pid, control: Some(control), calls, signals, stopping: false }.supervise()
+}
+
+impl Supervisor {
+    fn supervise(mut self) -> Result<u8, InitError> {
+        loop {
+            let [signal, message, call] = self.wait()?;
+            if call {
+                self.take_call();
+            }
+            // The agent is gone: the program serves on, and another agent stops it.
+            if message && self.control.as_ref().is_some_and(|control| control.answer().is_err()) {
+                self.control = None;
+            }
+            if signal && let Some(code) = self.take_signals()? {
+                return Ok(code);
+            }
+        }
+    }
+
+    /// Which of signals, control socket and calls have something to read.
+    fn wait(&self) -> Result<[bool; 3], InitError> {
+        let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        polled.extend(self.control.iter().map(|control| PollFd::new(control.as_fd(), PollFlags::POLLIN)));
+        polled.extend(self.calls.iter().map(|(calls, _)| PollFd::new(calls.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(Errno::EINTR) => return Ok([false; 3]),
+            result => result.map_err(at("waiting"))?,
+        };
+        let mut readable = polled.iter().map(|one| one.any().unwrap_or(false));
+        let signal = readable.next().unwrap_or(false);
+        let message = self.control.is_some() && readable.next().unwrap_or(false);
+        let call = self.calls.is_some() && readable.next().unwrap_or(false);
+        Ok([signal, message, call])
+    }
+
+    fn take_call(&mut self) {
+        let Some((calls, place)) = &mut self.calls else { return };
+        match calls.next() {
+            Ok(Some(call)) => {
+                if place.answer(calls, &call)
+                    && self.control.as_ref().is_some_and(|control| control.ready().is_err())
+                {
+                    self.control = None;
+                }
+            }
+            Ok(None) => {}
+            // All processes with the filter have ended.
+            Err(_) => self.calls = None,
+        }
+    }
+
+    /// Passes signals on and waits for children. Returns the exit code when the program has ended.
+    fn take_signals(&mut self) -> Result<Option<u8>, InitError> {
+        while let Some(signal) = self.signals.read_signal().map_err(at("reading signals"))? {
+            let signal =
+                i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+            match signal {
+                Some(Signal::SIGCHLD) | None => {
+                    if let Some(code) = self.reap() {
+                        return Ok(Some(code));
+                    }
+                }
+                Some(signal) => {
+                    if matches!(signal, Signal::SIGTERM | Signal::SIGINT) && !self.stopping {
+                        self.stopping = true;
+                        self.complain();
+                    }
+                    // It may have ended.
+                    let _gone = kill(self.pid, signal);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for every child that has ended: as the first process of its namespace it inherits orphans.
+    fn reap(&self) -> Option<u8> {
+        let mut ended = None;
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.pid => ended = Some(code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.pid => {
+                    ended = Some(KILLED + signal as i32);
+                }
+                Ok(WaitStatus::StillAlive) => break,
+                Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        let code = ended?;
+        // A program that fails says itself why.
+        if code == 0 && !self.stopping {
+            self.complain();
+            let others = matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive));
+            if others {
+                eprintln!(
+                    "headstart-init: the program has ended and has left processes behind: run it in the foreground"
+                );
+            }
+        }
+        Some(u8::try_from(code).unwrap_or(u8::MAX))
+    }
+
+    fn complain(&self) {
+        if let Some(complaint) = self.calls.as_ref().and_then(|(_, place)| place.complaint()) {
+            eprintln!("headstart-init: {complaint}");
+        }
+    }
+}
