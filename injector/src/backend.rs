@@ -12,6 +12,7 @@ mod postgres;
 mod protocol;
 mod redis;
 mod relay;
+mod socket_diag;
 mod stream;
 mod tcp;
 mod tls;
@@ -29,6 +30,8 @@ pub use mysql::MysqlLogin;
 pub use postgres::{PostgresLogin, ProtocolError};
 pub(crate) use protocol::{AdmissionError, BoxFuture, LoginResult, Protocol, TerminationDetector};
 pub use redis::RedisLogin;
+pub(crate) use socket_diag::SocketDiag;
+pub use socket_diag::can_tell as can_tell_sockets;
 pub(crate) use stream::{Stream, StreamHandOver};
 pub(crate) use tls::{NoHandOver, RetainedSecrets};
 pub use tls::{Tls, TlsSettings, TlsSettingsError};
@@ -76,6 +79,8 @@ pub(crate) struct Connection {
     pub(crate) stream: Stream,
     pub(crate) session: Session,
     pub(crate) cancel: Option<CancelRequest>,
+    /// Tells whether it exists, whoever has it.
+    pub(crate) diag: Option<SocketDiag>,
     /// How long connect and login took.
     pub(crate) connect_time: std::time::Duration,
     /// Since when it is logged in.
@@ -99,7 +104,8 @@ pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectErr
     let attempt = async {
         let (mut stream, greeting) = Stream::dial(spec).await?;
         let LoginResult { session, cancel } = protocol.log_in(&mut stream, greeting).await?;
-        Ok(Connection { stream, session, cancel, connect_time: began.elapsed(), since: Instant::now() })
+        let (diag, connect_time) = (SocketDiag::of(&stream), began.elapsed());
+        Ok(Connection { stream, session, cancel, diag, connect_time, since: Instant::now() })
     };
     let limit = spec.pool.connect_timeout;
     let outcome = timeout(limit, attempt).await.unwrap_or(Err(ConnectCause::Timeout { limit }));

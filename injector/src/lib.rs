@@ -33,9 +33,11 @@ mod spec;
 
 pub use backend::{
     BackendKind, ConnectCause, ConnectError, MysqlLogin, PostgresLogin, ProtocolError, RedisLogin, Session,
-    Tls, TlsSettings, TlsSettingsError,
+    Tls, TlsSettings, TlsSettingsError, can_tell_sockets,
 };
-pub use pool::{HandOver, Lease, LeaseError, LeaseSlot, Pool, PoolStatus, ServerQuotas, Tally, TlsMode};
+pub use pool::{
+    HandOver, Lease, LeaseError, LeaseSlot, Pool, PoolStatus, ServerQuotas, TakenPlace, Tally, TlsMode,
+};
 pub use reason::{DiscardReason, FailureReason, FallbackReason};
 pub use secret::{PasswordFileError, Secret};
 pub use sockets::{AUDIT, Sockets};

@@ -45,7 +45,7 @@ use tokio::time::{Instant, timeout};
 use crate::backend::{NoHandOver, Protocol};
 use crate::{BackendSpec, DiscardReason};
 use idle::IdleConnection;
-pub use lease::{HandOver, Lease, LeaseError, LeaseSlot, TlsMode};
+pub use lease::{HandOver, Lease, LeaseError, LeaseSlot, TakenPlace, TlsMode};
 pub use server_quota::ServerQuotas;
 use state::PoolState;
 pub use status::{PoolStatus, Tally};

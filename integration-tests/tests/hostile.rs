@@ -168,3 +168,33 @@ fn the_sockets_that_functions_hold_lead_nowhere_else() {
     try_all("under the next agent");
     assert!(agent.stop().unwrap().success());
 }
+
+/// What it says of its connections does not matter: the places are taken as long as the connections exist.
+#[test]
+fn a_function_that_keeps_what_it_returns_gets_no_more_than_its_share() {
+    if !ready() {
+        return;
+    }
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend = |max| {
+        format!(
+            "[[backend]]\nname = \"db\"\nkind = \"tcp\"\naddress = \"{}\"\n\
+             pool = {{ min_idle = 0, max = {max}, wait = \"100ms\" }}\n",
+            server.local_addr().unwrap()
+        )
+    };
+    for (max, said) in [(4, "refused after 4"), (100, "the instance holds 64 backend connections already")] {
+        let hoarder = fixture::function("hoarder", "process", "").unwrap();
+        let setup = AgentSetup::default().config(&backend(max)).config(&hoarder.text("hoarder", &["db"]));
+        let agent = setup.start().unwrap();
+        agent.operate("hoarder", "wake").unwrap();
+        agent.wait_log(said, LIMIT).unwrap();
+        agent.operate("hoarder", "stop").unwrap();
+        let leased = || {
+            let places = [("backend", "db"), ("state", "leased")];
+            Ok((agent.metrics()?.sum("headstart_pool_connections", &places) == 0.0).then_some(()))
+        };
+        cli::eventually("they exist no longer", LIMIT, leased).unwrap();
+        assert!(agent.stop().unwrap().success());
+    }
+}

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use headstart_config::keys::Keys;
 use headstart_config::{Agent, Config};
+use headstart_injector::can_tell_sockets;
 use headstart_wire::ktls;
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
@@ -76,6 +77,7 @@ fn findings(drivers: &Drivers) -> Vec<Finding> {
     findings.extend([
         Finding { what: "ktls", found: kernel_tls() },
         Finding { what: "passrights", found: passrights() },
+        Finding { what: "sock_diag", found: sock_diag() },
         Finding { what: "syn cookies", found: syn_cookies() },
         Finding { what: "open files", found: open_files() },
     ]);
@@ -244,6 +246,17 @@ fn passrights() -> Result<String, Lack> {
         Err(_) => Err(
             "functions can send descriptors to the agent, and make a relay of backend connections wait that \
                        closes them; Linux 6.16 can forbid it"
+                .into(),
+        ),
+    }
+}
+
+fn sock_diag() -> Result<String, Lack> {
+    match can_tell_sockets().map_err(|error| error.to_string())? {
+        true => Ok("the kernel tells when a backend connection of a function is gone".into()),
+        false => Err(
+            "a function that keeps connections that it says it has closed gets more than `max`: modprobe -a \
+                      tcp_diag unix_diag"
                 .into(),
         ),
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use headstart_injector::{HandOver, Lease, LeaseError, LeaseSlot, Pool, TlsMode};
+use headstart_injector::{HandOver, Lease, LeaseError, LeaseSlot, Pool, TakenPlace, TlsMode};
 use headstart_wire::{Flow, Grant, GrantStatus, Session, TrafficKey};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -19,6 +19,8 @@ pub(super) struct Grants {
     tls: TlsMode,
     /// Each with the name of its backend.
     slots: Vec<(String, LeaseSlot)>,
+    /// Those that the instance says it has closed, and that may still exist.
+    returned: Vec<TakenPlace>,
     connecting: JoinSet<LeaseAttempt>,
     /// When each unacknowledged grant was sent.
     sent: VecDeque<Instant>,
@@ -28,7 +30,8 @@ pub(super) struct Grants {
 
 impl Grants {
     pub(super) fn new(tls: TlsMode) -> Self {
-        Self { tls, slots: Vec::new(), connecting: JoinSet::new(), sent: VecDeque::new(), refused: None }
+        let (slots, returned, connecting) = (Vec::new(), Vec::new(), JoinSet::new());
+        Self { tls, slots, returned, connecting, sent: VecDeque::new(), refused: None }
     }
 
     /// The connections of an instance that an earlier agent started: `held` has the backend of each. Connections of
@@ -42,8 +45,9 @@ impl Grants {
     }
 
     /// Connections held or being made.
-    pub(super) fn count(&self) -> usize {
-        self.slots.len() + self.connecting.len()
+    pub(super) fn count(&mut self) -> usize {
+        self.returned.retain(TakenPlace::is_taken);
+        self.slots.len() + self.returned.len() + self.connecting.len()
     }
 
     /// The backend of the last grant, if that was a refusal.
@@ -56,7 +60,7 @@ impl Grants {
         self.slots.iter().map(|(backend, _)| backend.as_str())
     }
 
-    /// The instance has closed a connection of this backend, `connection` if that has a name. False when it held none.
+    /// The instance says that it has closed a connection of this backend, `connection` if that has a name. False when it held none.
     pub(super) fn returned(&mut self, backend: &str, connection: Option<u64>) -> bool {
         let closed = |(held, slot): &(String, LeaseSlot)| {
             held == backend && (connection.is_none() || slot.tls_connection() == connection)
@@ -64,7 +68,11 @@ impl Grants {
         // This agent does not know the names that an earlier one gave.
         let unnamed = |(held, slot): &(String, LeaseSlot)| held == backend && slot.tls_connection().is_none();
         let slot = self.slots.iter().position(closed).or_else(|| self.slots.iter().position(unnamed));
-        slot.map(|index| self.slots.swap_remove(index)).is_some()
+        let Some(index) = slot else { return false };
+        let (_, slot) = self.slots.swap_remove(index);
+        self.returned.retain(TakenPlace::is_taken);
+        self.returned.push(slot.returned());
+        true
     }
 
     /// Whether the instance holds a connection of this name, whose TLS was handed over.

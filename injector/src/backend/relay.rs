@@ -14,8 +14,8 @@ use tokio::time::timeout;
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Begins to relay on `data`, and returns the function's end: non-blocking, close-on-exec. The relay ends when either
-/// side does; the server is told at once that the function is gone.
-pub(super) fn begin<S>(server: S, data: &Handle) -> io::Result<OwnedFd>
+/// side does; the server is told at once that the function is gone. `place` is dropped when it has ended.
+pub(super) fn begin<S>(server: S, data: &Handle, place: impl Send + 'static) -> io::Result<OwnedFd>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -28,7 +28,10 @@ where
         let _its_reactor = data.enter();
         UnixStream::from_std(ours)?
     };
-    data.spawn(relay(server, ours));
+    data.spawn(async move {
+        relay(server, ours).await;
+        drop(place);
+    });
     Ok(theirs.into())
 }
 
@@ -57,7 +60,7 @@ mod tests {
 
     fn start() -> (tokio::io::DuplexStream, UnixStream) {
         let (server, relayed) = duplex(64);
-        let function = std::os::unix::net::UnixStream::from(begin(relayed, &Handle::current()).unwrap());
+        let function = std::os::unix::net::UnixStream::from(begin(relayed, &Handle::current(), ()).unwrap());
         (server, UnixStream::from_std(function).unwrap())
     }
 

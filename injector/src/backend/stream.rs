@@ -95,20 +95,25 @@ impl Stream {
     }
 
     /// What the receiver reads and writes: the socket itself, out of the reactor, or the near end of a relay into the
-    /// TLS session, which runs on `data`. It is non-blocking.
-    pub(crate) fn into_fd(self, data: &Handle) -> io::Result<OwnedFd> {
+    /// TLS session, which runs on `data` and keeps `place`. It is non-blocking.
+    pub(crate) fn into_fd(self, data: &Handle, place: impl Send + 'static) -> io::Result<OwnedFd> {
         match self {
             Self::Tcp(stream) => stream.into_std().map(OwnedFd::from),
-            Self::Tls(stream) => relay::begin(*stream, data),
+            Self::Tls(stream) => relay::begin(*stream, data, place),
             Self::Unix(stream) => stream.into_std().map(OwnedFd::from),
         }
     }
 
     /// The socket out of the reactor, with the TLS session if there is one that can be handed over. Otherwise what
     /// [`Stream::into_fd`] gives, and the reason.
-    pub(crate) fn hand_over(self, data: &Handle, to_kernel: bool) -> io::Result<StreamHandOver> {
+    pub(crate) fn hand_over(
+        self,
+        data: &Handle,
+        place: impl Send + 'static,
+        to_kernel: bool,
+    ) -> io::Result<StreamHandOver> {
         let Self::Tls(mut stream) = self else {
-            return self.into_fd(data).map(|fd| StreamHandOver { fd, tls: None, relayed: None });
+            return self.into_fd(data, place).map(|fd| StreamHandOver { fd, tls: None, relayed: None });
         };
         // The extraction would silently lose buffered bytes: there are none, and nothing runs between check and extraction.
         if let Err(reason) = stream.is_quiet() {
@@ -120,7 +125,8 @@ impl Stream {
                 Ok(StreamHandOver { fd, tls: Some((session, kept)), relayed: None })
             }
             Err(reason) => {
-                relay::begin(*stream, data).map(|fd| StreamHandOver { fd, tls: None, relayed: Some(reason) })
+                let fd = relay::begin(*stream, data, place)?;
+                Ok(StreamHandOver { fd, tls: None, relayed: Some(reason) })
             }
         }
     }

@@ -1,7 +1,7 @@
 //! A lease, and why there may be none.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use headstart_wire::{Flow, TlsSession, TrafficKey};
@@ -10,7 +10,9 @@ use tokio::time::Instant;
 
 use super::PoolShared;
 use super::idle::IdleConnection;
-use crate::backend::{self, CancelRequest, Connection, RetainedSecrets, Session, Stream, StreamHandOver};
+use crate::backend::{
+    self, CancelRequest, Connection, RetainedSecrets, Session, SocketDiag, Stream, StreamHandOver,
+};
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
 /// A connection with one owner, on its way to a function.
@@ -63,9 +65,9 @@ impl Lease {
     ) -> Self {
         let ttl = shared.spec.pool.ttl;
         let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
-        let Connection { stream, session, cancel, connect_time, since } = idle.connection;
-        let slot =
-            LeaseSlot { shared: Arc::clone(shared), since, connect_time, cancel, tls: None, recycled: false };
+        let Connection { stream, session, cancel, diag, connect_time, since } = idle.connection;
+        let place = Place::new(shared);
+        let slot = LeaseSlot { place, since, connect_time, cancel, tls: None, diag };
         Self { stream, session, slot, fallback, connect_time, expires_at }
     }
 
@@ -75,17 +77,23 @@ impl Lease {
     /// When the connection is lost at this moment.
     pub fn hand_over(self, mode: TlsMode) -> Result<HandOver, LeaseError> {
         let Self { stream, session, mut slot, .. } = self;
-        let spec = &slot.shared.spec;
-        let outcome = slot.shared.data().and_then(|data| match mode {
-            TlsMode::Relay => stream.into_fd(data).map(|fd| StreamHandOver { fd, tls: None, relayed: None }),
-            TlsMode::HandOver => stream.hand_over(data, false),
-            TlsMode::Kernel => stream.hand_over(data, true),
+        let (place, is_tls) = (Arc::clone(&slot.place), matches!(stream, Stream::Tls(_)));
+        let outcome = slot.shared().data().and_then(|data| match mode {
+            TlsMode::Relay => {
+                stream.into_fd(data, place).map(|fd| StreamHandOver { fd, tls: None, relayed: None })
+            }
+            TlsMode::HandOver => stream.hand_over(data, place, false),
+            TlsMode::Kernel => stream.hand_over(data, place, true),
         });
         let StreamHandOver { fd, tls, relayed } = outcome.map_err(|error| {
-            LeaseError::Connect(Arc::new(ConnectError::new(spec, ConnectCause::Lost(error))))
+            LeaseError::Connect(Arc::new(ConnectError::new(&slot.shared().spec, ConnectCause::Lost(error))))
         })?;
         if let Some(reason) = relayed {
-            slot.shared.tell_relayed(reason);
+            slot.shared().tell_relayed(reason);
+        }
+        if is_tls && tls.is_none() {
+            // The socket is the agent's: the relay has the place.
+            slot.diag = None;
         }
         let (tls, kept) = tls.unzip();
         slot.tls = kept;
@@ -103,42 +111,98 @@ impl Lease {
     }
 }
 
-/// The place of a leased connection in its pool. Dropping it makes room for a new connection; the old
-/// one is never taken back, so close every copy of its descriptor before.
+/// What the holder of a leased connection's descriptor has to keep. Dropping it makes room for a new connection; the old one
+/// is never taken back, so close every copy of its descriptor before.
 #[derive(Debug)]
 pub struct LeaseSlot {
-    shared: Arc<PoolShared>,
+    place: Arc<Place>,
     /// When the connection was logged in, and how long that took.
     since: Instant,
     connect_time: Duration,
-    /// The connection is in the pool again.
-    recycled: bool,
     cancel: Option<CancelRequest>,
     tls: Option<RetainedSecrets>,
+    diag: Option<SocketDiag>,
+}
+
+/// The place of a leased connection in its pool. A relay shares it.
+#[derive(Debug)]
+struct Place {
+    shared: Arc<PoolShared>,
+    /// The connection is in the pool again.
+    recycled: bool,
+}
+
+impl Place {
+    fn new(shared: &Arc<PoolShared>) -> Arc<Self> {
+        Arc::new(Self { shared: Arc::clone(shared), recycled: false })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.recycled {
+            return;
+        }
+        self.shared.with_state(|state| state.release(Instant::now()));
+        self.shared.wake.notify_one();
+    }
+}
+
+/// Tells whether a place is still taken.
+#[derive(Debug)]
+pub struct TakenPlace(Weak<Place>);
+
+impl TakenPlace {
+    /// Whether the connection may still exist.
+    pub fn is_taken(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 impl LeaseSlot {
     /// The place of a connection that an earlier agent has leased.
     pub(super) fn inherited(shared: &Arc<PoolShared>) -> Self {
-        let (shared, since) = (Arc::clone(shared), Instant::now());
-        Self { shared, since, connect_time: Duration::ZERO, cancel: None, tls: None, recycled: false }
+        let (place, since) = (Place::new(shared), Instant::now());
+        Self { place, since, connect_time: Duration::ZERO, cancel: None, tls: None, diag: None }
+    }
+
+    fn shared(&self) -> &Arc<PoolShared> {
+        &self.place.shared
+    }
+
+    /// The function says that it has closed the connection. Its place is free when the kernel says so too, or when the
+    /// relay has ended. (Of a connection that an earlier agent has leased, and where the kernel does not tell, at once.)
+    pub fn returned(mut self) -> TakenPlace {
+        let place = TakenPlace(Arc::downgrade(&self.place));
+        let (diag, shared) = (self.diag.take(), Arc::clone(self.shared()));
+        if let (Some(diag), Ok(data)) = (diag, shared.data()) {
+            data.spawn(async move {
+                diag.gone().await;
+                drop(self);
+            });
+        }
+        place
     }
 
     /// Gives back a connection whose session is as after its login, for the same function.
     pub(crate) fn recycle(mut self, function: &Arc<str>, stream: Stream, session: Session) {
         let now = Instant::now();
-        if now - self.since > self.shared.spec.pool.max_age {
+        if now - self.since > self.shared().spec.pool.max_age {
             return; // dropped, it is discarded
         }
-        self.recycled = true;
-        let (cancel, connect_time, since) = (self.cancel.take(), self.connect_time, self.since);
-        let connection = Connection { stream, session, cancel, connect_time, since };
-        let taken = self.shared.with_state(|state| {
+        let (cancel, diag) = (self.cancel.take(), self.diag.take());
+        let (connect_time, since) = (self.connect_time, self.since);
+        // Nothing relays it, so nothing else has the place.
+        let Some(mut place) = Arc::into_inner(self.place) else { return };
+        place.recycled = true;
+        let shared = &place.shared;
+        let connection = Connection { stream, session, cancel, diag, connect_time, since };
+        let taken = shared.with_state(|state| {
             state.recycled(Arc::clone(function), IdleConnection { connection, since: now }, now)
         });
-        self.shared.wake.notify_one();
+        shared.wake.notify_one();
         if let Some((waiter, idle)) = taken {
-            drop(waiter.answer.send(Ok(Lease::new(&self.shared, idle, None)))); // withdrawn just now: the lease ends here
+            drop(waiter.answer.send(Ok(Lease::new(shared, idle, None)))); // withdrawn just now: the lease ends here
         }
     }
 
@@ -150,8 +214,10 @@ impl LeaseSlot {
     /// The key that follows the last one of this direction (RFC 8446, section 7.2). `None` when it cannot be made.
     pub fn next_key(&self, flow: Flow) -> Option<TrafficKey> {
         let next = self.tls.as_ref()?.next_key(flow);
-        next.inspect_err(|error| tracing::warn!(backend = self.shared.spec.name, "no next TLS key: {error}"))
-            .ok()
+        next.inspect_err(|error| {
+            tracing::warn!(backend = self.shared().spec.name, "no next TLS key: {error}")
+        })
+        .ok()
     }
 
     /// Asks the server to cancel the query that runs on this connection; the function, which has no
@@ -163,19 +229,9 @@ impl LeaseSlot {
     /// The server cannot be reached within the connect timeout.
     pub async fn cancel_query(&self) -> Result<bool, ConnectError> {
         match &self.cancel {
-            Some(request) => backend::cancel(&self.shared.spec, request).await.map(|()| true),
+            Some(request) => backend::cancel(&self.shared().spec, request).await.map(|()| true),
             None => Ok(false),
         }
-    }
-}
-
-impl Drop for LeaseSlot {
-    fn drop(&mut self) {
-        if self.recycled {
-            return;
-        }
-        self.shared.with_state(|state| state.release(Instant::now()));
-        self.shared.wake.notify_one();
     }
 }
 

@@ -36,7 +36,7 @@ fn connection(now: Instant) -> (IdleConnection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (stream, session, connect_time) = (Stream::Unix(ours), Session::Tcp, Duration::ZERO);
     let idle = IdleConnection {
-        connection: Connection { stream, session, cancel: None, connect_time, since: now },
+        connection: Connection { stream, session, cancel: None, diag: None, connect_time, since: now },
         since: now,
     };
     (idle, theirs)

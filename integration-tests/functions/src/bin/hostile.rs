@@ -37,6 +37,9 @@ const MSG_FASTOPEN: i32 = 0x2000_0000;
 /// More than any limit of the agent on what one instance may ask for.
 const FLOOD: usize = 5000;
 
+/// More connections than one instance may hold.
+const HOARD: usize = 100;
+
 /// The socket of its backend, and clients that it has there at a time.
 const DOOR: &str = "/run/headstart/backends/db/socket";
 const CALLS: usize = 2_000;
@@ -144,6 +147,24 @@ fn act(mode: &str) -> Result<()> {
                 }
             }
         }
+        // Says of every connection that it has closed it, and keeps it.
+        "hoarder" => {
+            attach()?;
+            let mut kept = 0;
+            while kept < HOARD {
+                say(r#"{"request":{"backend":"db"}}"#)?;
+                let (grant, descriptors) = receive()?;
+                if descriptors.is_empty() {
+                    println!("refused after {kept}: {grant}");
+                    break;
+                }
+                kept += 1;
+                say(ACK)?;
+                say(r#"{"returned":{"backend":"db"}}"#)?;
+            }
+            say(READY)?;
+            serve()
+        }
         // Its clients are the agent's to answer, and it makes the agent's accept wait whenever it can.
         "blocker" => {
             attach()?;
@@ -187,17 +208,26 @@ fn attach() -> Result<()> {
 
 /// The next message of the agent; what comes with it is closed.
 fn take() -> Result<String> {
+    let (message, descriptors) = receive()?;
+    descriptors.into_iter().try_for_each(close)?;
+    Ok(message)
+}
+
+/// The next message of the agent, and what comes with it.
+fn receive() -> Result<(String, Vec<RawFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 17]);
     let mut bytes = [0; 4096];
     let mut data = [IoSliceMut::new(&mut bytes)];
     let received = recvmsg::<()>(CONTROL, &mut data, Some(&mut space), MsgFlags::empty())?;
+    let mut descriptors = Vec::new();
     for message in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = message {
-            numbers.into_iter().try_for_each(close)?;
+            descriptors.extend(numbers);
         }
     }
     let length = received.bytes;
-    Ok(String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned())
+    anyhow::ensure!(length > 0, "the agent has closed the control socket");
+    Ok((String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned(), descriptors))
 }
 
 fn say(body: &str) -> Result<()> {
