@@ -16,6 +16,7 @@ mod socket_diag;
 mod stream;
 mod tcp;
 mod tls;
+mod variant;
 
 use std::fmt;
 
@@ -35,6 +36,7 @@ pub use socket_diag::can_tell as can_tell_sockets;
 pub(crate) use stream::{Stream, StreamHandOver};
 pub(crate) use tls::{NoHandOver, RetainedSecrets};
 pub use tls::{Tls, TlsSettings, TlsSettingsError};
+pub(crate) use variant::LoginVariant;
 
 use crate::BackendSpec;
 use crate::secret::PasswordFileError;
@@ -79,6 +81,7 @@ pub(crate) struct Connection {
     pub(crate) stream: Stream,
     pub(crate) session: Session,
     pub(crate) cancel: Option<CancelRequest>,
+    pub(crate) variant: LoginVariant,
     /// Tells whether it exists, whoever has it.
     pub(crate) diag: Option<SocketDiag>,
     /// How long connect and login took.
@@ -98,14 +101,14 @@ impl fmt::Debug for CancelRequest {
 }
 
 /// Connects and logs in, within the connect timeout.
-pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectError> {
+pub(crate) async fn connect(spec: &BackendSpec, variant: LoginVariant) -> Result<Connection, ConnectError> {
     let protocol = spec.kind.protocol();
     let began = Instant::now();
     let attempt = async {
-        let (mut stream, greeting) = Stream::dial(spec).await?;
-        let LoginResult { session, cancel } = protocol.log_in(&mut stream, greeting).await?;
-        let (diag, connect_time) = (SocketDiag::of(&stream), began.elapsed());
-        Ok(Connection { stream, session, cancel, diag, connect_time, since: Instant::now() })
+        let (mut stream, greeting) = Stream::dial(spec, &variant).await?;
+        let LoginResult { session, cancel } = protocol.log_in(&mut stream, greeting, &variant).await?;
+        let (diag, connect_time, since) = (SocketDiag::of(&stream), began.elapsed(), Instant::now());
+        Ok(Connection { stream, session, cancel, variant, diag, connect_time, since })
     };
     let limit = spec.pool.connect_timeout;
     let outcome = timeout(limit, attempt).await.unwrap_or(Err(ConnectCause::Timeout { limit }));
@@ -118,7 +121,7 @@ pub(crate) async fn connect(spec: &BackendSpec) -> Result<Connection, ConnectErr
 /// Requests in Progress").
 pub(crate) async fn cancel(spec: &BackendSpec, request: &CancelRequest) -> Result<(), ConnectError> {
     let attempt = async {
-        let (mut stream, _) = Stream::dial(spec).await?;
+        let (mut stream, _) = Stream::dial(spec, &LoginVariant::Plain).await?;
         stream.write_all(&request.0).await.map_err(ConnectCause::Lost)?;
         stream.read(&mut [0]).await.map_err(ConnectCause::Lost)?;
         Ok(())

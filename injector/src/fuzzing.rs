@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-use crate::backend::Stream;
+use crate::backend::{LoginVariant, Stream};
 use crate::{BackendKind, MysqlLogin, PostgresLogin, RedisLogin, Secret};
 
 /// As much as a socket takes at once.
@@ -56,8 +56,8 @@ pub fn server(bytes: &[u8]) {
             let protocol = kind.protocol();
             let outcome = timeout(LIMIT, async {
                 match clean {
-                    true => protocol.clean(&mut stream).await.err(),
-                    false => protocol.log_in(&mut stream, Vec::new()).await.err(),
+                    true => protocol.clean(&mut stream, &LoginVariant::Plain).await.err(),
+                    false => protocol.log_in(&mut stream, Vec::new(), &LoginVariant::Plain).await.err(),
                 }
             });
             if let Some(cause) = outcome.await.expect("an end in time") {

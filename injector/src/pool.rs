@@ -31,6 +31,7 @@ mod state;
 mod status;
 #[cfg(test)]
 mod tests;
+mod variants;
 mod waiters;
 
 use std::future::Future;
@@ -42,7 +43,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 
-use crate::backend::{NoHandOver, Protocol};
+use crate::backend::{LoginVariant, NoHandOver, Protocol};
 use crate::{BackendSpec, DiscardReason};
 use idle::IdleConnection;
 pub use lease::{HandOver, Lease, LeaseError, LeaseSlot, TakenPlace, TlsMode};
@@ -134,7 +135,7 @@ impl Pool {
     /// An idle connection that is alive, if there is one. Never blocks, and does not ask the server.
     pub fn try_lease(&self) -> Option<Lease> {
         let shared = &self.0.0;
-        let lookup = shared.with_state(|state| state.take_idle(None, Instant::now()));
+        let lookup = shared.with_state(|state| state.take_idle(None, &LoginVariant::Plain, Instant::now()));
         shared.discard(lookup.dead);
         shared.wake.notify_one();
         lookup.alive.map(|idle| Lease::new(shared, idle, None))
@@ -148,16 +149,22 @@ impl Pool {
     /// withdraws the request; a connection that was begun for it is kept if fewer than `min_idle` are
     /// idle, unless it was ready by then: that one ends like any lease.
     pub fn lease(&self) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
-        self.lease_for(None)
+        self.lease_for(None, LoginVariant::Plain)
     }
 
-    /// As [`Pool::lease`]; it may be a connection that this function has used.
+    /// What the function's next client will probably ask for.
+    pub(crate) fn expected(&self, function: &str) -> LoginVariant {
+        self.0.0.with_state(|state| state.expected(function))
+    }
+
+    /// As [`Pool::lease`], of this kind; it may be a connection that this function has used.
     pub(crate) fn lease_for(
         &self,
         function: Option<&Arc<str>>,
+        variant: LoginVariant,
     ) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
         let shared = Arc::clone(&self.0.0);
-        let start = shared.begin_lease(function);
+        let start = shared.begin_lease(function, variant);
         async move {
             let outcome = match start {
                 Ok(LeaseStart::Ready(lease)) => Ok(*lease),
@@ -218,16 +225,20 @@ impl PoolShared {
             .ok_or_else(|| io::Error::other(format!("the pool of {} is not started", self.spec.name)))
     }
 
-    fn begin_lease(self: &Arc<Self>, function: Option<&Arc<str>>) -> Result<LeaseStart, LeaseError> {
+    fn begin_lease(
+        self: &Arc<Self>,
+        function: Option<&Arc<str>>,
+        variant: LoginVariant,
+    ) -> Result<LeaseStart, LeaseError> {
         let now = Instant::now();
         let (lookup, queued) = self.with_state(|state| {
             if state.is_closed() {
                 return Err(self.closed());
             }
-            let lookup = state.take_idle(function.map(|name| &**name), now);
+            let lookup = state.take_idle(function, &variant, now);
             let queued = (lookup.alive.is_none() && state.waiting() < MAX_WAITING).then(|| {
                 let (sender, answer) = oneshot::channel();
-                LeaseStart::Waiting { id: state.enqueue(function.cloned(), sender, now), answer }
+                LeaseStart::Waiting { id: state.enqueue(function.cloned(), variant, sender, now), answer }
             });
             Ok((lookup, queued))
         })?;

@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::backend::{BoxFuture, Stream};
+use crate::backend::{BoxFuture, LoginVariant, Stream};
 use crate::{Lease, LeaseError, LeaseSlot, Pool, Session};
 pub(crate) use client::{CancelKey, CancelRegistration, ClientSession};
 
@@ -114,8 +114,9 @@ impl Sockets {
     /// Clients will come soon: reserves a connection of each backend for the first client, or begins one.
     pub fn expect_clients(&self) {
         for socket in &self.sockets {
-            let lease = Box::pin(socket.pool.lease_for(Some(&socket.function)));
-            *socket.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease);
+            let variant = socket.expected();
+            let lease = Box::pin(socket.pool.lease_for(Some(&socket.function), variant.clone()));
+            *socket.first.lock().unwrap_or_else(PoisonError::into_inner) = Some((variant, lease));
         }
     }
 }
@@ -193,7 +194,7 @@ pub(crate) struct BackendSocket {
     instance: String,
     pool: Pool,
     /// Reserved for the first client.
-    first: Mutex<Option<LeaseFuture>>,
+    first: Mutex<Option<(LoginVariant, LeaseFuture)>>,
     /// The connections whose queries clients of this instance can cancel.
     cancels: Mutex<HashMap<CancelKey, Arc<LeaseSlot>>>,
 }
@@ -205,16 +206,25 @@ impl std::fmt::Debug for BackendSocket {
 }
 
 impl BackendSocket {
-    /// A connection for one client.
-    pub(crate) async fn lease(&self) -> Result<(Stream, Session, LeaseSlot), LeaseError> {
+    /// What the next client will probably ask for.
+    pub(crate) fn expected(&self) -> LoginVariant {
+        self.pool.expected(&self.function)
+    }
+
+    /// A connection of this kind for one client.
+    pub(crate) async fn lease(
+        &self,
+        variant: LoginVariant,
+    ) -> Result<(Stream, Session, LeaseSlot), LeaseError> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(first) = first
+        if let Some((kind, first)) = first
+            && kind == variant
             && let Ok(mut lease) = first.await
             && lease.is_good(Instant::now())
         {
             return Ok(lease.into_stream());
         }
-        self.pool.lease_for(Some(&self.function)).await.map(Lease::into_stream)
+        self.pool.lease_for(Some(&self.function), variant).await.map(Lease::into_stream)
     }
 
     pub(crate) fn cancels(&self) -> MutexGuard<'_, HashMap<CancelKey, Arc<LeaseSlot>>> {

@@ -168,10 +168,6 @@ async fn what_cannot_be_had_is_refused_in_the_servers_words() {
         let text = bed.client(arguments);
         assert!(text.contains(said), "{text}");
     }
-    let flags = "pymysql.connect(unix_socket=__import__('os').environ['SOCKET'], user='app', client_flag=2)";
-    let text = bed.python(flags);
-    assert!(text.contains("1235") && text.contains("CLIENT_FOUND_ROWS"), "{text}");
-
     // Bad packets end their own connection only.
     for bytes in
         [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 0, 0, 1], &[4, 0, 0, 1, 0, 2, 0, 0], &[3, 0, 0, 1, 1, 2, 3]]
@@ -209,22 +205,23 @@ async fn what_cannot_be_had_is_refused_in_the_servers_words() {
 async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
     let Some(bed) = Bed::with(8, |spec| spec.pool.recycle = true) else { return };
     let id = "select connection_id()";
-    let first = bed.client(&["-e", id]);
+    let utf8 = "--default-character-set=utf8mb4";
+    let first = bed.client(&[utf8, "-e", id]);
     until(&bed.pool, "kept", |status| status.kept == 1).await;
     // It leaves behind what it can, in an open transaction.
     let dirt = "set @a = 1, sql_mode = 'ANSI', autocommit = 0; create temporary table t (i int); \
                 prepare p from 'select 1'; do get_lock('l', 0); use information_schema; \
-                start transaction; select connection_id()";
-    let said = bed.client(&["--default-character-set=latin1", "-e", dirt]);
+                set names latin1; start transaction; select connection_id()";
+    let said = bed.client(&[utf8, "-e", dirt]);
     assert_eq!(said, first, "the same session");
     until(&bed.pool, "kept", |status| status.kept == 1).await;
     let rest = "select @a is null, @@sql_mode = @@global.sql_mode, @@autocommit, is_free_lock('l'), database(), \
                 @@in_transaction, @@character_set_client, @@collation_connection, connection_id()";
     let clean = format!("1\t1\t1\t1\torders\t0\tutf8mb4\tutf8mb4_general_ci\t{first}");
-    assert_eq!(bed.client(&["--default-character-set=utf8mb4", "-e", rest]), clean);
+    assert_eq!(bed.client(&[utf8, "-e", rest]), clean);
     until(&bed.pool, "kept", |status| status.kept == 1).await;
     for (gone, said) in [("select * from t", "1146"), ("execute p", "1243")] {
-        let text = bed.client(&["-e", gone]);
+        let text = bed.client(&[utf8, "-e", gone]);
         assert!(text.contains(said), "{text}");
         until(&bed.pool, "kept", |status| status.kept == 1).await;
     }
@@ -246,7 +243,7 @@ async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
     until(&bed.pool, "given up", |status| status.leased == 0).await;
     let recycled = bed.pool.status().tally.recycled;
     let socket = format!("--socket={}", directory.path().join("orders-db/mysql.sock").display());
-    assert_ne!(bed.client(&[&socket, "-e", id]), first);
+    assert_ne!(bed.client(&[&socket, utf8, "-e", id]), first);
     until(&bed.pool, "kept too", |status| status.tally.recycled == recycled + 1).await;
 
     // Who leaves in the middle of something leaves nothing for others.
@@ -264,4 +261,65 @@ async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
     until(&bed.pool, "given up", |status| status.leased == 0).await;
     assert_ne!(bed.client(&["-e", id]), before);
     drop(bed.server);
+}
+
+/// Clients that ask for something at their login, which cannot be had later, get a session that has begun with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_gets_a_session_that_has_begun_as_it_asks() {
+    let Some(bed) = Bed::with(8, |spec| spec.pool.recycle = true) else { return };
+    let (ignore_space, found_rows) = (256, 2);
+    let run = |flags: u32, charset: &str, steps: &str| {
+        bed.python(&format!(
+            "(lambda c: (lambda k: ({steps}, k.execute('select connection_id()'), k.fetchone()[0], \
+             k.execute('select @@sql_mode, @@character_set_client, @@collation_connection'), k.fetchone(), \
+             c.thread_id(), c.close()))(c.cursor()))(pymysql.connect(unix_socket=__import__('os').environ['SOCKET'], \
+             user='app', charset='{charset}', client_flag={flags}))"
+        ))
+    };
+    assert_eq!(bed.client(&["-e", "create table t (i int); insert into t values (1)"]), "");
+    let changed = "k.execute('update t set i = 1')";
+    let fields = |text: String| -> Vec<String> {
+        text.trim_matches(['(', ')'])
+            .split(", ")
+            .map(|field| field.trim_matches(['(', ')', '\'']).to_owned())
+            .collect()
+    };
+    let mut ids = Vec::new();
+    for (flags, charset, matched, found) in [
+        (0, "utf8mb4", "0", "utf8mb4"),
+        (found_rows, "utf8mb4", "1", "utf8mb4"),
+        (ignore_space, "latin1", "0", "latin1"),
+    ] {
+        for turn in 0..3 {
+            until(&bed.pool, "nothing is leased", |status| status.leased == 0).await;
+            let said = fields(run(flags, charset, changed));
+            assert_eq!(said[0], matched, "{flags}: {said:?}");
+            assert!(said.iter().any(|field| field == found), "{charset}: {said:?}");
+            let ignores = said.iter().any(|field| field.contains("IGNORE_SPACE"));
+            assert_eq!(ignores, flags == ignore_space, "{said:?}, in turn {turn}");
+            if turn > 0 {
+                // The one that was cleaned, and the client knows its number.
+                assert_eq!(ids.last(), Some(&said[2]), "{said:?}");
+                assert_eq!(said.iter().filter(|field| **field == said[2]).count(), 2, "{said:?}");
+            }
+            ids.push(said[2].clone());
+        }
+    }
+    // A file of the client's.
+    let file = bed.directory.path().join("rows");
+    std::fs::write(&file, "7\n8\n").expect("written");
+    let load = format!("load data local infile '{}' into table t; select sum(i) from t", file.display());
+    assert_eq!(bed.client(&["--local-infile=1", "-e", &load]), "16");
+    // Any collation of the server's, by its number.
+    for collation in [224, 33, 255] {
+        let mut stream = std::os::unix::net::UnixStream::connect(bed.path()).expect("connected");
+        common::mariadb::log_in(&mut stream, "app", collation);
+        let found = ask(&mut stream, "select concat(@@character_set_client, ' ', @@collation_connection)");
+        let expected = match collation {
+            224 => "utf8mb4 utf8mb4_unicode_ci",
+            33 => "utf8mb3 utf8mb3_general_ci",
+            _ => "latin1 latin1_swedish_ci", // which it does not know
+        };
+        assert_eq!(found, expected);
+    }
 }

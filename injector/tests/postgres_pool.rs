@@ -77,7 +77,7 @@ async fn storm_of_leases_never_passes_the_limit() {
         while watched.status().tally.discards[&DiscardReason::Used] < LEASES as u64 {
             let status = watched.status();
             assert!(status.idle + status.connecting + status.leased <= MAX, "{status:?}");
-            let sql = "select count(*) from pg_stat_activity where application_name = 'headstart'";
+            let sql = "select count(*) from pg_stat_activity where usename = 'truster'";
             let others = counter.query(sql).expect("a number").parse::<usize>().expect("a number") - 1;
             peak = peak.max(others);
             samples += 1;

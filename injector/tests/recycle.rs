@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::mariadb::{Mariadb, ask};
+use common::mariadb::{Mariadb, answer, ask, log_in, packet};
 use common::redis::Redis;
 use common::{PASSWORD, Postgres, postgres, spec, until};
 use headstart_injector::{BackendKind, BackendSpec, MysqlLogin, Pool, RedisLogin, Secret, Sockets};
@@ -47,28 +47,10 @@ impl Bed {
     }
 }
 
-fn packet(stream: &mut UnixStream, sequence: u8, body: &[u8]) {
-    let length = u8::try_from(body.len()).expect("short");
-    stream.write_all(&[&[length, 0, 0, sequence], body].concat()).expect("sent");
-}
-
-fn answer(stream: &mut UnixStream) -> Vec<u8> {
-    let mut header = [0; 4];
-    stream.read_exact(&mut header).expect("a header");
-    let mut body = vec![0; usize::from(header[0]) | usize::from(header[1]) << 8];
-    stream.read_exact(&mut body).expect("a body");
-    body
-}
-
 /// Logs in to a socket as a client of MariaDB.
 fn mysql(bed: &Bed) -> UnixStream {
     let mut stream = bed.connect();
-    answer(&mut stream);
-    // Protocol 4.1, plugins, and proofs of any length; multiple statements and results.
-    let flags = 0x0008_0000_u32 | 0x8000 | 0x200 | 0x1_0000 | 0x2_0000;
-    let head = [&flags.to_le_bytes()[..], &[0, 0, 0, 1, 45], &[0; 23]].concat();
-    packet(&mut stream, 1, &[&head[..], b"app\0\0mysql_native_password\0"].concat());
-    assert_eq!(answer(&mut stream)[0], 0, "OK");
+    log_in(&mut stream, "app", 45);
     stream
 }
 
@@ -164,7 +146,7 @@ async fn a_session_of_mariadb_keeps_nothing() {
     leave(mysql(&used), "SET profiling = 1; DO 1");
     used.left(2 * traces.len() as u64 + 1, "SHOW PROFILES").await;
     assert_eq!(ask(&mut mysql(&used), profiles), "1");
-    assert_eq!(used.pool.status().tally.connects, 1, "it was one session");
+    assert_eq!(used.pool.status().tally.connects, 2, "one session, beside one of another kind");
 }
 
 /// `psql`, which ends its session properly.

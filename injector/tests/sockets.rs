@@ -89,6 +89,50 @@ async fn psql_needs_no_password_and_gets_what_it_asks_for() {
     until(&bed.pool, "nothing is left", |status| status.leased == 0).await;
 }
 
+/// asyncpg's pool sends `RESET ALL` whenever a connection comes back to it.
+const ASYNCPG: &str = r#"
+import asyncio, asyncpg, sys
+async def main():
+    settings = {"search_path": "apart", "statement_timeout": "1234", "timezone": "Asia/Tokyo"}
+    pool = await asyncpg.create_pool(
+        host=sys.argv[1], user="scrammer", database="orders", min_size=1, max_size=1, server_settings=settings)
+    for _ in range(3):
+        async with pool.acquire() as connection:
+            shown = [await connection.fetchval("show " + name) for name in settings]
+            print(*shown, await connection.fetchval("select pg_backend_pid()"))
+            await connection.execute("set timezone = 'CET'")
+    await pool.close()
+asyncio.run(main())
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_asks_for_at_its_login_is_what_reset_goes_back_to() {
+    for recycle in [false, true] {
+        let Some(bed) = Bed::with(8, |spec| spec.pool.recycle = recycle) else { return };
+        let mut pids = Vec::new();
+        for _ in 0..2 {
+            let mut python = Command::new("/usr/bin/python3");
+            let shown = said(python.args(["-c", ASYNCPG]).arg(bed.host()).output().expect("python3"));
+            let lines: Vec<_> = shown.lines().map(|line| line.rsplit_once(' ').unwrap_or_default()).collect();
+            assert_eq!(lines.len(), 3, "{shown}");
+            assert!(lines.iter().all(|(values, _)| *values == "apart 1234ms Asia/Tokyo"), "{shown}");
+            pids.push(lines[2].1.to_owned());
+            until(&bed.pool, "nothing is leased", |status| status.leased == 0).await;
+        }
+        assert_eq!(pids[0] == pids[1], recycle, "the same session");
+        let mut psql = bed.psql();
+        psql.env("PGOPTIONS", "-c search_path=b -c log_connections=off");
+        let text = said(psql.args(["-c", "discard all", "-c", "show search_path"]).output().expect("psql"));
+        assert!(text.contains("permission denied to set parameter \"log_connections\""), "{text}");
+        let mut psql = bed.psql();
+        psql.env("PGOPTIONS", "-c search_path=b").args(["-c", "discard all", "-c", "show search_path"]);
+        assert_eq!(said(psql.output().expect("psql")), "b");
+        // Who asks for nothing gets nothing of that.
+        assert_eq!(bed.query("show search_path"), "\"$user\", public");
+        assert!(!bed.pool.is_down(), "a refused parameter is no failure of the server");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_honoured_is_refused_as_the_server_would() {
     let Some(bed) = Bed::new(8) else { return };

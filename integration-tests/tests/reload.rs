@@ -232,8 +232,7 @@ fn a_backend_that_changes_has_a_new_pool_and_its_functions_new_instances() {
     assert_eq!(reload(&agent, true).trim(), "replaced: orders");
     function.rest(&agent, "orders").unwrap();
     assert_eq!(site.get(function.port, "/").unwrap().status, 200);
-    let since =
-        "select count(*) from pg_stat_activity where usename = 'app' and application_name = 'headstart'";
+    let since = "select count(*) from pg_stat_activity where usename = 'app'";
     cli::eventually("only new sessions are left", LIMIT, || {
         Ok((site.postgres.admin_sql(since)? == "2").then_some(()))
     })

@@ -123,6 +123,13 @@ impl ConnectCause {
         }
     }
 
+    /// Whether the server has refused what a client asks for, and would take another login: classes 22 data exception, 42
+    /// access rule; 55P02, cannot be changed now.
+    pub(crate) fn is_about_parameters(&self) -> bool {
+        let Self::Server { sqlstate, .. } = self else { return false };
+        sqlstate.starts_with("22") || sqlstate.starts_with("42") || sqlstate == "55P02"
+    }
+
     /// Whether the same attempt may succeed later without a change of the configuration.
     pub fn retry_helps(&self) -> bool {
         match self {

@@ -11,7 +11,7 @@ mod packets;
 use headstart_config::backend::Mysql;
 use tokio::net::TcpStream;
 
-use super::{BoxFuture, ConnectCause, LoginResult, Protocol, Stream, TerminationDetector};
+use super::{BoxFuture, ConnectCause, LoginResult, LoginVariant, Protocol, Stream, TerminationDetector};
 use crate::Secret;
 use crate::secret::PasswordFileError;
 use crate::sockets::{BackendSocket, ClientSession};
@@ -38,17 +38,22 @@ impl MysqlLogin {
 }
 
 impl Protocol for MysqlLogin {
-    fn start_tls<'a>(&'a self, stream: &'a mut TcpStream) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
-        Box::pin(login::start_tls(stream))
+    fn start_tls<'a>(
+        &'a self,
+        stream: &'a mut TcpStream,
+        variant: &'a LoginVariant,
+    ) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
+        Box::pin(login::start_tls(stream, variant))
     }
 
     fn log_in<'a>(
         &'a self,
         stream: &'a mut Stream,
         greeting: Vec<u8>,
+        variant: &'a LoginVariant,
     ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>> {
         let transport = login::MysqlTransport::of(stream);
-        Box::pin(login::log_in(self, stream, greeting, transport))
+        Box::pin(login::log_in(self, stream, greeting, transport, variant))
     }
 
     fn socket_name(&self) -> &'static str {
@@ -71,9 +76,13 @@ impl Protocol for MysqlLogin {
         Some(Box::<clean::QuitDetector>::default())
     }
 
-    fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+    fn clean<'a>(
+        &'a self,
+        stream: &'a mut Stream,
+        variant: &'a LoginVariant,
+    ) -> BoxFuture<'a, Result<(), ConnectCause>> {
         let transport = login::MysqlTransport::of(stream);
-        Box::pin(clean::clean(self, stream, transport))
+        Box::pin(clean::clean(self, stream, transport, variant))
     }
 
     fn termination_message(&self) -> &'static [u8] {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use headstart_config::backend::Postgres;
 use tokio::net::TcpStream;
 
-use super::{BoxFuture, ConnectCause, LoginResult, Protocol, Stream, TerminationDetector};
+use super::{BoxFuture, ConnectCause, LoginResult, LoginVariant, Protocol, Stream, TerminationDetector};
 use crate::Secret;
 use crate::secret::PasswordFileError;
 use crate::sockets::{BackendSocket, ClientSession};
@@ -33,8 +33,8 @@ pub struct PostgresLogin {
     pub database: String,
     /// Not needed where the server trusts this role without one.
     pub password: Option<Secret>,
-    /// Further start-up parameters, such as `search_path`. They replace the defaults
-    /// `application_name=headstart` and `client_encoding=UTF8`, but not `user` and `database`.
+    /// Further start-up parameters, such as `search_path`. They replace the default `client_encoding=UTF8`, but not `user`
+    /// and `database`.
     pub options: BTreeMap<String, String>,
     /// SQL to run once after the login, so that the catalogue caches of the server process are warm when the function
     /// sends its first query, and statements are prepared that it executes. Results (up to 256 KiB) are discarded.
@@ -55,7 +55,11 @@ impl PostgresLogin {
 }
 
 impl Protocol for PostgresLogin {
-    fn start_tls<'a>(&'a self, stream: &'a mut TcpStream) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
+    fn start_tls<'a>(
+        &'a self,
+        stream: &'a mut TcpStream,
+        _: &'a LoginVariant,
+    ) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
         Box::pin(login::start_tls(stream))
     }
 
@@ -67,10 +71,11 @@ impl Protocol for PostgresLogin {
         &'a self,
         stream: &'a mut Stream,
         _: Vec<u8>,
+        variant: &'a LoginVariant,
     ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>> {
         let transport =
             login::PostgresTransport { private: stream.is_private(), end_point: stream.end_point() };
-        Box::pin(login::log_in(self, stream, transport))
+        Box::pin(login::log_in(self, stream, transport, variant))
     }
 
     fn socket_path(&self, path: &Path) -> PathBuf {
@@ -97,7 +102,11 @@ impl Protocol for PostgresLogin {
         Some(Box::<clean::TerminateDetector>::default())
     }
 
-    fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+    fn clean<'a>(
+        &'a self,
+        stream: &'a mut Stream,
+        _: &'a LoginVariant,
+    ) -> BoxFuture<'a, Result<(), ConnectCause>> {
         Box::pin(clean::clean(self, stream))
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::{CancelRequest, ConnectCause, Session, Stream};
+use super::{CancelRequest, ConnectCause, LoginVariant, Session, Stream};
 use crate::sockets::{BackendSocket, ClientSession};
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -23,7 +23,11 @@ pub(crate) struct LoginResult {
 pub(crate) trait Protocol: Send + Sync {
     /// Asks the server for TLS, in protocols where TLS follows a request. Returns the server's bytes that belong to the
     /// login.
-    fn start_tls<'a>(&'a self, _: &'a mut TcpStream) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
+    fn start_tls<'a>(
+        &'a self,
+        _: &'a mut TcpStream,
+        _: &'a LoginVariant,
+    ) -> BoxFuture<'a, Result<Vec<u8>, ConnectCause>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
@@ -37,6 +41,7 @@ pub(crate) trait Protocol: Send + Sync {
         &'a self,
         stream: &'a mut Stream,
         greeting: Vec<u8>,
+        variant: &'a LoginVariant,
     ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>>;
 
     /// The socket file that a configured path means.
@@ -57,7 +62,11 @@ pub(crate) trait Protocol: Send + Sync {
         socket: &'s BackendSocket,
     ) -> BoxFuture<'a, Option<ClientSession<'s>>> {
         Box::pin(async {
-            let lease = socket.lease().await.inspect_err(|error| tracing::warn!("{error}")).ok()?;
+            let lease = socket
+                .lease(LoginVariant::Plain)
+                .await
+                .inspect_err(|error| tracing::warn!("{error}"))
+                .ok()?;
             let (server, session, slot) = lease;
             Some(ClientSession { server, session, slot: Arc::new(slot), cancel: None })
         })
@@ -73,8 +82,12 @@ pub(crate) trait Protocol: Send + Sync {
         None
     }
 
-    /// Brings a session back to its state after the login. Every unexpected answer is an error, and ends the session.
-    fn clean<'a>(&'a self, _: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+    /// Brings a session back to its state after the login of this kind. Every unexpected answer is an error, and ends the session.
+    fn clean<'a>(
+        &'a self,
+        _: &'a mut Stream,
+        _: &'a LoginVariant,
+    ) -> BoxFuture<'a, Result<(), ConnectCause>> {
         Box::pin(async { Err(ConnectCause::Closed) })
     }
 

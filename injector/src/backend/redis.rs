@@ -8,7 +8,7 @@ mod replies;
 
 use headstart_config::backend::Redis;
 
-use super::{BoxFuture, ConnectCause, LoginResult, Protocol, Stream, TerminationDetector};
+use super::{BoxFuture, ConnectCause, LoginResult, LoginVariant, Protocol, Stream, TerminationDetector};
 use crate::Secret;
 use crate::secret::PasswordFileError;
 
@@ -39,6 +39,7 @@ impl Protocol for RedisLogin {
         &'a self,
         stream: &'a mut Stream,
         _: Vec<u8>,
+        _: &'a LoginVariant,
     ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>> {
         Box::pin(login::log_in(self, stream))
     }
@@ -51,7 +52,11 @@ impl Protocol for RedisLogin {
         Some(Box::<clean::RespDetector>::default())
     }
 
-    fn clean<'a>(&'a self, stream: &'a mut Stream) -> BoxFuture<'a, Result<(), ConnectCause>> {
+    fn clean<'a>(
+        &'a self,
+        stream: &'a mut Stream,
+        _: &'a LoginVariant,
+    ) -> BoxFuture<'a, Result<(), ConnectCause>> {
         Box::pin(clean::clean(self, stream))
     }
 

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::liveness::{is_quiet, send_termination};
 use super::tls::{NoHandOver, RetainedSecrets, TlsStream};
-use super::{ConnectCause, relay, tls};
+use super::{ConnectCause, LoginVariant, relay, tls};
 use crate::{Address, BackendSpec, DiscardReason};
 
 /// First keep-alive probe after this much silence.
@@ -33,12 +33,15 @@ pub(crate) enum Stream {
 
 impl Stream {
     /// Connects, up to the end of the TLS handshake where the backend has TLS; with what the server sent before that.
-    pub(crate) async fn dial(spec: &BackendSpec) -> Result<(Self, Vec<u8>), ConnectCause> {
+    pub(crate) async fn dial(
+        spec: &BackendSpec,
+        variant: &LoginVariant,
+    ) -> Result<(Self, Vec<u8>), ConnectCause> {
         let protocol = spec.kind.protocol();
         match (&spec.address, &spec.tls) {
             (Address::Tcp(host_port), None) => Ok((Self::Tcp(dial_tcp(host_port).await?), Vec::new())),
             (Address::Tcp(host_port), Some(tls)) => {
-                let (stream, greeting) = tls.begin(protocol, dial_tcp(host_port).await?).await?;
+                let (stream, greeting) = tls.begin(protocol, dial_tcp(host_port).await?, variant).await?;
                 Ok((Self::Tls(Box::new(stream)), greeting))
             }
             (Address::Unix(path), _) => {

@@ -1,6 +1,6 @@
 //! A bare stream: connected, nothing said.
 
-use super::{BoxFuture, ConnectCause, LoginResult, Protocol, Session, Stream};
+use super::{BoxFuture, ConnectCause, LoginResult, LoginVariant, Protocol, Session, Stream};
 
 pub(super) struct TcpProtocol;
 
@@ -9,6 +9,7 @@ impl Protocol for TcpProtocol {
         &'a self,
         _: &'a mut Stream,
         _: Vec<u8>,
+        _: &'a LoginVariant,
     ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>> {
         Box::pin(async { Ok(LoginResult { session: Session::Tcp, cancel: None }) })
     }

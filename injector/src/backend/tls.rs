@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use super::{ConnectCause, Protocol, certificate};
+use super::{ConnectCause, LoginVariant, Protocol, certificate};
 pub(crate) use hand_over::{NoHandOver, RetainedSecrets};
 pub(crate) use session::TlsStream;
 
@@ -127,6 +127,7 @@ impl Tls {
         &self,
         protocol: &dyn Protocol,
         mut socket: TcpStream,
+        variant: &LoginVariant,
     ) -> Result<(TlsStream, Vec<u8>), ConnectCause> {
         let direct = protocol.direct_tls().filter(|_| self.direct);
         let (config, greeting) = match direct {
@@ -135,7 +136,7 @@ impl Tls {
                 config.alpn_protocols = vec![name.to_vec()];
                 (Arc::new(config), Vec::new())
             }
-            None => (Arc::clone(&self.config), protocol.start_tls(&mut socket).await?),
+            None => (Arc::clone(&self.config), protocol.start_tls(&mut socket, variant).await?),
         };
         let stream = TlsStream::connect(config, self.server_name.clone(), socket).await?;
         Ok((stream, greeting))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::DiscardReason;
-use crate::backend::Connection;
+use crate::backend::{Connection, LoginVariant};
 
 /// A connection that waits to be leased.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct IdleConnections {
     unused: VecDeque<UnusedConnection>,
     /// Oldest first.
     recycled: VecDeque<RecycledConnection>,
-    /// Recycled ones that were given up for a connection that a lease needs; closed before that connection is begun.
+    /// Those that were given up for a connection that a lease needs; closed before that connection is begun.
     evicted: Vec<IdleConnection>,
 }
 
@@ -64,13 +64,41 @@ impl IdleConnections {
         self.recycled.push_back(RecycledConnection { function, idle, end });
     }
 
-    /// Takes the last one that this function has used, or else the oldest unused one; with its end.
-    pub(super) fn take(&mut self, function: Option<&str>) -> Option<(IdleConnection, Option<Instant>)> {
-        let own = function.and_then(|name| self.recycled.iter().rposition(|one| &*one.function == name));
-        match own.and_then(|index| self.recycled.remove(index)) {
-            Some(RecycledConnection { idle, end, .. }) => Some((idle, end)),
-            None => self.unused.pop_front().map(|one| (one.idle, one.end)),
+    /// The kinds of the unused ones.
+    pub(super) fn unused_variants(&self) -> impl Iterator<Item = &LoginVariant> {
+        self.unused.iter().map(|one| &one.idle.connection.variant)
+    }
+
+    /// Takes the last one of this kind that this function has used, or else the oldest unused one; with its end.
+    pub(super) fn take(
+        &mut self,
+        function: Option<&str>,
+        variant: &LoginVariant,
+    ) -> Option<(IdleConnection, Option<Instant>)> {
+        let is_wanted = |idle: &IdleConnection| idle.connection.variant == *variant;
+        let own = function.and_then(|name| {
+            self.recycled.iter().rposition(|one| &*one.function == name && is_wanted(&one.idle))
+        });
+        if let Some(RecycledConnection { idle, end, .. }) = own.and_then(|index| self.recycled.remove(index))
+        {
+            return Some((idle, end));
         }
+        let index = self.unused.iter().position(|one| is_wanted(&one.idle))?;
+        self.unused.remove(index).map(|one| (one.idle, one.end))
+    }
+
+    /// Gives up at most this many unused ones, the oldest first; of one kind, or of any. Returns how many.
+    pub(super) fn evict_unused(&mut self, count: usize, variant: Option<&LoginVariant>) -> usize {
+        let mut evicted = 0;
+        while evicted < count {
+            let is_one = |one: &UnusedConnection| variant.is_none_or(|v| one.idle.connection.variant == *v);
+            let Some(one) = self.unused.iter().position(is_one).and_then(|at| self.unused.remove(at)) else {
+                break;
+            };
+            self.evicted.push(one.idle);
+            evicted += 1;
+        }
+        evicted
     }
 
     /// Gives up at most this many recycled ones, the oldest first. Returns how many.

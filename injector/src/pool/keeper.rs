@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::idle::IdleConnection;
 use super::{Lease, LeaseError, PoolShared};
-use crate::backend::{self, Connection};
+use crate::backend::{self, Connection, LoginVariant};
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
 /// Runs until the pool is closed. Its connects end with it.
@@ -20,9 +20,12 @@ pub(super) async fn keep(shared: Arc<PoolShared>) {
         if round.closed {
             return;
         }
-        for _ in 0..round.start {
+        for variant in round.start {
             let shared = Arc::clone(&shared);
-            connects.spawn(async move { backend::connect(&shared.spec).await });
+            connects.spawn(async move {
+                let outcome = backend::connect(&shared.spec, variant.clone()).await;
+                (variant, outcome)
+            });
         }
         let next = round.next;
         tokio::select! {
@@ -36,8 +39,12 @@ pub(super) async fn keep(shared: Arc<PoolShared>) {
 
 impl PoolShared {
     /// The end of an attempt to connect.
-    fn settle(self: &Arc<Self>, outcome: Result<Result<Connection, ConnectError>, JoinError>) {
-        let outcome = outcome.unwrap_or_else(|_| Err(ConnectError::new(&self.spec, ConnectCause::TaskDied)));
+    fn settle(
+        self: &Arc<Self>,
+        outcome: Result<(LoginVariant, Result<Connection, ConnectError>), JoinError>,
+    ) {
+        let died = |_| (LoginVariant::Plain, Err(ConnectError::new(&self.spec, ConnectCause::TaskDied)));
+        let (variant, outcome) = outcome.unwrap_or_else(died);
         match outcome {
             Ok(connection) => {
                 let idle = IdleConnection { connection, since: Instant::now() };
@@ -51,7 +58,8 @@ impl PoolShared {
             }
             Err(error) => {
                 let error = Arc::new(error);
-                let (first, waiters) = self.with_state(|state| state.failed(&error, Instant::now()));
+                let (first, waiters) =
+                    self.with_state(|state| state.failed(&error, &variant, Instant::now()));
                 let (backend, reason) = (&self.spec.name, error.cause.reason().as_str());
                 if first {
                     tracing::warn!(backend, reason, "{error}");

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::PoolShared;
 use super::idle::IdleConnection;
 use crate::backend::{
-    self, CancelRequest, Connection, RetainedSecrets, Session, SocketDiag, Stream, StreamHandOver,
+    self, CancelRequest, Connection, LoginVariant, RetainedSecrets, Session, SocketDiag, Stream,
+    StreamHandOver,
 };
 use crate::{ConnectCause, ConnectError, FallbackReason};
 
@@ -65,9 +66,9 @@ impl Lease {
     ) -> Self {
         let ttl = shared.spec.pool.ttl;
         let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
-        let Connection { stream, session, cancel, diag, connect_time, since } = idle.connection;
+        let Connection { stream, session, cancel, variant, diag, connect_time, since } = idle.connection;
         let place = Place::new(shared);
-        let slot = LeaseSlot { place, since, connect_time, cancel, tls: None, diag };
+        let slot = LeaseSlot { place, since, connect_time, cancel, variant, tls: None, diag };
         Self { stream, session, slot, fallback, connect_time, expires_at }
     }
 
@@ -120,6 +121,7 @@ pub struct LeaseSlot {
     since: Instant,
     connect_time: Duration,
     cancel: Option<CancelRequest>,
+    variant: LoginVariant,
     tls: Option<RetainedSecrets>,
     diag: Option<SocketDiag>,
 }
@@ -163,11 +165,17 @@ impl LeaseSlot {
     /// The place of a connection that an earlier agent has leased.
     pub(super) fn inherited(shared: &Arc<PoolShared>) -> Self {
         let (place, since) = (Place::new(shared), Instant::now());
-        Self { place, since, connect_time: Duration::ZERO, cancel: None, tls: None, diag: None }
+        let (connect_time, variant) = (Duration::ZERO, LoginVariant::Plain);
+        Self { place, since, connect_time, cancel: None, variant, tls: None, diag: None }
     }
 
     fn shared(&self) -> &Arc<PoolShared> {
         &self.place.shared
+    }
+
+    /// What the connection's login carried.
+    pub(crate) fn variant(&self) -> &LoginVariant {
+        &self.variant
     }
 
     /// The function says that it has closed the connection. Its place is free when the kernel says so too, or when the
@@ -190,13 +198,13 @@ impl LeaseSlot {
         if now - self.since > self.shared().spec.pool.max_age {
             return; // dropped, it is discarded
         }
-        let (cancel, diag) = (self.cancel.take(), self.diag.take());
+        let (cancel, diag, variant) = (self.cancel.take(), self.diag.take(), self.variant.clone());
         let (connect_time, since) = (self.connect_time, self.since);
         // Nothing relays it, so nothing else has the place.
         let Some(mut place) = Arc::into_inner(self.place) else { return };
         place.recycled = true;
         let shared = &place.shared;
-        let connection = Connection { stream, session, cancel, diag, connect_time, since };
+        let connection = Connection { stream, session, cancel, variant, diag, connect_time, since };
         let taken = shared.with_state(|state| {
             state.recycled(Arc::clone(function), IdleConnection { connection, since: now }, now)
         });

@@ -1,5 +1,7 @@
 //! The state of a pool: which connections exist, which leases wait, what may be begun. No I/O beyond a look at a socket.
 
+mod reserve;
+
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -12,8 +14,10 @@ use super::demand::DemandEstimate;
 use super::idle::{IdleConnection, IdleConnections};
 use super::server_quota::QuotaShare;
 use super::status::{PoolStatus, Tally};
+use super::variants::Variants;
 use super::waiters::{LeaseWaiter, LeaseWaiters};
 use super::{Lease, LeaseError};
+use crate::backend::LoginVariant;
 use crate::{BackendSpec, ConnectError, DiscardReason, FallbackReason, PoolSettings};
 
 /// What the search for an idle connection found.
@@ -29,7 +33,7 @@ pub(super) struct IdleLookup {
 pub(super) struct KeeperRound {
     pub(super) closed: bool,
     /// Connects to begin now; their room is taken.
-    pub(super) start: usize,
+    pub(super) start: Vec<LoginVariant>,
     /// When to look again.
     pub(super) next: Option<Instant>,
     pub(super) expired: Vec<(IdleConnection, DiscardReason)>,
@@ -41,9 +45,10 @@ pub(super) struct PoolState {
     settings: PoolSettings,
     idle: IdleConnections,
     waiters: LeaseWaiters,
-    connecting: usize,
+    connecting: Vec<LoginVariant>,
     /// The part of `connecting` that the keeper has not begun yet.
-    reserved: usize,
+    reserved: Vec<LoginVariant>,
+    variants: Variants,
     leased: usize,
     /// Only if the pool follows demand.
     demand: Option<DemandEstimate>,
@@ -64,8 +69,9 @@ impl PoolState {
             settings,
             idle: IdleConnections::default(),
             waiters: LeaseWaiters::default(),
-            connecting: 0,
-            reserved: 0,
+            connecting: Vec::new(),
+            reserved: Vec::new(),
+            variants: Variants::default(),
             leased: 0,
             last_error: None,
             closed: false,
@@ -76,12 +82,12 @@ impl PoolState {
 
     /// Connections that the server may know of.
     fn total(&self) -> usize {
-        self.idle.total() + self.connecting + self.leased
+        self.idle.total() + self.connecting.len() + self.leased
     }
 
     /// Tells the other pools of the same server what this one has.
     pub(super) fn report_usage(&self) {
-        self.share.report(self.total(), self.waiters.len().saturating_sub(self.connecting));
+        self.share.report(self.total(), self.waiters.len().saturating_sub(self.connecting.len()));
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -97,7 +103,7 @@ impl PoolState {
     }
 
     fn room(&self) -> usize {
-        let used = self.idle.unused() + self.idle.recycled() + self.connecting + self.leased;
+        let used = self.idle.unused() + self.idle.recycled() + self.connecting.len() + self.leased;
         self.settings.max.saturating_sub(used)
     }
 
@@ -107,22 +113,38 @@ impl PoolState {
         by_demand.clamp(self.settings.min_idle, self.settings.max)
     }
 
-    fn count_lease(&mut self, now: Instant) {
+    /// What the function's next client will probably ask for.
+    pub(super) fn expected(&self, function: &str) -> LoginVariant {
+        self.variants.expected(function)
+    }
+
+    /// How many unused connections there are of a kind.
+    fn unused_of(&self, variant: &LoginVariant) -> usize {
+        self.idle.unused_variants().filter(|one| *one == variant).count()
+    }
+
+    fn count_lease(&mut self, function: Option<&Arc<str>>, variant: &LoginVariant, now: Instant) {
+        self.variants.leased(function, variant);
         if let Some(demand) = &mut self.demand {
             demand.leased(now);
         }
     }
 
-    /// Takes an idle connection that is alive, and counts it as leased: the last one that this function has used, or
-    /// else the oldest unused one.
-    pub(super) fn take_idle(&mut self, function: Option<&str>, now: Instant) -> IdleLookup {
+    /// Takes an idle connection of this kind that is alive, and counts it as leased: the last one that this function has
+    /// used, or else the oldest unused one.
+    pub(super) fn take_idle(
+        &mut self,
+        function: Option<&Arc<str>>,
+        variant: &LoginVariant,
+        now: Instant,
+    ) -> IdleLookup {
         let mut lookup = IdleLookup::default();
-        while let Some((mut idle, end)) = self.idle.take(function) {
+        while let Some((mut idle, end)) = self.idle.take(function.map(|name| &**name), variant) {
             let expired = end.is_some_and(|end| end <= now);
             match if expired { Err(DiscardReason::Expired) } else { idle.connection.stream.is_quiet() } {
                 Ok(()) => {
                     self.leased += 1;
-                    self.count_lease(now);
+                    self.count_lease(function, variant, now);
                     self.backoff.proved_good();
                     self.tally.leased_idle += 1;
                     lookup.alive = Some(idle);
@@ -141,52 +163,28 @@ impl PoolState {
     pub(super) fn enqueue(
         &mut self,
         function: Option<Arc<str>>,
+        variant: LoginVariant,
         answer: oneshot::Sender<Result<Lease, LeaseError>>,
         now: Instant,
     ) -> u64 {
-        self.count_lease(now);
-        let id = self.waiters.add(function, answer);
+        self.count_lease(function.as_ref(), &variant, now);
+        let id = self.waiters.add(function, variant, answer);
         self.reserve(now);
         id
-    }
-
-    /// Takes room for the connects that should be under way now.
-    fn reserve(&mut self, now: Instant) {
-        self.waiters.remove_withdrawn();
-        let waiting = self.waiters.len();
-        let missing = self.wanted(now).saturating_sub(self.idle.unused());
-        let wanted = match self.backoff.retry_at() {
-            None => waiting + missing,
-            Some(at) => usize::from(waiting > 0 || (missing > 0 && at <= now)),
-        };
-        let missing = wanted.saturating_sub(self.connecting);
-        self.evict(missing.saturating_sub(self.room()));
-        let urgent = waiting.saturating_sub(self.connecting);
-        let granted = self.share.grant(self.total(), missing.min(self.room()), urgent);
-        // Another pool has taken the room at the server: recycled connections make room, once they are closed.
-        self.evict(missing - granted);
-        self.connecting += granted;
-        self.reserved += granted;
-    }
-
-    /// Gives up at most this many recycled connections.
-    fn evict(&mut self, count: usize) {
-        for _ in 0..self.idle.evict(count) {
-            self.tally.discard(DiscardReason::Surplus);
-        }
     }
 
     /// What there is to do, and when to look again.
     pub(super) fn round(&mut self, now: Instant) -> KeeperRound {
         if self.closed {
-            self.connecting = 0; // the keeper ends, and its connects with it
-            return KeeperRound { closed: true, start: 0, next: None, expired: Vec::new() };
+            self.connecting.clear(); // the keeper ends, and its connects with it
+            return KeeperRound { closed: true, start: Vec::new(), next: None, expired: Vec::new() };
         }
         let mut expired = self.remove_idle(|_, end| {
             let expired = end.is_some_and(|end| end <= now);
             expired.then_some(DiscardReason::Expired)
         });
         self.reserve(now);
+        self.make_room_for_other_kinds(now);
         let evicted = self.idle.take_evicted();
         if !evicted.is_empty() {
             expired.extend(evicted.into_iter().map(|idle| (idle, DiscardReason::Surplus)));
@@ -207,7 +205,8 @@ impl PoolState {
         idle: IdleConnection,
         now: Instant,
     ) -> (bool, Option<(LeaseWaiter, IdleConnection)>) {
-        self.connecting -= 1;
+        let variant = idle.connection.variant.clone();
+        self.ended(&variant);
         self.tally.connects += 1;
         if let Some(demand) = &mut self.demand {
             demand.connected(idle.connection.connect_time);
@@ -218,7 +217,7 @@ impl PoolState {
             self.tally.discard(DiscardReason::PoolClosed);
             return (recovered, None);
         }
-        if let Some(waiter) = self.waiters.take_oldest() {
+        if let Some(waiter) = self.waiters.take_oldest(&variant) {
             self.leased += 1;
             self.tally.leased_connected += 1;
             self.tally.fallback(FallbackReason::PoolEmpty);
@@ -250,7 +249,7 @@ impl PoolState {
     ) -> Option<(LeaseWaiter, IdleConnection)> {
         self.tally.recycled += 1;
         if !self.closed
-            && let Some(waiter) = self.waiters.take_of(&function)
+            && let Some(waiter) = self.waiters.take_of(&function, &idle.connection.variant)
         {
             self.tally.leased_idle += 1;
             return Some((waiter, idle));
@@ -268,13 +267,23 @@ impl PoolState {
 
     /// A connect failed: the waiters that get this error. With other connects under way that is the
     /// oldest one, otherwise all. The flag says whether the connect before had succeeded.
-    pub(super) fn failed(&mut self, error: &Arc<ConnectError>, now: Instant) -> (bool, Vec<LeaseWaiter>) {
-        self.connecting -= 1;
+    pub(super) fn failed(
+        &mut self,
+        error: &Arc<ConnectError>,
+        variant: &LoginVariant,
+        now: Instant,
+    ) -> (bool, Vec<LeaseWaiter>) {
+        self.ended(variant);
         self.tally.failure(error.cause.reason());
+        if *variant != LoginVariant::Plain && error.cause.is_about_parameters() {
+            // The server is well: only this client asks for what cannot be had.
+            self.variants.forget(variant);
+            return (false, self.waiters.take_oldest(variant).into_iter().collect());
+        }
         self.backoff.failed(now, error.cause.retry_helps());
         let first = self.last_error.replace(Arc::clone(error)).is_none();
         self.waiters.remove_withdrawn();
-        let count = if self.connecting == 0 { self.waiters.len() } else { 1 };
+        let count = if self.connecting.is_empty() { self.waiters.len() } else { 1 };
         (first, self.waiters.take_first(count))
     }
 
@@ -294,8 +303,9 @@ impl PoolState {
 
     /// Withdraws a waiter for which no connect is under way because there is no room.
     pub(super) fn give_up_without_room(&mut self, id: u64) -> bool {
-        let position = self.waiters.position(id);
-        self.room() == 0 && position.is_some_and(|at| at >= self.connecting) && self.give_up(id)
+        let Some((variant, before)) = self.waiters.place(id) else { return false };
+        let connecting = self.connecting.iter().filter(|one| **one == variant).count();
+        self.room() == 0 && before >= connecting && self.give_up(id)
     }
 
     /// Withdraws a waiter. `false`: it is being answered.
@@ -335,7 +345,7 @@ impl PoolState {
     /// Ends everything that is not leased.
     pub(super) fn close(&mut self) -> (Vec<(IdleConnection, DiscardReason)>, Vec<LeaseWaiter>) {
         self.closed = true;
-        self.reserved = 0;
+        self.reserved.clear();
         let waiters = self.waiters.take_first(usize::MAX);
         (self.remove_idle(|_, _| Some(DiscardReason::PoolClosed)), waiters)
     }
@@ -349,7 +359,7 @@ impl PoolState {
             max: self.settings.max,
             idle: self.idle.unused(),
             kept: self.idle.recycled(),
-            connecting: self.connecting,
+            connecting: self.connecting.len(),
             leased: self.leased,
             waiting: self.waiters.len(),
             last_error: self.last_error.as_ref().map(ToString::to_string),

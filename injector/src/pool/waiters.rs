@@ -6,12 +6,14 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::{Lease, LeaseError};
+use crate::backend::LoginVariant;
 
 /// A lease that waits for a connection.
 #[derive(Debug)]
 pub(super) struct LeaseWaiter {
     id: u64,
     function: Option<Arc<str>>,
+    variant: LoginVariant,
     pub(super) answer: oneshot::Sender<Result<Lease, LeaseError>>,
 }
 
@@ -37,11 +39,12 @@ impl LeaseWaiters {
     pub(super) fn add(
         &mut self,
         function: Option<Arc<str>>,
+        variant: LoginVariant,
         answer: oneshot::Sender<Result<Lease, LeaseError>>,
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.queue.push_back(LeaseWaiter { id, function, answer });
+        self.queue.push_back(LeaseWaiter { id, function, variant, answer });
         id
     }
 
@@ -50,16 +53,32 @@ impl LeaseWaiters {
         self.queue.retain(|waiter| !waiter.is_withdrawn());
     }
 
-    /// Takes the oldest.
-    pub(super) fn take_oldest(&mut self) -> Option<LeaseWaiter> {
+    /// Takes the oldest that wants this kind.
+    pub(super) fn take_oldest(&mut self, variant: &LoginVariant) -> Option<LeaseWaiter> {
         self.remove_withdrawn();
-        self.queue.pop_front()
+        let at = self.queue.iter().position(|waiter| waiter.variant == *variant);
+        at.and_then(|at| self.queue.remove(at))
     }
 
-    /// Takes the oldest of this function.
-    pub(super) fn take_of(&mut self, function: &Arc<str>) -> Option<LeaseWaiter> {
-        let own = |waiter: &LeaseWaiter| waiter.function.as_ref() == Some(function) && !waiter.is_withdrawn();
+    /// Takes the oldest of this function that wants this kind.
+    pub(super) fn take_of(&mut self, function: &Arc<str>, variant: &LoginVariant) -> Option<LeaseWaiter> {
+        let own = |waiter: &LeaseWaiter| {
+            waiter.function.as_ref() == Some(function) && waiter.variant == *variant && !waiter.is_withdrawn()
+        };
         self.queue.iter().position(own).and_then(|at| self.queue.remove(at))
+    }
+
+    /// What those wait for that get none of these connections, of which there are so many of each kind. Takes out those
+    /// that will be given away.
+    pub(super) fn unserved(&self, connections: &mut [(LoginVariant, usize)]) -> Vec<LoginVariant> {
+        let mut unserved = Vec::new();
+        for waiter in &self.queue {
+            match connections.iter_mut().find(|(variant, left)| *left > 0 && *variant == waiter.variant) {
+                Some((_, left)) => *left -= 1,
+                None => unserved.push(waiter.variant.clone()),
+            }
+        }
+        unserved
     }
 
     /// Takes the first `count`.
@@ -67,8 +86,15 @@ impl LeaseWaiters {
         self.queue.drain(..count.min(self.queue.len())).collect()
     }
 
-    /// How many wait before this one, if it still waits.
-    pub(super) fn position(&self, id: u64) -> Option<usize> {
+    /// What this one waits for, and how many wait before it for the same, if it still waits.
+    pub(super) fn place(&self, id: u64) -> Option<(LoginVariant, usize)> {
+        let at = self.position(id)?;
+        let variant = self.queue[at].variant.clone();
+        let before = self.queue.iter().take(at).filter(|waiter| waiter.variant == variant).count();
+        Some((variant, before))
+    }
+
+    fn position(&self, id: u64) -> Option<usize> {
         self.queue.iter().position(|waiter| waiter.id == id)
     }
 

@@ -123,7 +123,7 @@ impl ClientSession<'_> {
         drop(cancel);
         // Another owner of the slot is sending a cancel request, which could hit a query of the next client.
         let Some(slot) = Arc::into_inner(slot) else { return };
-        match timeout(CLEAN_LIMIT, socket.pool.protocol().clean(&mut server)).await {
+        match timeout(CLEAN_LIMIT, socket.pool.protocol().clean(&mut server, slot.variant())).await {
             Ok(Ok(())) => slot.recycle(&socket.function, server, session),
             Ok(Err(cause)) => tracing::debug!(backend = socket.pool.name(), "not used again: {cause}"),
             Err(_) => {

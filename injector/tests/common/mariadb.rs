@@ -118,13 +118,7 @@ pub(crate) fn ask(stream: &mut (impl Read + Write), sql: &str) -> String {
     let mut packet = vec![length[0], length[1], length[2], 0, 3];
     packet.extend(sql.bytes());
     stream.write_all(&packet).expect("sent");
-    let mut next = || {
-        let mut header = [0; 4];
-        stream.read_exact(&mut header).expect("a header");
-        let mut body = vec![0; usize::from(header[0]) | usize::from(header[1]) << 8];
-        stream.read_exact(&mut body).expect("a body");
-        body
-    };
+    let mut next = || answer(stream);
     assert_eq!(next(), [1], "one column");
     let (_column, end) = (next(), next());
     assert_eq!((end[0], end.len()), (0xfe, 5), "the old end of a list, as agreed");
@@ -132,4 +126,27 @@ pub(crate) fn ask(stream: &mut (impl Read + Write), sql: &str) -> String {
     next();
     // A NULL has no length.
     String::from_utf8(row.get(1..).unwrap_or_default().to_vec()).expect("UTF-8")
+}
+
+pub(crate) fn packet(stream: &mut impl Write, sequence: u8, body: &[u8]) {
+    let length = u8::try_from(body.len()).expect("short");
+    stream.write_all(&[&[length, 0, 0, sequence], body].concat()).expect("sent");
+}
+
+pub(crate) fn answer(stream: &mut impl Read) -> Vec<u8> {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).expect("a header");
+    let mut body = vec![0; usize::from(header[0]) | usize::from(header[1]) << 8];
+    stream.read_exact(&mut body).expect("a body");
+    body
+}
+
+/// As a client of a socket, which is asked for no password.
+pub(crate) fn log_in(stream: &mut (impl Read + Write), user: &str, collation: u8) {
+    answer(stream);
+    // Protocol 4.1, plugins, and proofs of any length; multiple statements and results.
+    let flags = 0x0008_0000_u32 | 0x8000 | 0x200 | 0x1_0000 | 0x2_0000;
+    let head = [&flags.to_le_bytes()[..], &[0, 0, 0, 1, collation], &[0; 23]].concat();
+    packet(stream, 1, &[&head[..], user.as_bytes(), b"\0\0mysql_native_password\0"].concat());
+    assert_eq!(answer(stream)[0], 0, "OK");
 }

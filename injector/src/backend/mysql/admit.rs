@@ -1,7 +1,7 @@
 //! Answers the login of a client, on a connection that the pool has logged in before.
 //!
 //! The client gets the greeting of its own pooled connection, without TLS and with the capabilities that the agent logged
-//! in with. Other settings that it asks for are made on the server, or refused with an error of the protocol.
+//! in with. What it asks for beside them a login must carry: then it gets another session, or an error of the protocol.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,28 +12,23 @@ use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::packets::{Packets, parse, query};
-use crate::backend::{AdmissionError, ConnectCause, Session, Stream};
+use super::login::COLLATION;
+use super::packets::{Packets, parse};
+use crate::backend::{AdmissionError, LoginVariant, Session, Stream};
 use crate::sockets::{BackendSocket, ClientSession};
 use crate::{LeaseError, MysqlLogin};
 
 /// From the greeting to the answer.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Offered beside the capabilities of the login: one that concerns only the client's login, which ends here, and several
-/// statements in a query, which can be switched on later.
-const OFFERED: CapabilityFlags =
-    CapabilityFlags::CLIENT_PLUGIN_AUTH_LENENC_CLIENT_DATA.union(CapabilityFlags::CLIENT_MULTI_STATEMENTS);
+/// Offered beside the capabilities of the login: one that concerns only the client's login, which ends here.
+const OFFERED: CapabilityFlags = CapabilityFlags::CLIENT_PLUGIN_AUTH_LENENC_CLIENT_DATA;
 
-/// What would change the meaning of queries, and cannot be switched on after the login.
-const REFUSED: [(CapabilityFlags, &str); 3] = [
-    (CapabilityFlags::CLIENT_FOUND_ROWS, "CLIENT_FOUND_ROWS"),
-    (CapabilityFlags::CLIENT_IGNORE_SPACE, "CLIENT_IGNORE_SPACE"),
-    (CapabilityFlags::CLIENT_SSL, "CLIENT_SSL (this socket is local)"),
-];
-
-/// `COM_SET_OPTION`, `MYSQL_OPTION_MULTI_STATEMENTS_ON`.
-const MULTI_STATEMENTS_ON: [u8; 3] = [0x1b, 0, 0];
+/// What changes the meaning of queries: a client that asks for it gets a session that has begun with it.
+const CHOSEN: CapabilityFlags = CapabilityFlags::CLIENT_FOUND_ROWS
+    .union(CapabilityFlags::CLIENT_LOCAL_FILES)
+    .union(CapabilityFlags::CLIENT_IGNORE_SPACE)
+    .union(CapabilityFlags::CLIENT_MULTI_STATEMENTS);
 
 /// Why a client is not admitted: an error's code and state (MariaDB Knowledge Base, "MariaDB Error Codes").
 #[derive(Debug)]
@@ -54,12 +49,6 @@ impl From<LeaseError> for MysqlRefusal {
     }
 }
 
-impl From<ConnectCause> for MysqlRefusal {
-    fn from(cause: ConnectCause) -> Self {
-        refuse(1105, b"08S01", cause.to_string())
-    }
-}
-
 /// See [`crate::backend::Protocol::admit`].
 pub(super) async fn admit<'a>(
     login: &MysqlLogin,
@@ -67,17 +56,30 @@ pub(super) async fn admit<'a>(
     socket: &'a BackendSocket,
 ) -> Option<ClientSession<'a>> {
     // The server speaks first, so the connection is needed before the client says anything.
-    let (mut server, session, slot) = match socket.lease().await {
+    let mut leased = match socket.lease(socket.expected()).await {
         Ok(leased) => leased,
         Err(error) => return tell(client, 0, &error.into()).await,
     };
-    let mut packets = Packets::new(client, 0, None);
-    let welcomed = timeout(RESPONSE_LIMIT, welcome(login, &session, &mut packets, &mut server)).await;
-    match welcomed {
-        Ok(Ok(())) => Some(ClientSession { server, session, slot: Arc::new(slot), cancel: None }),
-        Ok(Err(AdmissionError::Left)) | Err(_) => None,
-        Ok(Err(AdmissionError::Refused(refusal))) => tell(client, 2, &refusal).await,
+    let asked = timeout(RESPONSE_LIMIT, ask(login, &leased.1, client)).await;
+    let variant = match asked {
+        Ok(Ok(variant)) => variant,
+        Ok(Err(AdmissionError::Left)) | Err(_) => return None,
+        Ok(Err(AdmissionError::Refused(refusal))) => return tell(client, 2, &refusal).await,
+    };
+    if variant != *leased.2.variant() {
+        // The first client of its kind: the next ones will be expected. What it was told is the number of another connection.
+        drop(leased);
+        leased = match socket.lease(variant).await {
+            Ok(leased) => leased,
+            Err(error) => return tell(client, 2, &error.into()).await,
+        };
     }
+    let (server, session, slot) = leased;
+    let Session::Mysql { status, .. } = &session else { return None };
+    let [low, high] = status.to_le_bytes();
+    // OK: no rows, no ID, the status, no warnings.
+    Packets::new(client, 2, None).send(&[0, 0, 0, low, high, 0, 0]).await.ok()?;
+    Some(ClientSession { server, session, slot: Arc::new(slot), cancel: None })
 }
 
 /// See [`crate::backend::Protocol::turn_away`].
@@ -97,23 +99,22 @@ async fn tell<'a>(client: &mut Stream, sequence: u8, refusal: &MysqlRefusal) -> 
     None
 }
 
-/// The greeting, the client's answer, and the settings that it asks for.
-async fn welcome<C, S>(
+/// The greeting, and the client's answer: what its session must have begun with.
+async fn ask<C>(
     login: &MysqlLogin,
     session: &Session,
-    client: &mut Packets<'_, C>,
-    server: &mut S,
-) -> Result<(), AdmissionError<MysqlRefusal>>
+    client: &mut C,
+) -> Result<LoginVariant, AdmissionError<MysqlRefusal>>
 where
     C: AsyncRead + AsyncWrite + Unpin,
-    S: AsyncRead + AsyncWrite + Unpin,
 {
     let Session::Mysql { server_version, connection_id, capabilities, collation, status, .. } = session
     else {
         return Err(refuse(1105, b"HY000", "the pool gave a connection of another kind").into());
     };
+    let mut client = Packets::new(client, 0, None);
     let agreed = CapabilityFlags::from_bits_retain(*capabilities) - CapabilityFlags::CLIENT_SSL;
-    let offered = agreed | OFFERED | CapabilityFlags::CLIENT_CONNECT_WITH_DB;
+    let offered = agreed | OFFERED | CHOSEN | CapabilityFlags::CLIENT_CONNECT_WITH_DB;
     // The client is not asked for a password, so its answer to this is not checked.
     let mut nonce: [u8; 21] = rand::rng().random();
     nonce.iter_mut().for_each(|byte| *byte = *byte % 94 + 33);
@@ -132,50 +133,22 @@ where
     );
     client.say(&greeting).await.map_err(|_| AdmissionError::Left)?;
     let mut packet = client.next().await.map_err(|_| AdmissionError::Left)?;
-    let wanted = wanted(login, &mut packet, offered)?;
-
-    let mut server = Packets::new(server, 0, None);
-    let refused = |cause: ConnectCause| AdmissionError::Refused(cause.into());
-    if wanted.multi_statements {
-        server.order(&MULTI_STATEMENTS_ON).await.map_err(refused)?;
-    }
-    if wanted.collation != 0 && wanted.collation != *collation {
-        server.order(&set_collation(wanted.collation)).await.map_err(refused)?;
-    }
-    let [low, high] = status.to_le_bytes();
-    // OK: no rows, no ID, the status, no warnings.
-    client.send(&[0, 0, 0, low, high, 0, 0]).await.map_err(|_| AdmissionError::Left)
-}
-
-/// A query that sets the connection's character sets and collation.
-fn set_collation(n: u8) -> Vec<u8> {
-    query(&format!("SET character_set_client={n}, character_set_results={n}, collation_connection={n}"))
-}
-
-/// What a client wants to differ from the login.
-#[derive(Debug, PartialEq, Eq)]
-struct ClientSettings {
-    multi_statements: bool,
-    /// 0 if it names none.
-    collation: u8,
+    Ok(wanted(login, &mut packet, offered)?)
 }
 
 fn wanted(
     login: &MysqlLogin,
     packet: &mut [u8],
     offered: CapabilityFlags,
-) -> Result<ClientSettings, MysqlRefusal> {
+) -> Result<LoginVariant, MysqlRefusal> {
     let malformed = || refuse(1043, b"08S01", "Bad handshake");
     let (flags, _) = packet.split_first_chunk_mut::<4>().ok_or_else(malformed)?;
     let asked = CapabilityFlags::from_bits_retain(u32::from_le_bytes(*flags));
     if !asked.contains(CapabilityFlags::CLIENT_PROTOCOL_41) {
         return Err(refuse(1251, b"08004", "the client is too old: it does not speak protocol 4.1"));
     }
-    for (flag, name) in REFUSED {
-        if asked.contains(flag) {
-            let message = format!("{name} cannot be had on a connection that is logged in already");
-            return Err(refuse(1235, b"42000", message));
-        }
+    if asked.contains(CapabilityFlags::CLIENT_SSL) {
+        return Err(refuse(1235, b"42000", "CLIENT_SSL cannot be had: this socket is local"));
     }
     // Some clients name capabilities that were not offered: they do not count.
     *flags = (asked & offered).bits().to_le_bytes();
@@ -194,14 +167,16 @@ fn wanted(
             return Err(refuse(1049, b"42000", message));
         }
     }
-    let multi_statements = response.capabilities().contains(CapabilityFlags::CLIENT_MULTI_STATEMENTS);
-    Ok(ClientSettings { multi_statements, collation: response.collation() })
+    let flags = (response.capabilities() & CHOSEN).bits();
+    let collation = if response.collation() == 0 { COLLATION } else { response.collation() };
+    let plain = flags == 0 && collation == COLLATION;
+    Ok(if plain { LoginVariant::Plain } else { LoginVariant::Capabilities { flags, collation } })
 }
 
 /// A client's answer to the greeting.
 #[cfg(feature = "fuzzing")]
 pub(super) fn fuzz_first_packet(login: &MysqlLogin, body: &[u8]) {
-    let _ = wanted(login, &mut body.to_vec(), super::login::WANTED | OFFERED);
+    let _ = wanted(login, &mut body.to_vec(), super::login::WANTED | OFFERED | CHOSEN);
 }
 
 #[cfg(test)]
@@ -226,23 +201,25 @@ mod tests {
         packet
     }
 
-    fn asked(mut packet: Vec<u8>) -> Result<ClientSettings, (u16, String)> {
-        let offered = WANTED | OFFERED;
+    fn asked(mut packet: Vec<u8>) -> Result<LoginVariant, (u16, String)> {
+        let offered = WANTED | OFFERED | CHOSEN;
         wanted(&login(), &mut packet, offered).map_err(|refusal| (refusal.code, refusal.message))
     }
 
     #[test]
     fn what_a_client_asks_for_is_honoured_or_refused() {
         let none = CapabilityFlags::empty();
-        let plain = ClientSettings { multi_statements: false, collation: 8 };
-        assert_eq!(asked(response(none, 8, "app", "orders")), Ok(plain));
-        let many = CapabilityFlags::CLIENT_MULTI_STATEMENTS | CapabilityFlags::CLIENT_DEPRECATE_EOF;
-        let wanted = ClientSettings { multi_statements: true, collation: 0 };
-        assert_eq!(asked(response(many, 0, "app", "")), Ok(wanted), "what was not offered is not there");
+        let kind =
+            |flags: CapabilityFlags, collation| LoginVariant::Capabilities { flags: flags.bits(), collation };
+        assert_eq!(asked(response(none, 45, "app", "orders")), Ok(LoginVariant::Plain));
+        assert_eq!(asked(response(none, 8, "app", "orders")), Ok(kind(none, 8)));
+        let many = CapabilityFlags::CLIENT_MULTI_STATEMENTS;
+        let packet = response(many | CapabilityFlags::CLIENT_DEPRECATE_EOF, 0, "app", "");
+        assert_eq!(asked(packet), Ok(kind(many, 45)), "what was not offered is not there");
+        assert_eq!(asked(response(CHOSEN, 224, "app", "")), Ok(kind(CHOSEN, 224)));
         for (packet, code, said) in [
             (response(none, 8, "root", "orders"), 1045, "log in as 'app'"),
             (response(none, 8, "app", "mysql"), 1049, "'mysql'"),
-            (response(CapabilityFlags::CLIENT_FOUND_ROWS, 8, "app", ""), 1235, "CLIENT_FOUND_ROWS"),
             (response(CapabilityFlags::CLIENT_SSL, 8, "app", ""), 1235, "CLIENT_SSL"),
             (vec![0; 40], 1251, "too old"),
             (vec![0, 2], 1043, "Bad handshake"),

@@ -1,19 +1,19 @@
 //! Using a session again: finding the end of a client's conversation, and cleaning the session.
 
+use mysql_common::constants::CapabilityFlags;
 use rand::RngExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::QUIT;
-use super::login::{MysqlTransport, log_in_again};
+use super::login::{MysqlTransport, log_in_again, wanted};
 use super::packets::{Packets, query};
 use crate::MysqlLogin;
-use crate::backend::{ConnectCause, TerminationDetector};
+use crate::backend::{ConnectCause, LoginVariant, TerminationDetector};
 
 /// Length and sequence number.
 const HEADER_BYTES: u8 = 4;
 
-/// `COM_SET_OPTION`, `MYSQL_OPTION_MULTI_STATEMENTS_OFF`.
-const MULTI_STATEMENTS_OFF: [u8; 3] = [0x1b, 1, 0];
+const COM_SET_OPTION: u8 = 0x1b;
 /// Its answer is a line of text, unlike the answers to all other commands here.
 const COM_STATISTICS: u8 = 0x09;
 
@@ -25,6 +25,8 @@ pub(super) struct QuitDetector {
     length: usize,
     /// Bytes of its body that follow.
     body: usize,
+    /// The sequence number of the packet before.
+    sequence: u8,
 }
 
 impl TerminationDetector for QuitDetector {
@@ -38,11 +40,14 @@ impl TerminationDetector for QuitDetector {
                 at += skipped;
                 continue;
             }
-            if self.header == 0 && bytes[at..].starts_with(&QUIT) {
+            // The 256th packet of a file (LOAD DATA LOCAL) has the number of a command, too.
+            if self.header == 0 && bytes[at..].starts_with(&QUIT) && self.sequence != u8::MAX {
                 return Some(at);
             }
             if self.header < HEADER_BYTES - 1 {
                 self.length |= usize::from(*byte) << (8 * self.header);
+            } else {
+                self.sequence = *byte;
             }
             self.header += 1;
             if self.header == HEADER_BYTES {
@@ -59,19 +64,28 @@ pub(super) async fn clean<S>(
     login: &MysqlLogin,
     stream: &mut S,
     transport: MysqlTransport,
+    variant: &LoginVariant,
 ) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut packets = Packets::new(stream, 0, login.password.as_ref());
-    log_in_again(login, &mut packets, transport).await?;
+    log_in_again(login, &mut packets, transport, variant).await?;
     let [first, second] = rand::rng().random::<[u32; 2]>();
-    // RAND() goes on from other numbers; FOUND_ROWS() is 1, as after a login.
-    let seeds = query(&format!("SET rand_seed1={first}, rand_seed2={second}"));
-    packets.commands(&[&MULTI_STATEMENTS_OFF, &seeds, &query("SELECT 1"), &[COM_STATISTICS]]).await?;
-    packets.done().await?;
+    let (flags, _) = wanted(variant);
+    // `MYSQL_OPTION_MULTI_STATEMENTS_ON` is 0, the other one 1.
+    let single = !flags.contains(CapabilityFlags::CLIENT_MULTI_STATEMENTS);
+    // RAND() goes on from other numbers; FOUND_ROWS() is 1 and ROW_COUNT() 0, as after a login.
+    let mut set = format!("SET rand_seed1={first}, rand_seed2={second}");
+    if flags.contains(CapabilityFlags::CLIENT_IGNORE_SPACE) {
+        // It counts at the first login only.
+        set.push_str(", sql_mode=CONCAT_WS(',', NULLIF(@@sql_mode, ''), 'IGNORE_SPACE')");
+    }
+    let option = [COM_SET_OPTION, u8::from(single), 0];
+    packets.commands(&[&option, &query("SELECT 1"), &query(&set), &[COM_STATISTICS]]).await?;
     packets.done().await?;
     packets.row().await?;
+    packets.done().await?;
     // If a command of the client is still unanswered, its answer comes first, and another one than this is read here.
     let last = packets.answer().await?;
     if last.first().is_some_and(u8::is_ascii_alphabetic) {
@@ -110,6 +124,8 @@ mod tests {
         }
         // A packet that goes on with something else.
         assert_eq!(QuitDetector::default().find(&[1, 0, 0, 1, 1]), None);
+        // The end of a file.
+        assert_eq!(QuitDetector::default().find(&[1, 0, 0, 255, 7, 1, 0, 0, 0, 1, 0, 0, 0, 1]), None);
     }
 
     proptest! {
@@ -126,7 +142,7 @@ mod tests {
         let (mut ours, mut theirs) = duplex(1 << 16);
         theirs.write_all(&answers.concat()).await.unwrap();
         theirs.shutdown().await.unwrap();
-        let outcome = clean(&login, &mut ours, MysqlTransport::default()).await;
+        let outcome = clean(&login, &mut ours, MysqlTransport::default(), &LoginVariant::Plain).await;
         drop(ours);
         let mut said = Vec::new();
         theirs.read_to_end(&mut said).await.unwrap();
@@ -136,7 +152,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_answers_to_our_own_commands_make_it_clean() {
-        let good: [&[u8]; 5] = [&OK, &END, &OK, &ROW, &STATISTICS];
+        let good: [&[u8]; 5] = [&OK, &END, &ROW, &OK, &STATISTICS];
         against(&good).await.unwrap();
         for left in [&OK[..], &END, &STATISTICS, &[1, 0, 0, 1, 2]] {
             let answers = [&[left][..], &good].concat();

@@ -6,11 +6,12 @@ use mysql_common::packets::{
     AuthMoreData, AuthPlugin, AuthSwitchRequest, CommonOkPacket, HandshakePacket, HandshakeResponse,
     OkPacketDeserializer, SslRequest,
 };
+use mysql_common::proto::MySerialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::MysqlLogin;
 use super::packets::{Packets, parse, unexpected};
-use crate::backend::{ConnectCause, LoginResult, Session, Stream};
+use crate::backend::{ConnectCause, LoginResult, LoginVariant, Session, Stream};
 
 /// Without these no login is possible.
 pub(super) const NEEDED: CapabilityFlags = CapabilityFlags::CLIENT_PROTOCOL_41
@@ -54,7 +55,7 @@ impl MysqlTransport {
 }
 
 /// Reads the greeting, which comes in the clear, and asks for TLS. The login needs the greeting after the handshake.
-pub(super) async fn start_tls<S>(stream: &mut S) -> Result<Vec<u8>, ConnectCause>
+pub(super) async fn start_tls<S>(stream: &mut S, variant: &LoginVariant) -> Result<Vec<u8>, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -64,8 +65,10 @@ where
     if !greeting.capabilities().contains(CapabilityFlags::CLIENT_SSL) {
         return Err(ConnectCause::TlsRefused);
     }
-    let capabilities = WANTED & greeting.capabilities() | CapabilityFlags::CLIENT_SSL;
-    packets.say(&SslRequest::new(capabilities, MAX_PACKET, COLLATION)).await?;
+    // MariaDB goes by these capabilities, and not by those of the login that follows.
+    let (flags, collation) = wanted(variant);
+    let capabilities = (WANTED | flags) & greeting.capabilities() | CapabilityFlags::CLIENT_SSL;
+    packets.say(&SslRequest::new(capabilities, MAX_PACKET, collation)).await?;
     Ok(packet)
 }
 
@@ -106,6 +109,7 @@ pub(super) async fn log_in<S>(
     stream: &mut S,
     greeting: Vec<u8>,
     transport: MysqlTransport,
+    variant: &LoginVariant,
 ) -> Result<LoginResult, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -116,7 +120,8 @@ where
     let packet = if greeting.is_empty() { packets.next().await? } else { greeting };
     let greeting = parse_greeting(&packets, &packet)?;
 
-    let mut capabilities = WANTED & greeting.capabilities();
+    let (flags, collation) = wanted(variant);
+    let mut capabilities = (WANTED | flags) & greeting.capabilities();
     capabilities.set(CapabilityFlags::CLIENT_SSL, transport.tls);
     let nonce = greeting.nonce();
     let mut dialogue = AuthDialogue { login, transport, nonce: &nonce, method: None };
@@ -135,7 +140,13 @@ where
         MAX_PACKET,
     );
     capabilities = response.capabilities();
-    packets.say(&response).await?;
+    let mut packet = zeroize::Zeroizing::new(Vec::new());
+    response.serialize(&mut packet);
+    // The library chooses the collation itself. It follows the capabilities and the largest packet, of four bytes each.
+    if let Some(byte) = packet.get_mut(8) {
+        *byte = collation;
+    }
+    packets.send(&packet).await?;
 
     let status = authenticate(&mut packets, &mut dialogue, capabilities).await?;
     let session = Session::Mysql {
@@ -144,7 +155,7 @@ where
         user: login.user.clone(),
         database: login.database.clone(),
         capabilities: capabilities.bits(),
-        collation: COLLATION,
+        collation,
         status,
     };
     Ok(LoginResult { session, cancel: None })
@@ -156,13 +167,14 @@ pub(super) async fn log_in_again<S>(
     login: &MysqlLogin,
     packets: &mut Packets<'_, S>,
     transport: MysqlTransport,
+    variant: &LoginVariant,
 ) -> Result<(), ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // The server begins anew with a challenge: the proof here is empty.
     let texts = [login.user.as_bytes(), b"\0\0", login.database.as_deref().unwrap_or("").as_bytes(), b"\0"];
-    let rest = [&[COLLATION, 0][..], b"mysql_native_password\0"];
+    let rest = [&[wanted(variant).1, 0][..], b"mysql_native_password\0"];
     let request = [&[COM_CHANGE_USER][..], &texts.concat(), &rest.concat()].concat();
     packets.command(&request).await?;
     let mut dialogue = AuthDialogue { login, transport, nonce: &[], method: None };
@@ -203,6 +215,16 @@ where
         }
     }
     Err(ConnectCause::Unexpected { expected: "the end of a login", found: "more questions".to_owned() })
+}
+
+/// The capabilities and the collation of a login.
+pub(super) fn wanted(variant: &LoginVariant) -> (CapabilityFlags, u8) {
+    match variant {
+        LoginVariant::Capabilities { flags, collation } => {
+            (CapabilityFlags::from_bits_retain(*flags), *collation)
+        }
+        _ => (CapabilityFlags::empty(), COLLATION),
+    }
 }
 
 /// Steps of a method: challenges of the server and our answers.

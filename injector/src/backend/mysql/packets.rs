@@ -76,12 +76,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Packets<'a, S> {
         self.send(body).await
     }
 
-    /// Sends a command whose only answer is that it is done.
-    pub(super) async fn order(&mut self, command: &[u8]) -> Result<(), ConnectCause> {
-        self.command(command).await?;
-        self.done().await
-    }
-
     /// Sends commands without waiting for their answers.
     pub(super) async fn commands(&mut self, bodies: &[&[u8]]) -> Result<(), ConnectCause> {
         let mut bytes = Vec::new();

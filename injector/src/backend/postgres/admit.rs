@@ -1,22 +1,18 @@
 //! Answers the login of a client, on a connection that the pool has logged in before (PostgreSQL documentation, "Message
 //! Flow" and "Message Formats").
 //!
-//! The client is asked for no password; TLS and GSSAPI are declined. Parameters of its StartupMessage are set on the server
-//! by `set_config`, or refused in the server's own format. Nothing of the message becomes SQL.
+//! The client is asked for no password; TLS and GSSAPI are declined. Parameters of its StartupMessage are those of the login
+//! that its session has begun with: `RESET` goes back to them. Nothing of the message becomes SQL.
 
 mod request;
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use postgres_protocol::message::{backend::Message, frontend};
 use rand::RngExt;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::frames::{Frames, ProtocolError, encode};
 use crate::backend::{AdmissionError, ConnectCause, Session, Stream};
 use crate::sockets::{BackendSocket, CancelKey, CancelRegistration, ClientSession};
 use crate::{LeaseError, PostgresLogin};
@@ -36,17 +32,14 @@ fn refuse(sqlstate: &str, message: impl Into<String>) -> PostgresRefusal {
     PostgresRefusal { sqlstate: sqlstate.to_owned(), message: message.into() }
 }
 
-impl From<ConnectCause> for PostgresRefusal {
-    fn from(cause: ConnectCause) -> Self {
-        match cause {
-            ConnectCause::Server { sqlstate, message } => Self { sqlstate, message },
-            other => refuse("08006", other.to_string()),
-        }
-    }
-}
-
 impl From<LeaseError> for PostgresRefusal {
     fn from(error: LeaseError) -> Self {
+        if let LeaseError::Connect(error) = &error
+            && let ConnectCause::Server { sqlstate, message } = &error.cause
+            && error.cause.is_about_parameters()
+        {
+            return refuse(sqlstate, message);
+        }
         let sqlstate = if matches!(error, LeaseError::Exhausted { .. }) { "53300" } else { "08001" };
         refuse(sqlstate, error.to_string())
     }
@@ -105,18 +98,17 @@ async fn welcome<'a>(
     socket: &'a BackendSocket,
     start: StartupMessage,
 ) -> Result<Option<ClientSession<'a>>, PostgresRefusal> {
-    let wanted = request::wanted(login, &start)?;
-    let (mut server, session, slot) = socket.lease().await?;
+    let variant = request::variant(login, &start)?;
+    let (server, session, slot) = socket.lease(variant).await?;
     let Session::Postgres { process_id, parameters, .. } = &session else {
         return Err(refuse("XX000", "the pool gave a connection of another kind"));
     };
-    let (process_id, mut parameters) = (*process_id, parameters.clone());
-    set(&mut server, &wanted, &mut parameters).await?;
     let slot = Arc::new(slot);
-    let key = (process_id, rand::rng().random());
+    let key = (*process_id, rand::rng().random());
     let registered = CancelRegistration::new(socket, key, &slot);
+    let greeting = greeting(&start, key, parameters);
     let admitted = ClientSession { server, session, slot, cancel: Some(registered) };
-    let sent = client.write_all(&greeting(&start, key, &parameters)).await;
+    let sent = client.write_all(&greeting).await;
     Ok(sent.is_ok().then_some(admitted))
 }
 
@@ -124,79 +116,10 @@ async fn welcome<'a>(
 #[cfg(feature = "fuzzing")]
 pub(super) fn fuzz_first_packet(login: &PostgresLogin, body: &[u8]) {
     if let Ok(Some(FirstPacket::Startup(start))) = request::parse(body)
-        && request::wanted(login, &start).is_ok()
+        && request::variant(login, &start).is_ok()
     {
         greeting(&start, (1, 2), &start.parameters);
     }
-}
-
-/// Sets the parameters whose values differ, in one round trip; none if all are as wanted.
-async fn set<S>(
-    server: &mut S,
-    wanted: &[(String, String)],
-    parameters: &mut Vec<(String, String)>,
-) -> Result<(), PostgresRefusal>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-{
-    let differs = |(name, value): &&(String, String)| {
-        !parameters.iter().any(|(known, is)| known.eq_ignore_ascii_case(name) && same(name, value, is))
-    };
-    let changes: Vec<_> = wanted.iter().filter(differs).collect();
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let mut request =
-        encode(|buf| frontend::parse("", "select pg_catalog.set_config($1, $2, false)", [25, 25], buf))?;
-    for (name, value) in changes {
-        request.extend(bind(name, value)?);
-        request.extend(encode(|buf| frontend::execute("", 0, buf))?);
-    }
-    request.extend(encode(|buf| {
-        frontend::sync(buf);
-        Ok(())
-    })?);
-    let mut frames = Frames::new(server, None);
-    frames.send(&request).await?;
-    loop {
-        match frames.next().await? {
-            Message::ParameterStatus(body) => {
-                let malformed =
-                    |error| PostgresRefusal::from(ConnectCause::from(ProtocolError::Malformed(error)));
-                let (name, value) = (body.name().map_err(malformed)?, body.value().map_err(malformed)?);
-                match parameters.iter_mut().find(|(known, _)| known == name) {
-                    Some((_, known)) => value.clone_into(known),
-                    None => parameters.push((name.to_owned(), value.to_owned())),
-                }
-            }
-            Message::ReadyForQuery(body) if body.status() == b'I' => break,
-            Message::ReadyForQuery(_) => return Err(ConnectCause::from(frames.unexpected()).into()),
-            _ => {}
-        }
-    }
-    if frames.is_quiet() { Ok(()) } else { Err(ConnectCause::from(ProtocolError::NotQuiet).into()) }
-}
-
-/// Drivers spell encodings in many ways; like the server, this ignores case and punctuation.
-fn same(name: &str, wanted: &str, is: &str) -> bool {
-    let plain = |text: &str| {
-        text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
-    };
-    wanted == is || (name.eq_ignore_ascii_case("client_encoding") && plain(wanted) == plain(is))
-}
-
-fn bind(name: &str, value: &str) -> Result<BytesMut, ConnectCause> {
-    encode(|buf| {
-        let values = [name, value];
-        let write = |value: &str, buf: &mut BytesMut| {
-            buf.extend_from_slice(value.as_bytes());
-            Ok(postgres_protocol::IsNull::No)
-        };
-        frontend::bind("", "", [], values, write, [], buf).map_err(|error| match error {
-            frontend::BindError::Conversion(error) => io::Error::other(error),
-            frontend::BindError::Serialization(error) => error,
-        })
-    })
 }
 
 /// The server's messages after a login without a password. The secret is not the server's: with the server's, the client

@@ -10,10 +10,10 @@ use zeroize::Zeroizing;
 
 use super::frames::{Frames, ProtocolError, encode};
 use super::{PostgresLogin, auth};
-use crate::backend::{CancelRequest, ConnectCause, LoginResult, Session};
+use crate::backend::{CancelRequest, ConnectCause, LoginResult, LoginVariant, Session};
 
-/// Start-up parameters that the operator's options replace.
-const DEFAULTS: [(&str, &str); 2] = [("application_name", "headstart"), ("client_encoding", "UTF8")];
+/// The start-up parameter that others replace.
+pub(super) const ENCODING: (&str, &str) = ("client_encoding", "UTF8");
 
 /// What a login goes through.
 #[derive(Debug, Default)]
@@ -44,12 +44,13 @@ pub(super) async fn log_in<S>(
     login: &PostgresLogin,
     stream: &mut S,
     channel: PostgresTransport,
+    variant: &LoginVariant,
 ) -> Result<LoginResult, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut frames = Frames::new(stream, login.password.as_ref());
-    frames.send(&startup(login)?).await?;
+    frames.send(&startup(login, variant)?).await?;
     auth::authenticate(login, &mut frames, channel).await?;
     let logged_in = settle(login, &mut frames).await?;
     warm_up(login, &mut frames).await?;
@@ -71,12 +72,21 @@ where
     Ok(())
 }
 
-fn startup(login: &PostgresLogin) -> Result<BytesMut, ConnectCause> {
-    let fixed = [("user", login.user.as_str()), ("database", login.database.as_str())];
-    let defaults = DEFAULTS.into_iter().filter(|(name, _)| !login.options.contains_key(*name));
+fn startup(login: &PostgresLogin, variant: &LoginVariant) -> Result<BytesMut, ConnectCause> {
+    let fixed = [("user", login.user.as_str()), ("database", login.database.as_str()), ENCODING];
     let options = login.options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let options = options.filter(|(name, _)| !matches!(*name, "user" | "database"));
-    encode(|buf| frontend::startup_message(fixed.into_iter().chain(defaults).chain(options), buf))
+    let wanted = match variant {
+        LoginVariant::Parameters(wanted) => &**wanted,
+        _ => &[],
+    };
+    let wanted = wanted.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let mut parameters: Vec<(&str, &str)> = Vec::new();
+    for (name, value) in fixed.into_iter().chain(options).chain(wanted) {
+        parameters.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+        parameters.push((name, value));
+    }
+    encode(|buf| frontend::startup_message(parameters, buf))
 }
 
 /// After `AuthenticationOk`: reads what the server tells about itself, up to `ReadyForQuery`.

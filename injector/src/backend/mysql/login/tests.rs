@@ -59,7 +59,7 @@ async fn against(
     let (mut ours, mut theirs) = duplex(1 << 16);
     theirs.write_all(script).await.unwrap();
     theirs.shutdown().await.unwrap();
-    let outcome = log_in(&login(), &mut ours, Vec::new(), channel).await;
+    let outcome = log_in(&login(), &mut ours, Vec::new(), channel, &LoginVariant::Plain).await;
     drop(ours);
     let mut said = Vec::new();
     theirs.read_to_end(&mut said).await.unwrap();
@@ -180,7 +180,7 @@ async fn a_server_without_tls_is_refused_before_the_login() {
     let (mut ours, mut theirs) = duplex(1 << 16);
     let offers = packets(&[&greeting("mysql_native_password")]);
     theirs.write_all(&offers).await.unwrap();
-    let said = start_tls(&mut ours).await.unwrap();
+    let said = start_tls(&mut ours, &LoginVariant::Plain).await.unwrap();
     assert_eq!(said, greeting("mysql_native_password"));
     let mut asked = [0; 36];
     theirs.read_exact(&mut asked).await.unwrap();
@@ -194,7 +194,7 @@ async fn a_server_without_tls_is_refused_before_the_login() {
     // The lower half of the flags, after version, "8.0.36", number, nonce and filler.
     offers[4 + 1 + 7 + 4 + 8 + 1 + 1] &= !8;
     theirs.write_all(&offers).await.unwrap();
-    assert!(matches!(start_tls(&mut ours).await, Err(ConnectCause::TlsRefused)));
+    assert!(matches!(start_tls(&mut ours, &LoginVariant::Plain).await, Err(ConnectCause::TlsRefused)));
 }
 
 /// Found by the fuzz target `server`.

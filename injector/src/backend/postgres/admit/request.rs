@@ -6,7 +6,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{PostgresRefusal, refuse};
 use crate::PostgresLogin;
-use crate::backend::AdmissionError;
+use crate::backend::postgres::login::ENCODING;
+use crate::backend::{AdmissionError, LoginVariant};
 use crate::sockets::CancelKey;
 
 /// Largest first packet that a server accepts (`MAX_STARTUP_PACKET_LENGTH`).
@@ -102,11 +103,35 @@ fn text(rest: &mut &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// The parameters that a session must have, in the order in which they were given.
-pub(super) fn wanted(
+/// What the login of the client's session must carry beside what is configured.
+pub(super) fn variant(
     login: &PostgresLogin,
     start: &StartupMessage,
-) -> Result<Vec<(String, String)>, PostgresRefusal> {
+) -> Result<LoginVariant, PostgresRefusal> {
+    let mut parameters: Vec<(String, String)> = Vec::new();
+    // The last one of a name counts.
+    for (name, value) in wanted(login, start)? {
+        parameters.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
+        parameters.push((name, value));
+    }
+    parameters.retain(|(name, value)| !is_configured(login, name, value));
+    Ok(if parameters.is_empty() { LoginVariant::Plain } else { LoginVariant::Parameters(parameters.into()) })
+}
+
+/// Whether each login has this parameter.
+fn is_configured(login: &PostgresLogin, name: &str, value: &str) -> bool {
+    if let Some(configured) = login.options.get(name) {
+        return configured == value;
+    }
+    // Drivers spell encodings in many ways; like the server, this ignores case and punctuation.
+    let plain = |text: &str| {
+        text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
+    };
+    name.eq_ignore_ascii_case(ENCODING.0) && plain(value) == plain(ENCODING.1)
+}
+
+/// The parameters that a session must have, in the order in which they were given.
+fn wanted(login: &PostgresLogin, start: &StartupMessage) -> Result<Vec<(String, String)>, PostgresRefusal> {
     let mut wanted = Vec::new();
     let (mut user, mut database) = (None, None);
     for (name, value) in &start.parameters {

@@ -1,16 +1,6 @@
 use super::*;
-use tokio::io::duplex;
-
-#[tokio::test]
-async fn what_is_so_already_costs_no_round_trip() {
-    let mut parameters =
-        vec![("client_encoding".to_owned(), "UTF8".to_owned()), ("TimeZone".to_owned(), "UTC".to_owned())];
-    let wanted =
-        [("client_encoding".to_owned(), "utf-8".to_owned()), ("timezone".to_owned(), "UTC".to_owned())];
-    // A server that never answers.
-    let (mut server, _theirs) = duplex(64);
-    set(&mut server, &wanted, &mut parameters).await.unwrap();
-}
+use bytes::BytesMut;
+use postgres_protocol::message::backend::Message;
 
 #[test]
 fn a_refusal_is_an_error_as_the_server_sends_it() {

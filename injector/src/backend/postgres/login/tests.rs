@@ -46,10 +46,14 @@ async fn against<F: Future<Output = ()>>(
         let length = theirs.read_u32().await.unwrap();
         let mut startup = vec![0; length as usize - 4];
         theirs.read_exact(&mut startup).await.unwrap();
-        assert!(startup.starts_with(b"\0\x03\0\0user\0app\0database\0orders\0application_name\0headstart\0"));
+        assert!(startup.starts_with(b"\0\x03\0\0user\0app\0database\0orders\0client_encoding\0UTF8\0"));
         server(theirs).await;
     };
-    tokio::join!(log_in(&login, &mut ours, PostgresTransport { private, end_point: None }), server).0
+    tokio::join!(
+        log_in(&login, &mut ours, PostgresTransport { private, end_point: None }, &LoginVariant::Plain),
+        server
+    )
+    .0
 }
 
 async fn against_script(script: Vec<u8>) -> Result<LoginResult, ConnectCause> {
@@ -178,7 +182,7 @@ async fn chosen(end_point: Option<&[u8]>, offer: &[u8]) -> String {
         drop(theirs);
         String::from_utf8_lossy(&answer[5..read]).into_owned()
     };
-    tokio::join!(log_in(&login, &mut ours, channel), server).1
+    tokio::join!(log_in(&login, &mut ours, channel, &LoginVariant::Plain), server).1
 }
 
 #[tokio::test]
@@ -229,7 +233,7 @@ async fn absurd_number_of_hash_rounds_is_refused() {
 fn options_replace_defaults_but_not_the_identity() {
     let options = [("user", "root"), ("application_name", "mine"), ("search_path", "a")];
     let options = options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    let packet = startup(&PostgresLogin { options, ..login() }).unwrap();
+    let packet = startup(&PostgresLogin { options, ..login() }, &LoginVariant::Plain).unwrap();
     let text = String::from_utf8_lossy(&packet[8..]).replace('\0', " ");
     assert_eq!(text, "user app database orders client_encoding UTF8 application_name mine search_path a  ");
 }
@@ -237,7 +241,7 @@ fn options_replace_defaults_but_not_the_identity() {
 #[test]
 fn parameter_with_nul_is_refused_before_anything_is_sent() {
     let login = PostgresLogin { user: "a\0database\0postgres".into(), ..login() };
-    let cause = startup(&login).unwrap_err();
+    let cause = startup(&login, &LoginVariant::Plain).unwrap_err();
     assert!(matches!(cause, ConnectCause::Protocol(ProtocolError::Unsendable(_))), "{cause:?}");
 }
 

@@ -116,6 +116,25 @@ fn parameters_are_honoured_or_refused() {
     assert_eq!(wanted(&same_name, &start(&[("user", "app")])), Ok(vec![]));
 }
 
+#[test]
+fn a_login_carries_what_differs_from_the_usual_one() {
+    let login =
+        PostgresLogin { options: [("application_name".to_owned(), "a".to_owned())].into(), ..login() };
+    let with = |more: &[(&'static str, &'static str)]| {
+        variant(&login, &start(&[&[("user", "app"), ("database", "orders")][..], more].concat())).unwrap()
+    };
+    assert_eq!(with(&[("client_encoding", "utf-8"), ("application_name", "a")]), LoginVariant::Plain);
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        with(&[
+            ("application_name", "a"),
+            ("TimeZone", "UTC"),
+            ("options", "-c timezone=CET --application-name=b")
+        ]),
+        LoginVariant::Parameters([pair("timezone", "CET"), pair("application_name", "b")].into())
+    );
+}
+
 proptest! {
     #[test]
     fn no_first_packet_panics(body in prop::collection::vec(any::<u8>(), 0..256), text in ".{0,64}") {
