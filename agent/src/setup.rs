@@ -201,6 +201,8 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
             cpu_weight: function.cpu_weight,
             io_weight: function.io_weight,
         },
+        mounts: function.mounts.clone(),
+        secrets: function.secrets.clone(),
         backends: function.backend_sockets,
         init: contract::init(config, function),
     }

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use headstart_config::Agent;
+use headstart_config::{Agent, Mount, Secret};
 use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, Channel};
 
 mod docker;
@@ -52,6 +52,7 @@ mod nice;
 mod note;
 mod pid_watch;
 mod seccomp;
+mod secrets;
 mod tick;
 
 pub use cgroup::Shares;
@@ -119,6 +120,10 @@ pub struct ContainerSpec {
     pub pids: u64,
     /// What it gets of processors and block devices.
     pub shares: Shares,
+    /// What it sees of the node.
+    pub mounts: Vec<Mount>,
+    /// What it finds in [`headstart_config::SECRETS_PATH`].
+    pub secrets: Vec<Secret>,
     /// The instance sees what is in [`backends_directory`] at [`headstart_wire::BACKENDS_PATH`].
     pub backends: bool,
     /// The first process, if that is not the program itself.

@@ -57,6 +57,8 @@ impl Fingerprint {
             user,
             command,
             env,
+            mounts,
+            secrets,
             backends,
             memory_bytes,
             cpu_millis,
@@ -102,6 +104,15 @@ impl Fingerprint {
         }
         for (name, value) in env.iter() {
             self.add(&format!("env.{name}"), value);
+        }
+        for mount in mounts {
+            self.add(&format!("mounts.{}", mount.target.display()), mount.source.as_os_str().as_bytes());
+            if !mount.read_only {
+                self.add("read_only", "false");
+            }
+        }
+        for secret in secrets {
+            self.add(&format!("secrets.{}", secret.name), secret.file.as_os_str().as_bytes());
         }
         for name in backends {
             self.add("backends", name);

@@ -8,10 +8,12 @@ use std::time::Duration;
 use crate::problem::Origin;
 
 mod contract;
+mod files;
 mod read;
 mod runtime;
 
 pub use contract::Contract;
+pub use files::{Mount, SECRETS_PATH, Secret};
 pub(crate) use runtime::NOBODY_ID;
 pub use runtime::{DockerNetwork, NOBODY, Runtime};
 
@@ -45,6 +47,10 @@ pub struct Function {
     pub command: Vec<String>,
     /// Environment of the instance, beside what the agent adds. Default empty.
     pub env: Env,
+    /// Files and directories of the host that instances see, at most 16. Default none.
+    pub mounts: Vec<Mount>,
+    /// Files of which instances get the content in memory, at most 16. Not with Docker. Default none.
+    pub secrets: Vec<Secret>,
     /// Names of the backends of which the function gets connections, at most [`MAX_FUNCTION_BACKENDS`]. Each
     /// exists, none twice. Default none.
     pub backends: Vec<String>,
@@ -58,7 +64,7 @@ pub struct Function {
     pub cpu_weight: Option<u32>,
     /// The same for block devices.
     pub io_weight: Option<u32>,
-    /// The most processes and threads of an instance, 1 to 4194304 (the kernel's own limit). Default 64.
+    /// The most processes and threads of an instance, 1 to 4194304 (the kernel's own limit). Default 512.
     pub pids: u32,
     /// Deadline from the start of an instance to its being ready, 100 ms to 1 h. Default 30 s.
     pub init_timeout: Duration,

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::keys::Keys;
 use crate::private::{check_place, read_private};
-use crate::{Agent, Backend, Config, Function, Interfaces, Problem, Syn};
+use crate::{Agent, Backend, Config, Function, Interfaces, Mount, Problem, Syn};
 
 /// The largest file with a password or a private key, in bytes.
 pub const MAX_SECRET_BYTES: u64 = 64 * 1024;
@@ -87,10 +87,23 @@ impl Backend {
 }
 
 impl Function {
-    /// A root file system or a program that is missing.
+    /// A root file system, a program, a mount or a secret that is missing, or cannot be used.
     pub fn check_host(&self) -> Vec<Problem> {
-        let problem = self.runtime.check_host(&self.command).err();
-        problem.into_iter().map(|(key, message)| self.origin.problem(key, message)).collect()
+        let runtime = self.runtime.check_host(&self.command).err();
+        let mounts = self.mounts.iter().filter_map(|mount| self.check_mount(mount).err());
+        let secrets =
+            self.secrets.iter().filter_map(|secret| check_secret_file(&secret.file, "the secret").err());
+        let mounts = mounts.map(|message| ("mounts", message));
+        let secrets = secrets.map(|message| ("secrets", message));
+        let all = runtime.into_iter().chain(mounts).chain(secrets);
+        all.map(|(key, message)| self.origin.problem(key, message)).collect()
+    }
+
+    fn check_mount(&self, mount: &Mount) -> Result<(), String> {
+        let source = fs::metadata(&mount.source).map_err(|error| {
+            format!("{}: {error}: create it, or correct `source`", mount.source.display())
+        })?;
+        self.runtime.check_target(&mount.target, source.is_dir())
     }
 }
 

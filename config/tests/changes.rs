@@ -62,7 +62,7 @@ const PORT: &str = "backend_sockets = false";
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 37] = [
+const COUNTS: [(&str, &str); 42] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -77,6 +77,11 @@ const COUNTS: [(&str, &str); 37] = [
     ("pids = 64", "pids = 64\ncpu = \"0.5\""),
     ("pids = 64", "pids = 64\ncpu_weight = 10"),
     ("pids = 64", "pids = 64\nio_weight = 10"),
+    ("pids = 64", "pids = 64\nmounts = [{ source = \"/a\", target = \"/b\" }]"),
+    ("pids = 64", "pids = 64\nmounts = [{ source = \"/a\", target = \"/c\" }]"),
+    ("pids = 64", "pids = 64\nmounts = [{ source = \"/a\", target = \"/b\", read_only = false }]"),
+    ("pids = 64", "pids = 64\nsecrets = [{ file = \"/a\", name = \"b\" }]"),
+    ("pids = 64", "pids = 64\nsecrets = [{ file = \"/a\", name = \"c\" }]"),
     ("concurrency = \"unlimited\"", "concurrency = 1"),
     ("freeze_backends = \"keep\"", "freeze_backends = \"return\""),
     ("backend_sockets = false", "backend_sockets = true"),

@@ -222,3 +222,60 @@ fn programs_of_processes_exist() {
         )
     );
 }
+
+#[test]
+fn mounts_have_a_source_and_a_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    write(&root.join("f"), "", 0o755);
+    write(&dir.path().join("source/file"), "", 0o644);
+    fs::create_dir(root.join("data")).unwrap();
+    symlink("/data", root.join("link")).unwrap();
+    let found = |runtime: &str, source: &str, target: &str| {
+        let text = format!(
+            "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = {runtime}\n\
+             mounts = [{{ source = \"D/{source}\", target = {target:?} }}]"
+        );
+        let problems = problems(&dir, &text).join("\n");
+        let message = problems.split_once(".mounts: ").map(|(_, message)| message.to_owned());
+        assert!(message.is_some() || problems.is_empty(), "{problems}");
+        message.unwrap_or_default()
+    };
+    let oci = |source, target| found("\"oci\"\nrootfs = \"D/root\"\ncommand = [\"/f\"]", source, target);
+    for (source, target) in
+        [("source", "/data"), ("source", "/link"), ("source/file", "/f"), ("source", "/tmp/a")]
+    {
+        assert_eq!(oci(source, target), "", "{target}");
+    }
+    let none = "No such file or directory (os error 2)";
+    assert_eq!(oci("nowhere", "/data"), format!("D/nowhere: {none}: create it, or correct `source`"));
+    assert_eq!(oci("source/file", "/data"), "D/root/data must be a file, as the source is");
+    assert_eq!(
+        oci("source", "/other"),
+        format!(
+            "there is no directory D/root/other to mount it at ({none}), and a start does not change the files there: \
+             `mkdir -p D/root/other`"
+        )
+    );
+    let process = |target| found("\"process\"\ncommand = [\"/bin/sh\"]", "source", target);
+    for target in ["/srv", "/tmp/a", "/var/tmp/a"] {
+        assert_eq!(process(target), "", "{target}");
+    }
+    assert!(process("/nowhere").ends_with("`mkdir -p /nowhere`"));
+}
+
+#[test]
+fn secrets_are_their_owners_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"process\"\ncommand = [\"/bin/sh\"]\n\
+                secrets = [{ file = \"D/key\", name = \"key\" }]";
+    let found = |mode| {
+        write(&dir.path().join("key"), "x", mode);
+        problems(&dir, text).join("\n")
+    };
+    assert_eq!(found(0o600), "");
+    assert!(
+        found(0o604)
+            .starts_with("h.toml:6: function.f.secrets: D/key is open to others than its owner (mode 604)")
+    );
+}

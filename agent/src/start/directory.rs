@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{ContainerSpec, StartError};
+use super::{ContainerSpec, StartError, secrets};
 
 /// Makes a directory, and those above it, that only root can look into.
 pub(super) fn make_private(directory: &Path) -> io::Result<()> {
@@ -34,6 +34,7 @@ pub(super) fn make_backends(spec: &ContainerSpec, directory: &Path) -> Result<Op
 
 /// Removes a directory with all it holds, if it is there.
 pub(super) fn remove(directory: &Path) -> Result<(), StartError> {
+    secrets::forget(directory);
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(StartError::Left { detail: format!("{}: {error}", directory.display()) })

@@ -103,7 +103,11 @@ impl Drivers {
     /// The capabilities that the containers of these functions need.
     #[must_use]
     pub fn capabilities(&self, functions: &[Function]) -> CapabilitySet {
-        self.of(functions).fold(CapabilitySet::empty(), |all, driver| all | driver.capabilities())
+        let of_drivers =
+            self.of(functions).fold(CapabilitySet::empty(), |all, driver| all | driver.capabilities());
+        // A secret belongs to the function's user.
+        let secrets = functions.iter().any(|function| !function.secrets.is_empty());
+        if secrets { of_drivers | CapabilitySet::CHOWN } else { of_drivers }
     }
 
     /// Makes containers of a function that is configured so.

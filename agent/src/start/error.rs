@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use headstart_config::PrivateFileError;
+
 use super::Exit;
 use crate::event::FailureCause;
 
@@ -38,6 +40,12 @@ pub enum StartError {
         command: String,
         /// Where it was looked for.
         place: String,
+    },
+    /// A secret that cannot be used. A retry does not help.
+    #[error("a secret: {source}")]
+    Secret {
+        /// Which, and why.
+        source: PrivateFileError,
     },
     /// The container daemon does not answer. A retry helps once it runs.
     #[error("the container daemon at {} does not answer ({detail}): start it, or correct its socket path", socket.display())]
@@ -135,6 +143,7 @@ impl StartError {
             Self::RootfsMissing { .. } => "rootfs_missing",
             Self::ImageMissing { .. } => "image_missing",
             Self::CommandMissing { .. } => "command_missing",
+            Self::Secret { .. } => "secret",
             Self::DaemonUnreachable { .. } => "daemon_unreachable",
             Self::InstanceName { .. } => "instance_name",
             Self::Create { .. } => "create",
@@ -157,6 +166,7 @@ impl StartError {
             Self::RootfsMissing { .. }
             | Self::ImageMissing { .. }
             | Self::CommandMissing { .. }
+            | Self::Secret { .. }
             | Self::Exec { .. } => FailureCause::Function,
             Self::RuntimeMissing { .. }
             | Self::DaemonUnreachable { .. }

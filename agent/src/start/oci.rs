@@ -37,6 +37,7 @@ use super::driver::{Driver, HostCheck, Lack};
 use super::error::within;
 use super::local::{self, LocalContainer, LocalHost};
 use super::logs::{self, Logs};
+use super::secrets::{self, SecretsMount};
 use super::survivors::Survivor;
 use super::{
     BoxFuture, ContainerSpec, ControlEnd, FunctionRuntime, PreparedContainer, Process, StartError, directory,
@@ -140,7 +141,16 @@ impl OciRuntime {
         if !self.rootfs.is_dir() {
             return Err(StartError::RootfsMissing { path: self.rootfs.clone() });
         }
-        let bundle = self.write_bundle(instance)?;
+        let bundle = self.host.directory(instance);
+        directory::make_private(&bundle).map_err(StartError::system("making a bundle"))?;
+        let secrets = secrets::show(&self.spec, &bundle).await?;
+        let backends = directory::make_backends(&self.spec, &bundle)?;
+        let shown = spec::Shown {
+            backends: backends.as_deref(),
+            secrets: secrets.as_ref().map(SecretsMount::directory),
+            init: self.spec.init_file()?,
+        };
+        self.write_bundle(instance, &bundle, shown)?;
         let (agent, function) = Channel::pair().map_err(|error| StartError::System {
             step: "making a control socket",
             source: io::Error::other(error),
@@ -168,18 +178,13 @@ impl OciRuntime {
         Ok(PreparedContainer { control: ControlEnd::Connected(agent), process: Arc::new(container) })
     }
 
-    fn write_bundle(&self, instance: &str) -> Result<PathBuf, StartError> {
-        let bundle = self.host.directory(instance);
-        directory::make_private(&bundle).map_err(StartError::system("making a bundle"))?;
-        let backends = directory::make_backends(&self.spec, &bundle)?;
+    fn write_bundle(&self, instance: &str, bundle: &Path, shown: spec::Shown<'_>) -> Result<(), StartError> {
         let cgroup = self.host.cgroups().of(instance);
-        let shown = spec::Shown { backends: backends.as_deref(), init: self.spec.init_file()? };
         let config = spec::build(&self.spec, &self.rootfs, instance, shown, &cgroup)
             .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
         // It holds the function's environment: for root's eyes only.
-        fs::write(bundle.join("config.json"), config).map_err(StartError::system("writing a bundle"))?;
-        Ok(bundle)
+        fs::write(bundle.join("config.json"), config).map_err(StartError::system("writing a bundle"))
     }
 
     /// Runs `runc create`; returns the read end of the container's output.

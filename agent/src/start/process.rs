@@ -35,13 +35,14 @@ use tokio::net::unix::pipe;
 use tokio::process::Command;
 
 use self::host::ProcessHost;
-use self::park::{ParkOrder, ParkReport};
+use self::park::{ParkMount, ParkOrder, ParkReport};
 use self::release::ReleaseSocket;
 use super::cgroup::Cgroup;
 use super::driver::{Driver, HostCheck};
 use super::error::within;
 use super::local::{self, LocalContainer, LocalHost};
 use super::logs::{self, Logs};
+use super::secrets;
 use super::survivors::Survivor;
 use super::{
     BoxFuture, ContainerSpec, ControlEnd, FunctionRuntime, PreparedContainer, Process, StartError, directory,
@@ -151,12 +152,15 @@ impl ProcessRuntime {
             source: io::Error::other(error),
         })?;
         let (release, theirs) = StdStream::pair().map_err(system("making a release socket"))?;
+        // The helper has a copy of the agent's mounts.
+        let secrets = secrets::show(&self.spec, &own).await?;
         let output = self.spawn(instance, join_files, function.into(), theirs).await?;
         release.set_nonblocking(true).map_err(system("making a release socket"))?;
         let release = UnixStream::from_std(release).map_err(system("making a release socket"))?;
         let mut release = ReleaseSocket::new(release, self.spec.program());
         let backends = directory::make_backends(&self.spec, &own)?;
-        self.send_order(&mut release, backends).await?;
+        let place = secrets.as_ref().map(|secrets| secrets.directory().to_owned());
+        self.send_order(&mut release, backends, place).await?;
 
         let ParkReport::Pid(pid) = release.report().await? else {
             return Err(StartError::Create { detail: "the helper said no process number".to_owned() });
@@ -226,10 +230,17 @@ impl ProcessRuntime {
         &self,
         release: &mut ReleaseSocket,
         backends: Option<PathBuf>,
+        secrets: Option<PathBuf>,
     ) -> Result<(), StartError> {
         let (command, env) = (self.spec.arguments(), self.spec.environment_with_control());
+        let mounts = self.spec.mounts.iter().map(|mount| ParkMount {
+            source: mount.source.clone(),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        });
+        let mounts = mounts.collect();
         let init = self.spec.init_file()?.map(Path::to_owned);
-        let order = ParkOrder { command, env, user: self.spec.user, backends, init };
+        let order = ParkOrder { command, env, user: self.spec.user, mounts, backends, secrets, init };
         let mut line =
             serde_json::to_vec(&order).map_err(|error| StartError::Create { detail: error.to_string() })?;
         line.push(b'\n');

@@ -4,6 +4,7 @@ mod adopt;
 mod bed;
 mod docker;
 mod errors;
+mod files;
 mod freeze;
 mod measure;
 mod parts;
@@ -14,12 +15,14 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use headstart_config::Agent;
 use nix::sys::socket::{MsgFlags, recv};
+use rustix::thread::CapabilitySet;
 
 use super::*;
 use crate::privilege;
 use adopt::*;
 use bed::Bed;
 use docker::*;
+use files::*;
 use freeze::*;
 
 /// Far above what any step here takes, also on a busy machine.
@@ -59,7 +62,7 @@ macro_rules! every_runtime {
 }
 
 every_runtime! {
-    on_oci Oci: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
+    on_oci Oci: sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         runs_only_once owns_its_processes_only nothing_is_left
@@ -68,7 +71,7 @@ every_runtime! {
         the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
-    on_process Process: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
+    on_process Process: sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         runs_only_once owns_its_processes_only nothing_is_left
@@ -77,7 +80,7 @@ every_runtime! {
         the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
-    on_docker Docker: parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
+    on_docker Docker: sees_what_is_mounted parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named
         runs_only_once owns_its_processes_only nothing_is_left
@@ -349,7 +352,16 @@ fn kept_privileges_suffice(kind: bed::Kind, test: &str) {
         return runtime.build().unwrap().block_on(alone_as(test));
     }
     // The test runner's own thread keeps what it has, and that is reported. Those that begin now do not.
-    let dropped = privilege::drop_all_but(bed::driver(kind, &Agent::default()).capabilities());
+    let needed = bed::driver(kind, &Agent::default()).capabilities();
+    let dropped = privilege::drop_all_but(needed | CapabilitySet::CHOWN);
+    assert!(matches!(dropped, Ok(_) | Err(privilege::PrivilegeError::Threads(1))), "{dropped:?}");
+    let with_secrets = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    with_secrets.unwrap().block_on(async {
+        if let Some(bed) = bed::lay(kind).await {
+            has_its_secrets(bed).await;
+        }
+    });
+    let dropped = privilege::drop_all_but(needed);
     assert!(matches!(dropped, Ok(_) | Err(privilege::PrivilegeError::Threads(1))), "{dropped:?}");
     runtime.build().unwrap().block_on(async {
         let Some(bed) = bed::lay(kind).await else { return };

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::contract::Contract;
+use super::files::{mounts, secrets};
 use super::runtime::NOBODY_ID;
 use super::runtime::RuntimeKind;
 use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
@@ -50,12 +51,23 @@ impl Function {
             }
             Some(_) | None => {}
         }
+        let secrets = match kind {
+            Some(kind) if !kind.has_secrets() => {
+                let others = RuntimeKind::list(RuntimeKind::has_secrets);
+                let message = format!("needs runtime = {others}: with another one, show the file by mounts");
+                table.refuse("secrets", &message);
+                Vec::new()
+            }
+            Some(_) | None => table.or("secrets", Vec::new(), |v| secrets(&v)),
+        };
         let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
         Some(Self {
             id,
             require_auth,
             contract,
             env: table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t))),
+            mounts: table.or("mounts", Vec::new(), |v| mounts(&v)),
+            secrets,
             backends,
             backend_ports,
             user: NOBODY_ID,

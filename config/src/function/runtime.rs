@@ -124,6 +124,30 @@ impl Runtime {
             (Self::Docker { .. }, _) | (_, None) => Ok(()),
         }
     }
+
+    /// Whether something can be mounted at `target`, which must be a directory or a file as the source is.
+    pub(crate) fn check_target(&self, target: &Path, is_directory: bool) -> Result<(), String> {
+        let (found, place) = match self {
+            Self::Oci { .. } if target.starts_with("/tmp") => return Ok(()),
+            Self::Oci { rootfs } => {
+                (resolve_in(rootfs, target), rootfs.join(target.strip_prefix("/").unwrap_or(target)))
+            }
+            Self::Process if COVERED.iter().any(|place| target.starts_with(place)) => return Ok(()),
+            Self::Process => (Ok(target.to_owned()), target.to_owned()),
+            // Only the daemon sees into the image, and makes what is missing.
+            Self::Docker { .. } => return Ok(()),
+        };
+        let place = place.display();
+        let (kind, make) = if is_directory { ("directory", "mkdir -p") } else { ("file", "touch") };
+        match found.and_then(std::fs::metadata) {
+            Ok(found) if found.is_dir() == is_directory => Ok(()),
+            Ok(_) => Err(format!("{place} must be a {kind}, as the source is")),
+            Err(error) => Err(format!(
+                "there is no {kind} {place} to mount it at ({error}), and a start does not change the files there: \
+                 `{make} {place}`"
+            )),
+        }
+    }
 }
 
 impl DockerNetwork {
@@ -175,6 +199,14 @@ impl RuntimeKind {
 
     /// Whether an instance has a network namespace of its own before it runs, in which the agent can listen.
     pub(super) fn has_ports(self) -> bool {
+        match self {
+            Self::Oci | Self::Process => true,
+            Self::Docker => false,
+        }
+    }
+
+    /// Whether the agent can put files into an instance's memory.
+    pub(super) fn has_secrets(self) -> bool {
         match self {
             Self::Oci | Self::Process => true,
             Self::Docker => false,

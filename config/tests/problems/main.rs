@@ -6,6 +6,7 @@ use headstart_config::backend::{Mysql, Redis};
 use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Protocol, Runtime, Tls};
 use proptest::prelude::*;
 
+mod files;
 mod lifecycle;
 mod syn;
 

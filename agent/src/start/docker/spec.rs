@@ -1,10 +1,12 @@
 //! The description of a container for the daemon.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountBindOptions, MountType,
+    ResourcesUlimits,
 };
 use headstart_wire::{BACKENDS_PATH, CONTROL_PATH};
 
@@ -51,11 +53,17 @@ fn host_config(runtime: &DockerRuntime, control: &Path, backends: Option<&Path>)
         |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value };
     let control = Some((control, CONTROL_PATH, false));
     let backends = backends.map(|backends| (backends, BACKENDS_PATH, true));
-    let mounts = control.into_iter().chain(backends).map(|(source, target, read_only)| Mount {
+    let own = runtime.spec.mounts.iter();
+    let own = own.map(|own| (own.source.as_path(), own.target.to_string_lossy(), own.read_only));
+    let agents = control.into_iter().chain(backends);
+    let agents = agents.map(|(source, target, read_only)| (source, Cow::Borrowed(target), read_only));
+    let mounts = agents.chain(own).map(|(source, target, read_only)| Mount {
         typ: Some(MountType::BIND),
         source: Some(source.display().to_string()),
-        target: Some(target.to_owned()),
+        target: Some(target.into_owned()),
         read_only: Some(read_only),
+        // What is mounted below the source could be written to.
+        bind_options: Some(MountBindOptions { non_recursive: Some(true), ..Default::default() }),
         ..Default::default()
     });
     let log_options = [("max-size", "1m"), ("max-file", "1")];

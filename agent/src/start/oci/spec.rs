@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use headstart_config::SECRETS_PATH;
 use headstart_wire::BACKENDS_PATH;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -24,6 +25,8 @@ const ANNOTATION: &str = "headstart.function";
 pub(super) struct Shown<'a> {
     /// The directory with the sockets of its backends.
     pub(super) backends: Option<&'a Path>,
+    /// The directory with its secrets.
+    pub(super) secrets: Option<&'a Path>,
     /// The file of its init.
     pub(super) init: Option<&'a Path>,
 }
@@ -53,7 +56,7 @@ pub(super) fn build(
         .root(RootBuilder::default().path(rootfs).readonly(true).build()?)
         .process(process)
         .hostname(crate::start::name::host(instance))
-        .mounts(mounts(spec.user, shown)?)
+        .mounts(mounts(spec, shown)?)
         .linux(linux(spec, cgroup)?)
         .annotations([(ANNOTATION.to_owned(), spec.function.clone())])
         .build()
@@ -104,7 +107,7 @@ fn rlimits() -> Result<Vec<PosixRlimit>, OciSpecError> {
 
 /// Only what programs cannot do without. `/sys` is left out: it tells a
 /// function about the node and costs a mount.
-fn mounts(user: u32, shown: Shown<'_>) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(spec: &ContainerSpec, shown: Shown<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let mount = |target: &str, kind: &str, options: &[&str]| {
         MountBuilder::default()
             .destination(target)
@@ -115,23 +118,29 @@ fn mounts(user: u32, shown: Shown<'_>) -> Result<Vec<Mount>, OciSpecError> {
     };
     let size = format!("size={TMP_BYTES}");
     // The function owns them: runc gives a tmpfs the mode of the directory that it covers.
-    let owner = format!("uid={user},gid={user}");
+    let owner = format!("uid={0},gid={0}", spec.user);
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,
         mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", &owner, &size])?,
         mount("/tmp", "tmpfs", &["nosuid", "nodev", &owner, &size])?,
     ];
-    let bind = |source: &Path, target: &str, options: &[&str]| {
+    let bind = |source: &Path, target: &Path, options: &[&str]| {
         let bind = MountBuilder::default().destination(target).typ("bind").source(source);
         bind.options(options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>()).build()
     };
-    if let Some(backends) = shown.backends {
-        // Sockets can be connected to also where nothing can be written.
-        mounts.push(bind(backends, BACKENDS_PATH, &["bind", "ro", "nosuid", "noexec", "nodev"])?);
+    for (source, target) in [(shown.backends, BACKENDS_PATH), (shown.secrets, SECRETS_PATH)] {
+        if let Some(source) = source {
+            // Sockets can be connected to also where nothing can be written.
+            mounts.push(bind(source, Path::new(target), &["bind", "ro", "nosuid", "noexec", "nodev"])?);
+        }
     }
     if let Some(init) = shown.init {
-        mounts.push(bind(init, INIT_PATH, &["bind", "ro", "nosuid", "nodev"])?);
+        mounts.push(bind(init, Path::new(INIT_PATH), &["bind", "ro", "nosuid", "nodev"])?);
+    }
+    for own in &spec.mounts {
+        let access = if own.read_only { "ro" } else { "rw" };
+        mounts.push(bind(&own.source, &own.target, &["bind", access, "nosuid", "nodev"])?);
     }
     Ok(mounts)
 }

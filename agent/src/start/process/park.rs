@@ -29,9 +29,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use headstart_config::SECRETS_PATH;
 use headstart_wire::{BACKENDS_PATH, CONTROL_FD};
-use nix::mount::{MsFlags, mount};
+use nix::fcntl::{OFlag, open as open_path};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
 use nix::unistd::{
     AccessFlags, Gid, Uid, access, chdir, dup2_stdin, setgroups, sethostname, setresgid, setresuid, setsid,
 };
@@ -52,6 +55,10 @@ pub(super) const GO: u8 = b'!';
 /// Longest order, in bytes: far above the kernel's limit for arguments and environment of most programs.
 const ORDER_BYTES: usize = 1024 * 1024;
 
+/// Directories that a function has for itself, their modes, and whether programs can be there.
+const OWN: [(&str, &str, bool); 4] =
+    [("/tmp", "1777", true), ("/var/tmp", "1777", true), ("/dev/shm", "1777", false), ("/run", "755", false)];
+
 /// What to run.
 #[derive(Serialize, Deserialize)]
 pub(super) struct ParkOrder {
@@ -59,10 +66,22 @@ pub(super) struct ParkOrder {
     pub(super) env: Vec<(String, String)>,
     /// User and group.
     pub(super) user: u32,
+    /// What it sees of the node beside that.
+    pub(super) mounts: Vec<ParkMount>,
     /// The directory that the function sees at [`BACKENDS_PATH`].
     pub(super) backends: Option<PathBuf>,
+    /// The directory that the function sees at [`SECRETS_PATH`].
+    pub(super) secrets: Option<PathBuf>,
     /// The file that the function sees at [`INIT_PATH`].
     pub(super) init: Option<PathBuf>,
+}
+
+/// A file or a directory that the function sees.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ParkMount {
+    pub(super) source: PathBuf,
+    pub(super) target: PathBuf,
+    pub(super) read_only: bool,
 }
 
 /// What the helpers say, one line each.
@@ -143,6 +162,8 @@ pub fn park_main() -> ExitCode {
 enum ParkError {
     #[error("{step}: {detail}")]
     Step { step: &'static str, detail: String },
+    #[error("{step}: {detail}")]
+    Mount { step: String, detail: String },
     #[error("called with the wrong arguments")]
     Arguments,
     #[error("the order ended early, or is too long")]
@@ -184,20 +205,39 @@ fn outer(
 
 fn inner(instance: &OsString, release: &UnixStream) -> Result<(), ParkError> {
     let order = read_order(release)?;
-    // It may be below what is covered.
-    let backends = order.backends.as_ref().map(File::open).transpose();
+    // They may be below what is covered.
+    let backends = order.backends.as_deref().map(open).transpose();
     let backends = backends.map_err(at("opening the backends' directory"))?;
-    let init = order.init.as_ref().map(File::open).transpose().map_err(at("opening the init"))?;
+    let secrets = order.secrets.as_deref().map(open).transpose().map_err(at("opening the secrets"))?;
+    let init = order.init.as_deref().map(open).transpose().map_err(at("opening the init"))?;
+    let own = order.mounts.iter().map(|mount| {
+        let step = format!("mounting {}", mount.source.display());
+        let failed = |error: io::Error| ParkError::Mount { step: step.clone(), detail: error.to_string() };
+        open(&mount.source).map(|source| (source, mount)).map_err(failed)
+    });
+    let own = own.collect::<Result<Vec<_>, _>>()?;
     mounts().map_err(at("mounting"))?;
     if let Some(backends) = backends {
-        fs::create_dir_all(BACKENDS_PATH).map_err(at("making the backends' directory"))?;
-        show(&backends, BACKENDS_PATH, MsFlags::MS_NOEXEC).map_err(at("mounting the backends' sockets"))?;
+        let target = Path::new(BACKENDS_PATH);
+        show(&backends, target, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC)
+            .map_err(at("mounting the backends' sockets"))?;
+    }
+    if let Some(secrets) = secrets {
+        let target = Path::new(SECRETS_PATH);
+        show(&secrets, target, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC)
+            .map_err(at("mounting the secrets"))?;
+        // They are in this place only.
+        umount2(Path::new(&of(&secrets)), MntFlags::MNT_DETACH).map_err(at("hiding the secrets"))?;
     }
     if let Some(init) = init {
-        let place = Path::new(INIT_PATH);
-        place.parent().map_or(Ok(()), fs::create_dir_all).map_err(at("making the init's directory"))?;
-        File::create(place).map_err(at("making the init's place"))?;
-        show(&init, INIT_PATH, MsFlags::empty()).map_err(at("mounting the init"))?;
+        show(&init, Path::new(INIT_PATH), MsFlags::MS_RDONLY).map_err(at("mounting the init"))?;
+    }
+    for (source, mount) in own {
+        let flags = if mount.read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        show(&source, &mount.target, flags).map_err(|error| ParkError::Mount {
+            step: format!("mounting {} at {}", mount.source.display(), mount.target.display()),
+            detail: error.to_string(),
+        })?;
     }
     sethostname(crate::start::name::host(&instance.to_string_lossy())).map_err(at("naming the host"))?;
     chdir("/").map_err(at("entering the root directory"))?;
@@ -265,13 +305,8 @@ fn mounts() -> nix::Result<()> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("proc"), "/proc", Some("proc"), plain | MsFlags::MS_NOEXEC, none)?;
-    let noexec = plain | MsFlags::MS_NOEXEC;
-    for (place, mode, flags) in [
-        ("/tmp", "1777", plain),
-        ("/var/tmp", "1777", plain),
-        ("/dev/shm", "1777", noexec),
-        ("/run", "755", noexec),
-    ] {
+    for (place, mode, may_execute) in OWN {
+        let flags = if may_execute { plain } else { plain | MsFlags::MS_NOEXEC };
         if Path::new(place).is_dir() {
             let options = format!("mode={mode},size={TMP_BYTES}");
             mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some(options.as_str()))?;
@@ -280,12 +315,29 @@ fn mounts() -> nix::Result<()> {
     Ok(())
 }
 
-/// Binds a directory or a file to a place in the function's own `/run`, where it can be read.
-fn show(source: &File, target: &str, more: MsFlags) -> io::Result<()> {
-    let source = format!("/proc/self/fd/{}", source.as_raw_fd());
-    let (none, plain) = (None::<&str>, MsFlags::MS_NOSUID | MsFlags::MS_NODEV | more);
-    mount(Some(source.as_str()), target, none, MsFlags::MS_BIND, none)?;
-    mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | plain, none)?;
+/// Opens a file of any kind, only to mount it.
+fn open(path: &Path) -> io::Result<File> {
+    Ok(open_path(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?.into())
+}
+
+/// The path of what is open.
+fn of(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// Binds a file or a directory to `target`. Where the function has a directory of its own, the target is made.
+fn show(source: &File, target: &Path, flags: MsFlags) -> io::Result<()> {
+    let own = OWN.iter().map(|(place, _, _)| *place).chain(["/var/run"]);
+    if own.into_iter().any(|place| target.starts_with(place)) {
+        match target.parent() {
+            _ if source.metadata()?.is_dir() => fs::create_dir_all(target)?,
+            Some(above) => fs::create_dir_all(above).and_then(|()| File::create(target).map(drop))?,
+            None => {}
+        }
+    }
+    let (none, flags) = (None::<&str>, flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV);
+    mount(Some(of(source).as_str()), target, none, MsFlags::MS_BIND, none)?;
+    mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, none)?;
     Ok(())
 }
 

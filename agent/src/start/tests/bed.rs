@@ -45,6 +45,9 @@ pub(super) struct Bed {
     /// Instances of this test; names are unique on the node, where cgroups are shared.
     prefix: String,
     next: AtomicU32,
+    /// What its function sees of the node.
+    pub(super) mounts: Vec<Mount>,
+    pub(super) secrets: Vec<Secret>,
     /// Descriptors and mounts are counted for the whole process: tests take turns.
     _turn: MutexGuard<'static, ()>,
 }
@@ -91,7 +94,15 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
     let prefix = format!("t{}x{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed));
     // Not in /tmp, which a process of its own mounts does not see.
     let directory = tempfile::tempdir_in("/var/lib").unwrap();
-    let bed = Bed { kind, directory, prefix, next: AtomicU32::new(0), _turn: turn };
+    let bed = Bed {
+        kind,
+        directory,
+        prefix,
+        next: AtomicU32::new(0),
+        mounts: Vec::new(),
+        secrets: Vec::new(),
+        _turn: turn,
+    };
     fs::set_permissions(bed.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     make_rootfs(&bed.rootfs());
     if kind == Kind::Docker {
@@ -163,6 +174,8 @@ impl Bed {
             pids: 32,
             shares: Shares::default(),
             user: 65534,
+            mounts: self.mounts.clone(),
+            secrets: self.secrets.clone(),
             backends: false,
             init: None,
         };

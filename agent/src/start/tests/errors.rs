@@ -14,6 +14,8 @@ fn spec() -> ContainerSpec {
         pids: 32,
         shares: Shares::default(),
         user: 65534,
+        mounts: Vec::new(),
+        secrets: Vec::new(),
         backends: false,
         init: None,
     }

@@ -32,6 +32,8 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         pids: 0,
         shares: Shares::default(),
         user: 65534,
+        mounts: Vec::new(),
+        secrets: Vec::new(),
         backends: false,
         init: None,
     };
