@@ -5,6 +5,7 @@
 //! its arms below, and a variant of [`Session`].
 
 mod certificate;
+mod dial;
 mod error;
 mod liveness;
 mod mysql;
@@ -19,6 +20,7 @@ mod tls;
 mod variant;
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use headstart_config as config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,8 +93,8 @@ pub(crate) struct Connection {
 }
 
 /// The whole packet that cancels the connection's query when it is sent on a connection of its own. It contains the
-/// cancel key.
-pub(crate) struct CancelRequest(pub(crate) Zeroizing<Vec<u8>>);
+/// cancel key. With the server that runs the query: its name may lead elsewhere by then.
+pub(crate) struct CancelRequest(pub(crate) Zeroizing<Vec<u8>>, pub(crate) Option<SocketAddr>);
 
 impl fmt::Debug for CancelRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,15 +102,21 @@ impl fmt::Debug for CancelRequest {
     }
 }
 
-/// Connects and logs in, within the connect timeout.
-pub(crate) async fn connect(spec: &BackendSpec, variant: LoginVariant) -> Result<Connection, ConnectError> {
+/// Connects and logs in, within the connect timeout. Also returns what an operator should know of the login.
+pub(crate) async fn connect(
+    spec: &BackendSpec,
+    variant: LoginVariant,
+) -> Result<(Connection, Option<&'static str>), ConnectError> {
     let protocol = spec.kind.protocol();
     let began = Instant::now();
     let attempt = async {
-        let (mut stream, greeting) = Stream::dial(spec, &variant).await?;
-        let LoginResult { session, cancel } = protocol.log_in(&mut stream, greeting, &variant).await?;
+        let (mut stream, greeting) = Stream::dial(spec, &variant, None).await?;
+        let LoginResult { session, cancel, exposed } =
+            protocol.log_in(&mut stream, greeting, &variant).await?;
+        let exposed = exposed.filter(|_| stream.is_exposed());
+        let cancel = cancel.map(|request| CancelRequest(request.0, stream.peer()));
         let (diag, connect_time, since) = (SocketDiag::of(&stream), began.elapsed(), Instant::now());
-        Ok(Connection { stream, session, cancel, variant, diag, connect_time, since })
+        Ok((Connection { stream, session, cancel, variant, diag, connect_time, since }, exposed))
     };
     let limit = spec.pool.connect_timeout;
     let outcome = timeout(limit, attempt).await.unwrap_or(Err(ConnectCause::Timeout { limit }));
@@ -121,7 +129,7 @@ pub(crate) async fn connect(spec: &BackendSpec, variant: LoginVariant) -> Result
 /// Requests in Progress").
 pub(crate) async fn cancel(spec: &BackendSpec, request: &CancelRequest) -> Result<(), ConnectError> {
     let attempt = async {
-        let (mut stream, _) = Stream::dial(spec, &LoginVariant::Plain).await?;
+        let (mut stream, _) = Stream::dial(spec, &LoginVariant::Plain, request.1).await?;
         stream.write_all(&request.0).await.map_err(ConnectCause::Lost)?;
         stream.read(&mut [0]).await.map_err(ConnectCause::Lost)?;
         Ok(())
@@ -129,4 +137,35 @@ pub(crate) async fn cancel(spec: &BackendSpec, request: &CancelRequest) -> Resul
     let limit = spec.pool.connect_timeout;
     let outcome = timeout(limit, attempt).await.unwrap_or(Err(ConnectCause::Timeout { limit }));
     outcome.map_err(|cause| ConnectError::new(spec, cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Address, PoolSettings};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_query_is_cancelled_where_it_runs() {
+        let now = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let spec = BackendSpec {
+            name: "db".into(),
+            kind: BackendKind::Tcp,
+            // The name leads elsewhere by now.
+            address: Address::Tcp(now.local_addr().unwrap().to_string()),
+            tls: None,
+            pool: PoolSettings::default(),
+        };
+        let request = CancelRequest(Zeroizing::new(b"cancel".to_vec()), server.local_addr().ok());
+        let received = async {
+            let (mut stream, _) = server.accept().await.unwrap();
+            let mut packet = [0; 6];
+            stream.read_exact(&mut packet).await.unwrap();
+            packet
+        };
+        let (outcome, packet) = tokio::join!(cancel(&spec, &request), received);
+        outcome.unwrap();
+        assert_eq!(&packet, b"cancel");
+    }
 }

@@ -78,6 +78,8 @@ struct PoolShared {
     wake: Arc<Notify>,
     /// Whether the log has said why TLS is not handed over: it says so once.
     told_relayed: AtomicBool,
+    /// The same for a login that a network has seen.
+    told_exposed: AtomicBool,
     /// The runtime that connects and carries bytes, once the pool is started.
     data: OnceLock<Handle>,
 }
@@ -89,8 +91,10 @@ impl Pool {
         let wake = Arc::new(Notify::new());
         let share = quotas.register(&spec.address.to_string(), spec.pool.server_max, Arc::clone(&wake));
         let state = Mutex::new(PoolState::new(&spec.pool, share));
-        let (told_relayed, data) = (AtomicBool::new(false), OnceLock::new());
-        Self(Arc::new(PoolOwner(Arc::new(PoolShared { spec, state, wake, told_relayed, data }))))
+        let (told_relayed, told_exposed, data) =
+            (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
+        let shared = PoolShared { spec, state, wake, told_relayed, told_exposed, data };
+        Self(Arc::new(PoolOwner(Arc::new(shared))))
     }
 
     /// Begins to connect. All that this pool does by itself runs on `data`, a runtime with I/O and time: name
@@ -278,6 +282,12 @@ impl PoolShared {
         for (idle, reason) in connections {
             tracing::debug!(backend = self.spec.name, reason = reason.as_str(), "idle connection discarded");
             idle.connection.stream.terminate(self.spec.kind.protocol().termination_message());
+        }
+    }
+
+    fn tell_exposed(&self, what: &str) {
+        if !self.told_exposed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(backend = self.spec.name, "{what}");
         }
     }
 

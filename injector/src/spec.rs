@@ -109,6 +109,8 @@ pub struct PoolSettings {
     pub ttl: Duration,
     /// Limit for name resolution, connect and login together.
     pub connect_timeout: Duration,
+    /// How long the server may acknowledge nothing, neither data nor probes, until the connection ends.
+    pub peer_timeout: Duration,
     /// The shortest pause after a failed connect. Not in the configuration; default 100 ms.
     pub backoff_min: Duration,
     /// The longest pause after a failed connect.
@@ -128,6 +130,7 @@ impl From<config::Pool> for PoolSettings {
             max_age: pool.max_age,
             ttl: pool.ttl,
             connect_timeout: pool.connect_timeout,
+            peer_timeout: pool.peer_timeout,
             backoff_min: BACKOFF_MIN,
             backoff_max: pool.backoff_max,
             wait: pool.wait,

@@ -9,7 +9,9 @@ use std::process::Command;
 
 use common::redis::Redis;
 use common::{PASSWORD, relayed, spec, until};
-use headstart_injector::{Address, BackendKind, BackendSpec, Pool, RedisLogin, Secret, Session, Sockets};
+use headstart_injector::{
+    Address, BackendKind, BackendSpec, DiscardReason, Pool, RedisLogin, Secret, Session, Sockets,
+};
 
 fn backend(user: Option<&str>, password: Option<&str>, database: u32, address: Address) -> BackendSpec {
     let password = password.map(Secret::new);
@@ -144,6 +146,59 @@ async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
         assert_eq!(pool.status().tally.recycled, recycled, "{left}");
         assert_ne!(talk(&path, &["CLIENT ID"]), before, "{left}");
         idle().await;
+    }
+    drop(sockets);
+}
+
+/// A failover: the name leads to another server, and the one before takes no writes any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_a_replica_now_is_left() {
+    let (Some(one), Some(two)) = (Redis::start(), Redis::start()) else { return };
+    // A name that moves: a relay to the one or the other.
+    let (front, to) =
+        (std::net::TcpListener::bind("127.0.0.1:0").expect("a port"), std::sync::Mutex::new(one.tcp()));
+    let address = Address::Tcp(front.local_addr().expect("its address").to_string());
+    let to: &'static std::sync::Mutex<Address> = Box::leak(Box::new(to));
+    std::thread::spawn(move || {
+        for client in front.incoming().flatten() {
+            let Address::Tcp(server) = to.lock().expect("an address").clone() else { return };
+            let Ok(server) = std::net::TcpStream::connect(server) else { continue };
+            let (client, server) = (std::sync::Arc::new(client), std::sync::Arc::new(server));
+            for (from, to) in [(client.clone(), server.clone()), (server, client)] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut &*from, &mut &*to);
+                    let _ = to.shutdown(std::net::Shutdown::Both);
+                });
+            }
+        }
+    });
+    let mut spec = backend(None, Some(PASSWORD), 0, address);
+    (spec.pool.recycle, spec.pool.min_idle) = (true, 2);
+    let pool = Pool::spawn(spec);
+    let directory = tempfile::tempdir().expect("a directory");
+    let sockets =
+        Sockets::listen("f", "f-1", directory.path(), std::slice::from_ref(&pool), 4).expect("sockets");
+    let path = directory.path().join("orders-db/redis.sock");
+    let ready = || until(&pool, "two are ready", |status| (status.idle, status.leased) == (2, 0));
+    ready().await;
+    // A reader that stays, and a writer.
+    let mut reader = UnixStream::connect(&path).expect("connected");
+    assert_eq!(ask(&mut reader, "GET k"), "$-1");
+    assert_eq!(talk(&path, &["SET k v"]), ["+OK"]);
+    let Address::Tcp(primary) = two.tcp() else { panic!("TCP") };
+    let (host, port) = primary.split_once(':').expect("a port");
+    *to.lock().expect("an address") = two.tcp();
+    let mut admin = UnixStream::connect(one.directory.path().join("redis")).expect("connected");
+    assert_eq!(ask(&mut admin, &format!("AUTH {PASSWORD}")), "+OK");
+    assert_eq!(ask(&mut admin, &format!("REPLICAOF {host} {port}")), "+OK");
+
+    assert!(talk(&path, &["SET k v"])[0].starts_with("-READONLY"), "one client is told");
+    drop(reader);
+    ready().await;
+    let status = pool.status();
+    assert!(status.kept == 0 && status.tally.discards[&DiscardReason::ReadOnly] > 0, "{status:?}");
+    for _ in 0..3 {
+        assert_eq!(talk(&path, &["SET k v"]), ["+OK"]);
     }
     drop(sockets);
 }

@@ -26,6 +26,9 @@ pub struct Pool {
     pub ttl: Duration,
     /// Deadline of connecting and logging in together, 10 ms to 5 m. Default 5 s.
     pub connect_timeout: Duration,
+    /// How long the server's host may acknowledge nothing, neither data nor keep-alive probes, until a connection ends;
+    /// 6 s to 24 h. Default 1 m.
+    pub peer_timeout: Duration,
     /// How long a lease waits for a connection when all `max` are taken, 0 to 5 m. Default 1 s.
     pub wait: Duration,
     /// Ceiling of the back-off between failed attempts to connect, 100 ms to 1 h. Default 30 s.
@@ -43,6 +46,7 @@ impl Default for Pool {
             max: 64,
             ttl: Duration::from_mins(10),
             connect_timeout: Duration::from_secs(5),
+            peer_timeout: Duration::from_mins(1),
             wait: Duration::from_secs(1),
             backoff_max: Duration::from_secs(30),
         }
@@ -76,6 +80,7 @@ impl Pool {
             ttl: table.or("ttl", default.ttl, |v| v.duration(secs(1)..=hours(24))),
             connect_timeout: table
                 .or("connect_timeout", default.connect_timeout, |v| v.duration(ms(10)..=mins(5))),
+            peer_timeout: table.or("peer_timeout", default.peer_timeout, |v| v.duration(secs(6)..=hours(24))),
             wait: table.or("wait", default.wait, |v| v.duration(ms(0)..=mins(5))),
             backoff_max: table.or("backoff_max", default.backoff_max, |v| v.duration(ms(100)..=hours(1))),
         };

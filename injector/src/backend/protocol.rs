@@ -17,6 +17,8 @@ pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub(crate) struct LoginResult {
     pub(crate) session: Session,
     pub(crate) cancel: Option<CancelRequest>,
+    /// What an operator should know if a network has seen the login in the clear.
+    pub(crate) exposed: Option<&'static str>,
 }
 
 /// A protocol, with the data of its login.
@@ -123,6 +125,11 @@ pub(crate) trait TerminationDetector: Send {
 
     /// The next bytes of the server.
     fn server_sent(&mut self, _: &[u8]) {}
+
+    /// Whether the server has refused a write because it is no primary (any more).
+    fn is_read_only(&self) -> bool {
+        false
+    }
 
     /// Whether a client that leaves now without a termination message has left nothing unfinished.
     fn is_complete(&self) -> bool {

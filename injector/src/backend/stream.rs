@@ -1,27 +1,21 @@
 //! The transports: TCP, TLS over it, and unix sockets, behind one type.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use headstart_wire::TlsSession;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
 
+use super::dial::dial;
 use super::liveness::{is_quiet, send_termination};
 use super::tls::{NoHandOver, RetainedSecrets, TlsStream};
 use super::{ConnectCause, LoginVariant, relay, tls};
 use crate::{Address, BackendSpec, DiscardReason};
-
-/// First keep-alive probe after this much silence.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-/// Pause between probes; with three lost ones a dead peer is noticed after a minute.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_PROBES: u32 = 3;
 
 /// A connected, non-blocking, close-on-exec stream socket.
 #[derive(Debug)]
@@ -32,28 +26,44 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Connects, up to the end of the TLS handshake where the backend has TLS; with what the server sent before that.
+    /// Connects, up to the end of the TLS handshake where the backend has TLS; with what the server sent before that. With
+    /// a `peer` to that one, wherever the name leads to now.
     pub(crate) async fn dial(
         spec: &BackendSpec,
         variant: &LoginVariant,
+        peer: Option<SocketAddr>,
     ) -> Result<(Self, Vec<u8>), ConnectCause> {
         let protocol = spec.kind.protocol();
-        match (&spec.address, &spec.tls) {
-            (Address::Tcp(host_port), None) => Ok((Self::Tcp(dial_tcp(host_port).await?), Vec::new())),
-            (Address::Tcp(host_port), Some(tls)) => {
-                let (stream, greeting) = tls.begin(protocol, dial_tcp(host_port).await?, variant).await?;
-                Ok((Self::Tls(Box::new(stream)), greeting))
-            }
-            (Address::Unix(path), _) => {
+        let host_port = match &spec.address {
+            Address::Tcp(host_port) => host_port,
+            Address::Unix(path) => {
                 let connected = UnixStream::connect(protocol.socket_path(path)).await;
-                Ok((Self::Unix(connected.map_err(ConnectCause::Dial)?), Vec::new()))
+                return Ok((Self::Unix(connected.map_err(ConnectCause::Dial)?), Vec::new()));
             }
+        };
+        let socket = dial(host_port, peer, spec.pool.peer_timeout).await?;
+        let Some(tls) = &spec.tls else { return Ok((Self::Tcp(socket), Vec::new())) };
+        let (stream, greeting) = tls.begin(protocol, socket, variant).await?;
+        Ok((Self::Tls(Box::new(stream)), greeting))
+    }
+
+    /// The server that it leads to, if that is over TCP.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Tls(stream) => stream.socket().peer_addr().ok(),
+            Self::Unix(_) => None,
         }
     }
 
     /// Whether no network sees the bytes in the clear.
     pub(crate) fn is_private(&self) -> bool {
         matches!(self, Self::Tls(_) | Self::Unix(_))
+    }
+
+    /// Whether a network has seen the bytes in the clear, as far as the address tells.
+    pub(crate) fn is_exposed(&self) -> bool {
+        !self.is_private() && self.peer().is_some_and(|peer| !peer.ip().to_canonical().is_loopback())
     }
 
     /// What a login can be bound to, so that an attacker in between cannot pass it on (RFC 5929).
@@ -172,28 +182,6 @@ impl AsFd for Stream {
             Self::Unix(stream) => stream.as_fd(),
         }
     }
-}
-
-/// Tries the addresses in the resolver's order, and reports the last failure.
-async fn dial_tcp(host_port: &str) -> Result<TcpStream, ConnectCause> {
-    let mut failure = ConnectCause::Resolve(io::Error::from(io::ErrorKind::NotFound));
-    for address in lookup_host(host_port).await.map_err(ConnectCause::Resolve)? {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return tune(stream).map_err(ConnectCause::Dial),
-            Err(error) => failure = ConnectCause::Dial(error),
-        }
-    }
-    Err(failure)
-}
-
-fn tune(stream: TcpStream) -> io::Result<TcpStream> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
-    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 impl AsyncRead for Stream {

@@ -11,6 +11,6 @@ impl Protocol for TcpProtocol {
         _: Vec<u8>,
         _: &'a LoginVariant,
     ) -> BoxFuture<'a, Result<LoginResult, ConnectCause>> {
-        Box::pin(async { Ok(LoginResult { session: Session::Tcp, cancel: None }) })
+        Box::pin(async { Ok(LoginResult { session: Session::Tcp, cancel: None, exposed: None }) })
     }
 }

@@ -24,6 +24,10 @@ pub(super) async fn keep(shared: Arc<PoolShared>) {
             let shared = Arc::clone(&shared);
             connects.spawn(async move {
                 let outcome = backend::connect(&shared.spec, variant.clone()).await;
+                let outcome = outcome.map(|(connection, exposed)| {
+                    exposed.into_iter().for_each(|what| shared.tell_exposed(what));
+                    connection
+                });
                 (variant, outcome)
             });
         }

@@ -195,7 +195,9 @@ impl LeaseSlot {
     /// Gives back a connection whose session is as after its login, for the same function.
     pub(crate) fn recycle(mut self, function: &Arc<str>, stream: Stream, session: Session) {
         let now = Instant::now();
-        if now - self.since > self.shared().spec.pool.max_age {
+        let pool = self.shared();
+        if now - self.since > pool.spec.pool.max_age || pool.with_state(|state| state.is_outdated(self.since))
+        {
             return; // dropped, it is discarded
         }
         let (cancel, diag, variant) = (self.cancel.take(), self.diag.take(), self.variant.clone());
@@ -211,6 +213,18 @@ impl LeaseSlot {
         shared.wake.notify_one();
         if let Some((waiter, idle)) = taken {
             drop(waiter.answer.send(Ok(Lease::new(shared, idle, None)))); // withdrawn just now: the lease ends here
+        }
+    }
+
+    /// The others may lead to the same server, and the backend's name to another one by now: idle ones are given up, and
+    /// those that are leased are not used again.
+    pub(crate) fn server_is_read_only(&self) {
+        let pool = self.shared();
+        let dead = pool.with_state(|state| state.server_is_read_only(self.since, Instant::now()));
+        if !dead.is_empty() {
+            tracing::info!(backend = pool.spec.name, "the server takes no writes: connections are made anew");
+            pool.discard(dead);
+            pool.wake.notify_one();
         }
     }
 

@@ -54,6 +54,8 @@ pub(super) struct PoolState {
     demand: Option<DemandEstimate>,
     backoff: Backoff,
     last_error: Option<Arc<ConnectError>>,
+    /// Connections that were logged in up to this moment may lead to a server that takes no writes.
+    outdated: Option<Instant>,
     closed: bool,
     share: QuotaShare,
     pub(super) tally: Tally,
@@ -74,6 +76,7 @@ impl PoolState {
             variants: Variants::default(),
             leased: 0,
             last_error: None,
+            outdated: None,
             closed: false,
             share,
             tally: Tally::default(),
@@ -340,6 +343,25 @@ impl PoolState {
         let removed = self.idle.remove(verdict);
         removed.iter().for_each(|(_, reason)| self.tally.discard(*reason));
         removed
+    }
+
+    /// Whether a connection of this time of login is not to be used again.
+    pub(super) fn is_outdated(&self, since: Instant) -> bool {
+        self.outdated.is_some_and(|until| since <= until)
+    }
+
+    /// A connection of this time of login leads to a server that takes no writes: gives up all idle ones, unless that was
+    /// done since.
+    pub(super) fn server_is_read_only(
+        &mut self,
+        since: Instant,
+        now: Instant,
+    ) -> Vec<(IdleConnection, DiscardReason)> {
+        if self.is_outdated(since) {
+            return Vec::new();
+        }
+        self.outdated = Some(now);
+        self.remove_idle(|_, _| Some(DiscardReason::ReadOnly))
     }
 
     /// Ends everything that is not leased.

@@ -67,7 +67,7 @@ pub(super) async fn serve(mut client: Stream, socket: &BackendSocket) {
     );
     match protocol.termination_detector().filter(|_| socket.pool.recycles()) {
         Some(detector) => {
-            if pass_on(&mut client, &mut admitted.server, detector).await {
+            if pass_on(&mut client, &mut admitted, detector).await {
                 drop(client);
                 admitted.recycle(socket).await;
             }
@@ -79,9 +79,13 @@ pub(super) async fn serve(mut client: Stream, socket: &BackendSocket) {
 
 /// Passes everything on but the client's termination message. Returns whether the client has ended its conversation so that
 /// the session can be cleaned.
-async fn pass_on(client: &mut Stream, server: &mut Stream, detector: Box<dyn TerminationDetector>) -> bool {
+async fn pass_on(
+    client: &mut Stream,
+    admitted: &mut ClientSession<'_>,
+    detector: Box<dyn TerminationDetector>,
+) -> bool {
     let (mut from_client, mut to_client) = split(client);
-    let (mut from_server, mut to_server) = split(server);
+    let (slot, (mut from_server, mut to_server)) = (&admitted.slot, split(&mut admitted.server));
     let detector = Mutex::new(detector);
     let detector = || detector.lock().unwrap_or_else(PoisonError::into_inner);
     let up = async {
@@ -104,6 +108,9 @@ async fn pass_on(client: &mut Stream, server: &mut Stream, detector: Box<dyn Ter
                 return io::Result::Ok(());
             }
             detector().server_sent(&buf[..bytes]);
+            if detector().is_read_only() {
+                slot.server_is_read_only();
+            }
             to_client.write_all(&buf[..bytes]).await?;
             to_client.flush().await?;
         }

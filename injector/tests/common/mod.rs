@@ -208,6 +208,7 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
         max: 4,
         ttl: Duration::from_secs(600),
         connect_timeout: Duration::from_secs(10),
+        peer_timeout: Duration::from_secs(60),
         backoff_min: Duration::from_millis(5),
         backoff_max: Duration::from_millis(50),
         wait: Duration::from_secs(10),

@@ -11,7 +11,7 @@ use super::PASSWORD;
 /// A server of our own, killed and removed on drop.
 pub(crate) struct Redis {
     child: Child,
-    directory: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
     port: u16,
 }
 

@@ -158,7 +158,7 @@ where
         collation,
         status,
     };
-    Ok(LoginResult { session, cancel: None })
+    Ok(LoginResult { session, cancel: None, exposed: None })
 }
 
 /// Logs in once more on a connection that may be another user's now, with another role, database or character set. What

@@ -14,18 +14,25 @@ use super::login::PostgresTransport;
 use crate::backend::ConnectCause;
 use crate::{PostgresLogin, Secret};
 
-/// Answers what the server asks, up to and including `AuthenticationOk`.
+const UNASKED: &str = "a password is configured, and the server has not asked for it: whoever answers at this address is \
+                       taken for the server; set `tls`, or have the server ask for scram-sha-256";
+const HASHED: &str = "the server has asked for an MD5 hash, from which the password can be guessed, and with which others can log \
+                      in; set `tls`, or have the server ask for scram-sha-256";
+
+/// Answers what the server asks, up to and including `AuthenticationOk`. Returns what an operator should know of that if a
+/// network sees it.
 pub(super) async fn authenticate<S>(
     login: &PostgresLogin,
     frames: &mut Frames<'_, S>,
     channel: PostgresTransport,
-) -> Result<(), ConnectCause>
+) -> Result<Option<&'static str>, ConnectCause>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    let mut exposed = None;
     let password = || login.password.as_ref().ok_or(ConnectCause::PasswordMissing);
     match frames.next().await? {
-        Message::AuthenticationOk => return Ok(()),
+        Message::AuthenticationOk => return Ok(login.password.as_ref().map(|_| UNASKED)),
         Message::AuthenticationCleartextPassword => {
             if !channel.private {
                 return Err(ConnectCause::CleartextRefused);
@@ -35,12 +42,13 @@ where
         Message::AuthenticationMd5Password(body) => {
             let hash = md5_hash(login.user.as_bytes(), password()?.expose().as_bytes(), body.salt());
             send_password(frames, &hash).await?;
+            exposed = Some(HASHED);
         }
         Message::AuthenticationSasl(body) => scram(frames, &body, password()?, channel.end_point).await?,
         other => return Err(unsupported(&other).unwrap_or_else(|| frames.unexpected().into())),
     }
     match frames.next().await? {
-        Message::AuthenticationOk => Ok(()),
+        Message::AuthenticationOk => Ok(exposed),
         _ => Err(frames.unexpected().into()),
     }
 }

@@ -51,8 +51,9 @@ where
 {
     let mut frames = Frames::new(stream, login.password.as_ref());
     frames.send(&startup(login, variant)?).await?;
-    auth::authenticate(login, &mut frames, channel).await?;
-    let logged_in = settle(login, &mut frames).await?;
+    let exposed = auth::authenticate(login, &mut frames, channel).await?;
+    let mut logged_in = settle(login, &mut frames).await?;
+    logged_in.exposed = exposed;
     warm_up(login, &mut frames).await?;
     if !frames.is_quiet() {
         return Err(ProtocolError::NotQuiet.into());
@@ -108,14 +109,18 @@ where
                 let mut packet = BytesMut::with_capacity(16);
                 frontend::cancel_request(body.process_id(), body.secret_key(), &mut packet);
                 process_id = body.process_id();
-                cancel = Some(CancelRequest(Zeroizing::new(packet.to_vec())));
+                cancel = Some(CancelRequest(Zeroizing::new(packet.to_vec()), None));
             }
             Message::ReadyForQuery(body) if body.status() == b'I' => break,
             _ => return Err(frames.unexpected().into()),
         }
     }
     let (user, database) = (login.user.clone(), login.database.clone());
-    Ok(LoginResult { session: Session::Postgres { process_id, parameters, user, database }, cancel })
+    Ok(LoginResult {
+        session: Session::Postgres { process_id, parameters, user, database },
+        cancel,
+        exposed: None,
+    })
 }
 
 /// Discards the result of a query, up to `ReadyForQuery`.

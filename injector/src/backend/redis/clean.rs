@@ -43,6 +43,10 @@ impl TerminationDetector for RespDetector {
         self.lost |= self.answers > self.commands;
     }
 
+    fn is_read_only(&self) -> bool {
+        self.server.read_only
+    }
+
     fn is_complete(&self) -> bool {
         !self.lost && self.answers == self.commands && self.client.is_between() && self.server.is_between()
     }
@@ -59,6 +63,8 @@ struct RespFrames {
     open: Vec<u64>,
     /// The frame is an attribute or a push message, not an answer.
     aside: bool,
+    /// There was an error of the kind `READONLY`.
+    read_only: bool,
 }
 
 impl RespFrames {
@@ -118,7 +124,11 @@ impl RespFrames {
                 self.aside = true;
                 self.begin(count(1)?)
             }
-            Some(b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(') => Some(self.element()),
+            Some(b'-') => {
+                self.read_only |= line.starts_with(b"-READONLY ");
+                Some(self.element())
+            }
+            Some(b'+' | b':' | b'_' | b',' | b'#' | b'(') => Some(self.element()),
             _ => None,
         }
     }

@@ -15,7 +15,8 @@ where
     ask(login, stream, &mut read, &[]).await?;
     nothing_more(&read)?;
     let session = Session::Redis { user: login.user.clone(), database: login.database };
-    Ok(LoginResult { session, cancel: None })
+    let exposed = login.password.as_ref().map(|_| "the password is sent in the clear; set `tls`");
+    Ok(LoginResult { session, cancel: None, exposed })
 }
 
 /// Logs in, and sends another command in the same round trip, whose reply is left to the caller.

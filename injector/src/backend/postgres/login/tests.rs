@@ -70,6 +70,14 @@ async fn cause_of(script: Vec<u8>) -> ConnectCause {
 #[tokio::test]
 async fn trusting_server_gives_a_session_without_the_cancel_key() {
     let logged_in = against_script(welcome()).await.unwrap();
+    assert!(logged_in.exposed.is_some_and(|what| what.contains("has not asked for it")), "{logged_in:?}");
+    let hashed = against(login(), false, async move |mut stream: DuplexStream| {
+        stream.write_all(&auth(5, b"salt")).await.unwrap();
+        stream.read_u8().await.unwrap();
+        stream.write_all(&welcome()).await.unwrap();
+    });
+    let hashed = hashed.await.unwrap();
+    assert!(hashed.exposed.is_some_and(|what| what.contains("MD5")), "{hashed:?}");
     let parameters = vec![("server_version".to_owned(), "15.0".to_owned())];
     let (user, database) = ("app".to_owned(), "orders".to_owned());
     assert_eq!(logged_in.session, Session::Postgres { process_id: 42, parameters, user, database });

@@ -68,6 +68,17 @@ fn what_is_left_undone_or_not_understood_is_seen() {
     ] {
         assert!(!after(commands, answers), "{}", String::from_utf8_lossy(answers));
     }
+    // A server that is a replica now.
+    for (answer, read_only) in [
+        ("-READONLY You can't write against a read only replica.", true),
+        ("+READONLY ", false),
+        ("-ERR READONLY ", false),
+    ] {
+        let mut talk = RespDetector::default();
+        talk.find(GET);
+        talk.server_sent(format!("{answer}\r\n").as_bytes());
+        assert_eq!((talk.is_complete(), talk.is_read_only()), (true, read_only), "{answer}");
+    }
     // After an answer without a command the conversation is not followed further.
     let mut talk = RespDetector::default();
     talk.server_sent(b"+OK\r\n");
