@@ -93,7 +93,8 @@ fn what_the_example_calls_a_default_is_one() {
     let backends =
         |f: &headstart_config::Function| (f.backend_sockets, f.backend_ports.clone(), f.tls_hand_over);
     assert_eq!(backends(orders), backends(echo));
-    let pool = headstart_config::Pool { server_max: Some(90), ..headstart_config::Pool::default() };
+    let default = headstart_config::Pool::default();
+    let pool = headstart_config::Pool { server_max: Some(90), max_per_function: Some(16), ..default };
     assert_eq!(config.backend("orders-db").unwrap().pool, pool);
 
     assert_eq!((orders.require_auth, echo.id, echo.require_auth), (RequireAuth::No, None, RequireAuth::No));

@@ -27,6 +27,7 @@ mod idle;
 mod keeper;
 mod lease;
 mod server_quota;
+mod shares;
 mod state;
 mod status;
 #[cfg(test)]
@@ -40,7 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{LoginVariant, NoHandOver, Protocol};
@@ -48,6 +49,7 @@ use crate::{BackendSpec, DiscardReason};
 use idle::IdleConnection;
 pub use lease::{HandOver, Lease, LeaseError, LeaseSlot, TakenPlace, TlsMode};
 pub use server_quota::ServerQuotas;
+use shares::{Share, Shares};
 use state::PoolState;
 pub use status::{PoolStatus, Tally};
 use waiters::LeaseWaiter;
@@ -74,6 +76,7 @@ impl Drop for PoolOwner {
 struct PoolShared {
     spec: BackendSpec,
     state: Mutex<PoolState>,
+    shares: Shares,
     /// Notified when the keeper has something to do.
     wake: Arc<Notify>,
     /// Whether the log has said why TLS is not handed over: it says so once.
@@ -91,9 +94,10 @@ impl Pool {
         let wake = Arc::new(Notify::new());
         let share = quotas.register(&spec.address.to_string(), spec.pool.server_max, Arc::clone(&wake));
         let state = Mutex::new(PoolState::new(&spec.pool, share));
+        let shares = Shares::new(spec.pool.max_per_function);
         let (told_relayed, told_exposed, data) =
             (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
-        let shared = PoolShared { spec, state, wake, told_relayed, told_exposed, data };
+        let shared = PoolShared { spec, state, shares, wake, told_relayed, told_exposed, data };
         Self(Arc::new(PoolOwner(Arc::new(shared))))
     }
 
@@ -138,11 +142,20 @@ impl Pool {
 
     /// An idle connection that is alive, if there is one. Never blocks, and does not ask the server.
     pub fn try_lease(&self) -> Option<Lease> {
+        self.try_lease_with(None)
+    }
+
+    /// As [`Pool::try_lease`], for a function that may have this share of the pool (`max_per_function`).
+    pub fn try_lease_of(&self, function: &Arc<str>) -> Option<Lease> {
+        self.try_lease_with(self.0.0.shares.take(function).ok()?)
+    }
+
+    fn try_lease_with(&self, share: Share) -> Option<Lease> {
         let shared = &self.0.0;
         let lookup = shared.with_state(|state| state.take_idle(None, &LoginVariant::Plain, Instant::now()));
         shared.discard(lookup.dead);
         shared.wake.notify_one();
-        lookup.alive.map(|idle| Lease::new(shared, idle, None))
+        lookup.alive.map(|idle| Lease::new(shared, idle, None).with_share(share))
     }
 
     /// A connection: an idle one, else the next that gets ready, for which room is taken and a connect
@@ -153,7 +166,7 @@ impl Pool {
     /// withdraws the request; a connection that was begun for it is kept if fewer than `min_idle` are
     /// idle, unless it was ready by then: that one ends like any lease.
     pub fn lease(&self) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
-        self.lease_for(None, LoginVariant::Plain)
+        self.lease_with(Ok(None), None, LoginVariant::Plain)
     }
 
     /// What the function's next client will probably ask for.
@@ -161,20 +174,51 @@ impl Pool {
         self.0.0.with_state(|state| state.expected(function))
     }
 
-    /// As [`Pool::lease`], of this kind; it may be a connection that this function has used.
-    pub(crate) fn lease_for(
+    /// As [`Pool::lease`], for this function. If it has all that one function may have (`max_per_function`), the lease begins
+    /// when one of these is free, for which it waits up to `wait` too.
+    pub fn lease_of(
         &self,
-        function: Option<&Arc<str>>,
+        function: &Arc<str>,
+    ) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
+        self.lease_with(self.0.0.shares.take(function), None, LoginVariant::Plain)
+    }
+
+    /// As [`Pool::lease_of`], of this kind; it may be a connection that this function has used.
+    pub(crate) fn lease_again(
+        &self,
+        function: &Arc<str>,
+        variant: LoginVariant,
+    ) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
+        self.lease_with(self.0.0.shares.take(function), Some(Arc::clone(function)), variant)
+    }
+
+    /// With a share, or when there is one.
+    fn lease_with(
+        &self,
+        share: Result<Share, Arc<Semaphore>>,
+        function: Option<Arc<str>>,
         variant: LoginVariant,
     ) -> impl Future<Output = Result<Lease, LeaseError>> + Send + use<> {
         let shared = Arc::clone(&self.0.0);
-        let start = shared.begin_lease(function, variant);
+        let begin = move |shared: &Arc<PoolShared>| shared.begin_lease(function.as_ref(), variant);
+        let begun = match share {
+            Ok(share) => Ok((share, begin(&shared))),
+            Err(shares) => Err((shares, begin)),
+        };
         async move {
+            let (share, start) = match begun {
+                Ok(begun) => begun,
+                Err((shares, begin)) => match timeout(shared.spec.pool.wait, shares.acquire_owned()).await {
+                    Ok(Ok(share)) => (Some(share), begin(&shared)),
+                    _ => (None, Err(shared.share_exhausted())),
+                },
+            };
             let outcome = match start {
                 Ok(LeaseStart::Ready(lease)) => Ok(*lease),
                 Ok(LeaseStart::Waiting { id, answer }) => shared.await_lease(id, answer).await,
                 Err(error) => Err(error),
             };
+            let outcome = outcome.map(|lease| lease.with_share(share));
             outcome.inspect_err(|error| {
                 shared.with_state(|state| state.tally.fallback(error.reason()));
             })
@@ -183,10 +227,10 @@ impl Pool {
 
     /// Counts a connection as leased that an instance has from an earlier agent. It exists, so it counts also beyond
     /// `max`.
-    pub fn inherit(&self) -> LeaseSlot {
+    pub fn inherit(&self, function: &Arc<str>) -> LeaseSlot {
         let shared = &self.0.0;
         shared.with_state(PoolState::inherit);
-        LeaseSlot::inherited(shared)
+        LeaseSlot::inherited(shared, shared.shares.take(function).unwrap_or_default())
     }
 
     /// Whether the last attempt to connect has failed.
@@ -309,6 +353,12 @@ impl PoolShared {
 
     fn closed(&self) -> LeaseError {
         LeaseError::Closed { backend: self.spec.name.clone() }
+    }
+
+    fn share_exhausted(&self) -> LeaseError {
+        let (backend, settings) = (self.spec.name.clone(), &self.spec.pool);
+        let max_per_function = settings.max_per_function.unwrap_or_default();
+        LeaseError::ShareExhausted { backend, max_per_function, wait: settings.wait }
     }
 
     fn exhausted(&self) -> LeaseError {

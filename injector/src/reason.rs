@@ -33,6 +33,8 @@ reasons! {
         PoolEmpty = "pool_empty",
         /// All `max` connections were in use for as long as a lease may wait.
         PoolExhausted = "pool_exhausted",
+        /// The function had all that one function may have, for as long as a lease may wait.
+        ShareExhausted = "share_exhausted",
         /// The backend could not be reached or refused the login.
         ConnectFailed = "connect_failed",
         /// The pool was closed.

@@ -115,7 +115,7 @@ impl Sockets {
     pub fn expect_clients(&self) {
         for socket in &self.sockets {
             let variant = socket.expected();
-            let lease = Box::pin(socket.pool.lease_for(Some(&socket.function), variant.clone()));
+            let lease = Box::pin(socket.pool.lease_again(&socket.function, variant.clone()));
             *socket.first.lock().unwrap_or_else(PoisonError::into_inner) = Some((variant, lease));
         }
     }
@@ -224,7 +224,7 @@ impl BackendSocket {
         {
             return Ok(lease.into_stream());
         }
-        self.pool.lease_for(Some(&self.function), variant).await.map(Lease::into_stream)
+        self.pool.lease_again(&self.function, variant).await.map(Lease::into_stream)
     }
 
     pub(crate) fn cancels(&self) -> MutexGuard<'_, HashMap<CancelKey, Arc<LeaseSlot>>> {

@@ -99,6 +99,8 @@ pub struct PoolSettings {
     /// Limit of the connections of all pools with the same address and the same [`ServerQuotas`](crate::ServerQuotas), at
     /// the time when this pool begins another one.
     pub server_max: Option<usize>,
+    /// Limit of the connections that one function has.
+    pub max_per_function: Option<usize>,
     /// Connections that a client of a socket has closed properly are cleaned and kept for clients of the same function,
     /// where the protocol can be cleaned. Others are never used again.
     pub recycle: bool,
@@ -126,6 +128,7 @@ impl From<config::Pool> for PoolSettings {
             follow_demand: pool.follow_demand,
             max: pool.max,
             server_max: pool.server_max.and_then(|limit| limit.try_into().ok()),
+            max_per_function: pool.max_per_function,
             recycle: pool.recycle,
             max_age: pool.max_age,
             ttl: pool.ttl,

@@ -177,6 +177,29 @@ async fn pools_of_one_server_have_a_limit_together() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_function_has_no_more_than_its_share() {
+    let mut server = Server::start();
+    let _accepted = server.accept();
+    let mut spec = server.spec(0, 4);
+    spec.pool.max_per_function = Some(2);
+    let pool = Pool::spawn(spec);
+    let [greedy, other] = ["greedy", "other"].map(Arc::<str>::from);
+    let inherited = pool.inherit(&greedy);
+    let held = pool.lease_of(&greedy).await.expect("its second");
+    assert!(pool.try_lease_of(&greedy).is_none());
+    let error = pool.lease_of(&greedy).await.expect_err("no third");
+    assert_eq!(error.reason(), FallbackReason::ShareExhausted);
+    assert!(error.to_string().contains("none of the 2 connections that one function may have"), "{error}");
+    // There is room for others, and for the function as soon as it has given one back.
+    let _others = pool.lease_of(&other).await.expect("room");
+    let waiting = tokio::spawn(pool.lease_of(&greedy));
+    drop(held);
+    let _held = waiting.await.expect("no panic").expect("its share");
+    drop(inherited);
+    pool.lease_of(&greedy).await.expect("also that of an earlier agent");
+}
+
+#[tokio::test(start_paused = true)]
 async fn lease_waits_for_room_and_no_longer_than_allowed() {
     let mut server = Server::start();
     let _accepted = server.accept();

@@ -176,16 +176,20 @@ fn a_function_that_keeps_what_it_returns_gets_no_more_than_its_share() {
         return;
     }
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let backend = |max| {
+    let backend = |limits: &str| {
         format!(
             "[[backend]]\nname = \"db\"\nkind = \"tcp\"\naddress = \"{}\"\n\
-             pool = {{ min_idle = 0, max = {max}, wait = \"100ms\" }}\n",
+             pool = {{ min_idle = 0, wait = \"100ms\", {limits} }}\n",
             server.local_addr().unwrap()
         )
     };
-    for (max, said) in [(4, "refused after 4"), (100, "the instance holds 64 backend connections already")] {
+    for (limits, said) in [
+        ("max = 4", "refused after 4"),
+        ("max = 8, max_per_function = 5", "refused after 5"),
+        ("max = 100", "the instance holds 64 backend connections already"),
+    ] {
         let hoarder = fixture::function("hoarder", "process", "").unwrap();
-        let setup = AgentSetup::default().config(&backend(max)).config(&hoarder.text("hoarder", &["db"]));
+        let setup = AgentSetup::default().config(&backend(limits)).config(&hoarder.text("hoarder", &["db"]));
         let agent = setup.start().unwrap();
         agent.operate("hoarder", "wake").unwrap();
         agent.wait_log(said, LIMIT).unwrap();

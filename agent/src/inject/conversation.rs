@@ -64,7 +64,7 @@ impl Conversation {
         control: ControlEnd,
         page: OwnedFd,
     ) -> Result<Self, WireError> {
-        let mut grants = Grants::new(resources.tls);
+        let mut grants = Grants::new(&resources.function, resources.tls);
         let mut descriptors = vec![page];
         let mut backends = Vec::new();
         for pool in resources.given() {
@@ -105,7 +105,7 @@ impl Conversation {
         control: OwnedFd,
         held: &[String],
     ) -> Result<Self, WireError> {
-        let grants = Grants::inherited(resources.tls, held, &resources.pools);
+        let grants = Grants::inherited(&resources.function, resources.tls, held, &resources.pools);
         let control = Channel::from(control);
         control.set_nonblocking(true)?;
         // An earlier agent may not have done so.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use headstart_injector::{HandOver, Lease, LeaseError, LeaseSlot, Pool, TakenPlace, TlsMode};
@@ -16,6 +17,7 @@ type LeaseAttempt = (String, Instant, Result<Lease, LeaseError>);
 
 /// The backend connections of one instance. Dropping this gives every slot back to its pool.
 pub(super) struct Grants {
+    function: Arc<str>,
     tls: TlsMode,
     /// Each with the name of its backend.
     slots: Vec<(String, LeaseSlot)>,
@@ -29,19 +31,28 @@ pub(super) struct Grants {
 }
 
 impl Grants {
-    pub(super) fn new(tls: TlsMode) -> Self {
+    pub(super) fn new(function: &str, tls: TlsMode) -> Self {
         let (slots, returned, connecting) = (Vec::new(), Vec::new(), JoinSet::new());
-        Self { tls, slots, returned, connecting, sent: VecDeque::new(), refused: None }
+        Self {
+            function: function.into(),
+            tls,
+            slots,
+            returned,
+            connecting,
+            sent: VecDeque::new(),
+            refused: None,
+        }
     }
 
     /// The connections of an instance that an earlier agent started: `held` has the backend of each. Connections of
     /// pools that no longer exist are not counted.
-    pub(super) fn inherited(tls: TlsMode, held: &[String], pools: &[Pool]) -> Self {
+    pub(super) fn inherited(function: &str, tls: TlsMode, held: &[String], pools: &[Pool]) -> Self {
+        let grants = Self::new(function, tls);
         let slot = |name: &String| {
             let pool = pools.iter().find(|pool| pool.name() == name)?;
-            Some((name.clone(), pool.inherit()))
+            Some((name.clone(), pool.inherit(&grants.function)))
         };
-        Self { slots: held.iter().filter_map(slot).collect(), ..Self::new(tls) }
+        Self { slots: held.iter().filter_map(slot).collect(), ..grants }
     }
 
     /// Connections held or being made.
@@ -89,10 +100,10 @@ impl Grants {
     /// A connection from the pool at once; otherwise one is made, and [`Grants::next`] returns it.
     pub(super) fn first(&mut self, pool: &Pool) -> (Grant, Option<OwnedFd>) {
         let wanted_at = Instant::now();
-        if let Some(lease) = pool.try_lease() {
+        if let Some(lease) = pool.try_lease_of(&self.function) {
             return self.hold(pool.name().to_owned(), wanted_at, lease);
         }
-        let (pool, lease) = (pool.clone(), pool.lease());
+        let (pool, lease) = (pool.clone(), pool.lease_of(&self.function));
         let backend = pool.name().to_owned();
         self.connecting.spawn(async move { (pool.name().to_owned(), wanted_at, lease.await) });
         (Grant { backend, status: GrantStatus::Pending }, None)

@@ -17,6 +17,8 @@ pub struct Pool {
     /// The most connections of all backends with the same address together, when this one begins another; 1 to 100000.
     /// Default `None`.
     pub server_max: Option<u32>,
+    /// The most connections that one function may have of these, 1 to `max`. Default `None`: all.
+    pub max_per_function: Option<usize>,
     /// `on_release`: `"recycle"` cleans connections that clients of a socket close, and keeps them for clients of the same
     /// function; not with `tcp` and `tls`. Default `"discard"`: `false`.
     pub recycle: bool,
@@ -41,6 +43,7 @@ impl Default for Pool {
             min_idle: 4,
             follow_demand: false,
             server_max: None,
+            max_per_function: None,
             recycle: false,
             max_age: Duration::from_hours(1),
             max: 64,
@@ -60,15 +63,12 @@ impl Pool {
         let default = Self::default();
         let max = table.or("max", default.max, |v| v.integer(1..=10_000));
         let pool = Self {
-            min_idle: table.or("min_idle", default.min_idle.min(max), |v| {
-                let min_idle = v.integer(0..=10_000)?;
-                let message = || format!("must be at most max, which is {max}");
-                if min_idle <= max { Some(min_idle) } else { v.fail(message()) }
-            }),
+            min_idle: table.or("min_idle", default.min_idle.min(max), |v| at_most(&v, 0, max)),
             follow_demand: table
                 .or("size", default.follow_demand, |v| v.choice(&[("fixed", false), ("auto", true)])),
             max,
             server_max: table.or("server_max", None, |v| server_max(&v, max)),
+            max_per_function: table.or("max_per_function", None, |v| at_most(&v, 1, max).map(Some)),
             recycle: table.or("on_release", default.recycle, |v| {
                 let recycle = v.choice(&[("discard", false), ("recycle", true)])?;
                 match protocol.filter(|_| recycle).and_then(|protocol| protocol.keys().why_not_recycled()) {
@@ -87,6 +87,11 @@ impl Pool {
         table.finish();
         pool
     }
+}
+
+fn at_most(value: &Value<'_>, min: usize, max: usize) -> Option<usize> {
+    let number = value.integer(min..=10_000)?;
+    if number <= max { Some(number) } else { value.fail(format!("must be at most max, which is {max}")) }
 }
 
 /// Less than the pool's own limit would be a mistake about one of the two.

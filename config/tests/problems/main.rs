@@ -145,6 +145,10 @@ fn backends() {
             "name = \"b\"\npool = { server_max = 63 }",
             ".b.pool.server_max: must not be less than max, which is 64",
         ),
+        (
+            "name = \"b\"\npool = { max_per_function = 65 }",
+            ".b.pool.max_per_function: must be at most max, which is 64",
+        ),
         ("name = \"b\"\npool = { min_idle = 65 }", ".b.pool.min_idle: must be at most max, which is 64"),
         (
             "name = \"b\"\npool = { ttl = \"9d\" }",

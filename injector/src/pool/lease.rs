@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::PoolShared;
 use super::idle::IdleConnection;
+use super::shares::Share;
 use crate::backend::{
     self, CancelRequest, Connection, LoginVariant, RetainedSecrets, Session, SocketDiag, Stream,
     StreamHandOver,
@@ -67,9 +68,18 @@ impl Lease {
         let ttl = shared.spec.pool.ttl;
         let expires_at = (!ttl.is_zero()).then(|| idle.since + ttl);
         let Connection { stream, session, cancel, variant, diag, connect_time, since } = idle.connection;
-        let place = Place::new(shared);
+        let place = Place::new(shared, None);
         let slot = LeaseSlot { place, since, connect_time, cancel, variant, tls: None, diag };
         Self { stream, session, slot, fallback, connect_time, expires_at }
+    }
+
+    /// Its function has this share as long as the place is taken.
+    pub(super) fn with_share(mut self, share: Share) -> Self {
+        // Nothing else has the place yet.
+        if let Some(place) = Arc::get_mut(&mut self.slot.place) {
+            place.share = share;
+        }
+        self
     }
 
     /// Takes the connection out of the reactor, for one owner. A relay runs on the runtime of the pool.
@@ -132,11 +142,12 @@ struct Place {
     shared: Arc<PoolShared>,
     /// The connection is in the pool again.
     recycled: bool,
+    share: Share,
 }
 
 impl Place {
-    fn new(shared: &Arc<PoolShared>) -> Arc<Self> {
-        Arc::new(Self { shared: Arc::clone(shared), recycled: false })
+    fn new(shared: &Arc<PoolShared>, share: Share) -> Arc<Self> {
+        Arc::new(Self { shared: Arc::clone(shared), recycled: false, share })
     }
 }
 
@@ -163,8 +174,8 @@ impl TakenPlace {
 
 impl LeaseSlot {
     /// The place of a connection that an earlier agent has leased.
-    pub(super) fn inherited(shared: &Arc<PoolShared>) -> Self {
-        let (place, since) = (Place::new(shared), Instant::now());
+    pub(super) fn inherited(shared: &Arc<PoolShared>, share: Share) -> Self {
+        let (place, since) = (Place::new(shared, share), Instant::now());
         let (connect_time, variant) = (Duration::ZERO, LoginVariant::Plain);
         Self { place, since, connect_time, cancel: None, variant, tls: None, diag: None }
     }
@@ -276,6 +287,20 @@ pub enum LeaseError {
         /// The configured limit of the wait.
         wait: Duration,
     },
+    /// The load of the function itself, or the configuration: it has all that one function may have.
+    #[error(
+        "backend {backend}: none of the {max_per_function} connections that one function may have came free within {} ms; \
+         a retry may help",
+        wait.as_millis()
+    )]
+    ShareExhausted {
+        /// The configured name.
+        backend: String,
+        /// The configured limit.
+        max_per_function: usize,
+        /// The configured limit of the wait.
+        wait: Duration,
+    },
     /// The backend; says itself whether a retry helps.
     #[error(transparent)]
     Connect(Arc<ConnectError>),
@@ -292,6 +317,7 @@ impl LeaseError {
     pub fn reason(&self) -> FallbackReason {
         match self {
             Self::Exhausted { .. } => FallbackReason::PoolExhausted,
+            Self::ShareExhausted { .. } => FallbackReason::ShareExhausted,
             Self::Connect(_) => FallbackReason::ConnectFailed,
             Self::Closed { .. } => FallbackReason::PoolClosed,
         }
@@ -300,7 +326,7 @@ impl LeaseError {
     /// Whether the same lease may succeed later without a change of the configuration.
     pub fn retry_helps(&self) -> bool {
         match self {
-            Self::Exhausted { .. } => true,
+            Self::Exhausted { .. } | Self::ShareExhausted { .. } => true,
             Self::Connect(error) => error.cause.retry_helps(),
             Self::Closed { .. } => false,
         }

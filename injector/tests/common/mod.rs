@@ -203,6 +203,7 @@ pub(crate) fn spec(kind: BackendKind, address: Address) -> BackendSpec {
         min_idle: 0,
         follow_demand: false,
         server_max: None,
+        max_per_function: None,
         recycle: false,
         max_age: Duration::from_secs(3600),
         max: 4,
