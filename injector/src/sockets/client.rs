@@ -29,7 +29,7 @@ pub(crate) struct ClientSession<'a> {
 }
 
 /// Process and secret, as a client was told them. The secret is not the server's.
-pub(crate) type CancelKey = (i32, i32);
+pub(crate) type CancelKey = (i32, Vec<u8>);
 
 /// A client's cancel key, which is known to its socket as long as this lives.
 pub(crate) struct CancelRegistration<'a> {
@@ -39,7 +39,7 @@ pub(crate) struct CancelRegistration<'a> {
 
 impl<'a> CancelRegistration<'a> {
     pub(crate) fn new(socket: &'a BackendSocket, key: CancelKey, slot: &Arc<LeaseSlot>) -> Self {
-        socket.cancels().insert(key, Arc::clone(slot));
+        socket.cancels().insert(key.clone(), Arc::clone(slot));
         Self { socket, key }
     }
 }

@@ -21,6 +21,9 @@ use request::{FirstPacket, PROTOCOL_3_0, StartupMessage};
 /// From the connection to the whole first packet.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
+/// From 3.2 on (PostgreSQL 18) keys have up to 256 bytes.
+const LONG_KEYS_MINOR: i32 = 2;
+
 /// Why a client is not admitted, as the server would say it (PostgreSQL documentation, appendix A).
 #[derive(Debug, PartialEq, Eq)]
 struct PostgresRefusal {
@@ -104,9 +107,12 @@ async fn welcome<'a>(
         return Err(refuse("XX000", "the pool gave a connection of another kind"));
     };
     let slot = Arc::new(slot);
-    let key = (*process_id, rand::rng().random());
+    let newest = newest_minor(parameters);
+    let secret = rand::rng().random::<[u8; 32]>();
+    let secret = if start.minor.min(newest) >= LONG_KEYS_MINOR { &secret[..] } else { &secret[..4] };
+    let key = (*process_id, secret.to_vec());
+    let greeting = greeting(&start, newest, &key, parameters);
     let registered = CancelRegistration::new(socket, key, &slot);
-    let greeting = greeting(&start, key, parameters);
     let admitted = ClientSession { server, session, slot, cancel: Some(registered) };
     let sent = client.write_all(&greeting).await;
     Ok(sent.is_ok().then_some(admitted))
@@ -118,21 +124,31 @@ pub(super) fn fuzz_first_packet(login: &PostgresLogin, body: &[u8]) {
     if let Ok(Some(FirstPacket::Startup(start))) = request::parse(body)
         && request::variant(login, &start).is_ok()
     {
-        greeting(&start, (1, 2), &start.parameters);
+        greeting(&start, newest_minor(&start.parameters), &(1, vec![2]), &start.parameters);
     }
+}
+
+/// The newest protocol, 3.x, that the server speaks. Towards a client nothing but the key differs, so the agent's own login
+/// may be of an older one.
+fn newest_minor(parameters: &[(String, String)]) -> i32 {
+    let version = parameters.iter().find(|(name, _)| name == "server_version");
+    let major = version
+        .and_then(|(_, version)| version.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
+    if major >= Some(18) { LONG_KEYS_MINOR } else { 0 }
 }
 
 /// The server's messages after a login without a password. The secret is not the server's: with the server's, the client
 /// could later cancel a query of the next user of this connection.
 fn greeting(
     start: &StartupMessage,
-    (process_id, secret): CancelKey,
+    newest: i32,
+    (process_id, secret): &CancelKey,
     parameters: &[(String, String)],
 ) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(512);
-    if start.newer || !start.unknown.is_empty() {
+    if start.minor > newest || !start.unknown.is_empty() {
         let count = u32::try_from(start.unknown.len()).unwrap_or(u32::MAX);
-        let mut body = [PROTOCOL_3_0.to_be_bytes(), count.to_be_bytes()].concat();
+        let mut body = [(PROTOCOL_3_0 + start.minor.min(newest)).to_be_bytes(), count.to_be_bytes()].concat();
         for name in &start.unknown {
             body.extend([name.as_bytes(), &[0]].concat());
         }
@@ -142,7 +158,7 @@ fn greeting(
     for (name, value) in parameters {
         message(&mut bytes, b'S', &[name.as_bytes(), &[0], value.as_bytes(), &[0]]);
     }
-    message(&mut bytes, b'K', &[&process_id.to_be_bytes(), &secret.to_be_bytes()]);
+    message(&mut bytes, b'K', &[&process_id.to_be_bytes(), secret]);
     message(&mut bytes, b'Z', &[b"I"]);
     bytes
 }

@@ -30,9 +30,9 @@ pub(super) enum FirstPacket {
 /// A StartupMessage.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct StartupMessage {
-    /// Its protocol is newer than 3.0: the client is told that 3.0 is the newest here.
-    pub(super) newer: bool,
-    /// Options of the protocol that 3.0 does not know.
+    /// Its protocol is 3.`minor`.
+    pub(super) minor: i32,
+    /// Options of the protocol, of which none is known.
     pub(super) unknown: Vec<String>,
     pub(super) parameters: Vec<(String, String)>,
 }
@@ -68,9 +68,12 @@ pub(super) fn parse(body: &[u8]) -> Result<Option<FirstPacket>, PostgresRefusal>
     };
     match number(0)? {
         SSL_REQUEST | GSSENC_REQUEST => Ok(None),
-        CANCEL_REQUEST => Ok(Some(FirstPacket::Cancel((number(4)?, number(8)?)))),
+        CANCEL_REQUEST => {
+            let (process_id, _) = (number(4)?, number(8)?);
+            Ok(Some(FirstPacket::Cancel((process_id, body[8..].to_vec()))))
+        }
         code if code >> 16 == 3 => {
-            let mut start = StartupMessage { newer: code != PROTOCOL_3_0, ..StartupMessage::default() };
+            let mut start = StartupMessage { minor: code & 0xffff, ..StartupMessage::default() };
             let mut rest = &body[4..];
             loop {
                 let name = text(&mut rest).ok_or_else(malformed)?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::postgres::admit::greeting;
+use crate::backend::postgres::admit::{greeting, newest_minor};
 use proptest::prelude::*;
 use tokio::io::duplex;
 
@@ -75,13 +75,35 @@ async fn a_newer_protocol_is_negotiated_down() {
     assert_eq!(
         start,
         StartupMessage {
-            newer: true,
+            minor: 2,
             unknown: vec!["_pq_.x".into()],
             parameters: vec![("user".into(), "app".into())]
         }
     );
-    let said = greeting(&start, (7, 8), &[]);
+    let said = greeting(&start, 0, &(7, vec![8; 4]), &[]);
     assert!(said.starts_with(b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.x\0R\0\0\0\x08\0\0\0\0"), "{said:?}");
+    assert!(said.ends_with(b"K\0\0\0\x0c\0\0\0\x07\x08\x08\x08\x08Z\0\0\0\x05I"), "{said:?}");
+}
+
+#[tokio::test]
+async fn what_the_server_speaks_is_spoken() {
+    let version = |text: &str| newest_minor(&[("server_version".into(), text.into())]);
+    for (text, minor) in
+        [("15.18 (Debian 15.18-0+deb12u1)", 0), ("17.10", 0), ("18.6", 2), ("19devel", 2), ("x", 0)]
+    {
+        assert_eq!(version(text), minor, "{text}");
+    }
+    let with = |minor| StartupMessage { minor, ..StartupMessage::default() };
+    let key = (7, vec![8; 32]);
+    assert!(greeting(&with(2), 2, &key, &[]).starts_with(b"R\0\0\0\x08\0\0\0\0K\0\0\0\x28\0\0\0\x07\x08"));
+    // One that is newer still.
+    assert!(greeting(&with(9999), 2, &key, &[]).starts_with(b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0R"));
+    assert!(greeting(&with(0), 2, &key, &[]).starts_with(b"R"));
+    // Keys of either length come back.
+    for secret in [&[8; 4][..], &[8; 32]] {
+        let (request, _) = asked(&packet(CANCEL_REQUEST, &[&[0, 0, 0, 7], secret].concat())).await;
+        assert_eq!(request, Ok(FirstPacket::Cancel((7, secret.to_vec()))));
+    }
 }
 
 #[test]
