@@ -49,7 +49,7 @@ pub struct Agent {
 /// The network interfaces on which SYNs are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Interfaces {
-    /// `["auto"]`: the uplinks, which are the interfaces that carry a default route.
+    /// `["auto"]`: the interfaces that carry a default route, and those of VXLAN and Geneve tunnels.
     Auto,
     /// These interfaces, without repetition.
     Named(Vec<String>),

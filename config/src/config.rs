@@ -45,7 +45,10 @@ impl Config {
         let path = path.as_ref();
         let name = path.display().to_string();
         match read(path) {
-            Ok(text) => Self::parse(&name, &text),
+            Ok(text) => Self::parse(&name, &text).map(|mut config| {
+                config.functions.iter_mut().for_each(Function::look);
+                config
+            }),
             Err(message) => {
                 Err(Errors::from(Problem { file: name.into(), line: 0, key: String::new(), message }))
             }

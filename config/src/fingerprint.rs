@@ -70,6 +70,7 @@ impl Fingerprint {
             backend_sockets,
             backend_ports,
             tls_hand_over,
+            found,
             id: _,
             listen: _,
             require_auth: _,
@@ -131,6 +132,9 @@ impl Fingerprint {
         }
         for (name, port) in backend_ports {
             self.add(&format!("backend_ports.{name}"), port.to_string());
+        }
+        if !found.is_empty() {
+            self.add("found", found);
         }
         if *tls_hand_over {
             self.add("tls_hand_over", "");

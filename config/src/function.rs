@@ -113,6 +113,9 @@ pub struct Function {
     /// How long a function that failed so often is left alone, 100 ms to 1 h; its connections get the
     /// [`Overload`] answer meanwhile. Default 30 s.
     pub cooldown: Duration,
+    /// Which files of the host instances begin with, as they were when the configuration was loaded: where links led, and when
+    /// programs were changed. Empty where only a text was parsed.
+    pub found: String,
     /// Where this section is in the file.
     pub origin: Origin,
 }

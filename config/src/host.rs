@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::keys::Keys;
@@ -89,7 +89,7 @@ impl Backend {
 impl Function {
     /// A root file system, a program, a mount or a secret that is missing, or cannot be used.
     pub fn check_host(&self) -> Vec<Problem> {
-        let runtime = self.runtime.check_host(&self.command).err();
+        let runtime = self.runtime.check_host(&self.command, !self.secrets.is_empty()).err();
         let mounts = self.mounts.iter().filter_map(|mount| self.check_mount(mount).err());
         let secrets =
             self.secrets.iter().filter_map(|secret| check_secret_file(&secret.file, "the secret").err());
@@ -97,6 +97,14 @@ impl Function {
         let secrets = secrets.map(|message| ("secrets", message));
         let all = runtime.into_iter().chain(mounts).chain(secrets);
         all.map(|(key, message)| self.origin.problem(key, message)).collect()
+    }
+
+    /// Notes which files instances begin with.
+    pub(crate) fn look(&mut self) {
+        let mut found = self.runtime.look(&self.command);
+        found.extend(self.mounts.iter().map(|mount| identity(mount.source.canonicalize(), false)));
+        found.extend(self.secrets.iter().map(|secret| identity(secret.file.canonicalize(), true)));
+        self.found = found.join(" ");
     }
 
     fn check_mount(&self, mount: &Mount) -> Result<(), String> {
@@ -114,6 +122,17 @@ fn check_certificates(path: &Path) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{} holds no certificate in PEM", path.display()))
+}
+
+/// What tells a file from another one at the same path, and from an earlier content where `content` counts.
+pub(crate) fn identity(path: io::Result<PathBuf>, content: bool) -> String {
+    let Ok(metadata) = path.and_then(fs::metadata) else { return "-".to_owned() };
+    let file = format!("{}:{}", metadata.dev(), metadata.ino());
+    if !content {
+        return file;
+    }
+    // Not the time of the last change of its mode or links, which changes nothing for an instance.
+    format!("{file}:{}:{}.{}", metadata.len(), metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// `what` it holds.

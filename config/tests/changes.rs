@@ -230,3 +230,52 @@ fn settings_do_not_run_into_each_other() {
         words.iter().map(|words| fingerprint(&after((command, &format!("command = {words}"))))).collect();
     assert_eq!(all.len(), words.len());
 }
+
+/// Only a file that is loaded has anything to compare with.
+#[test]
+fn files_that_instances_begin_with_count_where_they_are_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for file in ["r1/app", "r1/app.py", "r2/app", "r2/app.py", "volume/data", "other/data", "secret"] {
+        std::fs::create_dir_all(path(file).parent().unwrap()).unwrap();
+        std::fs::write(path(file), "1").unwrap();
+    }
+    let link = |to: &str, name: &str| {
+        let _ = std::fs::remove_file(path(name));
+        std::os::unix::fs::symlink(to, path(name)).unwrap();
+    };
+    link("r1", "current");
+    link("volume", "data");
+    let text = "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"oci\"\nrootfs = \"D/current\"\n\
+                command = [\"/app\", \"/app.py\"]\nmounts = [{ source = \"D/data\", target = \"/data\" }]\n\
+                secrets = [{ file = \"D/secret\", name = \"s\" }]\n";
+    let file = path("h.toml");
+    std::fs::write(&file, text.replace("D/", &format!("{}/", dir.path().display()))).unwrap();
+    let load = || Config::load(&file).unwrap();
+    let mut before = load();
+    let mut seen = BTreeSet::from([fingerprint(&before)]);
+    let replace = |name: &str| {
+        std::fs::write(path("new"), "1").unwrap();
+        std::fs::rename(path("new"), path(name)).unwrap();
+    };
+    let changes: [(&str, &dyn Fn()); 6] = [
+        ("the rootfs", &|| link("r2", "current")),
+        ("the program", &|| replace("r2/app")),
+        ("the script, in place", &|| std::fs::write(path("r2/app.py"), "22").unwrap()),
+        ("the mount", &|| link("other", "data")),
+        ("the secret", &|| replace("secret")),
+        ("nothing is left", &|| std::fs::remove_file(path("current")).unwrap()),
+    ];
+    for (what, change) in changes {
+        change();
+        let after = load();
+        assert!(!after.functions[0].is_same(&before.functions[0]), "{what}");
+        assert!(seen.insert(fingerprint(&after)), "{what}");
+        // What is written to a volume is seen by instances that run.
+        std::fs::write(path("other/data"), what).unwrap();
+        let again = load();
+        assert!(again.functions[0].is_same(&after.functions[0]), "{what}");
+        assert_eq!(fingerprint(&again), fingerprint(&after), "{what}");
+        before = again;
+    }
+}

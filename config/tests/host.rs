@@ -199,6 +199,52 @@ fn root_file_systems_hold_their_program() {
 }
 
 #[test]
+fn root_file_systems_can_be_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let found = |rootfs: &str| {
+        let text = format!(
+            "[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"oci\"\nrootfs = \"{rootfs}\"\ncommand = [\"/bin/sh\"]"
+        );
+        problems(&dir, &text).join("\n").replace("h.toml:5: function.f.rootfs: ", "")
+    };
+    symlink("/", dir.path().join("link")).unwrap();
+    let own = "is the node's own root: unpack the function's root elsewhere, or use runtime = \"process\"";
+    assert_eq!(found("/"), format!("/ {own}"));
+    assert_eq!(found("D/link"), format!("D/link {own}"));
+    write(&root.join("bin/sh"), "", 0o755);
+    symlink("root", dir.path().join("current")).unwrap();
+    assert_eq!(found("D/root"), "", "a start makes what is missing");
+    assert_eq!(found("D/current"), "");
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI runs this as root");
+        eprintln!("skipped in part: only root can mount");
+        return;
+    }
+    let mount = |arguments: &[&str]| {
+        let path = root.to_str().unwrap();
+        let status = std::process::Command::new(arguments[0]).args(&arguments[1..]).args([path]).status();
+        assert!(status.unwrap().success(), "{arguments:?}");
+    };
+    let missing = |place: &str| {
+        format!(
+            "D/root is on a read-only file system and has no directory {place}: make an empty one there, since a start cannot"
+        )
+    };
+    mount(&["mount", "--bind", root.to_str().unwrap()]);
+    mount(&["mount", "-o", "remount,bind,ro"]);
+    let without = found("D/root");
+    mount(&["mount", "-o", "remount,bind,rw"]);
+    for place in ["proc", "dev"] {
+        fs::create_dir(root.join(place)).unwrap();
+    }
+    mount(&["mount", "-o", "remount,bind,ro"]);
+    let with_two = found("D/root");
+    mount(&["umount"]);
+    assert_eq!((without, with_two), (missing("/proc"), missing("/tmp")));
+}
+
+#[test]
 fn programs_of_processes_exist() {
     let found = |program: &str| {
         let dir = tempfile::tempdir().unwrap();

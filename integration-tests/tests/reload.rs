@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use headstart_integration_tests::lab::site::{LIMIT, Site, TestFunction};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, Site, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, Manager, RunningAgent, cli, client, fixture, free_port, privilege,
+    AgentSetup, Manager, Rootfs, RunningAgent, Scratch, cli, client, fixture, free_port, privilege,
 };
 use serde_json::Value;
 
@@ -198,6 +198,45 @@ fn a_configuration_that_cannot_be_had_changes_nothing_and_says_why() {
         assert_eq!(reload(&agent, true).trim(), "changed: serves");
         agent.stop_function("serves").unwrap();
         agent.wait_state("serves", state, LIMIT).unwrap();
+    }
+    assert!(agent.stop().unwrap().success());
+}
+
+/// As deployments do it: a link leads to the version that is current, or a program is replaced where it is.
+#[test]
+fn a_root_file_system_that_changes_has_new_instances() {
+    if !ready() {
+        return;
+    }
+    let [function, next] = [(); 2].map(|()| fixture::steady("oci", "").unwrap());
+    let (FunctionKind::Oci(first), FunctionKind::Oci(second)) = (&function.kind, &next.kind) else {
+        panic!()
+    };
+    let links = Scratch::new("links").unwrap();
+    let current = links.path().join("current");
+    let lead_to = |rootfs: &Rootfs| {
+        let new = links.path().join("new");
+        std::os::unix::fs::symlink(rootfs.path(), &new).unwrap();
+        fs::rename(new, &current).unwrap();
+    };
+    lead_to(first);
+    let text = function.text("f", &[]).replace(first.path().to_str().unwrap(), current.to_str().unwrap());
+    let agent = AgentSetup::default().config(&text).start().unwrap();
+    function.rest(&agent, "f").unwrap();
+    let mut instance = get(&function);
+    assert_eq!(reload(&agent, true).trim(), "no function has changed");
+    assert_eq!(get(&function), instance);
+    let program = second.path().join("steady");
+    let changes: [&dyn Fn(); 2] = [&|| lead_to(second), &|| {
+        let new = program.with_extension("new");
+        fs::copy(&program, &new).unwrap();
+        fs::rename(new, &program).unwrap();
+    }];
+    for change in changes {
+        change();
+        assert_eq!(reload(&agent, true).trim(), "replaced: f");
+        function.rest(&agent, "f").unwrap();
+        assert_ne!(get(&function), std::mem::replace(&mut instance, get(&function)));
     }
     assert!(agent.stop().unwrap().success());
 }

@@ -138,9 +138,9 @@ impl FunctionRuntime for OciRuntime {
 
 impl OciRuntime {
     async fn create(&self, instance: &str) -> Result<PreparedContainer, StartError> {
-        if !self.rootfs.is_dir() {
-            return Err(StartError::RootfsMissing { path: self.rootfs.clone() });
-        }
+        // runc takes no link. Where this one leads may have changed.
+        let rootfs = self.rootfs.canonicalize().ok().filter(|rootfs| rootfs.is_dir());
+        let rootfs = rootfs.ok_or_else(|| StartError::RootfsMissing { path: self.rootfs.clone() })?;
         let bundle = self.host.directory(instance);
         directory::make_private(&bundle).map_err(StartError::system("making a bundle"))?;
         let secrets = secrets::show(&self.spec, &bundle).await?;
@@ -150,7 +150,7 @@ impl OciRuntime {
             secrets: secrets.as_ref().map(SecretsMount::directory),
             init: self.spec.init_file()?,
         };
-        self.write_bundle(instance, &bundle, shown)?;
+        self.write_bundle(instance, &bundle, &rootfs, shown)?;
         let (agent, function) = Channel::pair().map_err(|error| StartError::System {
             step: "making a control socket",
             source: io::Error::other(error),
@@ -178,9 +178,15 @@ impl OciRuntime {
         Ok(PreparedContainer { control: ControlEnd::Connected(agent), process: Arc::new(container) })
     }
 
-    fn write_bundle(&self, instance: &str, bundle: &Path, shown: spec::Shown<'_>) -> Result<(), StartError> {
+    fn write_bundle(
+        &self,
+        instance: &str,
+        bundle: &Path,
+        rootfs: &Path,
+        shown: spec::Shown<'_>,
+    ) -> Result<(), StartError> {
         let cgroup = self.host.cgroups().of(instance);
-        let config = spec::build(&self.spec, &self.rootfs, instance, shown, &cgroup)
+        let config = spec::build(&self.spec, rootfs, instance, shown, &cgroup)
             .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
         // It holds the function's environment: for root's eyes only.

@@ -60,12 +60,15 @@ impl Function {
             }
             Some(_) | None => table.or("secrets", Vec::new(), |v| secrets(&v)),
         };
+        let env = table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t)));
+        check_size(&mut table, command.as_deref().unwrap_or_default(), &env);
         let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
         Some(Self {
             id,
             require_auth,
             contract,
-            env: table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t))),
+            env,
+            found: String::new(),
             mounts: table.or("mounts", Vec::new(), |v| mounts(&v)),
             secrets,
             backends,
@@ -189,6 +192,26 @@ fn command(table: &mut Table<'_>, kind: Option<RuntimeKind>) -> Option<Vec<Strin
     })
 }
 
+/// The kernel's limit of an argument and of a variable with its name (`MAX_ARG_STRLEN`, execve(2)), without the NUL.
+const WORD_MAX: usize = 32 * 4096 - 1;
+const TOO_LONG: &str = "the kernel takes 131071 bytes of a variable with its name, or of an argument: put it into a file, \
+                        which mounts or secrets can show";
+
+/// All arguments and variables. The kernel takes a quarter of the stack, mostly 2 MiB, also with the pointers to them.
+const WORDS_MAX: usize = 1024 * 1024;
+
+fn check_size(table: &mut Table<'_>, command: &[String], env: &Env) {
+    if command.iter().any(|word| word.len() > WORD_MAX) {
+        table.refuse("command", &format!("has a word that is too long: {TOO_LONG}"));
+    }
+    let words = command.iter().map(String::len).sum::<usize>();
+    let variables = env.iter().map(|(name, value)| name.len() + 1 + value.len()).sum::<usize>();
+    if words + variables > WORDS_MAX {
+        let key = if words > variables { "command" } else { "env" };
+        table.refuse(key, "is too long: arguments and variables can have 1 MiB together");
+    }
+}
+
 /// The strings of a list, and whether all its items are strings.
 fn words(value: &Value<'_>) -> Option<(Vec<String>, bool)> {
     let items = value.list()?;
@@ -222,7 +245,11 @@ fn env(table: &Table<'_>) -> Env {
         if name.starts_with("HEADSTART_") {
             return value.fail("names that begin with HEADSTART_ are set by the agent");
         }
-        Some((name.to_owned(), value.string()?.to_owned()))
+        let text = value.string()?;
+        if name.len() + 1 + text.len() > WORD_MAX {
+            return value.fail(format!("is too long: {TOO_LONG}"));
+        }
+        Some((name.to_owned(), text.to_owned()))
     };
     table.entries().filter_map(read).collect()
 }

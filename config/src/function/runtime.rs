@@ -6,11 +6,15 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::host::{check_program, resolve_in};
+use super::SECRETS_PATH;
+use crate::host::{check_program, identity, resolve_in};
 use crate::table::{Table, Value};
 
 /// Directories of the host that a process does not see: it has its own in these places.
 const COVERED: [&str; 5] = ["/tmp", "/var/tmp", "/run", "/var/run", "/dev/shm"];
+
+/// Words of a command that are looked at.
+const FILES_MAX: usize = 16;
 
 /// The kernel's overflow id: `nobody` on most distributions.
 pub(crate) const NOBODY_ID: u32 = 65534;
@@ -97,16 +101,31 @@ impl Runtime {
         }
     }
 
+    /// Which files instances begin with: where the root file system is, and the programs and scripts of the command. What
+    /// these load is not known.
+    pub(crate) fn look(&self, command: &[String]) -> Vec<String> {
+        let files = command.iter().filter(|word| word.starts_with('/')).take(FILES_MAX).map(Path::new);
+        match self {
+            Self::Oci { rootfs } => {
+                let root = rootfs.canonicalize();
+                let files = files.map(|file| identity(resolve_in(rootfs, file), true));
+                std::iter::once(identity(root, false)).chain(files).collect()
+            }
+            Self::Process => files.map(|file| identity(Ok(file.to_owned()), true)).collect(),
+            Self::Docker { .. } => Vec::new(),
+        }
+    }
+
     /// Compares it with the host: the key that is wrong, and what to do.
-    pub(crate) fn check_host(&self, command: &[String]) -> Result<(), (&'static str, String)> {
+    pub(crate) fn check_host(
+        &self,
+        command: &[String],
+        has_secrets: bool,
+    ) -> Result<(), (&'static str, String)> {
         let program = command.first().map(Path::new);
         match (self, program) {
-            (Self::Oci { rootfs }, _) if !rootfs.is_dir() => {
-                let message =
-                    format!("{} is not a directory: unpack the function's root there", rootfs.display());
-                Err(("rootfs", message))
-            }
             (Self::Oci { rootfs }, Some(program)) => {
+                check_rootfs(rootfs, has_secrets).map_err(|message| ("rootfs", message))?;
                 check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
                     .map_err(|message| ("command", message))
             }
@@ -147,6 +166,30 @@ impl Runtime {
                  `{make} {place}`"
             )),
         }
+    }
+}
+
+fn check_rootfs(rootfs: &Path, has_secrets: bool) -> Result<(), String> {
+    let shown = rootfs.display();
+    if !rootfs.is_dir() {
+        return Err(format!("{shown} is not a directory: unpack the function's root there"));
+    }
+    if rootfs.canonicalize().is_ok_and(|root| root == Path::new("/")) {
+        return Err(format!(
+            "{shown} is the node's own root: unpack the function's root elsewhere, or use runtime = \"process\""
+        ));
+    }
+    let read_only =
+        rustix::fs::statvfs(rootfs).is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    let mut places = ["/proc", "/dev", "/tmp"].into_iter().chain(has_secrets.then_some(SECRETS_PATH));
+    let missing =
+        places.find(|place| !resolve_in(rootfs, Path::new(place)).is_ok_and(|place| place.is_dir()));
+    match missing {
+        Some(place) if read_only => Err(format!(
+            "{shown} is on a read-only file system and has no directory {place}: make an empty one there, since a start \
+             cannot"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -552,3 +552,26 @@ fn line() -> impl Strategy<Value = String> {
         (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
     ]
 }
+
+/// As execve(2) would say only at the start.
+#[test]
+fn arguments_and_variables_are_no_longer_than_the_kernel_takes() {
+    let too_long = "the kernel takes 131071 bytes of a variable with its name, or of an argument: put it into a file, which \
+                    mounts or secrets can show";
+    let function = |keys: &str| {
+        format!("[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\nruntime = \"process\"\n{keys}\n")
+    };
+    let long = "x".repeat(131_069);
+    check(&function(&format!("command = [\"/f\"]\nenv = {{ A = \"{long}\" }}")), &[]);
+    let message = format!("6: function.f.env.A: is too long: {too_long}");
+    check(&function(&format!("command = [\"/f\"]\nenv = {{ A = \"{long}x\" }}")), &[&message]);
+    check(&function(&format!("command = [\"/f\", \"{long}xx\"]")), &[]);
+    let message = format!("5: function.f.command: has a word that is too long: {too_long}");
+    check(&function(&format!("command = [\"/f\", \"{long}xxx\"]")), &[&message]);
+    let variables: String = (0..9).map(|i| format!("A{i} = \"{long}\"\n")).collect();
+    let message = "6: function.f.env: is too long: arguments and variables can have 1 MiB together";
+    check(
+        &function(&format!("command = [\"/f\"]\n[function.env]\n{}", variables.replace("\"x", "\""))),
+        &[message],
+    );
+}

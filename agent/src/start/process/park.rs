@@ -52,8 +52,8 @@ const INNER: &str = "__park-inner";
 /// The byte that releases a parked process.
 pub(super) const GO: u8 = b'!';
 
-/// Longest order, in bytes: far above the kernel's limit for arguments and environment of most programs.
-const ORDER_BYTES: usize = 1024 * 1024;
+/// Longest order, in bytes: arguments and environment have 1 MiB at most, of which a byte may become six.
+const ORDER_BYTES: usize = 8 * 1024 * 1024;
 
 /// Directories that a function has for itself, their modes, and whether programs can be there.
 const OWN: [(&str, &str, bool); 4] =
