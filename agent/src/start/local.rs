@@ -6,19 +6,23 @@ mod survivor;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use headstart_wire::Channel;
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
+use tokio::io::Interest;
 
 use super::cgroup::{Cgroup, Cgroups, freezer};
 use super::error::within;
 use super::logs::Logs;
 use super::pid_watch::{Image, PidWatch};
 use super::{BoxFuture, Exit, OPEN_FILES, Process, StartError, nice};
+use crate::fd;
 
 pub(super) use leftovers::Leftovers;
 pub(super) use survivor::survivors;
@@ -172,9 +176,52 @@ impl LocalContainer {
         }
     }
 
+    /// Releases its init now, and waits until that has made everything ready for the lease, which releases the program.
+    pub(super) async fn run_init(&self, control: &Channel) -> Result<(), StartError> {
+        let noting = StartError::system("noting what a parked container runs");
+        let parked = fs::read_to_string(self.directory.join(PARKED_FILE)).unwrap_or_default();
+        let ready = async {
+            self.take_latch()?.open(self).await?;
+            let control = control.as_fd().try_clone_to_owned();
+            let control = control.and_then(|control| fd::register(control, Interest::READABLE));
+            let control = control.map_err(StartError::system("waiting for an init"))?;
+            tokio::select! {
+                said = control.readable() => said.map(drop).map_err(StartError::system("waiting for an init")),
+                exit = self.watch.exited() => {
+                    let detail = self.last_line(LAST_WORDS_TIMEOUT).await;
+                    Err(StartError::Create { detail: format!("its init ended: {exit}; its last line: {detail}") })
+                }
+            }
+        };
+        within(RELEASE_TIMEOUT, "starting an init", ready).await??;
+        note_image(&self.directory, self.watch.pid())?;
+        let latch = InitLatch { file: self.directory.join(PARKED_FILE), before: parked, noting };
+        *self.latch.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(latch));
+        Ok(())
+    }
+
     fn take_latch(&self) -> Result<Box<dyn Latch>, StartError> {
         let mut latch = self.latch.lock().unwrap_or_else(PoisonError::into_inner);
         latch.take().ok_or(StartError::AlreadyReleased)
+    }
+}
+
+/// The lease has released the program already, which an init runs.
+struct InitLatch<F> {
+    /// [`PARKED_FILE`], and what it says of an instance that is not parked any more.
+    file: PathBuf,
+    before: String,
+    noting: F,
+}
+
+impl<F: Fn(io::Error) -> StartError + Send + 'static> Latch for InitLatch<F> {
+    fn open<'a>(self: Box<Self>, _container: &'a LocalContainer) -> BoxFuture<'a, Result<u64, StartError>> {
+        Box::pin(async move {
+            let exec_ns = headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock"))?;
+            // The first process stays the init: only this tells a later agent that it runs the program.
+            fs::write(&self.file, &self.before).map_err(&self.noting)?;
+            Ok(exec_ns)
+        })
     }
 }
 

@@ -175,6 +175,9 @@ impl OciRuntime {
         let logs = Logs::follow(&self.spec.function, instance, output);
         let host = Arc::clone(&self.host);
         let container = LocalContainer::parked(host, instance, watch, logs, Box::new(fifo));
+        if self.spec.init.is_some() {
+            container.run_init(&agent).await?;
+        }
         Ok(PreparedContainer { control: ControlEnd::Connected(agent), process: Arc::new(container) })
     }
 

@@ -30,19 +30,27 @@ impl Control {
         Ok(Self(Channel::from(socket)))
     }
 
-    /// Says hello and waits for the lease. Returns the function's name and the listening socket.
-    pub(crate) fn lease(&self) -> Result<(String, OwnedFd), InitError> {
+    /// All is ready for the lease.
+    pub(crate) fn hello(&self) -> Result<(), InitError> {
         let shim = concat!("headstart-init ", env!("CARGO_PKG_VERSION")).to_owned();
-        self.tell(&ToAgent::Hello { shim, hello_ns: now_ns() })?;
-        let received = self.0.recv::<ToFunction>().map_err(at("waiting for the lease"))?;
+        self.tell(&ToAgent::Hello { shim, hello_ns: now_ns() })
+    }
+
+    /// Reads the lease. Returns the function's name and the listening socket.
+    pub(crate) fn lease(&self) -> Result<(String, OwnedFd), InitError> {
+        let received = self.0.recv::<ToFunction>().map_err(at("reading the lease"))?;
         let ToFunction::Lease(lease) = received.message else {
             return Err(InitError("the agent's first message is no lease".to_owned()));
         };
-        self.tell(&ToAgent::Ack { injected_ns: now_ns() })?;
         // The page is not needed: the agent counts the connections of this program.
         let listener = received.descriptors.into_iter().next();
         let listener = listener.ok_or_else(|| InitError("a lease without a socket".to_owned()))?;
         Ok((lease.function, listener))
+    }
+
+    /// The lease has arrived.
+    pub(crate) fn acknowledge(&self) -> Result<(), InitError> {
+        self.tell(&ToAgent::Ack { injected_ns: now_ns() })
     }
 
     /// The program listens.

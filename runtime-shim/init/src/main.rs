@@ -5,8 +5,9 @@
 //! headstart-init listen-fds -- PROGRAM [ARGUMENT]...
 //! ```
 //!
-//! It holds the control socket of the instance and speaks the protocol of `headstart-wire` for the program, which it runs
-//! as a child. `port`: the program binds and listens as it always does, and gets the agent's listening socket for that
+//! It starts when the container is prepared, holds the control socket of the instance, and makes the program's process, which
+//! waits. The lease is the release: the process execs the program. From then on it speaks the protocol of `headstart-wire` for
+//! the program. `port`: the program binds and listens as it always does, and gets the agent's listening socket for that
 //! ([`place`]). `listen-fds`: the program finds the socket as descriptor 3, as systemd passes it (sd_listen_fds(3)).
 //!
 //! It runs as the function's user with the function's rights. What it does for the program, the program could do itself.
@@ -55,16 +56,8 @@ const NOT_RUN: u8 = 126;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    if let [word, rest @ ..] = arguments.as_slice()
-        && word == program::WITH_LISTEN_PID
-    {
-        return ended(Err(program::exec_with_listen_pid(rest)));
-    }
-    ended(parse(&arguments).and_then(|(contract, command)| supervise::run(contract, command)))
-}
-
-fn ended(outcome: Result<u8, InitError>) -> ExitCode {
-    let code = outcome.unwrap_or_else(|error| {
+    let ended = parse(&arguments).and_then(|(contract, command)| supervise::run(contract, command));
+    let code = ended.unwrap_or_else(|error| {
         eprintln!("headstart-init: {error}");
         NOT_RUN
     });

@@ -1,10 +1,16 @@
-//! The program: a child of this process.
+//! The program: a child of this process, which waits before its exec until the instance is released.
+//!
+//! ```text
+//! init                               child
+//!   | <-- its calls (port) ------------ |   filtered, waits
+//!   | --- function, socket (listen-fds) -> |   execs the program
+//! ```
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use headstart_wire::CONTROL_FD_ENV;
@@ -13,110 +19,126 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
 };
+use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::notify::Calls;
-use crate::{InitError, at, filter};
+use crate::{Contract, InitError, NOT_RUN, at, filter};
 
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
 
-/// Selects [`exec_with_listen_pid`].
-pub(crate) const WITH_LISTEN_PID: &str = "__with-listen-pid";
+/// Longer than any name of a function.
+const NAME_BYTES: usize = 256;
+
+/// A child that waits for its exec.
+pub(crate) struct ParkedProgram {
+    pub(crate) pid: Pid,
+    /// The descriptor on which its calls are answered.
+    pub(crate) calls: Option<Calls>,
+    socket: OwnedFd,
+}
+
+impl ParkedProgram {
+    /// Makes the child, with a filter for contract `port`.
+    pub(crate) fn fork(contract: Contract, command: &[OsString]) -> Result<Self, InitError> {
+        let (socket, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(at("making a pair of sockets"))?;
+        let Some(pid) = fork_alone().map_err(at("making a process"))? else {
+            drop(socket);
+            let error = run(contract, command, &theirs);
+            eprintln!("headstart-init: {error}");
+            std::process::exit(NOT_RUN.into());
+        };
+        drop(theirs);
+        let calls = match contract {
+            Contract::ListenFds => None,
+            Contract::Port(_) => {
+                let (_, calls) = receive(&socket).map_err(at("filtering the program's system calls"))?;
+                Some(Calls::new(calls.ok_or_else(|| InitError("the program has no filter".to_owned()))?))
+            }
+        };
+        Ok(Self { pid, calls, socket })
+    }
+
+    /// Lets it exec. With a listening socket, the program inherits that.
+    pub(crate) fn release(&self, function: &str, listener: Option<OwnedFd>) -> Result<(), InitError> {
+        send(&self.socket, function.as_bytes(), listener.as_ref()).map_err(at("releasing the program"))
+    }
+}
 
 /// Takes a descriptor that this process has inherited.
 #[expect(unsafe_code, reason = "a descriptor is inherited as a number")]
 pub(crate) fn inherited(number: RawFd) -> OwnedFd {
-    // SAFETY: the number is that of a descriptor which the agent has made for this process, and which is taken once. If it
-    // is none, each use of it is an error.
+    // SAFETY: the number is that of a descriptor which was made for this process, and which is taken once. If it is none,
+    // each use of it is an error.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
-/// Runs the program with a filter, and returns it with the descriptor on which its calls are answered.
-pub(crate) fn filtered(command: &[OsString]) -> Result<(Child, Calls), InitError> {
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(at("making a pair of sockets"))?;
-    let mut program = prepared(command);
-    before_exec(&mut program, move || {
-        let calls = filter::install()?;
-        let rights = [calls.as_raw_fd()];
-        sendmsg::<()>(
-            theirs.as_raw_fd(),
-            &[io::IoSlice::new(b"!")],
-            &[ControlMessage::ScmRights(&rights)],
-            MsgFlags::empty(),
-            None,
-        )?;
-        Ok(())
-    });
-    let child = spawn(program, command)?;
-    let calls = receive(&ours).map_err(at("receiving the program's calls"))?;
-    Ok((child, Calls::new(calls)))
+/// Returns the child's number in the parent, and `None` in the child.
+#[expect(unsafe_code, reason = "fork is safe where there is one thread, which the compiler cannot know")]
+fn fork_alone() -> nix::Result<Option<Pid>> {
+    // SAFETY: this process has one thread, so that no lock can be held by another one at the fork.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
 }
 
-/// Runs the program with the listening socket as its descriptor 3.
-pub(crate) fn with_listener(command: &[OsString], listener: OwnedFd, name: &str) -> Result<Child, InitError> {
-    let mut program = Command::new("/proc/self/exe");
-    program.arg(WITH_LISTEN_PID).args(command).env_remove(CONTROL_FD_ENV);
-    program.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name);
-    let mapping = FdMapping { parent_fd: listener, child_fd: LISTEN_FDS_START };
-    program.fd_mappings(vec![mapping]).map_err(at("passing the listening socket"))?;
-    before_exec(&mut program, || Ok(()));
-    spawn(program, command)
-}
-
-/// `LISTEN_PID` is the number of the process itself, which is not known before it is there. Returns why it cannot be run.
-pub(crate) fn exec_with_listen_pid(command: &[OsString]) -> InitError {
+/// The child. Returns why the program cannot be run.
+fn run(contract: Contract, command: &[OsString], socket: &OwnedFd) -> InitError {
     let Some((program, arguments)) = command.split_first() else {
         return InitError("no program".to_owned());
     };
-    let pid = std::process::id().to_string();
-    cannot_run(program, Command::new(program).args(arguments).env("LISTEN_PID", pid).exec())
+    let mut command = Command::new(program);
+    command.args(arguments).env_remove(CONTROL_FD_ENV);
+    match wait(contract, socket, &mut command) {
+        Ok(()) => InitError(format!("{} cannot be run: {}", program.display(), command.exec())),
+        Err(error) => error,
+    }
 }
 
-fn prepared(command: &[OsString]) -> Command {
-    let (program, arguments) =
-        command.split_first().map_or((OsString::new(), &[][..]), |(program, rest)| (program.clone(), rest));
-    let mut prepared = Command::new(program);
-    prepared.args(arguments).env_remove(CONTROL_FD_ENV);
-    prepared
+fn wait(contract: Contract, socket: &OwnedFd, command: &mut Command) -> Result<(), InitError> {
+    // The parent waits for signals, and has them blocked.
+    SigSet::all().thread_unblock().map_err(at("unblocking signals"))?;
+    if let Contract::Port(_) = contract {
+        let calls = filter::install().map_err(at("filtering system calls"))?;
+        send(socket, b"calls", Some(&calls)).map_err(at("passing the filter on"))?;
+    }
+    let (function, listener) = receive(socket).map_err(at("waiting for the release"))?;
+    if let Some(listener) = listener {
+        command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", function);
+        command.env("LISTEN_PID", std::process::id().to_string());
+        let mapping = FdMapping { parent_fd: listener, child_fd: LISTEN_FDS_START };
+        command.fd_mappings(vec![mapping]).map_err(at("passing the listening socket"))?;
+    }
+    Ok(())
 }
 
-fn spawn(mut program: Command, command: &[OsString]) -> Result<Child, InitError> {
-    let name = command.first().cloned().unwrap_or_default();
-    program.spawn().map_err(|error| cannot_run(&name, error))
+fn send(socket: &OwnedFd, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<()> {
+    let numbers: Vec<RawFd> = descriptor.iter().map(|descriptor| descriptor.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let rights: &[ControlMessage<'_>] = if numbers.is_empty() { &[] } else { &rights };
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
 }
 
-fn cannot_run(program: &OsString, error: io::Error) -> InitError {
-    InitError(format!("{} cannot be run: {error}", program.display()))
-}
-
-/// Does something in the child, between fork and exec.
-#[expect(
-    unsafe_code,
-    reason = "the standard library leaves the safety of what runs after a fork to its caller"
-)]
-fn before_exec(program: &mut Command, mut work: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
-    let in_child = move || {
-        // This process waits for signals, and has them blocked. A child inherits that.
-        SigSet::all().thread_unblock()?;
-        work()
-    };
-    // SAFETY: this process has one thread, so that no lock can be held by another one at the fork.
-    unsafe { program.pre_exec(in_child) };
-}
-
-fn receive(socket: &OwnedFd) -> io::Result<OwnedFd> {
+/// One message, and the descriptor that came with it. The end of the other process is an error.
+fn receive(socket: &OwnedFd) -> io::Result<(String, Option<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 1]);
-    let mut byte = [0];
-    let mut data = [io::IoSliceMut::new(&mut byte)];
+    let mut bytes = [0; NAME_BYTES];
+    let mut data = [IoSliceMut::new(&mut bytes)];
     let received =
         recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let (length, mut descriptor) = (received.bytes, None);
     for message in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(numbers) = message
-            && let [number] = numbers[..]
-        {
-            return Ok(inherited(number));
+        if let ControlMessageOwned::ScmRights(numbers) = message {
+            descriptor = numbers.first().map(|number| inherited(*number));
         }
     }
-    Err(io::ErrorKind::UnexpectedEof.into())
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let text = bytes.get(..length).unwrap_or_default();
+    Ok((String::from_utf8_lossy(text).into_owned(), descriptor))
 }

@@ -13,7 +13,8 @@ use nix::unistd::Pid;
 use crate::control::Control;
 use crate::notify::Calls;
 use crate::place::Place;
-use crate::{Contract, InitError, at, program};
+use crate::program::ParkedProgram;
+use crate::{Contract, InitError, at};
 
 /// Added to the number of the signal that has killed the program: the exit code of shells.
 const KILLED: i32 = 128;
@@ -48,21 +49,59 @@ pub(crate) fn run(contract: Contract, command: &[OsString]) -> Result<u8, InitEr
     let signals = SignalFd::with_flags(&handled, flags).map_err(at("watching signals"))?;
 
     let control = Control::inherited()?;
+    let program = ParkedProgram::fork(contract, command)?;
+    control.hello()?;
+    if !released(&control, &signals)? {
+        return Ok(0);
+    }
     let (function, listener) = control.lease()?;
-    let (child, calls) = match contract {
+    control.acknowledge()?;
+    let place = match contract {
         Contract::Port(port) => {
+            // All is in place before its first call.
             let place = Place::new(port, listener).map_err(at("reading the listening socket"))?;
-            let (child, calls) = program::filtered(command)?;
-            (child, Some((calls, place)))
+            program.release(&function, None)?;
+            Some(place)
         }
         Contract::ListenFds => {
-            let child = program::with_listener(command, listener, &function)?;
+            program.release(&function, Some(listener))?;
             control.ready()?;
-            (child, None)
+            None
         }
     };
-    let pid = i32::try_from(child.id()).map(Pid::from_raw).map_err(at("reading the program's number"))?;
-    Supervisor { pid, control: Some(control), calls, signals, stopping: false }.supervise()
+    let calls = program.calls.zip(place);
+    Supervisor { pid: program.pid, control: Some(control), calls, signals, stopping: false }.supervise()
+}
+
+/// Waits for the lease. False when the container is not needed: it was asked to stop, or the agent is gone.
+fn released(control: &Control, signals: &SignalFd) -> Result<bool, InitError> {
+    loop {
+        let mut polled =
+            [signals.as_fd(), control.as_fd()].map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            result => result.map_err(at("waiting for the lease"))?,
+        };
+        let has = |one: &PollFd<'_>, flag| one.revents().is_some_and(|events| events.contains(flag));
+        let [signal, message] = &polled;
+        if has(message, PollFlags::POLLIN) && !has(message, PollFlags::POLLHUP) {
+            return Ok(true);
+        }
+        if message.any().unwrap_or(false) {
+            return Ok(false);
+        }
+        if signal.any().unwrap_or(false)
+            && let Some(read) = signals.read_signal().map_err(at("reading signals"))?
+        {
+            let number = i32::try_from(read.ssi_signo).unwrap_or_default();
+            match Signal::try_from(number) {
+                // The program's process has ended, and has said why.
+                Ok(Signal::SIGCHLD) => return Err(InitError("the program's process has ended".to_owned())),
+                Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT) => return Ok(false),
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Supervisor {
