@@ -43,10 +43,11 @@ impl QueueWatch {
         self.disarm();
         let listener = Arc::clone(&self.listener);
         self.task = Some(tokio::spawn(async move {
+            // The reactor polls the listener on the edge, and without EPOLLEXCLUSIVE: instances on the same
+            // socket are woken too.
+            let register = || fd::register(Arc::clone(&listener), Interest::READABLE);
             let watched: io::Result<()> = async {
-                // The reactor polls the listener on the edge, and without EPOLLEXCLUSIVE: instances on the same
-                // socket are woken too.
-                let queue = fd::register(listener, Interest::READABLE)?;
+                let mut queue = register()?;
                 loop {
                     queue.readable().await?.clear_ready();
                     let came_ns = now_ns();
@@ -56,7 +57,10 @@ impl QueueWatch {
                     }
                     found(QueueEvent::Came(came_ns)).await;
                     if !pause.is_zero() {
+                        // Registered, it would wake this thread for each connection that an instance accepts.
+                        drop(queue);
                         tokio::time::sleep(pause).await;
+                        queue = register()?;
                     }
                 }
             }
