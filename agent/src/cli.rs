@@ -4,6 +4,7 @@
 //! says and nothing else of the agent.
 
 mod run;
+mod try_it;
 
 mod check;
 mod doctor;
@@ -47,6 +48,12 @@ enum Command {
     /// Serve the configured functions until SIGTERM or Ctrl-C.
     #[command(after_help = "Example: headstart run --config /etc/headstart/headstart.toml")]
     Run(run::RunArgs),
+    /// Serve one program as a function, without a configuration file, until Ctrl-C.
+    ///
+    /// The program is any server that listens on a port. It starts when a client connects, is frozen when it is idle, and
+    /// knows nothing of that. Prints the configuration that does the same for `headstart run`. Needs root.
+    #[command(after_help = TRY_HELP)]
+    Try(try_it::TryArgs),
     /// Remove what an agent left: pinned eBPF programs and maps, containers, its state directory.
     #[command(
         after_help = "Example: systemctl stop headstart && headstart uninstall --config headstart.toml"
@@ -101,6 +108,14 @@ enum Command {
     Knock(KnockArgs),
 }
 
+const TRY_HELP: &str = "\
+Examples:
+  headstart try -- node server.js                  (a server that reads PORT)
+  headstart try -- python3 -m http.server 8080
+  headstart try --port 3000 -- ./server            (it listens on 3000, clients connect to 8080)
+
+The program runs as the user nobody in the current directory, in a network of its own.";
+
 const BENCH_HELP: &str = "\
 Example: headstart bench orders --path /orders --requests 50
 
@@ -120,6 +135,7 @@ and 126 when it cannot be executed. Without: 0 after SIGTERM or Ctrl-C, 1 failed
 pub fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Try(args) => try_it::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Status(args) => status::run(&args),

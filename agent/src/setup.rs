@@ -192,6 +192,7 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
     ContainerSpec {
         function: function.name.clone(),
         command: function.command.clone(),
+        workdir: function.workdir.clone(),
         user: function.user,
         env,
         memory_bytes: function.memory_bytes,

@@ -110,6 +110,8 @@ pub struct ContainerSpec {
     pub function: String,
     /// Program and arguments. Only an image may supply its own instead of an empty one.
     pub command: Vec<String>,
+    /// The directory in which the program starts, where the runtime is not an image's.
+    pub workdir: PathBuf,
     /// User and group, where the runtime's own keys name none.
     pub user: u32,
     /// Environment from the configuration. Never holds secrets of backends.

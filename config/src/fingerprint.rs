@@ -54,6 +54,7 @@ impl Fingerprint {
             name,
             runtime,
             contract,
+            workdir,
             user,
             command,
             env,
@@ -96,6 +97,9 @@ impl Fingerprint {
         }
         if let Contract::Port(port) = contract {
             self.add("port", port.to_string());
+        }
+        if workdir != Path::new("/") {
+            self.add_path("workdir", Some(workdir));
         }
         if *user != NOBODY_ID {
             self.add("user", user.to_string());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::problem::Origin;
@@ -45,6 +46,9 @@ pub struct Function {
     /// Program and arguments. Never empty, and an absolute path first, except with Docker: there it may be
     /// empty, which means the image's own command.
     pub command: Vec<String>,
+    /// The directory in which the program starts; an absolute path. Default: `/`, and with Docker that of the image, which
+    /// this key cannot change.
+    pub workdir: PathBuf,
     /// Environment of the instance, beside what the agent adds. Default empty.
     pub env: Env,
     /// Files and directories of the host that instances see, at most 16. Default none.

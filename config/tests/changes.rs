@@ -62,7 +62,7 @@ const PORT: &str = "backend_sockets = false";
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 42] = [
+const COUNTS: [(&str, &str); 43] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -92,6 +92,7 @@ const COUNTS: [(&str, &str); 42] = [
     (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 80"),
     (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 81"),
     (PORT, "backend_sockets = true\ncontract = \"listen-fds\""),
+    ("pids = 64", "pids = 64\nworkdir = \"/srv\""),
     ("address = \"10.0.0.5:5432\"", "address = \"10.0.0.5:543\""),
     ("kind = \"tcp\"", "kind = \"postgres\"\nuser = \"u\""),
     ("user = \"app\"", "user = \"root\""),

@@ -4,13 +4,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 
 use headstart_integration_tests::lab::client::{self, HttpReply};
+use headstart_integration_tests::lab::node::get_from;
 use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, Rootfs, RunningAgent, build_static, fixture, free_port, privilege, unique,
+    AgentSetup, ChildProcess, Namespace, Rootfs, RunningAgent, Scratch, binary, build_static, fixture,
+    free_port, privilege, unique,
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const NAME: &str = "unchanged";
@@ -261,4 +265,34 @@ fn an_init_that_is_not_installed_is_named() {
     };
     agent.wait_function(NAME, "told of the init", LIMIT, told).unwrap();
     assert!(agent.stop().unwrap().success());
+}
+
+/// The first thing that a newcomer does.
+#[test]
+fn a_server_is_tried_without_a_file_and_leaves_nothing() {
+    if !ready() {
+        return;
+    }
+    let node = Namespace::new("try").unwrap();
+    let installed = Scratch::new("installed").unwrap();
+    let init = build_static("headstart-init", "headstart-init").unwrap();
+    for (file, name) in [(binary().unwrap(), "headstart"), (init, "headstart-init")] {
+        fs::copy(file, installed.path().join(name)).unwrap();
+    }
+    let program = unchanged("events", "process", "");
+    let FunctionKind::Process(server) = &program.kind else { panic!("a process") };
+    let mut command = Command::new(installed.path().join("headstart"));
+    command
+        .args(["try", "--listen", "127.0.0.1:8080", "--port", "3000", "--env", "MODE", "--"])
+        .arg(server.path());
+    command.current_dir("/").env("MODE", "events");
+    let mut tried = node.enter(|| ChildProcess::spawn(&mut command).unwrap()).unwrap();
+    tried.wait_line("headstart is up", LIMIT).unwrap();
+    assert_eq!(get_from(&node, ([127, 0, 0, 1], 8080).into()).unwrap().unwrap().status, 200);
+    assert!(tried.stop(Signal::SIGINT, LIMIT).unwrap().success(), "{}", tried.log());
+    assert!(tried.log().contains("contract = \"port\""), "{}", tried.log());
+    for left in ["/run", "/sys/fs/bpf"] {
+        let left = Path::new(left).join(format!("headstart-try-{}", tried.id()));
+        assert!(!left.exists(), "{}", left.display());
+    }
 }

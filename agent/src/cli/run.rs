@@ -25,10 +25,18 @@ pub(super) struct RunArgs {
 /// # Errors
 /// When the agent cannot start, or ends otherwise.
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    serve(&args.config, args.unpin)
+}
+
+/// As [`run`].
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn serve(file: &ConfigArgs, unpin: bool) -> anyhow::Result<ExitCode> {
     // Both before anything is opened: what the service manager kept may be many descriptors.
     let raised = raise_open_files();
     let manager = ServiceManager::from_environment();
-    let config = match args.config.load() {
+    let config = match file.load() {
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
@@ -39,7 +47,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     // One thread: a start passes through several tasks, and waking another thread costs more than any of them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let writer = log.clone();
-    let options = AgentOptions { file: args.config.config.clone(), unpin: args.unpin };
+    let options = AgentOptions { file: file.config.clone(), unpin };
     let ended = runtime.block_on(async {
         match Agent::build(options, config, manager).await? {
             Some(agent) => agent.run(writer).await,

@@ -243,7 +243,9 @@ impl ProcessRuntime {
         });
         let mounts = mounts.collect();
         let init = self.spec.init_file()?.map(Path::to_owned);
-        let order = ParkOrder { command, env, user: self.spec.user, mounts, backends, secrets, init };
+        let Self { spec: ContainerSpec { user, workdir, .. }, .. } = self;
+        let (user, workdir) = (*user, workdir.clone());
+        let order = ParkOrder { command, env, workdir, user, mounts, backends, secrets, init };
         let mut line =
             serde_json::to_vec(&order).map_err(|error| StartError::Create { detail: error.to_string() })?;
         line.push(b'\n');

@@ -69,6 +69,12 @@ impl Function {
             contract,
             env,
             found: String::new(),
+            workdir: table.or("workdir", "/".into(), |v| match kind {
+                Some(kind) if !kind.has_workdir() => {
+                    v.fail("belongs to other runtimes: the image says where its program starts")
+                }
+                _ => v.absolute_path(),
+            }),
             mounts: table.or("mounts", Vec::new(), |v| mounts(&v)),
             secrets,
             backends,

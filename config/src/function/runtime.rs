@@ -232,6 +232,14 @@ impl RuntimeKind {
         }
     }
 
+    /// Whether a section can say where the program starts. An image says that itself.
+    pub(super) fn has_workdir(self) -> bool {
+        match self {
+            Self::Oci | Self::Process => true,
+            Self::Docker => false,
+        }
+    }
+
     /// Whether the agent's own init can be the first process of an instance.
     pub(super) fn has_init(self) -> bool {
         match self {

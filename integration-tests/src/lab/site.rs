@@ -177,6 +177,11 @@ impl Program {
         fs::copy(rootfs.path().join(name.trim_start_matches('/')), &program.0)?;
         Ok(program)
     }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
 }
 
 impl Drop for Program {

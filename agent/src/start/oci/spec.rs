@@ -45,7 +45,7 @@ pub(super) fn build(
         .user(UserBuilder::default().uid(spec.user).gid(spec.user).build()?)
         .args(spec.arguments())
         .env(env.collect::<Vec<_>>())
-        .cwd("/")
+        .cwd(spec.workdir.clone())
         .capabilities(no_capabilities()?)
         .rlimits(rlimits()?)
         .oom_score_adj(oom_score_adj())

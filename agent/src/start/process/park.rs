@@ -64,6 +64,8 @@ const OWN: [(&str, &str, bool); 4] =
 pub(super) struct ParkOrder {
     pub(super) command: Vec<String>,
     pub(super) env: Vec<(String, String)>,
+    /// The directory in which the program starts.
+    pub(super) workdir: PathBuf,
     /// User and group.
     pub(super) user: u32,
     /// What it sees of the node beside that.
@@ -252,6 +254,9 @@ fn inner(instance: &OsString, release: &UnixStream) -> Result<(), ParkError> {
     // The process that started the agent may have left descriptors open that were never meant for a function.
     close_fds::set_fds_cloexec(CONTROL_FD + 1, &[]);
     drop_privileges(order.user)?;
+    // With the function's rights.
+    chdir(&order.workdir)
+        .map_err(at("entering `workdir`, which the user of the function must be allowed to"))?;
 
     let Some(program) = find(&order) else {
         ParkReport::Missing.send(release);

@@ -178,6 +178,7 @@ impl Bed {
             secrets: self.secrets.clone(),
             backends: false,
             init: None,
+            workdir: "/".into(),
         };
         let configured = match self.kind {
             Kind::Oci | Kind::Crun => Runtime::Oci { rootfs: self.rootfs() },

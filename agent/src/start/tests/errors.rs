@@ -18,6 +18,7 @@ fn spec() -> ContainerSpec {
         secrets: Vec::new(),
         backends: false,
         init: None,
+        workdir: "/".into(),
     }
 }
 
