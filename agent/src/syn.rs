@@ -29,7 +29,7 @@ mod table;
 
 pub(crate) use error::chain;
 pub use error::{KernelProgram, SynError};
-pub use interfaces::uplinks;
+pub use interfaces::automatic;
 pub use kernel::{Background, Kernel, ListenerSupport, RunningSensors, SensorTasks};
 pub use keys::{KeyStore, ReloadError};
 pub use ladder::{AttachedSensor, Ladder};

@@ -18,6 +18,23 @@ const ROUND_TRIP: Duration = Duration::from_millis(50);
 /// No interface has such a name.
 const NOWHERE: &str = "headstart-none";
 
+/// By what the kernel says of its devices.
+#[test]
+fn overlay_networks_are_watched_automatically() {
+    if !privilege::require_root("namespaces") {
+        return;
+    }
+    let node = Namespace::new("node").unwrap();
+    let inside = |words: &[&str]| {
+        let mut command = Command::new("ip");
+        lab::run(command.args(["netns", "exec", node.name()]).args(words)).unwrap()
+    };
+    inside(&["ip", "link", "add", "overlay", "type", "vxlan", "id", "7", "dstport", "4789"]);
+    inside(&["ip", "link", "add", "plain", "type", "veth"]);
+    let said = inside(&[lab::binary().unwrap().to_str().unwrap(), "doctor"]);
+    assert!(said.contains("[\"auto\"] means overlay\n"), "{said}");
+}
+
 #[test]
 fn a_syn_starts_the_function_before_the_handshake_ends() {
     let Some(site) = WatchedSite::new() else { return };

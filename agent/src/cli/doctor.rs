@@ -13,7 +13,7 @@ use rustix::thread::CapabilitySet;
 
 use super::arguments;
 use crate::start::{Drivers, Lack};
-use crate::syn::{Kernel, KernelProgram, uplinks};
+use crate::syn::{Kernel, KernelProgram, automatic};
 use crate::{guard, privilege};
 
 /// Descriptors for a node of a few hundred functions with their pools.
@@ -197,13 +197,13 @@ fn pinning() -> Result<String, Lack> {
 }
 
 fn interfaces() -> Result<String, Lack> {
-    let uplinks = uplinks();
-    if uplinks.is_empty() {
+    let found = automatic();
+    if found.is_empty() {
         return Err(
-            "no interface has a default route: name them in `interfaces`, [\"auto\"] finds none".into()
+            "no interface has a default route or is a tunnel: name them in `interfaces`, [\"auto\"] finds none".into()
         );
     }
-    Ok(format!("[\"auto\"] means {}", uplinks.join(", ")))
+    Ok(format!("[\"auto\"] means {}", found.join(", ")))
 }
 
 fn cgroups() -> Result<String, Lack> {

@@ -173,6 +173,15 @@ impl Condition {
 mod tests {
     use super::*;
 
+    /// The kernel would go on to accept for a frozen instance.
+    #[test]
+    fn nothing_accepts_behind_a_frozen_instance() {
+        for arch in [TargetArch::x86_64, TargetArch::aarch64] {
+            let conditional = conditions().map(|condition| condition.name);
+            assert!(!allowed(arch).chain(conditional).any(|name| name.starts_with("io_uring")));
+        }
+    }
+
     #[test]
     fn every_call_is_known_on_both_architectures() {
         for arch in [TargetArch::x86_64, TargetArch::aarch64] {

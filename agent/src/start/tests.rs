@@ -71,7 +71,7 @@ every_runtime! {
         the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
-    on_process Process: sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
+    on_process Process: io_uring_is_refused sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         runs_only_once owns_its_processes_only nothing_is_left
@@ -375,6 +375,17 @@ fn kept_privileges_suffice(kind: bed::Kind, test: &str) {
         the_frozen_hear_that_they_shall_stop(bed::lay(kind).await.unwrap()).await;
         survivors_may_finish_and_the_parked_go(bed::lay(kind).await.unwrap()).await;
     });
+}
+
+/// io_uring_setup(2) with arguments that the kernel would find wrong (`EFAULT`).
+async fn io_uring_is_refused(bed: Bed) {
+    let script = "import ctypes, sys; libc = ctypes.CDLL(None, use_errno=True); libc.syscall(425, 1, 0); \
+                  sys.exit(100 + ctypes.get_errno())";
+    let python = ["/usr/bin/python3", "-c", script];
+    let parked = bed.runtime(&python).prepare(&bed.instance()).await.unwrap();
+    parked.process.release().await.unwrap();
+    assert_eq!(parked.process.exited().await.code, Some(100 + nix::errno::Errno::EPERM as i32));
+    parked.process.remove().await.unwrap();
 }
 
 async fn strange_names_are_refused(bed: Bed) {

@@ -25,7 +25,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The existing interfaces to watch, by name, with their index.
 pub(super) fn wanted(interfaces: &Interfaces) -> BTreeMap<String, u32> {
     let names = match interfaces {
-        Interfaces::Auto => uplinks(),
+        Interfaces::Auto => automatic(),
         Interfaces::Named(names) => names.clone(),
     };
     names
@@ -37,15 +37,30 @@ pub(super) fn wanted(interfaces: &Interfaces) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// The interfaces with a default route, IPv4 or IPv6, from `/proc/net` (proc(5)). Ports of a bond or a bridge
-/// are left out, because their master sees the same packets. Containers' interfaces have no default route.
+/// What `["auto"]` means now: the interfaces with a default route, IPv4 or IPv6, from `/proc/net` (proc(5)), and the ends
+/// of tunnels, since the packets inside cannot be seen in those outside. Ports of a bond or a bridge are left out, because
+/// their master sees the same packets. Containers' interfaces have no default route.
 #[must_use]
-pub fn uplinks() -> Vec<String> {
+pub fn automatic() -> Vec<String> {
     let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
     let v6 = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
-    let mut names = defaults(&v4, &v6);
-    names.retain(|name| !Path::new("/sys/class/net").join(name).join("master").exists());
+    let interfaces = Path::new("/sys/class/net");
+    let mut names: Vec<_> = defaults(&v4, &v6).into_iter().chain(tunnels(interfaces)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.retain(|name| !interfaces.join(name).join("master").exists());
     names
+}
+
+/// The interfaces of overlay networks (`DEVTYPE` of `SET_NETDEV_DEVTYPE`, drivers/net/vxlan and geneve.c). Tunnels of IP
+/// packets without an Ethernet header are not among them: XDP could not read those.
+fn tunnels(interfaces: &Path) -> Vec<String> {
+    let is_tunnel = |name: &str| {
+        let uevent = fs::read_to_string(interfaces.join(name).join("uevent")).unwrap_or_default();
+        uevent.lines().any(|line| matches!(line, "DEVTYPE=vxlan" | "DEVTYPE=geneve"))
+    };
+    let entries = fs::read_dir(interfaces).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_tunnel(name)).collect()
 }
 
 /// Waits for changes of interfaces or routes (rtnetlink(7)). It does not parse the messages, because the kernel may drop
@@ -109,6 +124,24 @@ mod tests {
         let any = "0".repeat(32);
         let v6 = format!("{any} 00 {any} 00 {any} 00000001 1 0 1 eth1\n{any} 00 {any} 00 {any} 1 1 0 1 lo\n");
         assert_eq!(defaults(v4, &v6), ["eth0", "eth1"]);
+    }
+
+    #[test]
+    fn overlay_networks_are_found_by_the_type_of_their_device() {
+        let sysfs = tempfile::tempdir().unwrap();
+        for (name, uevent) in [
+            ("flannel.1", "DEVTYPE=vxlan\nINTERFACE=flannel.1\nIFINDEX=5\n"),
+            ("genev_sys", "DEVTYPE=geneve\nINTERFACE=genev_sys\nIFINDEX=6\n"),
+            ("wg0", "DEVTYPE=wireguard\nINTERFACE=wg0\nIFINDEX=7\n"),
+            ("eth0", "INTERFACE=eth0\nIFINDEX=2\n"),
+        ] {
+            fs::create_dir(sysfs.path().join(name)).unwrap();
+            fs::write(sysfs.path().join(name).join("uevent"), uevent).unwrap();
+        }
+        fs::write(sysfs.path().join("bonding_masters"), "").unwrap();
+        let mut found = tunnels(sysfs.path());
+        found.sort_unstable();
+        assert_eq!(found, ["flannel.1", "genev_sys"]);
     }
 
     #[test]
