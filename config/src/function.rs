@@ -111,11 +111,11 @@ pub struct Function {
     /// instance does: its shim must speak TLS for that, as the Rust one with its feature `tls`. Not with `backend_sockets`.
     /// Default `false`: the agent speaks TLS for instances.
     pub tls_hand_over: bool,
-    /// The fewest failed starts in a row before the function rests for `cooldown`, 1 to 10. Default 3. The first time they
-    /// are repeated for `queue_timeout`.
+    /// The fewest failed starts in a row before the function rests, 1 to 10. Default 3. The first time they are repeated for
+    /// a second.
     pub start_attempts: u32,
-    /// How long a function that failed so often is left alone, 100 ms to 1 h; its connections get the
-    /// [`Overload`] answer meanwhile. Default 30 s.
+    /// How long a function that failed so often is left alone at most, 100 ms to 1 h: 1 s the first time, twice as long each
+    /// further time. Its connections get the [`Overload`] answer meanwhile. Default 30 s.
     pub cooldown: Duration,
     /// Which files of the host instances begin with, as they were when the configuration was loaded: where links led, and when
     /// programs were changed. Empty where only a text was parsed.

@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use headstart_integration_tests::lab::client::{self, HttpReply};
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
@@ -51,6 +52,25 @@ fn clients_wait_while_their_database_restarts() {
     postgres.start().unwrap();
     all_served(waiting);
     assert_eq!(agent.functions().unwrap()[0]["state"], "ready");
+    assert!(agent.stop().unwrap().success());
+}
+
+/// Its clients need not wait for all of `queue_timeout`, which is 30 s.
+#[test]
+fn a_function_that_always_crashes_is_answered_soon() {
+    if !ready(&[]) {
+        return;
+    }
+    let function = fixture::function("exit", RUNTIME, "").unwrap();
+    let agent = AgentSetup::default().config(&function.text("crashes", &[])).start().unwrap();
+    function.rest(&agent, "crashes").unwrap();
+    let begun = Instant::now();
+    let answer = client::get(function.local(), "/", LIMIT).unwrap();
+    assert_eq!(answer.status, 503);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    println!("answered after {:?}", begun.elapsed());
+    let shown = agent.functions().unwrap();
+    assert_eq!(shown[0]["failure"], "function", "{shown}");
     assert!(agent.stop().unwrap().success());
 }
 

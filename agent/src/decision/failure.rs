@@ -1,14 +1,13 @@
 //! What has failed, and when it may be tried again.
 //!
 //! ```text
-//! the function fails ──> back-off, doubled each time, for as long as clients wait ──> cool-down ──> as before, but only
-//!                                                                                    `start_attempts` in a row
+//! the function fails ──> back-off, doubled each time, for `start_attempts` and a second ──> cool-down: 1 s, doubled each
+//!                                                    time up to `cooldown`, with `start_attempts` between two of them
 //! backend or node fails ──> back-off, doubled up to a part of the time that clients wait, until it works again
 //! ```
 //!
-//! A function that fails may work a moment later, because something is out that the agent does not see. Therefore the
-//! first cool-down begins only when the next attempt would be too late for the clients that saw the first failure. A
-//! function that fails after a cool-down too is known to be broken.
+//! Clients of a function that always fails get their answer soon. But one that fails may work a moment later, because
+//! something is out that the agent does not see: therefore it is tried for a second, and the first cool-downs are short.
 
 use std::time::Duration;
 
@@ -17,6 +16,9 @@ use crate::event::FailureCause;
 
 /// First delay after a failed start or prepare; doubles with each one that follows.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// So long a function is tried at least before its first cool-down (if its clients wait so long), which takes as long.
+const FIRST_COOLDOWN: Duration = Duration::from_secs(1);
 
 /// While a backend or the node fails, a client sees this many attempts at least.
 const ATTEMPTS_PER_WAIT: u32 = 4;
@@ -36,8 +38,8 @@ pub(super) struct Failures {
     until_ns: u64,
     /// The pause is a cool-down.
     cooling: bool,
-    /// There was a cool-down since the last good start.
-    broken: bool,
+    /// Cool-downs since the last good start.
+    cooldowns: u32,
     /// When a start failed last.
     last_ns: u64,
     /// Failed prepares since the last good one, whose failure the last is, and when the next is allowed.
@@ -102,14 +104,15 @@ impl Failures {
         }
         self.starts = self.starts.saturating_add(1);
         let pause_ns = backoff_ns(self.starts, policy.retry_max);
-        let horizon_ns = if self.broken { 0 } else { nanos(policy.queue_timeout) };
-        let is_late = now_ns.saturating_add(pause_ns) >= self.first_ns.saturating_add(horizon_ns);
+        let horizon =
+            if self.cooldowns > 0 { Duration::ZERO } else { policy.queue_timeout.min(FIRST_COOLDOWN) };
+        let is_late = now_ns.saturating_add(pause_ns) >= self.first_ns.saturating_add(nanos(horizon));
         self.cooling = self.starts >= policy.start_attempts && is_late;
         if !self.cooling {
             return pause_ns;
         }
-        (self.starts, self.broken) = (0, true);
-        nanos(policy.cooldown)
+        (self.starts, self.cooldowns) = (0, self.cooldowns.saturating_add(1));
+        doubled_ns(FIRST_COOLDOWN, self.cooldowns, policy.cooldown)
     }
 
     pub(super) fn prepare_failed(&mut self, cause: FailureCause, now_ns: u64, policy: &Policy) {
@@ -149,6 +152,11 @@ impl Failures {
 }
 
 fn backoff_ns(failures: u32, most: Duration) -> u64 {
-    let doubled = nanos(BACKOFF_MIN).saturating_mul(1u64 << failures.saturating_sub(1).min(20));
+    doubled_ns(BACKOFF_MIN, failures, most)
+}
+
+/// The pause of this number, from 1 on.
+fn doubled_ns(first: Duration, number: u32, most: Duration) -> u64 {
+    let doubled = nanos(first).saturating_mul(1u64 << number.saturating_sub(1).min(20));
     doubled.min(nanos(most)).max(1)
 }

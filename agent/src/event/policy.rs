@@ -13,8 +13,7 @@ pub struct Policy {
     pub min_ready: u32,
     /// Most instances at a time, including those that are stopping. 0: the function is off.
     pub max_instances: u32,
-    /// How long a connection may wait in the accept queue before it is answered by the agent. Failed starts are repeated
-    /// for as long, before a cool-down begins.
+    /// How long a connection may wait in the accept queue before it is answered by the agent.
     pub queue_timeout: Duration,
     /// Idle time after which an instance is frozen.
     pub freeze_after: Option<Duration>,
@@ -24,7 +23,7 @@ pub struct Policy {
     pub init_timeout: Duration,
     /// The fewest failed starts in a row before a cool-down begins.
     pub start_attempts: u32,
-    /// How long a cool-down lasts.
+    /// How long a cool-down lasts at most.
     pub cooldown: Duration,
     /// Longest delay after repeated failures.
     pub retry_max: Duration,

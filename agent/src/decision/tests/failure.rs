@@ -14,7 +14,8 @@ fn a_crash_soon_after_ready_is_slowed_down_and_a_late_one_is_not() {
 
 #[test]
 fn failed_starts_back_off_then_cool_down_and_clients_are_answered() {
-    let mut function = Alone::cold(Policy { queue_timeout: Duration::from_secs(1), ..policy(0) });
+    // The client would wait for 30 s.
+    let mut function = Alone::cold(policy(0));
     function.arrives(1, 0);
     let mut now = 0;
     for (instance, pause_ms) in [(1, 100), (2, 200), (3, 400)] {
@@ -30,7 +31,7 @@ fn failed_starts_back_off_then_cool_down_and_clients_are_answered() {
         now += pause_ms * MS;
         assert_eq!(orders(&function.on(Event::Timer, now)), [Action::Prepare(instance + 1)]);
     }
-    // The next attempt would be too late for this client.
+    // It has been tried for long enough.
     function.on(Event::Parked(4), now);
     let actions = function.on(Event::Gone { instance: 4, end: InstanceEnd::Crashed }, now);
     assert_eq!(orders(&actions), [Action::Answer(1, DecisionReason::Cooldown)]);
@@ -38,15 +39,15 @@ fn failed_starts_back_off_then_cool_down_and_clients_are_answered() {
     function.load.accepted += 1;
     assert_eq!(function.word(now), "failed");
     assert!(
-        orders(&function.arrives(1, now + SECOND)).contains(&Action::Answer(1, DecisionReason::Cooldown))
+        orders(&function.arrives(1, now + SECOND / 2)).contains(&Action::Answer(1, DecisionReason::Cooldown))
     );
     function.load.queued = 0;
     function.load.accepted += 1;
-    now += 30 * SECOND;
+    now += SECOND;
     assert_eq!(orders(&function.on(Event::Timer, now)), []);
     assert_eq!(function.word(now), "cold");
     assert_eq!(orders(&function.arrives(1, now)), [Action::Prepare(5)]);
-    // It is known to be broken: its clients wait for `start_attempts` in a row, and no longer.
+    // Its clients wait for `start_attempts` in a row, and the next cool-down is longer.
     for instance in 5..8 {
         function.on(Event::Parked(instance), now);
         assert_eq!(function.load.queued, 1);
@@ -56,6 +57,7 @@ fn failed_starts_back_off_then_cool_down_and_clients_are_answered() {
     }
     assert_eq!(function.failure_cause(), Some(FailureCause::Function));
     assert_eq!((function.function.failed_starts(now - 1), function.word(now - 1)), ((0, true), "failed"));
+    assert_eq!(function.function.failed_starts(now - 2 * SECOND), (0, true));
 }
 
 #[test]
@@ -230,15 +232,15 @@ fn one_that_always_crashes_is_released_no_more_often_than_allowed_and_every_clie
         }
     }
     assert_eq!((answered, came.len()), (clients, 0));
-    // Two back-offs and a cool-down for three attempts.
-    let round_ns = nanos(settings.cooldown) + (100 + 200) * MS;
     assert_eq!(settings.start_attempts, 3);
-    // The first time the function may have been unlucky: it is tried for as long as clients wait.
-    let first = released.iter().filter(|at_ns| **at_ns < 3 * SECOND).count();
-    assert_eq!(first, 5, "{released:?}");
-    for attempts in released[first - 3..].windows(4) {
-        assert!(attempts[3] - attempts[0] >= round_ns, "{attempts:?}");
+    // It is tried for a second, and then three times, with two back-offs, between two cool-downs: of 1 s, 2 s ... 30 s.
+    let mut pauses = released.windows(2).map(|two| (two[1] - two[0]) / SECOND);
+    assert!(pauses.by_ref().take(3).all(|pause| pause == 0), "{released:?}");
+    for cooldown in [1, 2, 4, 8, 16, 30, 30] {
+        assert_eq!(pauses.next(), Some(cooldown), "{released:?}");
+        assert!(pauses.by_ref().take(2).all(|pause| pause == 0), "{released:?}");
     }
+    let round_ns = nanos(settings.cooldown) + (100 + 200) * MS;
     assert!(
         released.len() as u64 >= 3 * (END_NS / (round_ns + SECOND)),
         "nor is it given up: {}",
