@@ -159,6 +159,7 @@ impl Agent {
             data.handle().clone(),
         );
         node.report_ended_listeners(reload.ended_listeners());
+        reload.hear_of_forgotten(node.forgotten());
         if let Some(SensorTasks { rings, keys, background }) = watching {
             node.read_rings(rings.clone());
             tokio::spawn(watch_rings(rings, control.clone()));

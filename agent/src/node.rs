@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -69,6 +69,8 @@ pub struct Node {
     watchdog: Option<Watchdog>,
     /// Takes the names of functions whose listener an instance has ended.
     ended: Option<mpsc::Sender<String>>,
+    /// Told when a removed function is forgotten.
+    forgotten: Arc<Notify>,
 }
 
 impl Node {
@@ -101,6 +103,7 @@ impl Node {
             rings: None,
             watchdog: None,
             ended: None,
+            forgotten: Arc::default(),
         };
         (node, handle)
     }
@@ -120,6 +123,12 @@ impl Node {
     /// Sends the names of functions whose listener has ended to the one who can bind it anew.
     pub fn report_ended_listeners(&mut self, to: mpsc::Sender<String>) {
         self.ended = Some(to);
+    }
+
+    /// Is told when a removed function is forgotten.
+    #[must_use]
+    pub fn forgotten(&self) -> Arc<Notify> {
+        Arc::clone(&self.forgotten)
     }
 
     /// Serves until [`NodeHandle::shutdown`], then stops every instance and removes every container.
@@ -306,6 +315,7 @@ impl Node {
         let Some(record) = self.record(function) else { return };
         record.watch_rate = watch;
         let pause = match watch {
+            _ if record.has_heir => return record.watch.disarm(),
             QueueWatchRate::Off => return record.watch.disarm(),
             QueueWatchRate::Slow => SLOW_WATCH,
             QueueWatchRate::Immediate => Duration::ZERO,

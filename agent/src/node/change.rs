@@ -16,8 +16,13 @@ pub enum FunctionChange {
         /// Existing instances must be replaced.
         replace: bool,
     },
-    /// Stop the instances of the function with this name, answer its clients, and forget it.
-    Remove(String),
+    /// Stop the instances of a function and forget it.
+    Remove {
+        /// Its name.
+        name: String,
+        /// Another function gets its listener when it is forgotten: its clients wait for that, and are not answered.
+        has_heir: bool,
+    },
 }
 
 impl Node {
@@ -27,10 +32,10 @@ impl Node {
         let mut events = Vec::new();
         for change in changes {
             match change {
-                FunctionChange::Remove(name) => {
+                FunctionChange::Remove { name, has_heir } => {
                     let Some(function) = self.find(&name) else { continue };
                     if let Some(record) = self.record(function) {
-                        record.leaving = true;
+                        (record.leaving, record.has_heir) = (true, has_heir);
                     }
                     events.push((function, Event::Removed));
                 }
@@ -81,7 +86,8 @@ impl Node {
         )
     }
 
-    /// Forgets a removed function once nothing of it is left and its last clients are answered. Its listener closes then.
+    /// Forgets a removed function once nothing of it is left and its last clients are answered. Its listener closes then,
+    /// or goes to its heir.
     pub(super) fn forget(&mut self, function: FunctionId) {
         let Some(record) = self.functions.get_mut(&function) else { return };
         if !record.leaving || !record.is_gone() || !record.drain(function, &self.handle) {
@@ -93,5 +99,6 @@ impl Node {
             "removed from the configuration, and nothing of it is left"
         );
         self.functions.remove(&function);
+        self.forgotten.notify_one();
     }
 }

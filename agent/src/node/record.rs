@@ -58,6 +58,8 @@ pub(super) struct FunctionRecord {
     pub(super) state: decision::FunctionState,
     /// It was removed from the configuration, and is forgotten when nothing of it is left.
     pub(super) leaving: bool,
+    /// Its clients wait for the function that gets its listener.
+    pub(super) has_heir: bool,
     /// A number in the names of its containers, which differs from that of an earlier agent and of an earlier function
     /// with its name.
     pub(super) boot: u32,
@@ -95,6 +97,7 @@ impl FunctionRecord {
             service,
             state,
             leaving: false,
+            has_heir: false,
             boot: boot_number(),
             watch,
             watch_rate: QueueWatchRate::Off,
@@ -188,6 +191,9 @@ impl FunctionRecord {
     /// Answers the clients that have waited longest, because no instance will serve them. [`NodeMessage::Answered`]
     /// follows.
     pub(super) fn answer(&self, function: FunctionId, count: u32, reason: DecisionReason, node: &NodeHandle) {
+        if self.has_heir {
+            return;
+        }
         let retry_after = self.retry_in().unwrap_or(Duration::from_secs(1));
         let cause = self.state.failure_cause();
         let answer = Answer { how: self.service.overload, retry_after, why: why(reason, cause) };
@@ -227,6 +233,9 @@ impl FunctionRecord {
     /// Answers the clients that are still there although nothing runs any more, no more than there are. True when that is
     /// done.
     pub(super) fn drain(&mut self, function: FunctionId, node: &NodeHandle) -> bool {
+        if self.has_heir {
+            return true;
+        }
         if !std::mem::replace(&mut self.drained, true) {
             self.answer(function, self.queued(), DecisionReason::Closed, node);
         }

@@ -228,6 +228,12 @@ impl Bindings {
         self.records.insert(key, ListenerRecord { owner, listener, guarded });
     }
 
+    /// The listener of a binding that is open.
+    #[must_use]
+    pub fn listener(&self, key: ListenerKey) -> Option<Arc<OwnedFd>> {
+        self.records.get(&key)?.listener.upgrade().filter(|listener| is_listening(listener))
+    }
+
     /// Forgets those that are closed.
     pub fn forget_closed(&mut self) {
         self.records.retain(|_, record| record.is_open());

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! new name                        added
-//! other listen, or place on it    removed and added: another listener
+//! other listen, or place on it    removed and added: another listener, also that of a function which gives it up
 //! other command, backend,
 //!   password or certificate       replaced: old instances drain, new ones serve from now on
 //! other deadline, limit, ...      changed: instances stay
@@ -15,6 +15,7 @@
 //! `[agent]` and `[syn]` are read only when the agent starts. A function whose port was busy is tried again (`retry.rs`).
 
 mod ended;
+mod heirs;
 mod plan;
 mod retry;
 
@@ -28,6 +29,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 
 use self::ended::EndedListeners;
+use self::heirs::Heirs;
 use self::plan::Plan;
 use self::retry::Retry;
 use crate::api::server::{Overview, ReloadRequest};
@@ -57,6 +59,8 @@ pub struct Reload {
     overview: watch::Sender<Overview>,
     /// Functions whose listener an instance has ended.
     ended: EndedListeners,
+    /// Functions that wait for the listeners of others.
+    heirs: Heirs,
     /// What is configured and cannot be served.
     unavailable: Vec<Unavailable>,
     manager: ServiceManager,
@@ -93,6 +97,7 @@ impl Reload {
             bindings,
             overview,
             ended: EndedListeners::new(),
+            heirs: Heirs::default(),
             unavailable,
             manager,
             keys: None,
@@ -139,6 +144,10 @@ impl Reload {
                 Some(()) = hangup.recv() => None,
                 (name, pause) = self.ended.next() => {
                     self.renew_listener(name, pause).await;
+                    continue;
+                }
+                () = self.heirs.due() => {
+                    self.succeed().await;
                     continue;
                 }
                 () = self.retry.due(), if self.has_unavailable() => {
@@ -196,8 +205,19 @@ impl Reload {
     }
 
     async fn apply(&mut self, config: Config, plan: Plan) -> ReloadOutcome {
-        let Plan { changes, outcome, services, pools, credentials, fresh, unavailable, opened, released } =
-            plan;
+        let Plan {
+            changes,
+            outcome,
+            services,
+            pools,
+            credentials,
+            fresh,
+            unavailable,
+            opened,
+            released,
+            heirs,
+        } = plan;
+        self.heirs.waiting = heirs;
         pools.values().flatten().for_each(|pool| pool.start(&self.data));
         self.node.change(changes).await;
         for (key, listener) in &opened {

@@ -1,6 +1,6 @@
 //! From two configurations to what changes between them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -29,6 +29,17 @@ pub(super) struct Plan {
     pub(super) opened: Vec<(ListenerKey, Arc<OwnedFd>)>,
     /// Listeners that no function has from now on.
     pub(super) released: Vec<ListenerKey>,
+    /// Functions that wait for the listeners of others.
+    pub(super) heirs: BTreeMap<String, (ListenerKey, Service)>,
+}
+
+impl Plan {
+    fn remove(&mut self, name: &str, key: ListenerKey, has_heir: bool) {
+        self.changes.push(FunctionChange::Remove { name: name.to_owned(), has_heir });
+        if !has_heir {
+            self.released.push(key);
+        }
+    }
 }
 
 impl Reload {
@@ -39,6 +50,7 @@ impl Reload {
     pub(super) fn plan(&self, config: &Config, plan: &mut Plan) -> Result<(), ReloadRefusal> {
         self.plan_pools(config, plan)?;
         let (keys, keys_before) = (BindingKeys::of(config), BindingKeys::of(&self.config));
+        let inherited = self.inherited(config);
         let mut before: HashMap<_, _> =
             self.config.functions.iter().map(|function| (function.name.as_str(), function)).collect();
         for function in &config.functions {
@@ -56,6 +68,9 @@ impl Reload {
             let listener = served.filter(|_| stays).map(|served| &served.resources.listener);
             // One that an instance has ended is bound anew.
             let listener = listener.filter(|listener| is_listening(listener));
+            let of_another = self.bindings.listener(key);
+            let of_another = of_another.filter(|_| inherited.contains(&key) && (served.is_none() || !stays));
+            let listener = listener.or(of_another.as_ref());
             let service = match self.service(config, function, key, listener, plan) {
                 Ok(service) => service,
                 Err(reason) if same => {
@@ -65,6 +80,20 @@ impl Reload {
                 }
                 Err(source) => return Err(ReloadRefusal::Function { name: name.clone(), source }),
             };
+            if of_another.is_some() {
+                match (served, old_key) {
+                    (Some(_), Some(old_key)) => {
+                        plan.outcome.replaced.push(name.clone());
+                        plan.remove(name, old_key, inherited.contains(&old_key));
+                    }
+                    _ if same => plan.outcome.unavailable.push(name.clone()),
+                    _ => plan.outcome.added.push(name.clone()),
+                }
+                let reason = format!("waits until the function that had {} is gone", function.listen);
+                plan.unavailable.push(Unavailable::new(name.clone(), reason));
+                plan.heirs.insert(name.clone(), (key, service));
+                continue;
+            }
             plan.services.insert(name.clone(), service.clone());
             let service = Box::new(service);
             match (served, old_key) {
@@ -76,8 +105,8 @@ impl Reload {
                 }
                 (Some(_), Some(old_key)) => {
                     plan.outcome.replaced.push(name.clone());
-                    plan.changes.extend([FunctionChange::Remove(name.clone()), FunctionChange::Add(service)]);
-                    plan.released.push(old_key);
+                    plan.remove(name, old_key, inherited.contains(&old_key));
+                    plan.changes.push(FunctionChange::Add(service));
                 }
                 _ => {
                     plan.outcome.added.push(name.clone());
@@ -87,12 +116,15 @@ impl Reload {
         }
         for (name, old) in before {
             if self.services.contains_key(name) {
-                plan.changes.push(FunctionChange::Remove(name.to_owned()));
-                plan.released.push(keys_before.key(old));
+                let key = keys_before.key(old);
+                plan.remove(name, key, inherited.contains(&key));
             }
             plan.outcome.removed.push(name.to_owned());
         }
         plan.outcome.removed.sort_unstable();
+        // A function that waited is not configured any more.
+        let given_up = self.heirs.waiting.values().map(|(key, _)| *key);
+        plan.released.extend(given_up.filter(|key| !inherited.contains(key)));
         if self.bindings.open_count() + plan.opened.len() > FUNCTIONS_MAX {
             return Err(ReloadRefusal::TooMany);
         }

@@ -51,6 +51,7 @@ impl Reload {
             services: self.services.clone(),
             pools: self.pools.clone(),
             credentials: self.credentials.clone(),
+            heirs: self.heirs.waiting.clone(),
             ..Plan::default()
         };
         let before: Vec<Unavailable> = self.unavailable.clone();
@@ -58,6 +59,10 @@ impl Reload {
         for known in before {
             let function = self.config.functions.iter().find(|function| function.name == known.name);
             let Some(function) = function else { continue };
+            if self.heirs.waiting.contains_key(&known.name) {
+                plan.unavailable.push(known);
+                continue;
+            }
             let opened = plan.opened.len();
             let Ok(service) = self.service(&self.config, function, keys.key(function), None, &mut plan)
             else {
