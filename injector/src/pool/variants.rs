@@ -63,8 +63,8 @@ impl Variants {
         next
     }
 
-    /// When all `wanted` are idle, and there is none of a kind that was asked for repeatedly: the kind of which there are
-    /// most beyond its share.
+    /// When all `wanted` are idle, and a kind that was asked for repeatedly has less than its share: the kind of which there
+    /// are most beyond its share.
     pub(super) fn surplus(
         &self,
         wanted: usize,
@@ -75,14 +75,17 @@ impl Variants {
         for share in &mut shares {
             share.have = have(&share.variant);
         }
-        if !shares.iter().any(Share::is_starved) {
-            return None;
-        }
+        // One more than its share is not worth a login: shares change with each lease.
+        let tolerated = match shares.iter().any(Share::is_starved) {
+            true => 0,
+            false if shares.iter().any(|share| share.usual && share.lacks() > 0) => 1,
+            false => return None,
+        };
         let share_of = |kind: &LoginVariant| {
             shares.iter().find(|share| share.variant == *kind).map_or(0, |share| share.target)
         };
         let beyond = |kind: &&LoginVariant| have(kind).saturating_sub(share_of(kind));
-        kinds.iter().max_by_key(beyond).filter(|kind| beyond(kind) > 0).cloned()
+        kinds.iter().max_by_key(beyond).filter(|kind| beyond(kind) > tolerated).cloned()
     }
 
     fn shares(&self, wanted: usize) -> Vec<Share> {
@@ -189,6 +192,9 @@ mod tests {
             Some(kind("plain"))
         );
         assert_eq!(after(&["a", "a"]).surplus(2, &plain, |_| 1), None, "there is one");
+        let three_and_one = |one: &LoginVariant| if *one == kind("plain") { 3 } else { 1 };
+        assert_eq!(after(&["a", "a"]).surplus(4, &plain, three_and_one), Some(kind("plain")));
+        assert_eq!(after(&["a", "a"]).surplus(4, &plain, |_| 2), None, "about its share");
         // The last of a kind stays.
         let one = |one: &LoginVariant| usize::from(*one == kind("plain"));
         assert_eq!(after(&["plain", "plain", "a", "a"]).surplus(1, &plain, one), None);

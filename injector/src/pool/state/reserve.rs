@@ -47,7 +47,7 @@ impl PoolState {
         self.reserved.append(&mut begin);
     }
 
-    /// When clients ask for a kind of session of which none is ready: gives up one of another kind.
+    /// When clients ask for a kind of session of which none, or too few, are ready: gives up one of another kind.
     pub(super) fn make_room_for_other_kinds(&mut self, now: Instant) {
         let wanted = self.wanted(now);
         if self.idle.unused() < wanted || !self.connecting.is_empty() || self.backoff.retry_at().is_some() {
