@@ -108,8 +108,7 @@ async fn ask<C>(
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
-    let Session::Mysql { server_version, connection_id, capabilities, collation, status, .. } = session
-    else {
+    let Session::Mysql { server_version, connection_id, capabilities, status, .. } = session else {
         return Err(refuse(1105, b"HY000", "the pool gave a connection of another kind").into());
     };
     let mut client = Packets::new(client, 0, None);
@@ -127,7 +126,8 @@ where
         *head,
         Some(tail),
         offered,
-        *collation,
+        // Some drivers encode by it what they send, whatever they ask for next (npm mariadb, without session tracking).
+        COLLATION,
         StatusFlags::from_bits_retain(*status),
         Some(&b"mysql_native_password\0"[..]),
     );
