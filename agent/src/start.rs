@@ -128,17 +128,26 @@ pub struct ContainerSpec {
     pub secrets: Vec<Secret>,
     /// The instance sees what is in [`backends_directory`] at [`headstart_wire::BACKENDS_PATH`].
     pub backends: bool,
-    /// The first process, if that is not the program itself.
-    pub init: Option<Init>,
+    /// The agent's own init.
+    pub init: Init,
 }
 
-/// The agent's own init (`runtime-shim/init`), which runs a program that knows nothing of Headstart.
+/// The agent's own init (`runtime-shim/init`): the first process of an instance whose program knows nothing of Headstart, or
+/// whose container cannot be released otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Init {
     /// Its file on the node. The instance sees it at `/run/headstart/init`.
     pub file: PathBuf,
-    /// Its arguments before the command.
-    pub arguments: Vec<String>,
+    /// What it does for a program that knows nothing of Headstart; empty for one that speaks to the agent itself.
+    pub contract: Vec<String>,
+}
+
+impl Init {
+    /// The command line that runs `command` by this contract.
+    fn arguments(&self, contract: &[String], command: &[String]) -> Vec<String> {
+        let words = [INIT_PATH].into_iter().chain(contract.iter().map(String::as_str)).chain(["--"]);
+        words.chain(command.iter().map(String::as_str)).map(str::to_owned).collect()
+    }
 }
 
 impl ContainerSpec {
@@ -158,18 +167,26 @@ impl ContainerSpec {
         env
     }
 
-    /// What the container executes: program and arguments.
-    fn arguments(&self) -> Vec<String> {
-        let init = self.init.iter().flat_map(|init| {
-            let words = init.arguments.iter().map(String::as_str);
-            [INIT_PATH].into_iter().chain(words).chain(["--"])
-        });
-        init.chain(self.command.iter().map(String::as_str)).map(str::to_owned).collect()
+    /// Whether the program knows nothing of Headstart.
+    fn is_unaware(&self) -> bool {
+        !self.init.contract.is_empty()
     }
 
-    /// The file of its init.
+    /// What the container executes: program and arguments.
+    fn arguments(&self) -> Vec<String> {
+        if self.is_unaware() {
+            self.init.arguments(&self.init.contract, &self.command)
+        } else {
+            self.command.clone()
+        }
+    }
+
+    /// The file of its init, if the program needs one.
     fn init_file(&self) -> Result<Option<&Path>, StartError> {
-        let Some(Init { file, .. }) = &self.init else { return Ok(None) };
+        let Init { file, .. } = &self.init;
+        if !self.is_unaware() {
+            return Ok(None);
+        }
         if file.is_file() {
             return Ok(Some(file));
         }

@@ -35,13 +35,21 @@ fn setup() -> AgentSetup {
 }
 
 fn ready() -> bool {
-    privilege::require_root("containers") && privilege::require_tools(&["runc"])
+    privilege::require_root("containers") && privilege::require_tools(&["runc", "dockerd"])
 }
 
 /// An agent with this function, at rest.
 fn serving(function: &TestFunction) -> RunningAgent {
-    let agent = setup().config(&function.text(NAME, &[])).start().unwrap();
-    function.rest(&agent, NAME).unwrap();
+    serving_named(function, NAME)
+}
+
+fn serving_named(function: &TestFunction, name: &str) -> RunningAgent {
+    let mut setup = setup();
+    if let FunctionKind::Docker { docker, .. } = &function.kind {
+        setup = setup.docker(docker);
+    }
+    let agent = setup.config(&function.text(name, &[])).start().unwrap();
+    function.rest(&agent, name).unwrap();
     agent
 }
 
@@ -89,6 +97,10 @@ fn a_server_unchanged_lives_like_a_function() {
             lives(&unchanged(mode, runtime, PORT));
         }
     }
+    for mode in ["events", "blocks"] {
+        println!("{mode} in docker");
+        lives(&unchanged(mode, "docker", PORT));
+    }
 }
 
 #[test]
@@ -103,7 +115,7 @@ fn a_server_that_inherits_its_socket_as_from_systemd_lives_like_a_function() {
     if !ready() {
         return;
     }
-    for runtime in ["oci", "process"] {
+    for runtime in ["oci", "process", "docker"] {
         lives(&unchanged("inherits", runtime, "contract = \"listen-fds\"\n"));
     }
 }
@@ -182,6 +194,27 @@ impl Drop for Script {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// A container of the daemon is started before its release, also for a program that speaks to the agent itself. So little
+/// is left to do then that the daemon, which takes some hundred milliseconds for it, cannot have been asked.
+#[test]
+fn a_docker_container_runs_before_its_release() {
+    if !ready() {
+        return;
+    }
+    let function = fixture::steady("docker", "").unwrap();
+    let agent = serving_named(&function, "steady");
+    let FunctionKind::Docker { docker, .. } = &function.kind else { panic!("docker") };
+    let running = docker.run(&["ps", "-q", "--filter", "label=headstart.function=steady"]).unwrap();
+    assert_eq!(running.lines().count(), 1, "it is parked, and runs");
+    assert_eq!(get(&function, "/").status, 200);
+    let killed = agent.kill().unwrap();
+    let next = killed.start().unwrap();
+    assert_eq!(get(&function, "/").status, 200, "an earlier agent's containers are in nobody's way");
+    assert!(next.stop().unwrap().success());
+    let left = docker.run(&["ps", "-aq", "--filter", "label=headstart.function=steady"]).unwrap();
+    assert_eq!(left, "");
 }
 
 /// What becomes of a program that does not do what its contract says: one message, which says what to do.

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
@@ -181,10 +182,12 @@ impl Counting {
         let owners = self.owners();
         let (mut open, mut counts) = (HashSet::new(), vec![(0_u32, 0_u64); self.watched.len()]);
         for connection in connections.iter().filter(|one| one.inode != 0) {
-            let Some(owner) = owner(&owners, connection) else { continue };
-            let Some((open_there, new)) = counts.get_mut(owner) else { continue };
-            *open_there += 1;
-            *new += u64::from(!self.open.contains(&connection.cookie));
+            let is_new = u64::from(!self.open.contains(&connection.cookie));
+            let Some(owned) = owned_by(&owners, connection, counts.len()) else { continue };
+            for (open_there, new) in counts.get_mut(owned).into_iter().flatten() {
+                *open_there += 1;
+                *new += is_new;
+            }
             open.insert(connection.cookie);
         }
         let queued: HashSet<_> =
@@ -220,10 +223,17 @@ impl Counting {
     }
 }
 
-fn owner(owners: &Option<HashMap<u64, usize>>, connection: &Connection) -> Option<usize> {
+/// The instances that may have the connection open.
+fn owned_by(
+    owners: &Option<HashMap<u64, usize>>,
+    connection: &Connection,
+    instances: usize,
+) -> Option<Range<usize>> {
     match owners {
-        None => Some(0),
-        Some(owners) => owners.get(&connection.inode).copied(),
+        None => Some(0..1),
+        // No process can be looked into: rather busy than frozen with a client.
+        Some(owners) if owners.is_empty() => Some(0..instances),
+        Some(owners) => owners.get(&connection.inode).map(|owner| *owner..*owner + 1),
     }
 }
 

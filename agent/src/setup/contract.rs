@@ -12,14 +12,14 @@ const INIT_FILE: &str = "headstart-init";
 /// Digits of the fingerprint that tell one revision of a function from another.
 const REVISION_DIGITS: usize = 8;
 
-/// The first process of an instance, if that is not the program.
-pub(super) fn init(config: &Config, function: &Function) -> Option<Init> {
-    let arguments = match function.contract {
-        Contract::Headstart => return None,
+/// The init of the function's instances.
+pub(super) fn init(config: &Config, function: &Function) -> Init {
+    let contract = match function.contract {
+        Contract::Headstart => Vec::new(),
         Contract::Port(port) => vec!["port".to_owned(), port.to_string()],
         Contract::ListenFds => vec!["listen-fds".to_owned()],
     };
-    Some(Init { file: config.agent.init.clone().unwrap_or_else(beside_the_agent), arguments })
+    Init { file: config.agent.init.clone().unwrap_or_else(beside_the_agent), contract }
 }
 
 fn beside_the_agent() -> PathBuf {

@@ -57,6 +57,9 @@ const STATE_DIR_LABEL: &str = "headstart.state-dir";
 /// Names the instance.
 const INSTANCE_LABEL: &str = "headstart.instance";
 
+/// What the init calls a program that speaks to the agent itself.
+const SPEAKS_ITSELF: &str = "headstart";
+
 /// Names the function.
 const FUNCTION_LABEL: &str = "headstart.function";
 
@@ -174,10 +177,39 @@ impl DockerRuntime {
         directory::make_private(&own).map_err(StartError::system("making an instance's directory"))?;
         let listener = listen_in(&own).map_err(StartError::system("making a control socket"))?;
         let backends = directory::make_backends(&self.spec, &own)?;
-        let body = spec::body(self, instance, &path, backends.as_deref());
+        let init = self.init()?;
+        let shown = spec::Shown {
+            control: &path,
+            backends: backends.as_deref(),
+            init: init.is_some().then_some(&*self.spec.init.file),
+        };
+        let entry_point = match &init {
+            Some(contract) => {
+                let command = self.host.api.command(&self.image, &self.spec.command).await?;
+                Some(self.spec.init.arguments(contract, &command))
+            }
+            None => None,
+        };
+        let body = spec::body(self, instance, shown, entry_point);
         let id = self.host.api.create(instance, &self.image, body).await?;
         let container = DockerContainer::created(&self.host, instance, self.spec.program(), id);
+        if init.is_some()
+            && let Err(error) = container.start_ahead(&listener).await
+        {
+            let removed = container.remove().await;
+            tracing::debug!(instance, ?removed, "removed a container whose init did not start");
+            return Err(error);
+        }
         Ok(PreparedContainer { control: ControlEnd::Listening(listener), process: Arc::new(container) })
+    }
+
+    /// What the init does, unless there is none. Without it a container is started at its release, which takes the daemon
+    /// some hundred milliseconds; the init waits in a container that was started ahead.
+    fn init(&self) -> Result<Option<Vec<String>>, StartError> {
+        if self.spec.init_file()?.is_some() {
+            return Ok(Some(self.spec.init.contract.clone()));
+        }
+        Ok(self.spec.init.file.is_file().then(|| vec![SPEAKS_ITSELF.to_owned()]))
     }
 }
 

@@ -175,7 +175,7 @@ impl OciRuntime {
         let logs = Logs::follow(&self.spec.function, instance, output);
         let host = Arc::clone(&self.host);
         let container = LocalContainer::parked(host, instance, watch, logs, Box::new(fifo));
-        if self.spec.init.is_some() {
+        if self.spec.is_unaware() {
             container.run_init(&agent).await?;
         }
         Ok(PreparedContainer { control: ControlEnd::Connected(agent), process: Arc::new(container) })

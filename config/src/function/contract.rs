@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
-use super::runtime::RuntimeKind;
 use crate::table::Table;
 
 /// How an instance gets its connections.
@@ -42,21 +41,8 @@ impl Contract {
     }
 
     /// Reads the keys `contract` and `port`. The default port is that of `listen`.
-    pub(super) fn read(
-        table: &mut Table<'_>,
-        runtime: Option<RuntimeKind>,
-        listen: Option<SocketAddr>,
-    ) -> Self {
-        let kind = table.or("contract", ContractKind::Headstart, |v| {
-            let kind = v.choice(&ContractKind::WORDS)?;
-            match runtime {
-                Some(runtime) if !matches!(kind, ContractKind::Headstart) && !runtime.has_init() => {
-                    let others = RuntimeKind::list(RuntimeKind::has_init);
-                    v.fail(format!("needs runtime = {others}"))
-                }
-                _ => Some(kind),
-            }
-        });
+    pub(super) fn read(table: &mut Table<'_>, listen: Option<SocketAddr>) -> Self {
+        let kind = table.or("contract", ContractKind::Headstart, |v| v.choice(&ContractKind::WORDS));
         match kind {
             ContractKind::Port => {
                 // Any port does where `listen` is wrong.

@@ -25,7 +25,7 @@ impl Function {
         let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, declared));
         let kind = RuntimeKind::read(&mut table);
         let runtime = RuntimeKind::read_keys(kind, &mut table);
-        let contract = Contract::read(&mut table, kind, listen);
+        let contract = Contract::read(&mut table, listen);
         let command = command(&mut table, kind);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
         let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());

@@ -240,14 +240,6 @@ impl RuntimeKind {
         }
     }
 
-    /// Whether the agent's own init can be the first process of an instance.
-    pub(super) fn has_init(self) -> bool {
-        match self {
-            Self::Oci | Self::Process => true,
-            Self::Docker => false,
-        }
-    }
-
     /// Whether an instance has a network namespace of its own before it runs, in which the agent can listen.
     pub(super) fn has_ports(self) -> bool {
         match self {

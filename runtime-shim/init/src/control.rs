@@ -1,9 +1,10 @@
 //! The control socket: the lease, and the answers that a shim would give.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, Channel, ToAgent, ToFunction, monotonic_ns};
+use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV, CONTROL_PATH, Channel, ToAgent, ToFunction, monotonic_ns};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 
 use crate::{InitError, at};
 
@@ -17,17 +18,21 @@ impl AsFd for Control {
 }
 
 impl Control {
-    /// Takes the inherited socket, which the program does not inherit in turn.
-    pub(crate) fn inherited() -> Result<Self, InitError> {
+    /// Takes the socket that is inherited, or connects to the one that the container sees. The program does not inherit it.
+    pub(crate) fn open() -> Result<Self, InitError> {
         let number = CONTROL_FD.to_string();
-        if std::env::var(CONTROL_FD_ENV).ok().as_deref() != Some(number.as_str()) {
-            return Err(InitError(format!(
-                "{CONTROL_FD_ENV} is not {number}: only the agent runs this program"
-            )));
-        }
-        let socket = crate::program::inherited(CONTROL_FD);
+        let socket = match std::env::var(CONTROL_FD_ENV) {
+            Ok(named) if named == number => crate::program::inherited(CONTROL_FD),
+            Ok(named) => return Err(InitError(format!("{CONTROL_FD_ENV} is {named:?} and not {number}"))),
+            Err(_) => connect().map_err(at("connecting to the agent, which alone runs this program"))?,
+        };
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(at("reading the control socket"))?;
         Ok(Self(Channel::from(socket)))
+    }
+
+    /// The socket, for a program that speaks the protocol itself.
+    pub(crate) fn into_socket(self) -> OwnedFd {
+        self.0.into()
     }
 
     /// All is ready for the lease.
@@ -72,6 +77,12 @@ impl Control {
     fn tell(&self, message: &ToAgent) -> Result<(), InitError> {
         self.0.send(message, &[]).map_err(at("writing to the control socket"))
     }
+}
+
+fn connect() -> nix::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(CONTROL_PATH)?)?;
+    Ok(socket)
 }
 
 fn now_ns() -> u64 {

@@ -3,12 +3,15 @@
 //! ```text
 //! headstart-init port 8080 -- PROGRAM [ARGUMENT]...
 //! headstart-init listen-fds -- PROGRAM [ARGUMENT]...
+//! headstart-init headstart -- PROGRAM [ARGUMENT]...
 //! ```
 //!
 //! It starts when the container is prepared, holds the control socket of the instance, and makes the program's process, which
 //! waits. The lease is the release: the process execs the program. From then on it speaks the protocol of `headstart-wire` for
 //! the program. `port`: the program binds and listens as it always does, and gets the agent's listening socket for that
 //! ([`place`]). `listen-fds`: the program finds the socket as descriptor 3, as systemd passes it (sd_listen_fds(3)).
+//! `headstart`: the program speaks the protocol itself and takes the place of the init, in a container that had to be started
+//! before its release.
 //!
 //! It runs as the function's user with the function's rights. What it does for the program, the program could do itself.
 
@@ -34,6 +37,8 @@ enum Contract {
     Port(NonZeroU16),
     /// It inherits the socket.
     ListenFds,
+    /// It speaks the protocol itself, and inherits the control socket.
+    Headstart,
 }
 
 /// Why the program does not run.
@@ -65,14 +70,19 @@ fn main() -> ExitCode {
 }
 
 fn parse(arguments: &[OsString]) -> Result<(Contract, &[OsString]), InitError> {
-    let usage =
-        || InitError("usage: headstart-init (port NUMBER | listen-fds) -- PROGRAM [ARGUMENT]...".to_owned());
+    let usage = || {
+        InitError(
+            "usage: headstart-init (port NUMBER | listen-fds | headstart) -- PROGRAM [ARGUMENT]..."
+                .to_owned(),
+        )
+    };
     let (contract, rest) = match arguments {
         [word, number, rest @ ..] if word == "port" => {
             let number = number.to_str().and_then(|text| text.parse().ok()).ok_or_else(usage)?;
             (Contract::Port(number), rest)
         }
         [word, rest @ ..] if word == "listen-fds" => (Contract::ListenFds, rest),
+        [word, rest @ ..] if word == "headstart" => (Contract::Headstart, rest),
         _ => return Err(usage()),
     };
     match rest {
@@ -100,6 +110,7 @@ mod tests {
         let port = NonZeroU16::new(8080).unwrap();
         assert_eq!(parsed("port 8080 -- /app --flag --"), Some((Contract::Port(port), 3)));
         assert_eq!(parsed("listen-fds -- /app"), Some((Contract::ListenFds, 1)));
+        assert_eq!(parsed("headstart -- /app x"), Some((Contract::Headstart, 2)));
         for wrong in [
             "",
             "port",

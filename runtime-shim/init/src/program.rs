@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use headstart_wire::CONTROL_FD_ENV;
+use headstart_wire::{CONTROL_FD, CONTROL_FD_ENV};
 use nix::sys::signal::SigSet;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
@@ -52,7 +52,7 @@ impl ParkedProgram {
         };
         drop(theirs);
         let calls = match contract {
-            Contract::ListenFds => None,
+            Contract::ListenFds | Contract::Headstart => None,
             Contract::Port(_) => {
                 let (_, calls) = receive(&socket).map_err(at("filtering the program's system calls"))?;
                 Some(Calls::new(calls.ok_or_else(|| InitError("the program has no filter".to_owned()))?))
@@ -64,6 +64,23 @@ impl ParkedProgram {
     /// Lets it exec. With a listening socket, the program inherits that.
     pub(crate) fn release(&self, function: &str, listener: Option<OwnedFd>) -> Result<(), InitError> {
         send(&self.socket, function.as_bytes(), listener.as_ref()).map_err(at("releasing the program"))
+    }
+}
+
+/// Runs a program that speaks the protocol itself, in the place of this one. Returns why it cannot be run.
+pub(crate) fn exec_with_control(command: &[OsString], control: OwnedFd) -> InitError {
+    let Some((program, arguments)) = command.split_first() else {
+        return InitError("no program".to_owned());
+    };
+    let mut command = Command::new(program);
+    command.args(arguments).env(CONTROL_FD_ENV, CONTROL_FD.to_string());
+    let mapped = command.fd_mappings(vec![FdMapping { parent_fd: control, child_fd: CONTROL_FD }]);
+    if let Err(error) = mapped.map_err(at("passing the control socket")) {
+        return error;
+    }
+    match SigSet::all().thread_unblock().map_err(at("unblocking signals")) {
+        Ok(()) => InitError(format!("{} cannot be run: {}", program.display(), command.exec())),
+        Err(error) => error,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::control::Control;
 use crate::notify::Calls;
 use crate::place::Place;
 use crate::program::ParkedProgram;
-use crate::{Contract, InitError, at};
+use crate::{Contract, InitError, at, program};
 
 /// Added to the number of the signal that has killed the program: the exit code of shells.
 const KILLED: i32 = 128;
@@ -48,7 +48,13 @@ pub(crate) fn run(contract: Contract, command: &[OsString]) -> Result<u8, InitEr
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&handled, flags).map_err(at("watching signals"))?;
 
-    let control = Control::inherited()?;
+    let control = Control::open()?;
+    if contract == Contract::Headstart {
+        return match released(&control, &signals)? {
+            true => Err(program::exec_with_control(command, control.into_socket())),
+            false => Ok(0),
+        };
+    }
     let program = ParkedProgram::fork(contract, command)?;
     control.hello()?;
     if !released(&control, &signals)? {
@@ -63,7 +69,7 @@ pub(crate) fn run(contract: Contract, command: &[OsString]) -> Result<u8, InitEr
             program.release(&function, None)?;
             Some(place)
         }
-        Contract::ListenFds => {
+        Contract::ListenFds | Contract::Headstart => {
             program.release(&function, Some(listener))?;
             control.ready()?;
             None
@@ -194,12 +200,16 @@ impl Supervisor {
         let code = ended?;
         // A program that fails says itself why.
         if code == 0 && !self.stopping {
-            self.complain();
             let others = matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive));
             if others {
+                // They end with this process anyway. What is said last is what the operator sees.
+                let _gone = kill(Pid::from_raw(-1), Signal::SIGKILL);
+                while waitpid(None, None).is_ok() {}
                 eprintln!(
                     "headstart-init: the program has ended and has left processes behind: run it in the foreground"
                 );
+            } else {
+                self.complain();
             }
         }
         Some(u8::try_from(code).unwrap_or(u8::MAX))

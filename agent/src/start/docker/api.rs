@@ -119,6 +119,22 @@ impl Api {
         }
     }
 
+    /// What an image executes: its entry point, then these words or its own.
+    pub(super) async fn command(&self, image: &str, words: &[String]) -> Result<Vec<String>, StartError> {
+        let call = self.client().await?.inspect_image(image);
+        let inspected = match within(CALL_TIMEOUT, "inspecting an image", call).await? {
+            Ok(inspected) => inspected,
+            Err(error) if is_status(&error, 404) => {
+                return Err(StartError::ImageMissing { image: image.to_owned() });
+            }
+            Err(error) => return Err(self.explain(error)),
+        };
+        let config = inspected.config.unwrap_or_default();
+        let own = config.cmd.unwrap_or_default();
+        let entry = config.entrypoint.unwrap_or_default().into_iter();
+        Ok(entry.chain(if words.is_empty() { own } else { words.to_vec() }).collect())
+    }
+
     pub(super) async fn start(&self, id: &str, program: &str) -> Result<(), StartError> {
         let call = self.client().await?.start_container(id, None::<StartContainerOptions>);
         let error = match within(CALL_TIMEOUT, "starting a container", call).await? {

@@ -1,15 +1,23 @@
 //! One container of the daemon, of this agent or taken over from an earlier one.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::sync::{Mutex, watch};
 
 use super::api::{KILLED, ListedContainer, Output};
 use super::{DockerHost, INSTANCE_LABEL, RETRY_PAUSE, STATE_DIR_LABEL};
+use crate::fd;
+use crate::start::error::within;
 use crate::start::{BoxFuture, Exit, Process, StartError, directory};
+
+/// From the start of a container until its init has connected. A daemon under load has been seen to take many seconds.
+const INIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One container.
 pub(super) struct DockerContainer {
@@ -20,6 +28,8 @@ pub(super) struct DockerContainer {
     directory: PathBuf,
     id: String,
     ended: Arc<watch::Sender<Option<Exit>>>,
+    /// It was started before its release, and its init waits.
+    started: AtomicBool,
     released: AtomicBool,
     /// It is paused, or about to be: a call of the daemon is saved otherwise.
     frozen: AtomicBool,
@@ -39,6 +49,7 @@ impl DockerContainer {
             directory: host.directory.join(instance),
             id,
             ended,
+            started: AtomicBool::new(false),
             released: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             removal: Mutex::new(()),
@@ -62,6 +73,32 @@ impl DockerContainer {
         container.frozen.store(frozen, Ordering::Relaxed);
         container.follow(Output::New);
         Ok(container)
+    }
+
+    /// Starts it with an init, and waits until that has connected to the control socket, where the lease releases it.
+    pub(super) async fn start_ahead(&self, control: &OwnedFd) -> Result<(), StartError> {
+        let failed = StartError::system("waiting for an init");
+        let control = control.try_clone().and_then(|control| fd::register(control, Interest::READABLE));
+        let control = control.map_err(&failed)?;
+        self.start().await?;
+        self.started.store(true, Ordering::Relaxed);
+        let connected = async {
+            tokio::select! {
+                connected = control.readable() => connected.map(drop).map_err(&failed),
+                exit = self.exited() => Err(StartError::Died { exit }),
+            }
+        };
+        within(INIT_TIMEOUT, "starting an init", connected).await?
+    }
+
+    async fn start(&self) -> Result<(), StartError> {
+        let started = self.host.api.start(&self.id, &self.program).await;
+        if let Err(StartError::Died { exit }) = started {
+            self.ended.send_replace(Some(exit));
+        }
+        started?;
+        self.follow(Output::Whole);
+        Ok(())
     }
 
     /// Follows a started container: its output, and how it ends.
@@ -100,15 +137,10 @@ impl Process for DockerContainer {
             if self.released.swap(true, Ordering::Relaxed) {
                 return Err(StartError::AlreadyReleased);
             }
-            let started = self.host.api.start(&self.id, &self.program).await;
-            if let Err(error @ StartError::Died { exit }) = started {
-                self.ended.send_replace(Some(exit));
-                return Err(error);
+            if !self.started.load(Ordering::Relaxed) {
+                self.start().await?;
             }
-            started?;
-            let exec_ns = headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock"))?;
-            self.follow(Output::Whole);
-            Ok(exec_ns)
+            headstart_wire::monotonic_ns().map_err(StartError::system("reading the clock"))
         })
     }
 

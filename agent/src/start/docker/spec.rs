@@ -11,14 +11,25 @@ use bollard::models::{
 use headstart_wire::{BACKENDS_PATH, CONTROL_PATH};
 
 use super::{DockerRuntime, FUNCTION_LABEL, INSTANCE_LABEL, STATE_DIR_LABEL};
-use crate::start::{OPEN_FILES, TMP_BYTES, name};
+use crate::start::{INIT_PATH, OPEN_FILES, TMP_BYTES, name};
 
-/// The description of an instance. The container sees `control`, and what is in `backends`.
+/// What an instance sees of the node.
+#[derive(Clone, Copy)]
+pub(super) struct Shown<'a> {
+    /// Its control socket.
+    pub(super) control: &'a Path,
+    /// The directory with the sockets of its backends.
+    pub(super) backends: Option<&'a Path>,
+    /// The file of its init.
+    pub(super) init: Option<&'a Path>,
+}
+
+/// The description of an instance. `entry_point` is executed instead of what image and configuration say.
 pub(super) fn body(
     runtime: &DockerRuntime,
     instance: &str,
-    control: &Path,
-    backends: Option<&Path>,
+    shown: Shown<'_>,
+    entry_point: Option<Vec<String>>,
 ) -> ContainerCreateBody {
     let spec = &runtime.spec;
     let env = spec.environment().into_iter();
@@ -36,26 +47,28 @@ pub(super) fn body(
         user: Some(runtime.user.clone()),
         hostname: Some(name::host(instance).to_owned()),
         env: Some(env.collect()),
-        cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
+        cmd: (!spec.command.is_empty() && entry_point.is_none()).then(|| spec.command.clone()),
+        entrypoint: entry_point,
         // A frozen container would become unhealthy.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
-        host_config: Some(host_config(runtime, control, backends)),
+        host_config: Some(host_config(runtime, shown)),
         ..Default::default()
     }
 }
 
-fn host_config(runtime: &DockerRuntime, control: &Path, backends: Option<&Path>) -> HostConfig {
+fn host_config(runtime: &DockerRuntime, shown: Shown<'_>) -> HostConfig {
     let memory_bytes = i64::try_from(runtime.spec.memory_bytes).unwrap_or(i64::MAX);
     let shares = &runtime.spec.shares;
     let open_files = i64::try_from(OPEN_FILES).ok();
     let limit =
         |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value };
-    let control = Some((control, CONTROL_PATH, false));
-    let backends = backends.map(|backends| (backends, BACKENDS_PATH, true));
+    let control = Some((shown.control, CONTROL_PATH, false));
+    let backends = shown.backends.map(|backends| (backends, BACKENDS_PATH, true));
+    let init = shown.init.map(|init| (init, INIT_PATH, true));
     let own = runtime.spec.mounts.iter();
     let own = own.map(|own| (own.source.as_path(), own.target.to_string_lossy(), own.read_only));
-    let agents = control.into_iter().chain(backends);
+    let agents = control.into_iter().chain(backends).chain(init);
     let agents = agents.map(|(source, target, read_only)| (source, Cow::Borrowed(target), read_only));
     let mounts = agents.chain(own).map(|(source, target, read_only)| Mount {
         typ: Some(MountType::BIND),

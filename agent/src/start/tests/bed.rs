@@ -177,7 +177,7 @@ impl Bed {
             mounts: self.mounts.clone(),
             secrets: self.secrets.clone(),
             backends: false,
-            init: None,
+            init: Init { file: "/nowhere/init".into(), contract: Vec::new() },
             workdir: "/".into(),
         };
         let configured = match self.kind {

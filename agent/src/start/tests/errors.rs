@@ -17,7 +17,7 @@ fn spec() -> ContainerSpec {
         mounts: Vec::new(),
         secrets: Vec::new(),
         backends: false,
-        init: None,
+        init: Init { file: "/nowhere/init".into(), contract: Vec::new() },
         workdir: "/".into(),
     }
 }

@@ -35,7 +35,7 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         mounts: Vec::new(),
         secrets: Vec::new(),
         backends: false,
-        init: None,
+        init: Init { file: "/nowhere/init".into(), contract: Vec::new() },
         workdir: "/".into(),
     };
     let expected = [pair("PATH", DEFAULT_PATH), pair("HEADSTART_CONTROL_FD", "3")];
