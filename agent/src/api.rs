@@ -7,6 +7,7 @@ mod client;
 mod function;
 mod reload;
 pub mod server;
+mod socket_path;
 
 pub use client::{ApiRequestError, Client, REQUEST_TIMEOUT, Reply, exchange};
 #[cfg(test)]

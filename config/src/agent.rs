@@ -8,6 +8,9 @@ use crate::config::MAX_FUNCTIONS;
 use crate::problem::Origin;
 use crate::table::{Report, Table, Value};
 
+/// Longest `state_dir` in bytes. A file name has at most 255, and some bytes need more than one in the name of a cgroup.
+const STATE_DIR_MAX: usize = 200;
+
 /// The daemon's own settings. All have defaults, so the section may be left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
@@ -18,7 +21,7 @@ pub struct Agent {
     pub interfaces: Interfaces,
     /// Where `/metrics` and the API are served, for reading. Default `127.0.0.1:9464`. Port 0 takes a free port.
     pub admin: SocketAddr,
-    /// Directory of the agent's own files (control sockets, parked containers); an absolute path. Default
+    /// Directory of the agent's own files (control sockets, parked containers); an absolute path of at most 200 bytes. Default
     /// `/run/headstart`.
     pub state_dir: PathBuf,
     /// The cgroup that holds those of the instances, except Docker's; an absolute path from the root of the hierarchy.
@@ -77,7 +80,12 @@ impl Agent {
         Self {
             interfaces: table.or("interfaces", Interfaces::Named(Vec::new()), |v| interfaces(&v)),
             admin: table.or("admin", admin, |v| v.socket_address()),
-            state_dir: table.or("state_dir", "/run/headstart".into(), |v| v.absolute_path()),
+            state_dir: table.or("state_dir", "/run/headstart".into(), |v| {
+                let path = v.absolute_path()?;
+                let message =
+                    || format!("must have at most {STATE_DIR_MAX} bytes: cgroups are named after it");
+                if path.as_os_str().len() <= STATE_DIR_MAX { Some(path) } else { v.fail(message()) }
+            }),
             cgroup_parent: table.or("cgroup_parent", "/headstart".into(), |v| v.absolute_path()),
             docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
             init: table.or("init", None, |v| v.absolute_path().map(Some)),

@@ -8,7 +8,7 @@ use std::process::Command;
 use headstart_integration_tests::lab::cli::{self, Outcome, headstart};
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, ChildProcess, RunningAgent, Scratch, binary, fixture, free_port, privilege,
+    AgentSetup, ChildProcess, RunningAgent, Scratch, binary, client, fixture, free_port, privilege,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -111,6 +111,29 @@ fn what_cannot_be_asked_for_says_what_to_do() {
         says(&said.all, &["lost is configured and not served", "in use"]);
     }
     says(&told(admin, &["explain", "lost"]), &["lost is unavailable", "in use", "does not serve"]);
+    assert!(agent.stop(Signal::SIGTERM, LIMIT).unwrap().success());
+}
+
+/// Longer than the path of a unix socket can be.
+#[test]
+fn a_long_state_directory_is_as_good_as_a_short_one() {
+    if !privilege::require_root("containers") || !privilege::require_tools(&["runc"]) {
+        return;
+    }
+    let functions =
+        ["oci", RUNTIME].map(|runtime| (runtime, fixture::function("plain", runtime, "").unwrap()));
+    let files = Scratch::new("agent").unwrap();
+    let (admin, state) = (free_port().unwrap(), files.path().join("s".repeat(120)));
+    let mut text = format!("[agent]\nadmin = \"{admin}\"\nstate_dir = {state:?}\n\n");
+    functions.iter().for_each(|(name, function)| text += &function.text(name, &[]));
+    let mut agent = cli::run(&files, &text).unwrap();
+    agent.wait_line("headstart is up", LIMIT).unwrap();
+    for (name, function) in &functions {
+        assert_eq!(client::get(function.local(), "/", LIMIT).unwrap().body, fixture::ALIVE);
+        told(admin, &["stop", name]);
+    }
+    let said = headstart(&["reload", "--admin", state.join("admin.sock").to_str().unwrap()]).unwrap();
+    assert_eq!(said.code, Some(0), "{}", said.all);
     assert!(agent.stop(Signal::SIGTERM, LIMIT).unwrap().success());
 }
 

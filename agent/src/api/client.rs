@@ -4,10 +4,12 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use super::socket_path::SocketPath;
 use super::{AGENT, AgentStatus, FUNCTIONS, Function, Operation, RELOAD, ReloadOutcome, STARTS, Timeline};
 
 /// How long the agent may take to answer, which it does from memory.
@@ -222,7 +224,7 @@ pub struct Reply {
 /// When nothing listens at `address`, it is silent for longer than `limit`, or it does not speak HTTP.
 pub fn exchange(address: &str, method: &str, path: &str, limit: Duration) -> io::Result<Reply> {
     if address.starts_with('/') {
-        let stream = UnixStream::connect(address)?;
+        let stream = UnixStream::connect(SocketPath::of(Path::new(address))?.short())?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
         return converse(stream, method, path);

@@ -39,6 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::connections::Routes;
+use super::socket_path::SocketPath;
 use super::{
     AGENT, AgentStatus, BACKENDS, FUNCTIONS, FailureCause, Function, FunctionStatus, Operation, RELOAD,
     ReloadOutcome, STARTS, Timeline, Unavailable,
@@ -312,6 +313,8 @@ impl Doors {
 
 /// A socket for this user alone. An earlier agent's file may be there.
 fn private_socket(path: &FilePath) -> io::Result<UnixListener> {
+    let path = SocketPath::of(path)?;
+    let path = path.short();
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

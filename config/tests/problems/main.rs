@@ -87,6 +87,7 @@ fn sections() {
 
 #[test]
 fn agent() {
+    let long = format!("state_dir = \"/{}\"", "s".repeat(200));
     let cases = [
         ("interfaces = \"eth0\"", "interfaces: must be a list, not a string"),
         ("interfaces = [\"auto\", \"eth0\"]", "interfaces[0]: \"auto\" must stand alone, as in [\"auto\"]"),
@@ -101,6 +102,7 @@ fn agent() {
             "admin: must be an IP address and a port, as in \"0.0.0.0:8081\" or \"[::]:8081\"",
         ),
         ("state_dir = \"run\"", "state_dir: must be an absolute path"),
+        (&long, "state_dir: must have at most 200 bytes: cgroups are named after it"),
         (
             "runc = \"./runc\"",
             "runc: must be an absolute path, or a name without \"/\" that is looked up in PATH",
