@@ -76,7 +76,16 @@ impl TestNode {
         id: u32,
         keys: Option<&KeyFile>,
     ) -> Result<String> {
-        let mut command = headstart("tag", target, id, keys)?;
+        self.get_tagged_with(from, target, headstart("tag", target, id, keys)?)
+    }
+
+    /// The same with this command of `headstart tag`.
+    pub fn get_tagged_with(
+        &self,
+        from: &Namespace,
+        target: SocketAddr,
+        mut command: Command,
+    ) -> Result<String> {
         let script = format!(
             r#"exec 3<>/dev/tcp/{}/{} && printf 'GET / HTTP/1.1\r\nconnection: close\r\n\r\n' >&3 && cat <&3"#,
             target.ip(),

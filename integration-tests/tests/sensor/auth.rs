@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use headstart_integration_tests::lab::client::Step;
-use headstart_integration_tests::lab::node::{KeyFile, TestNode, trigger};
+use headstart_integration_tests::lab::node::{KeyFile, TestNode, headstart, trigger};
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{RunningAgent, cli};
 use nix::sys::signal::{Signal, kill};
@@ -64,6 +64,36 @@ fn a_wrong_or_unknown_key_is_as_good_as_none() {
         assert!(failures >= 1.0, "{reason}");
         function.cool(&agent, "closed").unwrap();
     }
+    assert!(agent.stop().unwrap().success());
+}
+
+/// The key is the same: only the audience differs, from that of the node or from none.
+#[test]
+fn a_tag_for_another_audience_proves_nothing() {
+    let Some(node) = TestNode::new().unwrap() else { return };
+    let keys = KeyFile::new(&[(1, KEY)]).unwrap();
+    let function = function("id = 7\nrequire_auth = \"wake\"");
+    let (key, value) = keys.setting();
+    let setup = node.watching().lookup(true).syn(key, &value).syn("audience", "\"node-1\"");
+    let agent = setup.config(&function.text("closed", &[])).start().unwrap();
+    function.rest(&agent, "closed").unwrap();
+    let target = node.link.host(function.port);
+    let ask = |audience: &[&str]| {
+        let mut command = headstart("tag", target, 7, Some(&keys)).unwrap();
+        command.args(audience);
+        let answer = node.get_tagged_with(&node.client, target, command).unwrap();
+        assert!(answer.contains("alive"), "{audience:?}: {answer}");
+        let trigger = trigger(&agent, "closed").unwrap();
+        function.cool(&agent, "closed").unwrap();
+        trigger
+    };
+    for other in [&["--audience", "node-2"][..], &[]] {
+        let before = count(&agent, "headstart_syn_auth_failures_total", &[("reason", "bad_tag")]);
+        assert_eq!(ask(other), "accept", "{other:?}");
+        let after = count(&agent, "headstart_syn_auth_failures_total", &[("reason", "bad_tag")]);
+        assert!(after > before, "{other:?}");
+    }
+    assert_eq!(ask(&["--audience", "node-1"]), "syn");
     assert!(agent.stop().unwrap().success());
 }
 
