@@ -3,17 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use headstart_injector::{Address, BackendKind, BackendSpec, Pool, PoolSettings, TlsMode};
 use headstart_integration_tests::lab::client::{self, HttpReply};
 use headstart_integration_tests::lab::site::{LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, ChildProcess, PostgresServer, RunningAgent, Scratch, binary, cli, fixture, free_port,
-    privilege, unique,
+    AgentSetup, ChildProcess, Link, Namespace, PostgresServer, RunningAgent, Scratch, binary, cli, fixture,
+    free_port, privilege, unique,
 };
 
 const RUNTIME: &str = "oci";
@@ -53,6 +55,32 @@ fn clients_wait_while_their_database_restarts() {
     all_served(waiting);
     assert_eq!(agent.functions().unwrap()[0]["state"], "ready");
     assert!(agent.stop().unwrap().success());
+}
+
+/// A host that is gone says nothing: neither a reset nor an error of the network.
+#[tokio::test]
+async fn a_connection_to_a_host_that_vanished_ends() {
+    if !privilege::require_root("network namespaces") {
+        return;
+    }
+    let namespace = Namespace::new("database").unwrap();
+    let link = Link::connect(&namespace).unwrap();
+    let server = namespace.enter(|| TcpListener::bind(link.peer(0))).unwrap().unwrap();
+    let address = Address::Tcp(server.local_addr().unwrap().to_string());
+    let pool = PoolSettings { peer_timeout: Duration::from_secs(2), min_idle: 1, ..PoolSettings::default() };
+    let (name, kind) = ("db".to_owned(), BackendKind::Tcp);
+    let pool = Pool::spawn(BackendSpec { name, kind, address, tls: None, pool });
+    let lease = pool.lease().await.unwrap().hand_over(TlsMode::Relay).unwrap();
+    let mut connection = TcpStream::from(lease.fd);
+    connection.set_nonblocking(false).unwrap();
+    connection.set_read_timeout(Some(LIMIT)).unwrap();
+    drop(pool);
+
+    namespace.run(Command::new("ip").args(["link", "set", link.peer_if(), "down"])).unwrap();
+    connection.write_all(b"a query").unwrap();
+    let error = connection.read(&mut [0]).unwrap_err();
+    assert!(error.kind() != ErrorKind::WouldBlock, "it waits for ever");
+    drop(server);
 }
 
 /// Its clients need not wait for all of `queue_timeout`, which is 30 s.
