@@ -42,7 +42,7 @@ impl Stock {
             eprintln!("skipped: `make test-vm` runs this on a system with systemd");
             return None;
         }
-        for program in ["steady", "hostile"] {
+        for program in ["steady", "hostile", "unchanged"] {
             let rootfs = Path::new(FILES).join(program);
             fs::create_dir_all(&rootfs).unwrap();
             let built = build_static("headstart-lab-functions", program).unwrap();
@@ -198,6 +198,29 @@ fn a_cold_start_a_freeze_and_limits_below_the_unit() {
 }
 
 /// Loads and runs each eBPF program: a client beyond a veth pair wakes one function by its SYN, and one by a knock.
+/// Seccomp notifications, the counts of the kernel and cgroup v2's freezer, on this kernel.
+#[test]
+fn a_server_that_knows_nothing_of_headstart_is_served() {
+    let keys = "env = { MODE = \"blocks\" }\ncontract = \"port\"\nport = 8080\n";
+    let processes =
+        "runtime = \"process\"\ncommand = [\"/var/lib/headstart/unchanged/unchanged\"]\nprepared = 1\n";
+    let process = format!("[[function]]\nname = \"bare\"\nlisten = \"0.0.0.0:8083\"\n{processes}{keys}");
+    let container = function("server", 8082, "unchanged", keys);
+    let Some(_stock) = Stock::install(&format!("{container}{process}")) else { return };
+    for (name, port) in [("server", 8082), ("bare", 8083)] {
+        assert_eq!(get(port).status, 200, "{name} cold");
+        assert_eq!(get(port).status, 200, "{name} warm");
+        let free = || Ok((status(name)["running"][0]["open"] == 0).then_some(()));
+        cli::eventually(&format!("{name} has no client"), LIMIT, free).unwrap();
+        shell(&format!("headstart freeze {name}"));
+        wait_state(name, "frozen");
+        assert_eq!(get(port).status, 200, "{name} thawed");
+        shell(&format!("headstart stop {name}"));
+        wait_state(name, "cold");
+        assert_eq!(get(port).status, 200, "{name} cold again");
+    }
+}
+
 #[test]
 fn the_kernel_takes_every_program() {
     let keys = "/etc/headstart/keys";

@@ -136,10 +136,12 @@ impl Supervisor {
             Err(Errno::EINTR) => return Ok([false; 3]),
             result => result.map_err(at("waiting"))?,
         };
-        let mut readable = polled.iter().map(|one| one.any().unwrap_or(false));
-        let signal = readable.next().unwrap_or(false);
-        let message = self.control.is_some() && readable.next().unwrap_or(false);
-        let call = self.calls.is_some() && readable.next().unwrap_or(false);
+        let mut events = polled.iter().map(|one| one.revents().unwrap_or(PollFlags::empty()));
+        let mut next = || events.next().unwrap_or(PollFlags::empty());
+        let signal = !next().is_empty();
+        let message = self.control.is_some() && !next().is_empty();
+        // When all processes with the filter have ended it only hangs up, and to receive would wait for ever.
+        let call = self.calls.is_some() && next().contains(PollFlags::POLLIN);
         Ok([signal, message, call])
     }
 
