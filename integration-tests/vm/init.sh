@@ -9,7 +9,7 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 depmod
 # No program loads modules later. Which ciphers have one of their own depends on the kernel.
-for module in virtio_pci 9p 9pnet_virtio overlay tls veth \
+for module in virtio_pci 9p 9pnet_virtio overlay tls veth tcp_diag unix_diag \
     gcm ghash_generic ctr ccm aesni_intel chacha20poly1305 chacha chacha_generic poly1305_generic; do
     modprobe -q "$module"
 done

@@ -24,7 +24,7 @@ LIMIT=${LIMIT:-150}
 PACKAGES=systemd,systemd-sysv,runc,iproute2,curl,python3-minimal
 
 # What the guest needs to see the host's files, and what it is there for.
-MODULES="net/9p fs/9p fs/netfs fs/fscache fs/overlayfs drivers/virtio drivers/net/veth net/tls crypto arch/x86/crypto arch/x86/lib lib/crypto"
+MODULES="net/9p fs/9p fs/netfs fs/fscache fs/overlayfs drivers/virtio drivers/net/veth net/tls net/ipv4/inet_diag net/ipv4/tcp_diag net/unix/unix_diag crypto arch/x86/crypto arch/x86/lib lib/crypto"
 
 say() { echo "vm/run.sh: $*" >&2; }
 

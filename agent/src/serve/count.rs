@@ -174,7 +174,10 @@ impl Counting {
             Err(error) => {
                 if !std::mem::replace(&mut self.failed, true) {
                     let address = self.listener.address;
-                    tracing::error!(%address, "its connections cannot be counted: {error}");
+                    tracing::error!(
+                        %address,
+                        "its connections cannot be counted, so its instances are never idle: {error}; modprobe tcp_diag"
+                    );
                 }
                 return true;
             }
