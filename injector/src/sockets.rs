@@ -227,6 +227,11 @@ impl BackendSocket {
         self.pool.lease_again(&self.function, variant).await.map(Lease::into_stream)
     }
 
+    /// Keeps a connection, on which nothing was said since it was leased, for the next client of the function.
+    pub(crate) fn give_back(&self, (server, session, slot): (Stream, Session, LeaseSlot)) {
+        slot.give_back(&self.function, server, session);
+    }
+
     pub(crate) fn cancels(&self) -> MutexGuard<'_, HashMap<CancelKey, Arc<LeaseSlot>>> {
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -203,8 +203,17 @@ impl LeaseSlot {
         place
     }
 
-    /// Gives back a connection whose session is as after its login, for the same function.
-    pub(crate) fn recycle(mut self, function: &Arc<str>, stream: Stream, session: Session) {
+    /// Gives back a connection whose session was cleaned, for the same function.
+    pub(crate) fn recycle(self, function: &Arc<str>, stream: Stream, session: Session) {
+        self.keep_for(function, stream, session, true);
+    }
+
+    /// Gives back a connection on which nothing was said, for the same function.
+    pub(crate) fn give_back(self, function: &Arc<str>, stream: Stream, session: Session) {
+        self.keep_for(function, stream, session, false);
+    }
+
+    fn keep_for(mut self, function: &Arc<str>, stream: Stream, session: Session, used: bool) {
         let now = Instant::now();
         let pool = self.shared();
         if now - self.since > pool.spec.pool.max_age || pool.with_state(|state| state.is_outdated(self.since))
@@ -219,6 +228,7 @@ impl LeaseSlot {
         let shared = &place.shared;
         let connection = Connection { stream, session, cancel, variant, diag, connect_time, since };
         let taken = shared.with_state(|state| {
+            state.tally.recycled += u64::from(used);
             state.recycled(Arc::clone(function), IdleConnection { connection, since: now }, now)
         });
         shared.wake.notify_one();

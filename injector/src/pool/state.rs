@@ -250,7 +250,6 @@ impl PoolState {
         idle: IdleConnection,
         now: Instant,
     ) -> Option<(LeaseWaiter, IdleConnection)> {
-        self.tally.recycled += 1;
         if !self.closed
             && let Some(waiter) = self.waiters.take_of(&function, &idle.connection.variant)
         {

@@ -67,8 +67,8 @@ pub(super) async fn admit<'a>(
         Ok(Err(AdmissionError::Refused(refusal))) => return tell(client, 2, &refusal).await,
     };
     if variant != *leased.2.variant() {
-        // The first client of its kind: the next ones will be expected. What it was told is the number of another connection.
-        drop(leased);
+        // The function's last client was of another kind. What this one was told is the number of another connection.
+        socket.give_back(leased);
         leased = match socket.lease(variant).await {
             Ok(leased) => leased,
             Err(error) => return tell(client, 2, &error.into()).await,
