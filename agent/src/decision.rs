@@ -63,7 +63,7 @@ use std::time::Duration;
 
 use self::failure::Failures;
 use self::waiting::{ExpectedConnection, ExpectedState, WaitingClients};
-use crate::event::{Demand, Event, FailureCause, FunctionId, InstanceId, Policy, Trigger};
+use crate::event::{Demand, Event, FailureCause, FunctionId, InstanceId, Policy, Standing, Trigger};
 
 /// An instance that crashes sooner than this after it was ready counts as a
 /// failed start, so that a crash loop is slowed down like any other failure.
@@ -215,9 +215,8 @@ impl FunctionState {
             if expected.state.is_started() {
                 actions.push(Action::Unused);
             }
-            if expected.paid {
-                self.starts.unused(now_ns);
-                node.starts.unused(now_ns);
+            if let Some(standing) = expected.paid {
+                node.unused(standing, &mut self.starts, now_ns);
             }
         }
         match event {
@@ -276,14 +275,16 @@ impl FunctionState {
             return;
         }
         let (reason, paid) = match needless {
-            Some(reason) => (Some(reason), false),
-            None if demand.is_open() && !self.fits(load) => {
-                let paid = node.spend(&mut self.starts, now_ns);
-                ((!paid).then_some(DecisionReason::Budget), paid)
+            Some(reason) => (Some(reason), None),
+            None if demand.needs_budget() && !self.fits(load) => {
+                match node.spend(demand.standing, &mut self.starts, now_ns) {
+                    true => (None, Some(demand.standing)),
+                    false => (Some(DecisionReason::Budget), None),
+                }
             }
-            None => (None, false),
+            None => (None, None),
         };
-        if paid {
+        if paid == Some(Standing::Open) {
             actions.push(Action::Spent);
         }
         node.recent.remember(self.number, &demand, reason == Some(DecisionReason::Budget), now_ns);
@@ -303,7 +304,7 @@ impl FunctionState {
     fn expect(
         &mut self,
         demand: Demand,
-        paid: bool,
+        paid: Option<Standing>,
         load: &FunctionLoad,
         now_ns: u64,
         actions: &mut Vec<Action>,
@@ -378,9 +379,8 @@ impl FunctionState {
 
     /// A connection has come that was expected.
     fn expected_came(&mut self, expected: &ExpectedConnection, now_ns: u64, node: &mut Admission) {
-        if expected.paid {
-            self.starts.confirmed(now_ns);
-            node.starts.confirmed(now_ns);
+        if let Some(standing) = expected.paid {
+            node.confirmed(standing, &mut self.starts, now_ns);
         }
     }
 }

@@ -77,14 +77,25 @@ pub struct ClientIdentity {
     pub isn: u32,
 }
 
+/// What is known of a client, and so which budget its starts come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Nothing.
+    Open,
+    /// The operator allows its source, which may be forged.
+    Allowed,
+    /// It has a key: no budget applies.
+    Key,
+}
+
 /// A reason to start a function, with the times that measure the start. Both are
 /// nanoseconds of `CLOCK_MONOTONIC`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// What caused it.
     pub trigger: Trigger,
-    /// The client has a key, or the operator allows its source: no budget applies.
-    pub trusted: bool,
+    /// What is known of the client.
+    pub standing: Standing,
     /// The client, if a packet shows it.
     pub client: Option<ClientIdentity>,
     /// When it happened: for a SYN or a knock, when the packet passed the kernel half.
@@ -97,13 +108,13 @@ impl Demand {
     /// Demand that no packet announced: a waiting connection, or an operator.
     #[must_use]
     pub fn local(trigger: Trigger, now_ns: u64) -> Self {
-        Self { trigger, trusted: false, client: None, at_ns: now_ns, seen_ns: now_ns }
+        Self { trigger, standing: Standing::Open, client: None, at_ns: now_ns, seen_ns: now_ns }
     }
 
-    /// Whether it announces a connection that may never come, and its client is not trusted.
+    /// Whether it announces a connection that may never come, and its client has not proved anything.
     #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.trigger.is_early() && !self.trusted
+    pub fn needs_budget(&self) -> bool {
+        self.trigger.is_early() && self.standing != Standing::Key
     }
 }
 

@@ -378,6 +378,7 @@ impl Node {
             record.scrape();
         }
         measure::scrape::budget(None, self.admission.rate());
+        measure::scrape::allowed_budget(self.admission.allowed_rate());
         match self.sensor.as_ref().map(Sensor::counters) {
             Some(Ok(counters)) => measure::scrape::syn_counters(&counters),
             Some(Err(error)) => tracing::warn!("the counters of the kernel half cannot be read: {error}"),

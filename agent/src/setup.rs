@@ -94,7 +94,8 @@ pub fn build(
             Err(reason) => unavailable.push(self::unavailable(function, &reason)),
         }
     }
-    let admission = Admission::new(rates(config.syn.starts.global), config.syn.unused_after);
+    let starts = &config.syn.starts;
+    let admission = Admission::new(rates(starts.global), rates(starts.allow), config.syn.unused_after);
     let allow = AllowList::new(&config.syn.allow);
     Setup { served: ServingSet { services, drivers, bindings, pools, quotas, unavailable }, admission, allow }
 }

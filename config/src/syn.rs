@@ -30,7 +30,7 @@ pub struct Syn {
     ///
     /// [`RequireAuth`]: crate::RequireAuth
     pub knock_opens: Duration,
-    /// Sources to which no budget applies; at most [`MAX_CIDRS`], none twice. Default none.
+    /// Sources with a budget of starts of their own and no limit of events; at most [`MAX_CIDRS`], none twice. Default none.
     pub allow: Vec<Cidr>,
     /// Sources that wake no function, as health checkers; at most [`MAX_CIDRS`],
     /// none twice or in `allow`. Default none.
@@ -60,7 +60,7 @@ pub struct EventLimits {
     pub source: u32,
     /// To one function. Default 256.
     pub function: u32,
-    /// On this node. Default 1024.
+    /// On this node; sources in `allow` have as many for themselves. Default 1024.
     pub global: u32,
 }
 
@@ -78,11 +78,17 @@ pub struct StartBudget {
     pub function: BudgetRange,
     /// Of this node. Default 8 to 128.
     pub global: BudgetRange,
+    /// Of the sources in `allow`, altogether: the two above do not apply to them. Default 64 to 1024.
+    pub allow: BudgetRange,
 }
 
 impl Default for StartBudget {
     fn default() -> Self {
-        Self { function: BudgetRange { min: 1, max: 16 }, global: BudgetRange { min: 8, max: 128 } }
+        Self {
+            function: BudgetRange { min: 1, max: 16 },
+            global: BudgetRange { min: 8, max: 128 },
+            allow: BudgetRange { min: 64, max: 1_024 },
+        }
     }
 }
 

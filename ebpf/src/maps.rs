@@ -11,7 +11,7 @@ use crate::packet::IpWords;
 
 /// Number of this layout of maps and events. It is part of the name under which maps are pinned, so that an agent
 /// never reads maps of another layout.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// The XDP program (section `xdp.frags`).
 pub const PROGRAM_XDP: &str = "headstart_syn";
@@ -38,8 +38,12 @@ pub const KEYS: &str = "KEYS";
 pub const SOURCES: &str = "SOURCES";
 /// Array of [`FUNCTIONS_MAX`] `u64`: the rate limit of each function's open events, see [`crate::rate_limit`].
 pub const FUNCTION_GATES: &str = "FUNCTION_GATES";
-/// Array with one `u64`: the rate limit of the node's open events.
+/// Array with two `u64`: the rate limits of the node's open events, [`GATE_OPEN`] and [`GATE_ALLOWED`].
 pub const GLOBAL_GATE: &str = "GLOBAL_GATE";
+/// Of sources of which nothing is known.
+pub const GATE_OPEN: u32 = 0;
+/// Of sources that the operator allows, which may be forged.
+pub const GATE_ALLOWED: u32 = 1;
 /// Per-CPU array with one [`crate::sketch::Sketch`]: the number of open events of each source.
 pub const SKETCH: &str = "SKETCH";
 /// Array of [`crate::replay::SETS`] [`crate::replay::ReplaySet`]: the connection that first used each tag.

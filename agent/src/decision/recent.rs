@@ -6,7 +6,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
-use crate::event::{ClientIdentity, Demand, FunctionId, Trigger};
+use crate::event::{ClientIdentity, Demand, FunctionId, Standing, Trigger};
 
 /// Clients that are remembered: slots of a set-associative cache. A new client replaces the oldest in its set. A client
 /// that is forgotten too early costs at most one start from the budget.
@@ -46,7 +46,7 @@ impl RecentClients {
         known.any(|old| {
             old.is_same(&new)
                 && now_ns.saturating_sub(old.at_ns) < WINDOW_NS
-                && !(old.refused && demand.trusted)
+                && !(old.refused && demand.standing > Standing::Open)
         })
     }
 

@@ -44,7 +44,7 @@ fn one_each(prepared: u32) -> Policy {
 
 /// A SYN without a key, of a client of its own.
 fn demand(at_ns: u64) -> Demand {
-    Demand { trigger: Trigger::Syn, trusted: false, client: None, at_ns, seen_ns: at_ns }
+    Demand { trigger: Trigger::Syn, standing: Standing::Open, client: None, at_ns, seen_ns: at_ns }
 }
 
 /// The only function of its node, with what is seen of its connections.
@@ -56,7 +56,7 @@ struct Alone {
 
 impl Alone {
     fn new(policy: Policy) -> Self {
-        let node = Admission::new(PLENTY, UNUSED_AFTER);
+        let node = Admission::new(PLENTY, PLENTY, UNUSED_AFTER);
         Self { function: FunctionState::new(0, policy), node, load: FunctionLoad::default() }
     }
 

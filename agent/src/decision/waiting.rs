@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::load::FunctionLoad;
-use crate::event::Demand;
+use crate::event::{Demand, Standing};
 
 /// Expected connections that are remembered. Only a flood announces more, and then the accept queue counts the
 /// connections that really come.
@@ -19,9 +19,9 @@ pub(super) struct ExpectedConnection {
     pub(super) demand: Demand,
     /// When it is given up, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(super) deadline_ns: u64,
-    /// It took a start from the budgets, and its outcome raises or lowers them. Demand with a key never pays: what
-    /// clients with a key do says nothing about SYNs without one, and must not raise the budget of a flood.
-    pub(super) paid: bool,
+    /// It took a start from the budgets of this standing, and its outcome raises or lowers them. Demand with a key never
+    /// pays: what clients with a key do says nothing about SYNs without one, and must not raise the budget of a flood.
+    pub(super) paid: Option<Standing>,
     pub(super) state: ExpectedState,
 }
 
@@ -242,7 +242,7 @@ mod tests {
         let connection = |deadline_ns| ExpectedConnection {
             demand,
             deadline_ns,
-            paid: true,
+            paid: Some(Standing::Open),
             state: ExpectedState::NeedsInstance,
         };
         let mut waiting = WaitingClients::default();
@@ -273,7 +273,7 @@ mod tests {
     fn expected_connections_are_bounded() {
         let demand = Demand::local(Trigger::Syn, 0);
         let state = ExpectedState::NeedsInstance;
-        let connection = ExpectedConnection { demand, deadline_ns: 1, paid: false, state };
+        let connection = ExpectedConnection { demand, deadline_ns: 1, paid: None, state };
         let mut waiting = WaitingClients::default();
         let taken = (0..10_000).filter(|_| waiting.expect(connection)).count();
         assert_eq!(taken, EXPECTED_MAX);

@@ -340,6 +340,11 @@ pub mod scrape {
         gauge.set(f64::from(rate));
     }
 
+    /// The same for sources that the operator allows.
+    pub fn allowed_budget(rate: u32) {
+        gauge!(SYN_BUDGET, "scope" => "allow").set(f64::from(rate));
+    }
+
     /// Whether a sensor works in this mode on an interface.
     pub fn syn_sensor(interface: &str, mode: &'static str, on: bool) {
         let value = if on { 1.0 } else { 0.0 };

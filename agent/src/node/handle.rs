@@ -11,7 +11,7 @@ use super::change::FunctionChange;
 use crate::api::server::Control;
 use crate::api::{FunctionStatus, Operation};
 use crate::decision::DecisionReason;
-use crate::event::{ClientIdentity, Demand, Event, FailureCause, FunctionId, InstanceId, Trigger};
+use crate::event::{ClientIdentity, Demand, Event, FailureCause, FunctionId, InstanceId, Standing, Trigger};
 use crate::measure::{self, now_ns};
 use crate::start::{PreparedContainer, StartError};
 use crate::syn::RingRecord;
@@ -73,10 +73,14 @@ impl NodeHandle {
             Some(EventKind::Knock) => Trigger::Knock,
             None => return lost("record_kind"),
         };
-        let trusted = event.is_authenticated() || self.allow.contains(event.src);
+        let standing = match event.is_authenticated() {
+            true => Standing::Key,
+            false if self.allow.contains(event.src) => Standing::Allowed,
+            false => Standing::Open,
+        };
         let client = Some(ClientIdentity { address: event.source(), isn: event.isn });
         let (at_ns, seen_ns) = (event.timestamp_ns, now_ns());
-        Some((event.function, Demand { trigger, trusted, client, at_ns, seen_ns }))
+        Some((event.function, Demand { trigger, standing, client, at_ns, seen_ns }))
     }
 
     /// Changes what is served. The changes hold when this returns; containers are made and removed later.

@@ -96,7 +96,7 @@ impl Bed {
     async fn new(unused_after: Duration, global: Rates, page: PrometheusHandle) -> Self {
         let (orders, runtime) = service("orders", unused_after);
         let (other, _) = service("other", unused_after);
-        let admission = Admission::new(global, unused_after);
+        let admission = Admission::new(global, global, unused_after);
         let allow = AllowList::new(&[Cidr { address: ALLOWED.into(), bits: 32 }]);
         let (node, handle) = Node::new(
             vec![orders, other],
@@ -347,6 +347,22 @@ fn a_key_and_an_allowed_source_start_what_the_budget_refuses_to_others() {
     }
 }
 
+/// Its address may be forged.
+#[test]
+fn an_allowed_source_has_a_budget_of_its_own() {
+    let allowed = |client| SynEvent { src: ALLOWED.to_ipv6_mapped().octets(), ..syn(client) };
+    run(LIMIT, Rates { min: 1, max: 1 }, async |bed| {
+        assert!(bed.node.seen(&RingRecord::Event(SynEvent { function: 1, ..allowed(1) })));
+        assert!(bed.node.seen(&RingRecord::Event(allowed(2))));
+        assert_eq!(bed.value("headstart_syn_suppressed_total{reason=\"budget\"}").await, 1.0);
+        assert_eq!(bed.status().await.instances, 0);
+        // Nothing of it comes from the budget of others.
+        assert!(bed.node.seen(&RingRecord::Event(syn(3))));
+        assert_eq!(bed.status().await.instances, 1);
+        bed.node.shutdown().await;
+    });
+}
+
 #[test]
 fn an_event_of_an_unknown_kind_or_function_changes_nothing() {
     run(LIMIT, PLENTY, async |bed| {
@@ -371,7 +387,7 @@ async fn the_loop_itself_tells_the_watchdog_that_it_runs() {
         messages.inspect(|message| assert_eq!(message, b"WATCHDOG=1")).count()
     };
     let node = |watchdog| {
-        let admission = Admission::new(PLENTY, UNUSED_AFTER);
+        let admission = Admission::new(PLENTY, PLENTY, UNUSED_AFTER);
         let store = DescriptorStore::default();
         let (mut node, handle) =
             Node::new(Vec::new(), admission, AllowList::default(), None, Arc::default(), store);

@@ -67,6 +67,7 @@ impl StartBudget {
         let budget = Self {
             function: range("function", "function = { min = 1, max = 16 }", default.function),
             global: range("global", "global = { min = 8, max = 128 }", default.global),
+            allow: range("allow", "allow = { min = 64, max = 1024 }", default.allow),
         };
         table.finish();
         budget

@@ -17,7 +17,7 @@ fn every_key_has_a_default() {
     assert_eq!((syn.allow, syn.ignore), (Vec::new(), Vec::new()));
     assert_eq!(syn.events, EventLimits { source: 64, function: 256, global: 1_024 });
     let (function, global) = (BudgetRange { min: 1, max: 16 }, BudgetRange { min: 8, max: 128 });
-    assert_eq!(syn.starts, StartBudget { function, global });
+    assert_eq!(syn.starts, StartBudget { function, global, allow: BudgetRange { min: 64, max: 1_024 } });
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn every_key_is_read() {
     let text = "[syn]\npin_dir = \"/p\"\nlookup = false\nkey_file = \"/k\"\naudience = \"b-1\"\nknock_port = 65535\n\
                 knock_opens = \"1h\"\nallow = [\"192.0.2.1\"]\nignore = [\"2001:db8::/32\", \"0.0.0.0/0\"]\n\
                 unused_after = \"5m\"\nevents = { source = 1, function = 2, global = 1000000 }\n\
-                starts = { function = { max = 1 }, global = { min = 3, max = 4 } }";
+                starts = { function = { max = 1 }, global = { min = 3, max = 4 }, allow = { max = 5 } }";
     let syn = Config::parse("h.toml", text).unwrap().syn;
     assert_eq!((syn.pin_dir.to_str(), syn.lookup), (Some("/p"), false));
     assert_eq!((syn.key_file.unwrap().to_str(), syn.knock_port), (Some("/k"), Some(65_535)));
@@ -37,7 +37,7 @@ fn every_key_is_read() {
     assert_eq!(syn.events, EventLimits { source: 1, function: 2, global: 1_000_000 });
     // A default minimum does not exceed the maximum that is written.
     let (function, global) = (BudgetRange { min: 1, max: 1 }, BudgetRange { min: 3, max: 4 });
-    assert_eq!(syn.starts, StartBudget { function, global });
+    assert_eq!(syn.starts, StartBudget { function, global, allow: BudgetRange { min: 5, max: 5 } });
 }
 
 #[test]

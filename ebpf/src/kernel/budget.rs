@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::RingBuf;
 use headstart_ebpf::event::{AUTHENTICATED, EventKind, Stat, SynEvent};
-use headstart_ebpf::maps::{EVENTS_BYTES, Settings};
+use headstart_ebpf::maps::{EVENTS_BYTES, GATE_ALLOWED, GATE_OPEN, Settings};
 use headstart_ebpf::packet::Syn;
 use headstart_ebpf::rate_limit;
 use headstart_ebpf::sketch::mix;
@@ -28,7 +28,7 @@ pub(crate) fn spend(syn: &Syn, function: u32, now_ns: u64, settings: &Settings) 
         }
     }
     let of_function = (settings.function_interval_ns != 0).then(|| FUNCTION_GATES.get_ptr_mut(function));
-    let of_node = (settings.global_interval_ns != 0).then(|| GLOBAL_GATE.get_ptr_mut(0));
+    let of_node = (settings.global_interval_ns != 0).then(|| GLOBAL_GATE.get_ptr_mut(GATE_OPEN));
     let mut function_due = None;
     if let Some(Some(due)) = of_function {
         let (interval_ns, burst_ns) = (settings.function_interval_ns, settings.function_burst_ns);
@@ -45,6 +45,19 @@ pub(crate) fn spend(syn: &Syn, function: u32, now_ns: u64, settings: &Settings) 
         // SAFETY: as above.
         unsafe { *due = next };
     }
+    Ok(())
+}
+
+/// Charges one event of a source that the operator allows: these have a gate together, as wide as that of all others.
+#[inline(always)]
+pub(crate) fn spend_allowed(now_ns: u64, settings: &Settings) -> Result<(), Stat> {
+    if settings.global_interval_ns == 0 {
+        return Ok(());
+    }
+    let Some(due) = GLOBAL_GATE.get_ptr_mut(GATE_ALLOWED) else { return Ok(()) };
+    let (interval_ns, burst_ns) = (settings.global_interval_ns, settings.global_burst_ns);
+    // SAFETY: one word; CPUs may overwrite each other's update, see `rate_limit`.
+    unsafe { *due = rate_limit::pass(*due, now_ns, interval_ns, burst_ns).ok_or(Stat::GlobalBudget)? };
     Ok(())
 }
 

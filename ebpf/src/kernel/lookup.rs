@@ -10,7 +10,7 @@ use headstart_ebpf::event::{EventKind, Stat};
 use headstart_ebpf::maps::{FUNCTION_OPTION, LOBBY, SETTINGS_LOBBY, SourceRule};
 use headstart_ebpf::packet::{IpWords, Syn};
 
-use crate::budget::{announce, spend};
+use crate::budget::{announce, spend, spend_allowed};
 use crate::request::{flow, is_none, wants_key};
 use crate::tables::{
     LISTENERS, STEERED, count, entry, is_ignored, is_owned, settings, source_rule, was_reported,
@@ -56,8 +56,11 @@ pub(crate) fn look_up(ctx: &SkLookupContext) {
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let allowed = rule == SourceRule::Allow as u32;
-    count(if !allowed && spend(&syn, entry.function, now_ns, settings).is_err() {
+    let budget = match rule == SourceRule::Allow as u32 {
+        true => spend_allowed(now_ns, settings),
+        false => spend(&syn, entry.function, now_ns, settings),
+    };
+    count(if budget.is_err() {
         Stat::LookupBudget
     } else if announce(&syn, entry.function, EventKind::Lookup, now_ns) {
         Stat::LookupEvent

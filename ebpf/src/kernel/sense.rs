@@ -9,7 +9,7 @@ use headstart_ebpf::maps::{
 use headstart_ebpf::packet::{Bytes, Options, Packet, Skip, Syn, Udp, read};
 use headstart_ebpf::replay::TagUse;
 
-use crate::budget::{announce, announce_authenticated, spend};
+use crate::budget::{announce, announce_authenticated, spend, spend_allowed};
 use crate::frame::{CopiedPacket, LinearPacket, PacketBuffer};
 use crate::request::{flow, is_none, is_opened, requested_function, tag, use_tag, wants_key};
 use crate::tables::{
@@ -116,7 +116,7 @@ fn at_cold(syn: &Syn, entry: FunctionEntry, trusted: bool, now_ns: u64, settings
         Stat::Unauthenticated
     } else {
         let budget = match rule == SourceRule::Allow as u32 {
-            true => Ok(()),
+            true => spend_allowed(now_ns, settings),
             false => spend(syn, entry.function, now_ns, settings),
         };
         match budget {

@@ -33,7 +33,7 @@ pub(crate) static SOURCES: LpmTrie<Addr, u32, SOURCES_MAX> = LpmTrie::new();
 pub(crate) static FUNCTION_GATES: Array<u64, FUNCTIONS_MAX> = Array::new();
 
 #[btf_map]
-pub(crate) static GLOBAL_GATE: Array<u64, 1> = Array::new();
+pub(crate) static GLOBAL_GATE: Array<u64, 2> = Array::new();
 
 #[btf_map]
 pub(crate) static SKETCH: PerCpuArray<Sketch, 1> = PerCpuArray::new();

@@ -93,12 +93,13 @@ fn a_function_over_its_budget_leaves_others_theirs() {
 }
 
 #[test]
-fn allowed_and_authenticated_clients_have_no_budget() {
+fn authenticated_clients_have_no_budget_and_allowed_ones_have_one_of_their_own() {
     let Some(mut kernel) = Kernel::open() else { return };
     Model::of_every_kind(&mut kernel);
     kernel.set(|settings| {
         (settings.function_interval_ns, settings.global_interval_ns, settings.source_limit) =
             (HOUR_NS, HOUR_NS, 1);
+        settings.global_burst_ns = 4 * HOUR_NS;
     });
     let unannounced = syn_to(SHARED, 1, &[]);
     assert_eq!(kernel.run(Hook::Xdp, &unannounced).counted, counted(&[Stat::Event]));
@@ -109,9 +110,11 @@ fn allowed_and_authenticated_clients_have_no_budget() {
         assert_eq!(kernel.run(Hook::Xdp, &tagged).counted, counted(&[Stat::Authenticated]));
     }
     kernel.say("192.0.2.0".parse().unwrap(), 24, SourceRule::Allow);
+    // Neither a source nor a function has a limit of its own then.
     for _ in 0..5 {
         assert_eq!(kernel.run(Hook::Xdp, &unannounced).counted, counted(&[Stat::Event]));
     }
+    assert_eq!(kernel.run(Hook::Xdp, &unannounced).counted, counted(&[Stat::GlobalBudget]));
 }
 
 #[test]

@@ -4,7 +4,7 @@ const SECOND: u64 = 1_000_000_000;
 
 fn syn(address: &str, isn: u32) -> Demand {
     let client = Some(ClientIdentity { address: address.parse().unwrap(), isn });
-    Demand { trigger: Trigger::Syn, trusted: false, client, at_ns: 0, seen_ns: 0 }
+    Demand { trigger: Trigger::Syn, standing: Standing::Open, client, at_ns: 0, seen_ns: 0 }
 }
 
 fn a() -> Demand {
@@ -43,7 +43,7 @@ fn retransmissions_after_one_three_and_seven_seconds_are_duplicates_and_what_com
 
 #[test]
 fn a_key_is_news_only_where_an_open_syn_was_refused() {
-    let with_key = Demand { trusted: true, ..a() };
+    let with_key = Demand { standing: Standing::Key, ..a() };
     for (refused, duplicate) in [(false, true), (true, false)] {
         let mut recent = RecentClients::new();
         recent.remember(1, &a(), refused, 0);

@@ -15,7 +15,7 @@ struct Node {
 
 impl Node {
     fn new(functions: u32, own: Rates, global: Rates) -> Self {
-        let mut admission = Admission::new(global, UNUSED_AFTER);
+        let mut admission = Admission::new(global, global, UNUSED_AFTER);
         let policy = Policy { starts: own, ..policy(1) };
         let cold = |number| {
             let mut function = FunctionState::new(number, policy);
@@ -148,7 +148,7 @@ fn what_joins_an_instance_needs_no_start() {
 #[test]
 fn what_needs_an_instance_more_needs_a_start() {
     let mut function = Alone::cold(one_each(3));
-    function.node = Admission::new(rates(1, 2), UNUSED_AFTER);
+    function.node = Admission::new(rates(1, 2), rates(1, 2), UNUSED_AFTER);
     for (client, refused) in [(1, None), (2, None), (3, Some(DecisionReason::Budget))] {
         let actions = function.on(Event::Demand(syn(client, 5)), 5);
         assert_eq!((released(&actions), suppressed(&actions)), (refused.is_none(), refused));
@@ -159,7 +159,7 @@ fn what_needs_an_instance_more_needs_a_start() {
 
 #[test]
 fn keys_connections_and_operators_need_no_start() {
-    let key = |trigger| Demand { trusted: true, ..from(60_000, trigger) };
+    let key = |trigger| Demand { standing: Standing::Key, ..from(60_000, trigger) };
     for demand in [
         key(Trigger::Syn),
         key(Trigger::Lookup),
@@ -179,7 +179,7 @@ fn a_key_starts_what_the_same_syn_without_it_could_not() {
     let mut node = Node::new(2, rates(1, 1), rates(1, 1));
     node.ask(1, syn(1, 0), 0);
     assert_eq!(suppressed(&node.ask(0, syn(2, 0), 0)), Some(DecisionReason::Budget));
-    let with_key = Demand { trusted: true, ..syn(2, 0) };
+    let with_key = Demand { standing: Standing::Key, ..syn(2, 0) };
     assert!(released(&node.ask(0, with_key, 1)));
     assert_eq!(suppressed(&node.ask(0, with_key, 2)), Some(DecisionReason::Duplicate));
 }
@@ -246,7 +246,7 @@ fn a_report_that_comes_too_late_or_from_another_instance_is_ignored() {
 #[test]
 fn starts_with_a_key_are_counted_and_teach_the_budgets_nothing() {
     let mut node = Node::new(1, rates(1, 8), rates(1, 32));
-    node.ask(0, Demand { trusted: true, ..syn(1, 0) }, 0);
+    node.ask(0, Demand { standing: Standing::Key, ..syn(1, 0) }, 0);
     assert_eq!(unused(&node.on(0, Event::Timer, 10 * SECOND)), 1);
     assert_eq!(node.rates(0), (8, 32));
 }

@@ -156,7 +156,7 @@ impl World {
             kinds: Vec::new(),
             function: FunctionState::new(0, policy),
             policy,
-            node: Admission::new(PLENTY, UNUSED_AFTER),
+            node: Admission::new(PLENTY, PLENTY, UNUSED_AFTER),
             faults,
             instances: BTreeMap::new(),
             queue: VecDeque::new(),

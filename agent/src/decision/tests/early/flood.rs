@@ -74,7 +74,7 @@ proptest! {
             let event = match step {
                 Step::Syn(client) => Some(Event::Demand(syn(client, now_ns))),
                 Step::Lookup(client) => Some(Event::Demand(Demand { at_ns: now_ns, ..from(client, Trigger::Lookup) })),
-                Step::WithKey(client) => Some(Event::Demand(Demand { trusted: true, ..syn(client, now_ns) })),
+                Step::WithKey(client) => Some(Event::Demand(Demand { standing: Standing::Key, ..syn(client, now_ns) })),
                 Step::Accept => {
                     node.loads[function].queued += 1;
                     Some(Event::Demand(accept(now_ns)))
@@ -96,7 +96,7 @@ proptest! {
                     Action::Release(_, demand) if demand.trigger.is_early() => {
                         early += 1;
                         // The next instance for the same client is no other start of the budget.
-                        if demand.is_open() && clients.insert((function, demand.client, demand.at_ns)) {
+                        if demand.needs_budget() && clients.insert((function, demand.client, demand.at_ns)) {
                             starts.push((function, now_ns));
                         }
                     }

@@ -46,7 +46,7 @@ impl World {
         let address = format!("198.51.100.7:{client}").parse().unwrap();
         let syn = Demand {
             trigger: Trigger::Syn,
-            trusted: self.rng.percent(50),
+            standing: if self.rng.percent(50) { Standing::Key } else { Standing::Open },
             client: Some(ClientIdentity { address, isn: 1 + u32::from(client) }),
             at_ns: syn_ns,
             seen_ns: syn_ns,
