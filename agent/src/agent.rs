@@ -193,7 +193,7 @@ impl Agent {
         {
             pins.clear()?;
         }
-        guard.iter().for_each(Guard::leave);
+        drop(guard);
         tracing::info!("stopped");
         Ok(())
     }

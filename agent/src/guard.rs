@@ -33,6 +33,9 @@ mod option {
 /// that has given up its capabilities, and it could not remove its cgroup there.
 const AGENTS: &str = "headstart-agents";
 
+/// How often a cgroup is made again that could not be made because its parent had just gone.
+const MAKE_AGAIN: usize = 10;
+
 /// What it costs when the programs are not there.
 const COST: &str = "a function can connect the sockets that it is given to other services of this node";
 
@@ -64,7 +67,7 @@ pub(crate) struct Guard {
     /// A cgroup that was made for the agent, and where the agent was before.
     made: Option<(PathBuf, PathBuf)>,
     /// The programs stay attached while these are open or pinned.
-    _links: Vec<FdLink>,
+    links: NamedLinks,
 }
 
 impl Guard {
@@ -83,11 +86,13 @@ impl Guard {
             true => None,
             false => {
                 let own = home.join(AGENTS).join(name);
-                fs::create_dir_all(&own).and_then(|()| cgroup2::enter(&own)).map_err(refused(&own))?;
+                make(&own).and_then(|()| cgroup2::enter(&own)).map_err(refused(&own))?;
                 Some((own, home.clone()))
             }
         };
-        let own = made.as_ref().map_or(&home, |(own, _)| own);
+        // From here on an error undoes it.
+        let mut guard = Self { made, links: Vec::new() };
+        let own = guard.made.as_ref().map_or(&home, |(own, _)| own);
         let (id, mut links) = load(own)?;
         if let Some(pins) = pins {
             links = match pins.pin_guard(id, links) {
@@ -98,11 +103,14 @@ impl Guard {
                 }
             };
         }
-        Ok(Self { made, _links: links.into_iter().map(|(_, link)| link).collect() })
+        guard.links = links;
+        Ok(guard)
     }
+}
 
-    /// Moves back, and removes the cgroup that was made. Its sockets are still held.
-    pub(crate) fn leave(&self) {
+impl Drop for Guard {
+    /// Moves back, and removes the cgroup that was made. With pins, its sockets are still held.
+    fn drop(&mut self) {
         if let Some((own, home)) = &self.made {
             match cgroup2::enter(home) {
                 Ok(()) => remove(own),
@@ -117,6 +125,18 @@ pub(crate) fn tidy(name: &str) {
     if let Some(home) = cgroup2::own() {
         remove(&home.join(AGENTS).join(name));
     }
+}
+
+/// Another agent may remove the directory of all at this moment.
+fn make(own: &Path) -> io::Result<()> {
+    let mut made = fs::create_dir_all(own);
+    for _ in 0..MAKE_AGAIN {
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => made = fs::create_dir_all(own),
+            made => return made,
+        }
+    }
+    made
 }
 
 /// Removes an agent's cgroup and the directory of all, where they are empty.
