@@ -217,6 +217,15 @@ impl Pins {
     }
 }
 
+impl Drop for Pins {
+    /// An agent that failed to start has pinned nothing, and leaves no directory either.
+    fn drop(&mut self) {
+        if !self.keep {
+            let _used_or_absent = fs::remove_dir(&self.dir);
+        }
+    }
+}
+
 /// Whether `dir` is on a BPF file system, so that an agent may have pinned something there.
 #[must_use]
 pub fn is_pinned(dir: &Path) -> bool {
