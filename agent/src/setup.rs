@@ -3,7 +3,7 @@
 
 mod adopt;
 mod backend;
-mod contract;
+pub(crate) mod contract;
 mod descriptors;
 mod error;
 mod kernel;

@@ -299,7 +299,7 @@ fn the_doctor_looks_at_everything() {
     }
     let said = cli::headstart(&["doctor"]).unwrap();
     assert_eq!(said.code, Some(0), "{}", said.all);
-    for what in ["kernel", "xdp", "runc", "docker", "cgroups"] {
+    for what in ["kernel", "xdp", "runc", "docker", "cgroups", "init"] {
         let line = said.stdout.lines().find(|line| line.split_whitespace().nth(1) == Some(what));
         let line = line.unwrap_or_else(|| panic!("no {what}:\n{}", said.stdout));
         assert!(line.starts_with("ok") || line.starts_with("missing"), "{line}");

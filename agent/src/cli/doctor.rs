@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
 
 use super::arguments;
+use crate::setup::contract::init_file;
 use crate::start::{Drivers, Lack};
 use crate::syn::{Kernel, KernelProgram, automatic};
 use crate::{guard, privilege};
@@ -48,7 +49,8 @@ struct Finding {
 /// Prints one line for each thing that Headstart can use: of what `config` names, or of the defaults.
 fn print(config: Option<&Config>) {
     let agent = config.map_or_else(Agent::default, |config| config.agent.clone());
-    let findings = findings(&Drivers::new(&agent));
+    let mut findings = findings(&Drivers::new(&agent));
+    findings.push(Finding { what: "init", found: init(&agent) });
     for Finding { what, found } in findings.into_iter().chain(config.and_then(keys)) {
         match found {
             Ok(found) => println!("ok       {what:<14} {found}"),
@@ -251,9 +253,27 @@ fn passrights() -> Result<String, Lack> {
     }
 }
 
+fn init(agent: &Agent) -> Result<String, Lack> {
+    let file = init_file(agent);
+    if file.is_file() {
+        return Ok(format!(
+            "{}: unchanged servers, and containers of a daemon that are started ahead",
+            file.display()
+        ));
+    }
+    Err(format!(
+        "no {}: only programs with a shim can be functions, and a daemon takes some 200 ms longer for each cold start; \
+         install headstart-init there, or name it with `init` in [agent]",
+        file.display()
+    )
+    .into())
+}
+
 fn sock_diag() -> Result<String, Lack> {
     match can_tell_sockets().map_err(|error| error.to_string())? {
-        true => Ok("the kernel tells when a backend connection of a function is gone".into()),
+        true => Ok("the kernel tells when a backend connection of a function is gone, and counts clients of unchanged \
+                   servers"
+            .into()),
         false => Err(
             "a function that keeps connections that it says it has closed gets more than `max`: modprobe -a \
                       tcp_diag unix_diag"

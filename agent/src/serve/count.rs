@@ -29,6 +29,10 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The shortest time between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
+/// How long connections are looked for after some have come. The watch of the accept queue pauses after a report, and does not
+/// tell of those that came and were accepted meanwhile.
+const FOLLOW_UP: Duration = Duration::from_secs(1);
+
 /// A look takes at most this part of the thread's time.
 const SHARE: u32 = 50;
 
@@ -133,6 +137,7 @@ impl Counting {
         // When to look without being asked.
         let mut next: Option<Instant> = None;
         let mut last = Instant::now();
+        let mut follow_up = last;
         loop {
             let order = match next {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -145,6 +150,7 @@ impl Counting {
                 Ok(Order::Came) => {
                     thread::sleep((last + PAUSE_MIN).saturating_duration_since(Instant::now()));
                     self.came.store(false, Ordering::Release);
+                    follow_up = Instant::now() + FOLLOW_UP;
                     self.touch();
                 }
                 Ok(Order::Count(done)) => asked.push(done),
@@ -153,7 +159,7 @@ impl Counting {
             let begun = Instant::now();
             let any = self.look();
             last = Instant::now();
-            next = any.then(|| last + PAUSE.max((last - begun) * SHARE));
+            next = (any || last < follow_up).then(|| last + PAUSE.max((last - begun) * SHARE));
             for done in asked {
                 let _ = done.send(());
             }

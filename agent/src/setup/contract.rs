@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use headstart_config::{Config, Contract, Function};
+use headstart_config::{Agent, Config, Contract, Function};
 
 use crate::start::Init;
 
@@ -19,12 +19,14 @@ pub(super) fn init(config: &Config, function: &Function) -> Init {
         Contract::Port(port) => vec!["port".to_owned(), port.to_string()],
         Contract::ListenFds => vec!["listen-fds".to_owned()],
     };
-    Init { file: config.agent.init.clone().unwrap_or_else(beside_the_agent), contract }
+    Init { file: init_file(&config.agent), contract }
 }
 
-fn beside_the_agent() -> PathBuf {
+/// Where the init is.
+pub(crate) fn init_file(agent: &Agent) -> PathBuf {
     // A path that cannot be read leads nowhere, and the error names it.
-    std::env::current_exe().unwrap_or_default().with_file_name(INIT_FILE)
+    let beside = || std::env::current_exe().unwrap_or_default().with_file_name(INIT_FILE);
+    agent.init.clone().unwrap_or_else(beside)
 }
 
 /// The variables of the container contract of Knative and Cloud Run, which servers of contract `port` look for, and a home

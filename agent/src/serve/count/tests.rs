@@ -118,3 +118,20 @@ async fn what_came_and_went_unseen_ends_the_idle_time() {
     assert!(activity.read().changed_ns >= before);
     assert_eq!(activity.read().open, Some(0));
 }
+
+/// The watch of the accept queue does not tell of a connection that is accepted while it pauses.
+#[tokio::test]
+async fn a_connection_that_nothing_tells_of_is_found_after_another_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (counter, activity) = (counter(&listener, false), page());
+    let instance = counter.watch(Arc::new(Processes(Vec::new())), Arc::clone(&activity));
+    counter.came();
+    instance.count().await;
+    assert_eq!(activity.read().open, Some(0));
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let _accepted = listener.accept().unwrap();
+    while activity.read().open != Some(1) {
+        tokio::task::yield_now().await;
+    }
+    drop(instance);
+}
