@@ -38,7 +38,7 @@ pgbouncer                       pgbouncer    is what connections are compared wi
 /usr/lib/python3/dist-packages/waitress python3-waitress is a server that knows nothing of Headstart
 /usr/sbin/nginx nginx-light is a server that knows nothing of Headstart
 /usr/bin/php php-cli is a server that knows nothing of Headstart
-/usr/share/doc/ruby-webrick ruby-webrick is a server that knows nothing of Headstart
+/usr/share/rubygems-integration/all/gems/webrick-* ruby-webrick is a server that knows nothing of Headstart
 /usr/bin/puma puma is a server that knows nothing of Headstart
 '
 

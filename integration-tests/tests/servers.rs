@@ -160,7 +160,7 @@ const SERVERS: [Server; 14] = [
     },
     Server {
         name: "Ruby's webrick",
-        needs: "/usr/share/doc/ruby-webrick",
+        needs: "/usr/share/rubygems-integration/all/gems/webrick-1.8.1",
         files: &[("index.html", "hello")],
         command: &[
             "/usr/bin/ruby",
