@@ -114,7 +114,7 @@ Examples:
   headstart try -- python3 -m http.server 8080
   headstart try --port 3000 -- ./server            (it listens on 3000, clients connect to 8080)
 
-The program runs as the user nobody in the current directory, in a network of its own.";
+The program runs in the current directory, as the user `nobody`, in a network of its own.";
 
 const BENCH_HELP: &str = "\
 Example: headstart bench orders --path /orders --requests 50

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! the agent, in a cgroup v2 where it is alone ── makes ──> listeners, connections to backends
-//!      └─ programs: connect, bind ── refuse everybody else, whoever holds the socket
+//!      └─ programs: connect, bind ── refuse the calls of every other process that holds the socket
 //! ```
 //!
 //! The kernel runs the programs of the cgroup in which a socket was made. They are pinned, one set for each cgroup of an

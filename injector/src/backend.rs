@@ -84,7 +84,7 @@ pub(crate) struct Connection {
     pub(crate) session: Session,
     pub(crate) cancel: Option<CancelRequest>,
     pub(crate) variant: LoginVariant,
-    /// Tells whether it exists, whoever has it.
+    /// Tells whether a process still has it open.
     pub(crate) diag: Option<SocketDiag>,
     /// How long connect and login took.
     pub(crate) connect_time: std::time::Duration,

@@ -57,7 +57,7 @@ reasons! {
         SocketError = "socket_error",
         /// It was begun for a lease that was withdrawn, and enough others are idle; or another lease needed its place.
         Surplus = "surplus",
-        /// Its server is no primary any more; the backend's name may lead to another one now.
+        /// Its server is now a replica; the backend's name may lead to another server.
         ReadOnly = "read_only",
         /// The pool was closed.
         PoolClosed = "pool_closed",

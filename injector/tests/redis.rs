@@ -150,7 +150,7 @@ async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
     drop(sockets);
 }
 
-/// A failover: the name leads to another server, and the one before takes no writes any more.
+/// A failover: the name leads to another server, and the earlier server refuses writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_a_replica_now_is_left() {
     let (Some(one), Some(two)) = (Redis::start(), Redis::start()) else { return };

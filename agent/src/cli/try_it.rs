@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_program_is_found_as_by_a_shell_and_names_its_function() {
         assert!(find("sh", "/nowhere:/bin".as_ref()).unwrap().ends_with("bin/sh"));
-        for missing in ["sh-of-nobody", "./sh-of-nobody", "/etc/passwd"] {
+        for missing in ["no-such-program", "./no-such-program", "/etc/passwd"] {
             assert!(find(missing, "/bin".as_ref()).is_err(), "{missing}");
         }
         for (program, expected) in [("/a/Server_1.js", "server-1-js"), ("/a/--", "program")] {

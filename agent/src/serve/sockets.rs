@@ -16,7 +16,7 @@ use nix::sys::time::TimeVal;
 pub(super) struct Connection {
     /// The kernel's name of the socket, which no other one ever has.
     pub(super) cookie: u64,
-    /// The inode by which a process has it open; 0 while it waits in the accept queue, and after it was closed.
+    /// The inode of the socket file that processes hold; 0 while the connection is in the accept queue, and after its close.
     pub(super) inode: u64,
 }
 

@@ -208,7 +208,7 @@ impl LocalContainer {
 
 /// The lease has released the program already, which an init runs.
 struct InitLatch<F> {
-    /// [`PARKED_FILE`], and what it says of an instance that is not parked any more.
+    /// [`PARKED_FILE`], and its text for an instance that was released.
     file: PathBuf,
     before: String,
     noting: F,

@@ -32,7 +32,8 @@ impl Drop for SecretsMount {
     }
 }
 
-/// Of an instance whose own directory is `own`. Files are read beside the runtime: they may be on a disk of somebody else.
+/// Shows the secrets of an instance whose directory is `own`. The files are read on another thread, because their disk may be
+/// slow.
 pub(super) async fn show(spec: &ContainerSpec, own: &Path) -> Result<Option<SecretsMount>, StartError> {
     if spec.secrets.is_empty() {
         return Ok(None);

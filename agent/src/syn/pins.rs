@@ -245,8 +245,8 @@ fn pin(link: FdLink, dir: &Path, name: &str) -> Result<FdLink, PinError> {
     Ok(pinned.into())
 }
 
-/// Whether the cgroup of a pinned link is gone. The kernel shows that where it describes the open descriptor: the link has
-/// no cgroup any more. What cannot be read is kept.
+/// Whether the cgroup of a pinned link is gone. The kernel's description of the open descriptor then names
+/// no cgroup. What cannot be read is kept.
 fn is_detached(path: &Path) -> bool {
     let Ok(link) = PinnedLink::from_pin(path) else { return false };
     let Ok(id) = FdLink::from(link).info().map(|info| info.id()) else { return false };

@@ -126,7 +126,7 @@ pub(crate) trait TerminationDetector: Send {
     /// The next bytes of the server.
     fn server_sent(&mut self, _: &[u8]) {}
 
-    /// Whether the server has refused a write because it is no primary (any more).
+    /// Whether the server has refused a write because it is a replica.
     fn is_read_only(&self) -> bool {
         false
     }

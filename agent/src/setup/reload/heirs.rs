@@ -15,7 +15,7 @@ use crate::manager::ListenerKey;
 use crate::node::{FunctionChange, Service};
 use crate::serve::BindingKeys;
 
-/// A look without having been told: somebody may have had the listener a moment longer than the function's record.
+/// Between two looks without a message: a task may hold the listener a moment longer than the function's record exists.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Functions that wait for a listener.
@@ -37,7 +37,7 @@ impl Heirs {
 }
 
 impl Reload {
-    /// Told when the node has forgotten a function.
+    /// The node notifies `forgotten` when it has forgotten a function.
     pub fn hear_of_forgotten(&mut self, forgotten: Arc<Notify>) {
         self.heirs.forgotten = forgotten;
     }
@@ -55,7 +55,7 @@ impl Reload {
         config.functions.iter().map(|function| keys.key(function)).filter(|key| free.contains(key)).collect()
     }
 
-    /// Serves the functions whose listener nobody else has any more.
+    /// Serves the functions whose listener no other function holds now.
     pub(super) async fn succeed(&mut self) {
         let all = std::mem::take(&mut self.heirs.waiting);
         let keys = BindingKeys::of(&self.config);

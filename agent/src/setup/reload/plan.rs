@@ -122,7 +122,7 @@ impl Reload {
             plan.outcome.removed.push(name.to_owned());
         }
         plan.outcome.removed.sort_unstable();
-        // A function that waited is not configured any more.
+        // The new configuration no longer has a function that waited.
         let given_up = self.heirs.waiting.values().map(|(key, _)| *key);
         plan.released.extend(given_up.filter(|key| !inherited.contains(key)));
         if self.bindings.open_count() + plan.opened.len() > FUNCTIONS_MAX {

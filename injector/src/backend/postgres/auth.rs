@@ -14,10 +14,10 @@ use super::login::PostgresTransport;
 use crate::backend::ConnectCause;
 use crate::{PostgresLogin, Secret};
 
-const UNASKED: &str = "a password is configured, and the server has not asked for it: whoever answers at this address is \
-                       taken for the server; set `tls`, or have the server ask for scram-sha-256";
+const UNASKED: &str = "a password is configured, and the server has not asked for it: any host that answers at this \
+                       address is taken for the server; set `tls`, or configure scram-sha-256 in the server";
 const HASHED: &str = "the server has asked for an MD5 hash, from which the password can be guessed, and with which others can log \
-                      in; set `tls`, or have the server ask for scram-sha-256";
+                      in; set `tls`, or configure scram-sha-256 in the server";
 
 /// Answers what the server asks, up to and including `AuthenticationOk`. Returns what an operator should know of that if a
 /// network sees it.
