@@ -2,7 +2,9 @@
 
 mod allow;
 mod change;
+mod complaint;
 mod containers;
+mod counting;
 mod handle;
 mod listener;
 mod record;
@@ -19,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::api::Operation;
 use crate::decision::{Action, Admission, DecisionReason, FunctionLoad, InstanceState, QueueWatchRate};
-use crate::event::{Demand, Event, FunctionId, InstanceId, Trigger};
+use crate::event::{Demand, Event, FunctionId, Trigger};
 use crate::instance::InstanceCommand;
 use crate::manager::{DescriptorStore, Watchdog};
 use crate::measure::{self, StartHistory, now_ns};
@@ -43,10 +45,6 @@ const PREPARES_MAX: usize = 2;
 /// The pause between two reports of the accept queue of a function whose instances accept all connections: only an
 /// instance that hangs is news.
 const SLOW_WATCH: Duration = Duration::from_millis(250);
-
-/// What is said of an instance that has not said hello.
-const NO_HELLO: &str = "; it has not said hello: if it is a server that knows nothing of Headstart, set contract = \
-                        \"port\" and the port that it listens on, or \"listen-fds\"; else link a shim";
 
 /// How long instances that did not stop in their grace period may take to be killed and removed.
 pub const STOP_MARGIN: Duration = Duration::from_secs(10);
@@ -330,24 +328,6 @@ impl Node {
             };
             async move { handle.send(message).await }
         });
-    }
-
-    /// Logs why an instance is stopped that did not become ready or does not accept.
-    fn failed(&mut self, function: FunctionId, instance: InstanceId, reason: DecisionReason) {
-        let Some(record) = self.record(function) else { return };
-        let service = &record.service;
-        let what = if reason == DecisionReason::Hung {
-            format!("took no connection while one waited for {:?}", service.policy.queue_timeout)
-        } else {
-            format!("was not ready within init_timeout, {:?}", service.policy.init_timeout)
-        };
-        let running = record.running.get(&instance);
-        let name = running.map_or("", |running| &running.name);
-        let hint = if running.is_some_and(|running| running.silent) { NO_HELLO } else { "" };
-        let text = format!("instance {name} {what}: stopped{hint}");
-        tracing::warn!(function = service.name, reason = reason.as_str(), "{text}");
-        record.last_error = Some(text);
-        record.hung = reason == DecisionReason::Hung;
     }
 
     fn warm(&mut self, function: FunctionId, warm: bool) {

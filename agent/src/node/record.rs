@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use headstart_config::Contract;
 use headstart_injector::Sockets;
 use headstart_wire::{Activity, ActivityReading, accept_queue};
 use socket2::SockRef;
@@ -25,8 +24,8 @@ use crate::event::{FailureCause, FunctionId, InstanceId};
 use crate::instance::InstanceCommand;
 use crate::measure;
 use crate::serve::overload::{Answer, Answers};
-use crate::serve::{ConnectionCounter, CountedInstance, CountedListener, QueueWatch};
-use crate::start::{PreparedContainer, Process};
+use crate::serve::{ConnectionCounter, QueueWatch};
+use crate::start::PreparedContainer;
 
 /// A parked container.
 pub(super) struct ParkedContainer {
@@ -84,7 +83,7 @@ pub(super) struct FunctionRecord {
     /// Connections that were accepted by instances that are gone.
     pub(super) accepted: u64,
     /// Counts the connections of its instances, while there are any and they do not count themselves.
-    counter: Option<ConnectionCounter>,
+    pub(super) counter: Option<ConnectionCounter>,
 }
 
 impl FunctionRecord {
@@ -150,42 +149,6 @@ impl FunctionRecord {
             self.counter = None;
         }
         true
-    }
-
-    /// Begins to count the connections of an instance that does not count them itself.
-    pub(super) fn count(
-        &mut self,
-        process: Arc<dyn Process>,
-        activity: &Arc<Activity>,
-    ) -> Option<CountedInstance> {
-        if self.service.contract == Contract::Headstart {
-            return None;
-        }
-        if self.counter.is_none() {
-            let listener = CountedListener { address: self.service.listen, shared: self.service.steered };
-            let started = ConnectionCounter::start(listener).inspect_err(|error| {
-                let function = &self.service.name;
-                tracing::error!(function, "its connections cannot be counted, so it is never idle: {error}");
-            });
-            self.counter = started.ok();
-        }
-        self.counter.as_ref().map(|counter| counter.watch(process, Arc::clone(activity)))
-    }
-
-    /// An instance has not said hello.
-    pub(super) fn silent(&mut self, instance: InstanceId) {
-        let Some(running) = self.running.get_mut(&instance) else { return };
-        running.silent = true;
-        let text = format!("instance {} runs and is not ready{}", running.name, super::NO_HELLO);
-        tracing::warn!(function = self.service.name, "{text}");
-        self.last_error = Some(text);
-    }
-
-    /// Connections have come.
-    pub(super) fn came(&self) {
-        if let Some(counter) = &self.counter {
-            counter.came();
-        }
     }
 
     /// Answers the clients that have waited longest, because no instance will serve them. [`NodeMessage::Answered`]
