@@ -2,14 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use nix::errno::Errno;
-use nix::sys::socket::sockopt::ReceiveTimeout;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-};
-use nix::sys::time::TimeVal;
+use headstart_wire::netlink::{Netlink, SOCK_DIAG_BY_FAMILY};
 
 /// One TCP socket that is connected to a client, or was a moment ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,28 +14,11 @@ pub(super) struct Connection {
     pub(super) inode: u64,
 }
 
-/// A socket for questions about sockets.
-pub(super) struct SocketDiagnosis {
-    netlink: OwnedFd,
-    buffer: Vec<u8>,
-}
-
-/// As netlink(7) advises.
-const BUFFER_BYTES: usize = 32 * 1024;
-
-/// The kernel answers at once.
-const PATIENCE_SECONDS: i64 = 2;
-
-/// Of linux/netlink.h and linux/sock_diag.h.
-const HEADER_BYTES: usize = 16;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// `NLM_F_REQUEST | NLM_F_DUMP`.
-const DUMP: u16 = 0x301;
+/// Answers questions about sockets.
+pub(super) struct SocketDiagnosis(Netlink);
 
 /// `struct inet_diag_req_v2` of linux/inet_diag.h.
-const REQUEST_BYTES: usize = HEADER_BYTES + 56;
+const REQUEST_BYTES: usize = 56;
 /// `struct inet_diag_msg`.
 const ANSWER_BYTES: usize = 72;
 
@@ -51,67 +28,27 @@ const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
 impl SocketDiagnosis {
     pub(super) fn open() -> io::Result<Self> {
-        let netlink = socket(
-            AddressFamily::Netlink,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkSockDiag,
-        )?;
-        setsockopt(&netlink, ReceiveTimeout, &TimeVal::new(PATIENCE_SECONDS, 0))?;
-        Ok(Self { netlink, buffer: vec![0; BUFFER_BYTES] })
+        Netlink::sock_diag().map(Self)
     }
 
     /// The connections to a listening socket at this address.
     pub(super) fn connections(&mut self, listen: SocketAddr) -> io::Result<Vec<Connection>> {
-        send(self.netlink.as_raw_fd(), &request(listen), MsgFlags::empty())?;
         let mut found = Vec::new();
-        loop {
-            let length = recv(self.netlink.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?;
-            if parse(self.buffer.get(..length).unwrap_or_default(), listen, &mut found)? {
-                return Ok(found);
-            }
-        }
+        self.0
+            .dump(SOCK_DIAG_BY_FAMILY, &request(listen), |_, body| found.extend(connection(body, listen)))?;
+        Ok(found)
     }
-}
-
-fn family(listen: SocketAddr) -> u8 {
-    let family = if listen.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
-    family as u8
 }
 
 /// Asks for every socket of this family whose local port is that of the listener.
 fn request(listen: SocketAddr) -> [u8; REQUEST_BYTES] {
+    let family = if listen.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
     let mut request = [0; REQUEST_BYTES];
     let mut put = |at: usize, bytes: &[u8]| request[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &(REQUEST_BYTES as u32).to_ne_bytes());
-    put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    put(6, &DUMP.to_ne_bytes());
-    put(HEADER_BYTES, &[family(listen), nix::libc::IPPROTO_TCP as u8]);
-    put(HEADER_BYTES + 4, &STATES.to_ne_bytes());
-    put(HEADER_BYTES + 8, &listen.port().to_be_bytes());
+    put(0, &[family as u8, nix::libc::IPPROTO_TCP as u8]);
+    put(4, &STATES.to_ne_bytes());
+    put(8, &listen.port().to_be_bytes());
     request
-}
-
-/// Adds what one packet says. True at the end of the answer.
-fn parse(mut packet: &[u8], listen: SocketAddr, found: &mut Vec<Connection>) -> io::Result<bool> {
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "an answer of sock_diag is cut off");
-    while packet.len() >= HEADER_BYTES {
-        let length = u32_at(packet, 0).and_then(|length| usize::try_from(length).ok()).ok_or_else(broken)?;
-        let message = packet.get(..length).filter(|_| length >= HEADER_BYTES).ok_or_else(broken)?;
-        let body = &message[HEADER_BYTES..];
-        match u16::from_ne_bytes([message[4], message[5]]) {
-            NLMSG_DONE => return Ok(true),
-            NLMSG_ERROR => {
-                let number = u32_at(body, 0).map_or(0, |number| number as i32);
-                return Err(Errno::from_raw(number.wrapping_neg()).into());
-            }
-            SOCK_DIAG_BY_FAMILY => found.extend(connection(body, listen)),
-            _ => {}
-        }
-        // Messages begin at multiples of 4.
-        packet = packet.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
 }
 
 fn connection(body: &[u8], listen: SocketAddr) -> Option<Connection> {
@@ -137,6 +74,7 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
     use std::os::unix::fs::MetadataExt as _;
 
     fn inode(stream: &TcpStream) -> u64 {
@@ -183,20 +121,5 @@ mod tests {
         assert_eq!(found.iter().filter(|one| one.inode != 0).count(), 600);
         let elsewhere = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 2).into(), one.local_addr().unwrap().port());
         assert_eq!(diagnosis.connections(elsewhere).unwrap(), []);
-    }
-
-    #[test]
-    fn what_is_cut_off_is_an_error_or_ignored() {
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-        let mut found = Vec::new();
-        let mut short = [0; 20];
-        short[0] = 200;
-        assert!(parse(&short, listen, &mut found).is_err());
-        short[0] = 3;
-        assert!(parse(&short, listen, &mut found).is_err());
-        short[0] = 20;
-        short[4] = 20;
-        assert!(!parse(&short, listen, &mut found).unwrap());
-        assert_eq!(found, []);
     }
 }

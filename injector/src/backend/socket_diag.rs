@@ -2,34 +2,25 @@
 //! that it says it has closed, in a process or a queue of its own.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use headstart_wire::netlink::{Answer, Netlink, SOCK_DIAG_BY_FAMILY};
+use socket2::SockRef;
 use tokio::time::sleep;
-
-/// Netlink, and its protocol for sockets (`include/uapi/linux/netlink.h`).
-const AF_NETLINK: i32 = 16;
-const NETLINK_SOCK_DIAG: i32 = 4;
-const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-/// `include/uapi/linux/sock_diag.h`: the one request.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
 const AF_UNIX: u8 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 
-/// The length of a message's header, and in an answer the places of the error, and of the inode of a TCP socket
-/// (`struct inet_diag_msg`). That is 0 once no process has the socket open.
-const HEADER: usize = 16;
-const ERROR_AT: usize = HEADER;
-const INODE_AT: usize = HEADER + 68;
+/// In an answer, the place of the inode of a TCP socket (`struct inet_diag_msg`). That is 0 once no process has the socket
+/// open.
+const INODE_AT: usize = 68;
 
 /// The error of a socket that does not exist, or is another one by now.
 const ENOENT: i32 = 2;
@@ -59,36 +50,20 @@ impl SocketDiag {
             (Some(local), Some(peer)) => tcp(local, peer, cookie),
             _ => unix(File::from(socket.try_clone_to_owned()?).metadata()?.ino(), cookie),
         };
-        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
-        let mut message = Vec::from(length.to_ne_bytes());
-        message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        message.extend(NLM_F_REQUEST.to_ne_bytes());
-        message.extend([0; 8]); // number and sender
-        message.extend(body);
-        Ok(Self(message))
+        Ok(Self(body))
     }
 
     /// Whether a process has the socket open, or it is on its way to one.
     fn exists(&self) -> io::Result<bool> {
-        let kernel =
-            Socket::new(Domain::from(AF_NETLINK), Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
-        // The answer is there when the question has been sent.
-        kernel.set_nonblocking(true)?;
-        kernel.send(&self.0)?;
-        let mut answer = [0; 1024];
-        let length = (&kernel).read(&mut answer)?;
-        let answer = &answer[..length];
-        let number = |at: usize| {
-            let bytes = answer.get(at..at + 4).ok_or(io::ErrorKind::UnexpectedEof)?;
-            Ok::<_, io::Error>(i32::from_ne_bytes(bytes.try_into().map_err(io::Error::other)?))
-        };
-        match (answer.get(4..6), answer.get(HEADER).copied()) {
-            (Some(kind), _) if kind == NLMSG_ERROR.to_ne_bytes() => match -number(ERROR_AT)? {
-                ENOENT | ESTALE => Ok(false),
-                error => Err(io::Error::from_raw_os_error(error)),
-            },
-            (Some(_), Some(AF_INET | AF_INET6)) => Ok(number(INODE_AT)? != 0),
-            _ => Ok(true),
+        let mut kernel = Netlink::sock_diag()?;
+        match kernel.ask(SOCK_DIAG_BY_FAMILY, 0, &self.0)? {
+            Answer::Error(ENOENT | ESTALE) => Ok(false),
+            Answer::Error(number) => Err(io::Error::from_raw_os_error(number)),
+            Answer::Message(_, body @ [AF_INET | AF_INET6, ..]) => {
+                let inode = body.get(INODE_AT..INODE_AT + 4).ok_or(io::ErrorKind::UnexpectedEof)?;
+                Ok(inode != [0; 4])
+            }
+            Answer::Message(..) | Answer::Done => Ok(true),
         }
     }
 

@@ -35,6 +35,7 @@ mod activity;
 mod channel;
 pub mod ktls;
 mod message;
+pub mod netlink;
 mod queue;
 mod rights;
 mod session;
