@@ -185,6 +185,8 @@ async fn a_server_that_is_a_replica_now_is_left() {
     let mut reader = UnixStream::connect(&path).expect("connected");
     assert_eq!(ask(&mut reader, "GET k"), "$-1");
     assert_eq!(talk(&path, &["SET k v"]), ["+OK"]);
+    // Only connections that are idle when the answer comes are given up for it.
+    until(&pool, "only the reader's is leased", |status| (status.idle, status.leased) == (2, 1)).await;
     let Address::Tcp(primary) = two.tcp() else { panic!("TCP") };
     let (host, port) = primary.split_once(':').expect("a port");
     *to.lock().expect("an address") = two.tcp();
