@@ -228,6 +228,7 @@ fn a_program_that_is_no_server_is_told_what_is_wrong() {
         ("nothing", "the program has not bound port 8080"),
         ("deaf", "the program has bound port 8080 and does not listen"),
         ("background", "run it in the foreground"),
+        ("background-ready", "run it in the foreground"),
         ("exits", "no database"),
     ] {
         let function = unchanged(mode, "process", &format!("{PORT}init_timeout = \"500ms\"\n"));

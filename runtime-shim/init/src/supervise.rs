@@ -19,6 +19,9 @@ use crate::{Contract, InitError, at, program};
 /// Added to the number of the signal that has killed the program: the exit code of shells.
 const KILLED: i32 = 128;
 
+/// The exit code in place of 0 when the program has left processes behind.
+const LEFT_BEHIND: u8 = 1;
+
 /// What is passed on to the program.
 const PASSED_ON: [Signal; 7] = [
     Signal::SIGTERM,
@@ -210,9 +213,10 @@ impl Supervisor {
                 eprintln!(
                     "headstart-init: the program has ended and has left processes behind: run it in the foreground"
                 );
-            } else {
-                self.complain();
+                // An end without an error would say that all is well, if what it left has listened in time.
+                return Some(LEFT_BEHIND);
             }
+            self.complain();
         }
         Some(u8::try_from(code).unwrap_or(u8::MAX))
     }

@@ -23,7 +23,7 @@ use nix::sys::socket::{
 type Mode = fn(u16) -> Result<()>;
 
 /// What the program does, by the word in `MODE`.
-const MODES: [(&str, Mode); 13] = [
+const MODES: [(&str, Mode); 14] = [
     ("events", |port| serve(Server::bind(port)?)),
     ("inherits", |_| serve(ListenFd::from_env().take_tcp_listener(0)?.context("no socket is inherited")?)),
     ("blocks", |port| accept(&Server::bind(port)?)),
@@ -34,6 +34,7 @@ const MODES: [(&str, Mode); 13] = [
     ("nothing", |_| idle()),
     ("deaf", |port| idle_with(bound(port)?)),
     ("background", background),
+    ("background-ready", background_ready),
     ("exits", |_| Err(anyhow!("no database"))),
     ("binds-for-ever", binds_for_ever),
     ("many-bind", many_bind),
@@ -162,6 +163,12 @@ fn idle_with(_kept: OwnedFd) -> Result<()> {
 fn background(_port: u16) -> Result<()> {
     Command::new("/proc/self/exe").env("MODE", "blocks").spawn()?;
     Ok(())
+}
+
+/// As `background`, and listens before.
+fn background_ready(port: u16) -> Result<()> {
+    let _listener = Server::bind(port)?;
+    background(port)
 }
 
 fn binds_for_ever(port: u16) -> Result<()> {
