@@ -46,7 +46,8 @@ impl LabLease {
         let mut registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
         if registry.leases == 0 {
             sweep::sweep(&base()?);
-            registry.lock = Some(claim(&own_dir())?);
+            // Another run may look at this moment whether this one is dead.
+            registry.lock = Some(lock(&own_dir(), |file| file.lock())?);
         }
         registry.leases += 1;
         Ok(Self(()))
@@ -118,18 +119,22 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// Locks the directory `path`, which it makes if need be, for as long as the file is open.
 /// Fails with `WouldBlock` when a living process has it.
 pub(super) fn claim(path: &Path) -> Result<File> {
+    lock(path, |file| file.try_lock().map_err(std::io::Error::from))
+}
+
+fn lock(path: &Path, lock: impl Fn(&File) -> std::io::Result<()>) -> Result<File> {
     loop {
         fs::create_dir_all(path)?;
-        let lock = match File::create(path.join("lock")) {
-            Ok(lock) => lock,
+        let file = match File::create(path.join("lock")) {
+            Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => continue, // removed under our hands
             Err(error) => return Err(error.into()),
         };
-        lock.try_lock().map_err(std::io::Error::from)?;
+        lock(&file)?;
         // Between the open and the lock a sweeper may have removed this very file.
-        let ours = lock.metadata()?.ino();
-        if fs::metadata(path.join("lock")).is_ok_and(|file| file.ino() == ours) {
-            return Ok(lock);
+        let ours = file.metadata()?.ino();
+        if fs::metadata(path.join("lock")).is_ok_and(|there| there.ino() == ours) {
+            return Ok(file);
         }
     }
 }
