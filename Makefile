@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 EBPF_OBJECT := $(CURDIR)/target/ebpf/headstart-ebpf.o
 
-.PHONY: help demo bench bench-smoke peers test test-vm check fuzz ebpf install build
+.PHONY: help demo bench bench-smoke soak peers test test-vm check fuzz ebpf install build
 
 help: ## Lists the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,10 @@ bench: install peers ## Measures everything, beside what others use: target/benc
 
 bench-smoke: install programs ## Checks the benches: they find known delays in the stages that have them (root).
 	@$(WITH_PROGRAMS) cargo test --locked -p headstart-integration-tests --test smoke -- --nocapture
+
+soak: install programs ## A node under everything at once, for MINUTES=45: no request may be lost, nothing may grow (root; SEED=N).
+	@cargo build --profile lab --locked -p headstart-integration-tests --bin soak
+	@$(WITH_PROGRAMS) target/lab/soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # The one program that no Debian package has. Without it the bench leaves that peer out.
 peers:
