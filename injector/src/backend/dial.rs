@@ -32,11 +32,13 @@ pub(super) async fn dial(
 
 /// Tries the addresses in the resolver's order, the next one also if the one before takes long: a host that is gone does not
 /// refuse. Reports the last failure.
-async fn first(mut addresses: impl Iterator<Item = SocketAddr>) -> Result<TcpStream, ConnectCause> {
+async fn first(addresses: impl Iterator<Item = SocketAddr>) -> Result<TcpStream, ConnectCause> {
+    let mut addresses = addresses.peekable();
     let mut failure = ConnectCause::Resolve(io::Error::from(io::ErrorKind::NotFound));
     let mut attempts = JoinSet::new();
     loop {
-        let more = addresses.next().map(|address| attempts.spawn(TcpStream::connect(address))).is_some();
+        addresses.next().map(|address| attempts.spawn(TcpStream::connect(address)));
+        let more = addresses.peek().is_some();
         let patience = async { if more { sleep(STAGGER).await } else { pending().await } };
         tokio::select! {
             ended = attempts.join_next() => match ended {

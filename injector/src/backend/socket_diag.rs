@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use headstart_wire::netlink::{Answer, Netlink, SOCK_DIAG_BY_FAMILY};
@@ -37,9 +38,15 @@ pub(crate) struct SocketDiag(Vec<u8>);
 impl SocketDiag {
     /// For a socket of this process; `None` where the kernel does not tell. May load a module of the kernel.
     pub(crate) fn of(socket: &impl AsFd) -> Option<Self> {
+        // Whether the kernel has told of a TCP socket, of a unix socket.
+        static TELLS: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
         let diag = Self::question(socket.as_fd()).ok()?;
-        // Without its module the kernel says of every socket that it does not exist.
-        diag.exists().is_ok_and(|exists| exists).then_some(diag)
+        let tells = &TELLS[usize::from(diag.0.first() == Some(&AF_UNIX))];
+        // Without its module the kernel says of every socket that it does not exist. It is asked until it has told of one.
+        if !tells.load(Ordering::Relaxed) && diag.exists().is_ok_and(|exists| exists) {
+            tells.store(true, Ordering::Relaxed);
+        }
+        tells.load(Ordering::Relaxed).then_some(diag)
     }
 
     fn question(socket: BorrowedFd<'_>) -> io::Result<Self> {
@@ -151,6 +158,22 @@ mod tests {
         let diag = SocketDiag::of(&client).unwrap();
         let _accepted = server.accept().unwrap();
         holds(client.try_clone().unwrap(), client, &diag);
+    }
+
+    #[test]
+    fn the_kernel_is_asked_until_it_has_told_of_a_socket_of_the_kind() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        assert!(SocketDiag::of(&client).is_some());
+        // In another network namespace the kernel does not find the socket.
+        let elsewhere = std::thread::spawn(move || {
+            let root = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_ok();
+            root.then(|| {
+                (SocketDiag::of(&client).is_some(), SocketDiag::question(client.as_fd()).unwrap().exists())
+            })
+        });
+        let Some((told, exists)) = elsewhere.join().unwrap() else { return };
+        assert!(told && !exists.unwrap());
     }
 
     #[test]
