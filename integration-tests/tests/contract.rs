@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use headstart_integration_tests::lab::client::{self, HttpReply};
 use headstart_integration_tests::lab::node::get_from;
@@ -57,6 +58,26 @@ fn get(function: &TestFunction, path: &str) -> HttpReply {
     client::get(function.local(), path, LIMIT).unwrap()
 }
 
+/// A request that is sent as far as its last line: its connection is open until it is finished.
+struct HeldRequest(TcpStream);
+
+impl HeldRequest {
+    fn begin(function: &TestFunction) -> Self {
+        let mut client = TcpStream::connect(function.local()).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: unchanged\r\n").unwrap();
+        Self(client)
+    }
+
+    /// The instance is not left frozen: it answers.
+    fn finish(mut self) {
+        self.0.write_all(b"\r\n").unwrap();
+        let mut status = [0; 12];
+        self.0.read_exact(&mut status).unwrap();
+        assert_eq!(status, *b"HTTP/1.1 200");
+    }
+}
+
 fn open(function: &Value) -> Vec<u64> {
     let running = function["running"].as_array().unwrap().iter();
     running.filter_map(|instance| instance["open"].as_u64()).collect()
@@ -67,12 +88,10 @@ fn lives(function: &TestFunction) {
     let agent = serving(function);
     assert_eq!(get(function, "/").status, 200, "cold");
     assert_eq!(get(function, "/").status, 200, "warm");
-    thread::scope(|scope| {
-        let held = scope.spawn(|| get(function, "/hold/1500"));
-        agent.wait_function(NAME, "busy", LIMIT, |function| open(function) == [1]).unwrap();
-        agent.operate(NAME, "freeze").unwrap();
-        assert_eq!(held.join().unwrap().status, 200, "an instance with a client is not left frozen");
-    });
+    let held = HeldRequest::begin(function);
+    agent.wait_function(NAME, "busy", LIMIT, |function| open(function) == [1]).unwrap();
+    agent.operate(NAME, "freeze").unwrap();
+    held.finish();
     agent.wait_function(NAME, "free", LIMIT, |function| open(function) == [0]).unwrap();
     agent.operate(NAME, "freeze").unwrap();
     agent.wait_state(NAME, "frozen", LIMIT).unwrap();
@@ -130,13 +149,11 @@ fn each_instance_has_the_connections_that_it_has_accepted() {
             unchanged(mode, "process", &format!("{PORT}concurrency = 1\nmax_instances = 2\nprepared = 1\n"));
         let function = TestFunction { keys: function.keys.replace("prepared = 1\n", ""), ..function };
         let agent = serving(&function);
-        thread::scope(|scope| {
-            let first = scope.spawn(|| get(&function, "/hold/4000"));
-            agent.wait_function(NAME, "one is busy", LIMIT, |function| open(function) == [1]).unwrap();
-            // The first instance accepts as it likes: the second may get the client or not.
-            assert_eq!(get(&function, "/").status, 200);
-            assert_eq!(first.join().unwrap().status, 200);
-        });
+        let first = HeldRequest::begin(&function);
+        agent.wait_function(NAME, "one is busy", LIMIT, |function| open(function) == [1]).unwrap();
+        // The first instance accepts as it likes: the second may get the client or not.
+        assert_eq!(get(&function, "/").status, 200);
+        first.finish();
         agent
             .wait_function(NAME, "all are free", LIMIT, |function| {
                 open(function).iter().all(|open| *open == 0)

@@ -1,6 +1,6 @@
 //! HTTP servers that know nothing of Headstart, and programs that should be servers. `MODE` is one of [`MODES`].
 //!
-//! `GET /` answers with the process number; `GET /hold/MS` so many milliseconds later.
+//! `GET /` answers with the process number.
 
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -9,10 +9,8 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use axum::extract::Path;
 use axum::{Router, routing::get};
 use listenfd::ListenFd;
 use nix::sys::socket::sockopt::{ReuseAddr, ReusePort};
@@ -58,12 +56,7 @@ fn main() -> Result<()> {
 /// An event loop.
 #[tokio::main(flavor = "current_thread")]
 async fn serve(listener: TcpListener) -> Result<()> {
-    let hold = async |Path(ms): Path<u64>| {
-        tokio::time::sleep(Duration::from_millis(ms)).await;
-        std::process::id().to_string()
-    };
-    let own = async || std::process::id().to_string();
-    let app = Router::new().route("/", get(own)).route("/hold/{ms}", get(hold));
+    let app = Router::new().route("/", get(async || std::process::id().to_string()));
     listener.set_nonblocking(true)?;
     axum::serve(tokio::net::TcpListener::from_std(listener)?, app).await?;
     Ok(())
@@ -77,14 +70,9 @@ fn accept(listener: &TcpListener) -> Result<()> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the client asks for the pause")]
 fn answer(mut client: TcpStream) -> io::Result<()> {
     let mut reader = BufReader::new(client.try_clone()?);
     loop {
-        let mut first = String::new();
-        if reader.read_line(&mut first)? == 0 {
-            return Ok(());
-        }
         let mut line = String::new();
         while line.trim_end() != "" || line.is_empty() {
             line.clear();
@@ -92,8 +80,6 @@ fn answer(mut client: TcpStream) -> io::Result<()> {
                 return Ok(());
             }
         }
-        let held = first.split(' ').nth(1).and_then(|path| path.strip_prefix("/hold/")?.parse().ok());
-        thread::sleep(Duration::from_millis(held.unwrap_or(0)));
         let body = std::process::id().to_string();
         write!(client, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
     }
