@@ -7,11 +7,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::http::StatusCode;
 use axum::http::header::{CONNECTION, HeaderValue};
 use axum::middleware::map_response;
 use axum::response::Response;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::time::{sleep, timeout};
@@ -29,7 +31,8 @@ impl Function {
     /// Serves this router over HTTP/1.1 (with upgrades) until SIGTERM; with the feature `http2` also over HTTP/2, to clients
     /// that begin with it ("prior knowledge", as in gRPC). A function that speaks HTTP needs no other call.
     ///
-    /// A client that has closed its half of the connection still gets its answer.
+    /// A client that has closed its half of the connection still gets its answer. Handlers find its address with axum's
+    /// `ConnectInfo<SocketAddr>`.
     ///
     /// Like [`serve_connections`](Self::serve_connections). On SIGTERM it answers requests
     /// in flight and closes idle keep-alive connections at once. It does the same when
@@ -69,6 +72,11 @@ async fn converse(connection: Connection, service: TowerToHyperService<Router>, 
     if http2::begins(&connection, &function).await {
         return http2::converse(connection, service, function).await;
     }
+    let peer = connection.peer_addr();
+    let service = service_fn(move |mut request| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        service.call(request)
+    });
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WAIT)

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use hyper::server::conn::http2;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -55,8 +56,10 @@ pub(super) async fn converse(
     // The first bytes that are written are no response.
     let first = Arc::new(Mutex::new(connection.take_first()));
     let (begun, mut requests) = watch::channel(());
-    let service = service_fn(move |request| {
+    let peer = connection.peer_addr();
+    let service = service_fn(move |mut request| {
         begun.send_replace(());
+        request.extensions_mut().insert(ConnectInfo(peer));
         let response = service.call(request);
         let first = Arc::clone(&first);
         async move {
