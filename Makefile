@@ -14,10 +14,10 @@ help: ## Lists the commands.
 install: ## Installs the Debian packages that tests and demo use (root).
 	@bash integration-tests/install.sh
 
-build: ## Builds the agent and the init of unchanged servers: headstart and headstart-init in target/release.
+build: ## Builds the agent, the init of unchanged servers and the Runtime API of Lambda: headstart, headstart-init and headstart-lambda in target/release.
 	@cargo build --release --locked -p headstart-agent
-	@$(STATIC) --release -p headstart-init
-	@cp target/$(TRIPLE)/release/headstart-init target/release
+	@$(STATIC) --release -p headstart-init -p headstart-lambda
+	@cp target/$(TRIPLE)/release/headstart-{init,lambda} target/release
 
 # What tests and the demo run is optimised, but without what makes a release take three times as long to compile. What
 # goes into containers is linked statically.
@@ -28,8 +28,8 @@ WITH_PROGRAMS := HEADSTART_BIN=$(CURDIR)/target/lab/headstart HEADSTART_STATIC_D
 .PHONY: programs
 programs:
 	@cargo build --profile lab --locked -p headstart-agent
-	@$(STATIC) --profile lab -p headstart-lab-functions -p headstart-init -p echo -p orders
-	@cp target/$(TRIPLE)/lab/headstart-init target/lab
+	@$(STATIC) --profile lab -p headstart-lab-functions -p headstart-init -p headstart-lambda -p echo -p orders
+	@cp target/$(TRIPLE)/lab/headstart-{init,lambda} target/lab
 
 # All of it static: what the function needs is then compiled once, not twice.
 demo: install ## Three requests side by side: warm, cold, cold the usual way (root).

@@ -24,6 +24,8 @@ mariadbd                        mariadb-server-core is a backend
 mariadb                         mariadb-client-core is a client that knows nothing of Headstart
 /usr/lib/python3/dist-packages/pip python3-pip  fetches drivers with their own tests
 npm                             npm          fetches node-postgres, a driver that knows nothing of Headstart
+cmake                           cmake        builds the client of AWS Lambda for node
+/usr/include/node/node_api.h    libnode-dev  builds it too
 /usr/lib/python3/dist-packages/pymysql python3-pymysql is a driver that knows nothing of Headstart
 qemu-system-x86_64              qemu-system-x86 boots kernels that have what this one lacks
 xz                              xz-utils     unpacks their modules

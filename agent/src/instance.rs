@@ -299,7 +299,7 @@ impl InstanceTask {
     /// When an instance that has just been released will be late to say hello.
     fn expect_hello(&self) -> Option<Instant> {
         let said = self.cold_start.as_ref().is_some_and(ColdStart::has_said_hello);
-        (self.contract == Contract::Headstart && !said).then(|| Instant::now() + HELLO_WAIT)
+        (self.contract.speaks() && !said).then(|| Instant::now() + HELLO_WAIT)
     }
 
     /// Does what the node asks for.

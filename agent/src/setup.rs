@@ -190,6 +190,9 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
         function.env.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     env.extend(variables(config, function));
     env.extend(contract::variables(config, function));
+    let adapter = contract::adapter(config, function);
+    let mut mounts = function.mounts.clone();
+    mounts.extend(adapter.as_ref().map(contract::adapter_mount));
     ContainerSpec {
         function: function.name.clone(),
         command: function.command.clone(),
@@ -203,9 +206,10 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
             cpu_weight: function.cpu_weight,
             io_weight: function.io_weight,
         },
-        mounts: function.mounts.clone(),
+        mounts,
         secrets: function.secrets.clone(),
         backends: function.backend_sockets,
         init: contract::init(config, function),
+        adapter,
     }
 }

@@ -130,6 +130,18 @@ pub struct ContainerSpec {
     pub backends: bool,
     /// The agent's own init.
     pub init: Init,
+    /// A program of the agent's that runs the command, and speaks to the agent for it.
+    pub adapter: Option<Adapter>,
+}
+
+/// A program of the agent's (`runtime-shim/lambda`) that runs a function's command and speaks to the agent for it. The instance
+/// sees it by a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adapter {
+    /// Its file on the node.
+    pub file: PathBuf,
+    /// Its command line, up to the function's command.
+    pub words: Vec<String>,
 }
 
 /// The agent's own init (`runtime-shim/init`): the first process of an instance whose program knows nothing of Headstart, or
@@ -174,24 +186,32 @@ impl ContainerSpec {
 
     /// What the container executes: program and arguments.
     fn arguments(&self) -> Vec<String> {
-        if self.is_unaware() {
-            self.init.arguments(&self.init.contract, &self.command)
-        } else {
-            self.command.clone()
-        }
+        let command = self.adapted(&self.command);
+        if self.is_unaware() { self.init.arguments(&self.init.contract, &command) } else { command }
     }
 
-    /// The file of its init, if the program needs one.
+    /// The command line that runs `command`, by the adapter if there is one.
+    fn adapted(&self, command: &[String]) -> Vec<String> {
+        let before = self.adapter.as_ref().map_or(&[][..], |adapter| &adapter.words);
+        before.iter().chain(command).cloned().collect()
+    }
+
+    /// The file of its init, if the program needs one. An error if a file of the agent's is missing.
     fn init_file(&self) -> Result<Option<&Path>, StartError> {
-        let Init { file, .. } = &self.init;
+        const HINT: &str = "install it beside the agent's program, or name its file with `init` in [agent]";
+        const BESIDE: &str = "install it beside headstart-init";
+        let there = |file: &'_ Path, hint| match file.is_file() {
+            true => Ok(()),
+            false => Err(StartError::RuntimeMissing { path: file.to_owned(), hint }),
+        };
+        if let Some(adapter) = &self.adapter {
+            there(&adapter.file, BESIDE)?;
+        }
         if !self.is_unaware() {
             return Ok(None);
         }
-        if file.is_file() {
-            return Ok(Some(file));
-        }
-        let hint = "install it beside the agent's program, or name its file with `init` in [agent]";
-        Err(StartError::RuntimeMissing { path: file.clone(), hint })
+        there(&self.init.file, HINT)?;
+        Ok(Some(&self.init.file))
     }
 
     /// What errors call the program.

@@ -54,6 +54,8 @@ impl Fingerprint {
             name,
             runtime,
             contract,
+            handler,
+            init_timeout,
             workdir,
             user,
             command,
@@ -76,7 +78,6 @@ impl Fingerprint {
             listen: _,
             require_auth: _,
             prepared: _,
-            init_timeout: _,
             stop_grace: _,
             backlog: _,
             retry_max: _,
@@ -97,6 +98,15 @@ impl Fingerprint {
         }
         if let Contract::Port(port) = contract {
             self.add("port", port.to_string());
+        }
+        if let Contract::Lambda { timeout } = contract {
+            // An instance starts its handler anew by itself, within init_timeout.
+            for (key, time) in [("timeout", timeout), ("init_timeout", init_timeout)] {
+                self.add(key, time.as_millis().to_string());
+            }
+        }
+        if let Some(handler) = handler {
+            self.add("handler", handler);
         }
         if workdir != Path::new("/") {
             self.add_path("workdir", Some(workdir));

@@ -13,7 +13,7 @@ mod files;
 mod read;
 mod runtime;
 
-pub use contract::Contract;
+pub use contract::{Contract, LAMBDA_CONCURRENCY_MAX};
 pub use files::{Mount, SECRETS_PATH, Secret};
 pub(crate) use runtime::NOBODY_ID;
 pub use runtime::{DockerNetwork, NOBODY, Runtime};
@@ -38,6 +38,9 @@ pub struct Function {
     pub runtime: Runtime,
     /// How an instance gets its connections. Default [`Contract::Headstart`].
     pub contract: Contract,
+    /// What a client of the Runtime API is to run, as in "app.handler": the variable `_HANDLER`. Only with
+    /// [`Contract::Lambda`]. Default none.
+    pub handler: Option<String>,
     /// User and group of its processes, for the runtimes that do not name one: 65534, or one of [`Agent::uids`] which no
     /// other function has.
     ///
@@ -79,7 +82,8 @@ pub struct Function {
     pub backlog: u16,
     /// Ceiling of the back-off after failed starts, 100 ms to 1 h. Default 30 s.
     pub retry_max: Duration,
-    /// Connections that one instance serves at a time, 1 to 65535. Default `None`: `"unlimited"`.
+    /// Connections that one instance serves at a time, 1 to 65535. Default `None`: `"unlimited"`, except with
+    /// [`Contract::Lambda`]: 1, and at most [`LAMBDA_CONCURRENCY_MAX`].
     pub concurrency: Option<u32>,
     /// Instances that are started ahead, initialised and kept ready, 0 to 64 and at most `max_instances`.
     /// Default 0.

@@ -48,8 +48,8 @@ pub use agent::{Agent, Interfaces, LogFormat};
 pub use backend::{Address, Backend, Pool, Protocol, Tls};
 pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
 pub use function::{
-    Contract, DockerNetwork, Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Mount, NOBODY, Overload,
-    RequireAuth, Runtime, SECRETS_PATH, Secret,
+    Contract, DockerNetwork, Env, FreezeBackends, Function, LAMBDA_CONCURRENCY_MAX, MAX_FUNCTION_BACKENDS,
+    Mount, NOBODY, Overload, RequireAuth, Runtime, SECRETS_PATH, Secret,
 };
 pub use host::MAX_SECRET_BYTES;
 pub use private::{PrivateFileError, PrivateFileFault, check_place, read_private};

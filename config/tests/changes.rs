@@ -57,12 +57,22 @@ cooldown = "30s"
 key_file = "/etc/keys"
 "#;
 
+const LAMBDA: &str = r#"concurrency = "unlimited"
+min_ready = 0
+max_instances = 16
+queue_timeout = "30s"
+overload = "http-503"
+freeze_after = false
+stop_after = "15m"
+freeze_backends = "keep"
+backend_sockets = false"#;
+
 const PORT: &str = "backend_sockets = false";
 
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 43] = [
+const COUNTS: [(&str, &str); 46] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -92,6 +102,9 @@ const COUNTS: [(&str, &str); 43] = [
     (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 80"),
     (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 81"),
     (PORT, "backend_sockets = true\ncontract = \"listen-fds\""),
+    (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\ntimeout = \"3s\""),
+    (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\ntimeout = \"4s\""),
+    (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\nhandler = \"app.handler\""),
     ("pids = 64", "pids = 64\nworkdir = \"/srv\""),
     ("address = \"10.0.0.5:5432\"", "address = \"10.0.0.5:543\""),
     ("kind = \"tcp\"", "kind = \"postgres\"\nuser = \"u\""),

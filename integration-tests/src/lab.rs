@@ -36,6 +36,7 @@ pub mod cli;
 pub mod client;
 
 pub mod fixture;
+pub mod lambda;
 pub mod node;
 pub mod siege;
 pub mod site;

@@ -57,8 +57,9 @@ impl Stock {
             fs::copy(config.join(unit), here.join(unit)).unwrap();
         }
         fs::copy(binary().unwrap(), here.join("headstart")).unwrap();
-        let init = build_static("headstart-init", "headstart-init").unwrap();
-        fs::copy(init, here.join("headstart-init")).unwrap();
+        for program in ["headstart-init", "headstart-lambda"] {
+            fs::copy(build_static(program, program).unwrap(), here.join(program)).unwrap();
+        }
         fs::write(here.join("headstart.toml"), configuration(functions)).unwrap();
         let stock = Self;
         shell(&format!("cd {} && {}", here.display(), commands(0)));

@@ -24,7 +24,7 @@ impl ColdStart {
         starts: Arc<StartHistory>,
         contract: Contract,
     ) -> Self {
-        Self { timeline, connected_ns, starts, reports_answer: contract == Contract::Headstart }
+        Self { timeline, connected_ns, starts, reports_answer: contract.speaks() }
     }
 
     pub(super) fn has_said_hello(&self) -> bool {

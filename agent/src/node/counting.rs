@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use headstart_config::Contract;
 use headstart_wire::Activity;
 
 use super::record::FunctionRecord;
@@ -16,7 +15,7 @@ impl FunctionRecord {
         process: Arc<dyn Process>,
         activity: &Arc<Activity>,
     ) -> Option<CountedInstance> {
-        if self.service.contract == Contract::Headstart {
+        if self.service.contract.speaks() {
             return None;
         }
         if self.counter.is_none() {

@@ -2,12 +2,18 @@
 
 use std::path::PathBuf;
 
-use headstart_config::{Agent, Config, Contract, Function};
+use headstart_config::{Agent, Config, Contract, Function, Mount};
 
-use crate::start::Init;
+use crate::start::{Adapter, Init};
 
 /// The init's file, beside the agent's program unless `[agent]` names one.
 const INIT_FILE: &str = "headstart-init";
+
+/// The file of the Runtime API of AWS Lambda, beside the init.
+const LAMBDA_FILE: &str = "headstart-lambda";
+
+/// Where an instance sees it.
+const LAMBDA_PATH: &str = "/run/headstart/lambda";
 
 /// Digits of the fingerprint that tell one revision of a function from another.
 const REVISION_DIGITS: usize = 8;
@@ -15,11 +21,24 @@ const REVISION_DIGITS: usize = 8;
 /// The init of the function's instances.
 pub(super) fn init(config: &Config, function: &Function) -> Init {
     let contract = match function.contract {
-        Contract::Headstart => Vec::new(),
+        Contract::Headstart | Contract::Lambda { .. } => Vec::new(),
         Contract::Port(port) => vec!["port".to_owned(), port.to_string()],
         Contract::ListenFds => vec!["listen-fds".to_owned()],
     };
     Init { file: init_file(&config.agent), contract }
+}
+
+/// What runs the function's command, if that is not the init and not the command itself.
+pub(super) fn adapter(config: &Config, function: &Function) -> Option<Adapter> {
+    let Contract::Lambda { timeout } = function.contract else { return None };
+    let ms = [timeout, function.init_timeout].map(|time| time.as_millis().to_string());
+    let words = [LAMBDA_PATH.to_owned()].into_iter().chain(ms).chain(["--".to_owned()]);
+    Some(Adapter { file: init_file(&config.agent).with_file_name(LAMBDA_FILE), words: words.collect() })
+}
+
+/// How an instance sees it.
+pub(super) fn adapter_mount(adapter: &Adapter) -> Mount {
+    Mount { source: adapter.file.clone(), target: LAMBDA_PATH.into(), read_only: true }
 }
 
 /// Where the init is.
@@ -36,6 +55,7 @@ pub(super) fn variables(config: &Config, function: &Function) -> Vec<(String, St
     let all = match function.contract {
         Contract::Headstart => Vec::new(),
         Contract::ListenFds => vec![home],
+        Contract::Lambda { .. } => lambda(function).into_iter().chain([home]).collect(),
         Contract::Port(port) => {
             let revision: String = config.fingerprint(function).chars().take(REVISION_DIGITS).collect();
             let name = &function.name;
@@ -50,4 +70,22 @@ pub(super) fn variables(config: &Config, function: &Function) -> Vec<(String, St
     };
     let set = |key: &str| function.env.iter().any(|(own, _)| own == key);
     all.into_iter().filter(|(key, _)| !set(key)).map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// The variables that clients of Lambda's Runtime API read, but its address.
+fn lambda(function: &Function) -> Vec<(&'static str, String)> {
+    let name = &function.name;
+    let mut variables = vec![
+        ("AWS_LAMBDA_FUNCTION_NAME", name.clone()),
+        ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST".to_owned()),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", (function.memory_bytes >> 20).to_string()),
+        ("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{name}")),
+        ("AWS_LAMBDA_LOG_STREAM_NAME", name.clone()),
+        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand".to_owned()),
+    ];
+    variables.extend(function.handler.clone().map(|handler| ("_HANDLER", handler)));
+    // Clients that know it ask for so many events at a time.
+    let several = function.concurrency.filter(|most| *most > 1);
+    variables.extend(several.map(|most| ("AWS_LAMBDA_MAX_CONCURRENCY", most.to_string())));
+    variables
 }

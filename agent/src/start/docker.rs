@@ -186,7 +186,7 @@ impl DockerRuntime {
         let entry_point = match &init {
             Some(contract) => {
                 let command = self.host.api.command(&self.image, &self.spec.command).await?;
-                Some(self.spec.init.arguments(contract, &command))
+                Some(self.spec.init.arguments(contract, &self.spec.adapted(&command)))
             }
             None => None,
         };

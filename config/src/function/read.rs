@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::contract::Contract;
+use super::contract::{Contract, LAMBDA_CONCURRENCY_MAX};
 use super::files::{mounts, secrets};
 use super::runtime::NOBODY_ID;
 use super::runtime::RuntimeKind;
@@ -26,6 +26,7 @@ impl Function {
         let kind = RuntimeKind::read(&mut table);
         let runtime = RuntimeKind::read_keys(kind, &mut table);
         let contract = Contract::read(&mut table, listen);
+        let handler = table.or("handler", None, |v| handler(&v).map(Some));
         let command = command(&mut table, kind);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
         let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());
@@ -45,6 +46,9 @@ impl Function {
         match kind {
             _ if backend_ports.is_empty() => {}
             _ if !backend_sockets => table.refuse("backend_ports", "needs backend_sockets = true"),
+            _ if backend_ports.iter().any(|(_, port)| contract.uses(*port)) => {
+                table.refuse("backend_ports", "cannot have 9001, which is the port of the Runtime API");
+            }
             Some(kind) if !kind.has_ports() => {
                 let others = RuntimeKind::list(RuntimeKind::has_ports);
                 table.refuse("backend_ports", &format!("needs runtime = {others}"));
@@ -67,6 +71,7 @@ impl Function {
             id,
             require_auth,
             contract,
+            handler,
             env,
             found: String::new(),
             workdir: table.or("workdir", "/".into(), |v| match kind {
@@ -93,7 +98,7 @@ impl Function {
             stop_grace: table.or("stop_grace", secs(10), |v| v.duration(ms(0)..=mins(10))),
             backlog: table.or("backlog", 1024, |v| v.integer(1..=65_535)),
             retry_max: table.or("retry_max", secs(30), |v| v.duration(ms(100)..=hours(1))),
-            concurrency: table.or("concurrency", None, |v| v.integer_or("unlimited", 1..=65_535)),
+            concurrency: concurrency(&mut table, contract),
             min_ready: table.or("min_ready", 0, |v| min_ready(&v, max_instances)),
             max_instances,
             queue_timeout: table.or("queue_timeout", secs(30), |v| v.duration(ms(100)..=hours(1))),
@@ -179,6 +184,21 @@ fn listen(
         Ok(()) => Some(address),
         Err(message) => value.fail(message),
     }
+}
+
+/// The variable of clients of the Runtime API. It is a word in a file of theirs.
+fn handler(value: &Value<'_>) -> Option<String> {
+    const MAX: usize = 128;
+    value.matching(&format!("1 to {MAX} characters without blanks, as in \"app.handler\""), |text| {
+        (1..=MAX).contains(&text.len()) && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+    })
+}
+
+fn concurrency(table: &mut Table<'_>, contract: Contract) -> Option<u32> {
+    let Contract::Lambda { .. } = contract else {
+        return table.or("concurrency", None, |v| v.integer_or("unlimited", 1..=65_535));
+    };
+    Some(table.or("concurrency", 1, |v| v.integer(1..=LAMBDA_CONCURRENCY_MAX)))
 }
 
 fn command(table: &mut Table<'_>, kind: Option<RuntimeKind>) -> Option<Vec<String>> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headstart_config::{Config, FreezeBackends, Function, Overload, Runtime};
+use headstart_config::{Config, Contract, FreezeBackends, Function, Overload, Runtime};
 
 use crate::{GOOD, check};
 
@@ -39,6 +39,44 @@ fn every_key_is_read() {
     assert_eq!(function("max_instances = 0").max_instances, 0);
     let never = function("freeze_after = false\nstop_after = false");
     assert_eq!((never.freeze_after, never.stop_after), (None, None));
+}
+
+#[test]
+fn a_handler_of_lambda_has_keys_and_a_default_of_its_own() {
+    let f = function("contract = \"lambda\"");
+    assert_eq!(f.contract, Contract::Lambda { timeout: Duration::from_secs(3) });
+    assert_eq!((f.handler, f.concurrency), (None, Some(1)));
+    let f = function("contract = \"lambda\"\nhandler = \"app.handler\"\ntimeout = \"15m\"\nconcurrency = 64");
+    assert_eq!(f.contract, Contract::Lambda { timeout: Duration::from_mins(15) });
+    assert_eq!((f.handler.as_deref(), f.concurrency), (Some("app.handler"), Some(64)));
+}
+
+#[test]
+fn keys_of_lambda_that_make_no_sense_are_refused() {
+    let refused = |keys: &str, expected: &[&str]| check(&format!("[[function]]\n{GOOD}{keys}"), expected);
+    refused(
+        "handler = \"app.handler\"\ntimeout = \"3s\"",
+        &[
+            "6: function.f.handler: belongs to contract = \"lambda\"",
+            "7: function.f.timeout: belongs to contract = \"lambda\"",
+        ],
+    );
+    refused(
+        "contract = \"lambda\"\nhandler = \"app handler\"\ntimeout = \"16m\"\nconcurrency = \"unlimited\"\nport = 1",
+        &[
+            "7: function.f.handler: must be 1 to 128 characters without blanks, as in \"app.handler\"",
+            "8: function.f.timeout: must be 100ms to 15m",
+            "9: function.f.concurrency: must be a whole number, not a string",
+            "10: function.f.port: belongs to contract = \"port\"",
+        ],
+    );
+    let db = "[[backend]]\nname = \"db\"\nkind = \"tcp\"\naddress = \"h:1\"\n";
+    let sockets =
+        "backends = [\"db\"]\nbackend_sockets = true\nbackend_ports = { db = 9001 }\ncontract = \"lambda\"\n";
+    check(
+        &format!("{db}[[function]]\n{GOOD}{sockets}"),
+        &["12: function.f.backend_ports: cannot have 9001, which is the port of the Runtime API"],
+    );
 }
 
 #[test]

@@ -178,6 +178,7 @@ impl Bed {
             secrets: self.secrets.clone(),
             backends: false,
             init: Init { file: "/nowhere/init".into(), contract: Vec::new() },
+            adapter: None,
             workdir: "/".into(),
         };
         let configured = match self.kind {

@@ -18,6 +18,7 @@ fn spec() -> ContainerSpec {
         secrets: Vec::new(),
         backends: false,
         init: Init { file: "/nowhere/init".into(), contract: Vec::new() },
+        adapter: None,
         workdir: "/".into(),
     }
 }

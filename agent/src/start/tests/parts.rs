@@ -36,6 +36,7 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         secrets: Vec::new(),
         backends: false,
         init: Init { file: "/nowhere/init".into(), contract: Vec::new() },
+        adapter: None,
         workdir: "/".into(),
     };
     let expected = [pair("PATH", DEFAULT_PATH), pair("HEADSTART_CONTROL_FD", "3")];

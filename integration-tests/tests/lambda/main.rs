@@ -1,0 +1,295 @@
+//! `contract = "lambda"`: handlers for AWS Lambda, unchanged, in containers without a network.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use headstart_integration_tests::lab::lambda::{LambdaFunction, Reply, lacks_node_client};
+use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::{
+    AgentSetup, PostgresServer, PostgresSetup, RunningAgent, build_static, cli, privilege,
+};
+use serde_json::{Value, json};
+
+mod handlers;
+mod misuse;
+
+use handlers::{MEETING, NODE, NODE_STREAM, PSYCOPG, PYTHON};
+
+const NAME: &str = LambdaFunction::NAME;
+
+/// Half of what the machine has is not for one handler.
+const ROOM: &str = "memory = \"256MiB\"\nstop_grace = \"2s\"\n";
+
+fn ready() -> bool {
+    privilege::require_root("containers")
+        && privilege::require_tools(&["runc", "python3", "/usr/lib/python3/dist-packages/pip"])
+}
+
+/// An agent with this function, at rest.
+fn serving(function: &LambdaFunction) -> RunningAgent {
+    serving_with(function, AgentSetup::default())
+}
+
+fn serving_with(function: &LambdaFunction, setup: AgentSetup) -> RunningAgent {
+    let init = build_static("headstart-init", "headstart-init").unwrap();
+    build_static("headstart-lambda", "headstart-lambda").unwrap();
+    let agent = setup.setting("init", &format!("{init:?}")).config(function.section()).start().unwrap();
+    at_rest(&agent);
+    agent
+}
+
+fn at_rest(agent: &RunningAgent) {
+    let rest = |function: &Value| {
+        function["state"] == "cold" && function["prepared"] == 1 && function["removing"] == 0
+    };
+    agent.wait_function(NAME, "at rest", LIMIT, rest).unwrap();
+}
+
+fn get(function: &LambdaFunction, path: &str) -> Reply {
+    function.ask("GET", path, "", b"").unwrap()
+}
+
+fn told(agent: &RunningAgent, words: &str) {
+    let told = |function: &Value| function["last_error"].as_str().is_some_and(|error| error.contains(words));
+    agent.wait_function(NAME, words, LIMIT, told).unwrap();
+}
+
+/// Cold, warm, frozen while it waits for its next event, thawed, stopped, cold again.
+fn lives(function: &LambdaFunction, hello: &str) {
+    let agent = serving(function);
+    let answered = |when: &str| {
+        let reply = get(function, "/");
+        assert_eq!((reply.status, reply.text().as_str()), (200, hello), "{when}\n{}", agent.log());
+    };
+    answered("cold");
+    answered("warm");
+    agent.operate(NAME, "freeze").unwrap();
+    agent.wait_state(NAME, "frozen", LIMIT).unwrap();
+    answered("thawed");
+    let starts = agent.metrics().unwrap().sum("headstart_coldstarts_total", &[("outcome", "ready")]);
+    assert!((starts - 1.0).abs() < f64::EPSILON, "{starts} starts");
+    assert!(agent.functions().unwrap()[0]["last_error"].is_null());
+    agent.stop_function(NAME).unwrap();
+    at_rest(&agent);
+    answered("cold again");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_handler_in_python_lives_like_a_function() {
+    if ready() {
+        lives(&LambdaFunction::python(PYTHON, ROOM).unwrap(), "\"Hello World!\"");
+    }
+}
+
+#[test]
+fn requests_are_events_and_answers_are_responses() {
+    if !ready() {
+        return;
+    }
+    let function = LambdaFunction::python(PYTHON, ROOM).unwrap();
+    let agent = serving(&function);
+    let event =
+        function.ask("PUT", "/event?a=1&a=2", "cookie: c=3; d=4\r\nX-One: 1\r\n", b"body").unwrap().json();
+    assert_eq!((&event["version"], &event["rawQueryString"]), (&json!("2.0"), &json!("a=1&a=2")));
+    assert_eq!(event["cookies"], json!(["c=3", "d=4"]));
+    assert_eq!((&event["headers"]["x-one"], &event["body"]), (&json!("1"), &json!("body")));
+    assert_eq!(event["requestContext"]["http"]["sourceIp"], "127.0.0.1");
+    let context = get(&function, "/context").json();
+    assert_eq!((&context["name"], &context["memory"]), (&json!(NAME), &json!("256")), "{context}");
+    assert_eq!((&context["version"], &context["handler"]), (&json!("$LATEST"), &json!("app.handler")));
+    assert_eq!(context["root"], "/var/task");
+    let left = context["left"].as_i64().unwrap();
+    assert!(0 < left && left <= 3000, "{left}");
+    for (kind, body) in [("text/plain", "text".as_bytes()), ("image/png", b"\0\xff\x80")] {
+        let reply = function.ask("POST", "/back", &format!("content-type: {kind}\r\n"), body).unwrap();
+        assert_eq!((reply.status, reply.body.as_slice()), (201, body));
+        let head = reply.head.to_lowercase();
+        for line in [
+            "content-type: application/x-bytes",
+            "x-method: post",
+            "set-cookie: a=1; secure",
+            "set-cookie: b=2",
+        ] {
+            assert!(head.contains(line), "{line}: {head}");
+        }
+    }
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn what_the_handler_does_wrong_is_answered_and_told() {
+    if !ready() {
+        return;
+    }
+    let function = LambdaFunction::python(PYTHON, &format!("{ROOM}timeout = \"500ms\"\n")).unwrap();
+    let agent = serving(&function);
+    let pid = || get(&function, "/sleep/0").text();
+    let first = pid();
+    // (what is asked for, status, what the client is told, what the log says)
+    for (path, status, client, log) in [
+        ("/fail", 502, "the function has failed", "has failed: ValueError: not today"),
+        (
+            "/sleep/2000",
+            504,
+            "the function has taken too long",
+            "the handler is ended: an invocation has taken longer",
+        ),
+        ("/exit", 502, "the function has ended", "the handler has ended: exit code 3"),
+        ("/big/6291557", 502, "is larger than 6291556 bytes", "is larger than 6291556 bytes"),
+    ] {
+        let reply = get(&function, path);
+        assert_eq!(reply.status, status, "{path}: {}", reply.text());
+        assert!(reply.text().contains(client), "{path}: {}", reply.text());
+        assert!(!reply.text().contains("not today"), "what the handler says is not for clients");
+        agent.wait_log(log, LIMIT).unwrap();
+        assert_eq!(get(&function, "/").status, 200, "{path} is over\n{}", agent.log());
+    }
+    assert_ne!(pid(), first, "the handler has been started anew");
+    assert_eq!(get(&function, "/big/6291556").body.len(), 6_291_556);
+    let large = vec![b'x'; 6_291_556];
+    assert_eq!(
+        function.ask("POST", "/", "", &large).unwrap().status,
+        413,
+        "the event is larger than its body"
+    );
+    assert_eq!(
+        function.ask("POST", "/back", "content-type: text/plain\r\n", &large[..6_000_000]).unwrap().status,
+        201
+    );
+    let starts = agent.metrics().unwrap().sum("headstart_coldstarts_total", &[("outcome", "ready")]);
+    assert!((starts - 1.0).abs() < f64::EPSILON, "the instance stays: {starts} starts");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_handler_that_cannot_start_is_told_of() {
+    if !ready() {
+        return;
+    }
+    let broken = LambdaFunction::python("import nowhere\n", ROOM).unwrap();
+    let lacking = LambdaFunction::python("other = 1\n", ROOM).unwrap();
+    let silent = format!("{ROOM}init_timeout = \"500ms\"\n");
+    for (function, words) in [
+        (broken, "Runtime.ImportModuleError: Unable to import module 'app': No module named 'nowhere'"),
+        (lacking, "Runtime.HandlerNotFound: Handler 'handler' missing on module 'app'"),
+        (
+            LambdaFunction::script("raise SystemExit('no config')\n", ROOM).unwrap(),
+            "exit code 1; its last line: no config",
+        ),
+        (
+            LambdaFunction::script("import time\ntime.sleep(60)\n", &silent).unwrap(),
+            "must be a client of the Lambda Runtime API",
+        ),
+    ] {
+        let agent = serving(&function);
+        agent.operate(NAME, "wake").unwrap();
+        told(&agent, words);
+        let explained = cli::headstart(&["explain", NAME, "--admin", &agent.admin().to_string()]).unwrap();
+        assert!(explained.stdout.contains(words), "{}", explained.all);
+        assert!(agent.stop().unwrap().success());
+    }
+}
+
+#[test]
+fn several_invocations_run_at_a_time_where_the_client_asks_for_them() {
+    if !ready() {
+        return;
+    }
+    let function = LambdaFunction::python(MEETING, &format!("{ROOM}concurrency = 2\n")).unwrap();
+    let agent = serving(&function);
+    let (one, two) = std::thread::scope(|scope| {
+        let one = scope.spawn(|| get(&function, "/").text());
+        let two = scope.spawn(|| get(&function, "/").text());
+        (one.join().unwrap(), two.join().unwrap())
+    });
+    let processes: Vec<u32> = [&one, &two].map(|text| text.parse().unwrap()).into();
+    assert_ne!(processes[0], processes[1], "{}", agent.log());
+    assert!(agent.stop().unwrap().success());
+}
+
+fn streamed(reply: &Reply) {
+    assert_eq!(
+        (reply.status, reply.text().as_str(), reply.complete),
+        (202, "one two three", true),
+        "{}",
+        reply.head
+    );
+    let head = reply.head.to_lowercase();
+    assert!(head.contains("x-streamed: yes") && head.contains("set-cookie: a=1"), "{head}");
+}
+
+#[test]
+fn a_handler_in_javascript_lives_and_streams() {
+    if !ready() {
+        return;
+    }
+    if let Some(lack) = lacks_node_client() {
+        println!("skipped: the client for node cannot be compiled without {lack}");
+        return;
+    }
+    let keys = "memory = \"512MiB\"\nstop_grace = \"2s\"\n";
+    let function = LambdaFunction::node(NODE, keys).unwrap();
+    lives(&function, "{\"message\":\"Hello from Lambda!\"}");
+    let agent = serving(&function);
+    assert_eq!(get(&function, "/fail").status, 502);
+    agent.wait_log("has failed: TypeError: not today", LIMIT).unwrap();
+    assert_eq!(get(&function, "/big/6291556").body.len(), 6_291_556);
+    assert_eq!(get(&function, "/big/6291557").status, 502);
+    assert_eq!(get(&function, "/").status, 200);
+    assert!(agent.stop().unwrap().success());
+
+    let function = LambdaFunction::node(NODE_STREAM, keys).unwrap();
+    let agent = serving(&function);
+    streamed(&get(&function, "/"));
+    let bare = get(&function, "/bare");
+    assert_eq!((bare.status, bare.text().as_str(), bare.complete), (200, "bare", true));
+    assert!(bare.head.to_lowercase().contains("content-type: text/plain"), "{}", bare.head);
+    let broken = get(&function, "/broken");
+    assert!(broken.status == 202 && !broken.complete, "{broken:?}");
+    agent.wait_log("is broken off: RangeError", LIMIT).unwrap();
+    streamed(&get(&function, "/"));
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_handler_in_rust_lives_and_streams() {
+    if !ready() {
+        return;
+    }
+    let program = build_static("headstart-lab-functions", "lambda").unwrap();
+    let function = LambdaFunction::program(&program, "stop_grace = \"2s\"\nconcurrency = 3\n").unwrap();
+    lives(&function, "{\"message\":\"Hello, world!\"}");
+    let agent = serving(&function);
+    streamed(&get(&function, "/stream"));
+    assert_eq!(get(&function, "/fail").status, 502);
+    assert_eq!(get(&function, "/big/6291556").body.len(), 6_291_556);
+    assert_eq!(get(&function, "/big/6291557").status, 502);
+    std::thread::scope(|scope| {
+        let three = [(); 3].map(|()| scope.spawn(|| get(&function, "/meet/3").status));
+        assert_eq!(three.map(|one| one.join().unwrap()), [200; 3], "{}", agent.log());
+    });
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_handler_has_its_database_without_a_network() {
+    if !ready() || !privilege::require_tools(&["/usr/lib/postgresql"]) {
+        return;
+    }
+    let postgres = PostgresSetup::default().start().unwrap();
+    let backend = format!(
+        "[[backend]]\nname = \"db\"\nkind = \"postgres\"\naddress = \"{}\"\nuser = \"{}\"\ndatabase = \"{}\"\n\
+         password_file = {:?}\npool = {{ min_idle = 1, max = 4 }}\n",
+        postgres.address(),
+        PostgresServer::USER,
+        PostgresServer::DATABASE,
+        postgres.password_file().unwrap(),
+    );
+    let keys = format!("{ROOM}backends = [\"db\"]\nbackend_sockets = true\n");
+    let function = LambdaFunction::python(PSYCOPG, &keys).unwrap();
+    let agent = serving_with(&function, AgentSetup::default().config(&backend));
+    for when in ["cold", "warm"] {
+        assert_eq!(get(&function, "/").text(), "42", "{when}\n{}", agent.log());
+    }
+    assert!(agent.stop().unwrap().success());
+}

@@ -1,0 +1,184 @@
+//! The event of an HTTP request, as Function URLs have it (payload 2.0).
+
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::header::{CONTENT_TYPE, COOKIE, HOST, USER_AGENT};
+use axum::http::{HeaderMap, HeaderName, request::Parts};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::desk::Event;
+
+const FORWARDED_FOR: &str = "x-forwarded-for";
+const FORWARDED_PROTO: &str = "x-forwarded-proto";
+const TRACE: &str = "x-amzn-trace-id";
+
+/// The event of a request that came from this address. `function` is the name of the function.
+pub(crate) fn of(parts: &Parts, body: &Bytes, peer: IpAddr, function: &str) -> Event {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let random = random();
+    let id = uuid(random);
+    let said =
+        |name: HeaderName| parts.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let trace = said(HeaderName::from_static(TRACE)).map(String::from);
+    // The form of X-Ray: a time and 96 bits.
+    let trace =
+        trace.unwrap_or_else(|| format!("Root=1-{:08x}-{:024x};Sampled=0", now.as_secs(), random >> 32));
+    let host = said(HOST).unwrap_or_default();
+    let query = parts.uri.query().unwrap_or_default();
+    let mut event = json!({
+        "version": "2.0",
+        "routeKey": "$default",
+        "rawPath": parts.uri.path(),
+        "rawQueryString": query,
+        "headers": headers(&parts.headers, peer),
+        "requestContext": {
+            "accountId": "anonymous",
+            "apiId": function,
+            "domainName": host,
+            "domainPrefix": host.split(['.', ':']).next(),
+            "http": {
+                "method": parts.method.as_str(),
+                "path": parts.uri.path(),
+                "protocol": "HTTP/1.1",
+                "sourceIp": peer.to_string(),
+                "userAgent": said(USER_AGENT),
+            },
+            "requestId": id,
+            "routeKey": "$default",
+            "stage": "$default",
+            "time": common_log_time(now.as_secs()),
+            "timeEpoch": u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        },
+        "isBase64Encoded": false,
+    });
+    if let Some(event) = event.as_object_mut() {
+        add_optional(event, parts, query, body);
+    }
+    Event { id, body: event.to_string().into(), trace }
+}
+
+fn add_optional(event: &mut Map<String, Value>, parts: &Parts, query: &str, body: &Bytes) {
+    let cookies: Vec<_> = parts
+        .headers
+        .get_all(COOKIE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+        .map(|cookie| String::from_utf8_lossy(cookie.trim_ascii()))
+        .filter(|cookie| !cookie.is_empty())
+        .collect();
+    if !cookies.is_empty() {
+        event.insert("cookies".to_owned(), json!(cookies));
+    }
+    if !query.is_empty() {
+        event.insert("queryStringParameters".to_owned(), parameters(query).into());
+    }
+    if !body.is_empty() {
+        let text = std::str::from_utf8(body).ok().filter(|_| is_text(&parts.headers));
+        event.insert("isBase64Encoded".to_owned(), text.is_none().into());
+        event.insert("body".to_owned(), text.map_or_else(|| STANDARD.encode(body), str::to_owned).into());
+    }
+}
+
+/// Several headers of one name are one, with commas; the cookies are elsewhere.
+fn headers(all: &HeaderMap, peer: IpAddr) -> Map<String, Value> {
+    let mut headers = Map::new();
+    for name in all.keys().filter(|name| **name != COOKIE) {
+        let values: Vec<_> =
+            all.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        headers.insert(name.to_string(), values.join(",").into());
+    }
+    let before = headers.get(FORWARDED_FOR).and_then(Value::as_str).map(|before| format!("{before}, "));
+    headers.insert(FORWARDED_FOR.to_owned(), format!("{}{peer}", before.unwrap_or_default()).into());
+    headers.entry(FORWARDED_PROTO).or_insert_with(|| "http".into());
+    headers
+}
+
+/// What Function URLs pass on as it is. They encode anything else, forms too.
+fn is_text(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return true };
+    let kind = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let known = ["application/json", "application/javascript", "application/xml"];
+    kind.starts_with("text/") || known.contains(&kind) || kind.ends_with("+json") || kind.ends_with("+xml")
+}
+
+/// Several parameters of one name are one, with commas.
+fn parameters(query: &str) -> Map<String, Value> {
+    let mut parameters = Map::new();
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let (name, value) = (decoded(name), decoded(value));
+        let value = match parameters.get(&name).and_then(Value::as_str) {
+            Some(before) => format!("{before},{value}"),
+            None => value,
+        };
+        parameters.insert(name, value.into());
+    }
+    parameters
+}
+
+/// Percent-encoding, with "+" for a blank. What is no encoding stays.
+fn decoded(text: &str) -> String {
+    let mut bytes = text.as_bytes().iter();
+    let mut plain = Vec::with_capacity(text.len());
+    while let Some(&byte) = bytes.next() {
+        let digit = |at: usize| char::from(*bytes.as_slice().get(at)?).to_digit(16);
+        let pair = if byte == b'%' { digit(0).zip(digit(1)) } else { None };
+        match (byte, pair) {
+            (_, Some((high, low))) => {
+                plain.push(u8::try_from(high * 16 + low).unwrap_or_default());
+                bytes.nth(1);
+            }
+            (b'+', None) => plain.push(b' '),
+            (_, None) => plain.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+/// A time in seconds since 1970 as in a log of Apache, "12/Mar/2020:19:03:58 +0000".
+fn common_log_time(seconds: u64) -> String {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (mut days, of_day) = (seconds / 86_400, seconds % 86_400);
+    let mut year = 1970;
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 0;
+    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let month = MONTHS.get(month).copied().unwrap_or_default();
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{:02}/{month}/{year}:{hour:02}:{minute:02}:{second:02} +0000", days + 1)
+}
+
+/// A number that nobody can guess.
+pub(crate) fn random() -> u128 {
+    let mut bytes = [0; 16];
+    // It fails on no kernel that the agent runs on, and the number is no secret.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u128::from_ne_bytes(bytes)
+}
+
+/// The same as a UUID of version 4 (RFC 9562, 5.4).
+pub(crate) fn uuid(random: u128) -> String {
+    let number = random & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let digits = format!("{number:032x}");
+    let part = |from, to| digits.get(from..to).unwrap_or_default();
+    [part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-")
+}
+
+#[cfg(test)]
+mod tests;
