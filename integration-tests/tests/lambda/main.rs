@@ -16,8 +16,10 @@ use handlers::{MEETING, NODE, NODE_STREAM, PSYCOPG, PYTHON};
 
 const NAME: &str = LambdaFunction::NAME;
 
-/// Half of what the machine has is not for one handler.
-const ROOM: &str = "memory = \"256MiB\"\nstop_grace = \"2s\"\n";
+/// One instance: a client that comes while another's answer is on its way would start one more.
+const ONE: &str = "stop_grace = \"2s\"\nmax_instances = 1\n";
+
+const ROOM: &str = "memory = \"256MiB\"\nstop_grace = \"2s\"\nmax_instances = 1\n";
 
 fn ready() -> bool {
     privilege::require_root("containers")
@@ -227,7 +229,7 @@ fn a_handler_in_javascript_lives_and_streams() {
         println!("skipped: the client for node cannot be compiled without {lack}");
         return;
     }
-    let keys = "memory = \"512MiB\"\nstop_grace = \"2s\"\n";
+    let keys = &format!("memory = \"512MiB\"\n{ONE}");
     let function = LambdaFunction::node(NODE, keys).unwrap();
     lives(&function, "{\"message\":\"Hello from Lambda!\"}");
     let agent = serving(&function);
@@ -257,7 +259,7 @@ fn a_handler_in_rust_lives_and_streams() {
         return;
     }
     let program = build_static("headstart-lab-functions", "lambda").unwrap();
-    let function = LambdaFunction::program(&program, "stop_grace = \"2s\"\nconcurrency = 3\n").unwrap();
+    let function = LambdaFunction::program(&program, &format!("{ONE}concurrency = 3\n")).unwrap();
     lives(&function, "{\"message\":\"Hello, world!\"}");
     let agent = serving(&function);
     streamed(&get(&function, "/stream"));
