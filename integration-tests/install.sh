@@ -23,6 +23,9 @@ redis-server                    redis-server is a backend
 mariadbd                        mariadb-server-core is a backend
 mariadb                         mariadb-client-core is a client that knows nothing of Headstart
 /usr/lib/python3/dist-packages/pip python3-pip  fetches drivers with their own tests
+/usr/include/mariadb/mysql.h     libmariadb-dev compiles mysqlclient and mariadb, drivers of Python
+/usr/include/python3*/Python.h  python3-dev  compiles them too
+pkg-config                      pkg-config   finds the library for them
 npm                             npm          fetches node-postgres, a driver that knows nothing of Headstart
 cmake                           cmake        builds the client of AWS Lambda for node
 /usr/include/node/node_api.h    libnode-dev  builds it too

@@ -1,8 +1,9 @@
-// Does the same with one driver over a direct connection and over a backend socket, and prints what came of it.
+// Does the same with one driver over a direct connection and as functions of an agent do, and prints what came of it.
 const E = process.env;
-const direct = E.WAY === "direct";
-const where = direct ? { host: E.HOST, port: Number(E.PORT), password: E.PASSWORD } : {};
+const socket = E.WAY === "socket";
+const where = socket ? {} : { host: E.HOST, port: Number(E.PORT), password: E.PASSWORD };
 const login = { user: E.USER_NAME, database: E.DATABASE };
+const user = E.PASSWORD ? { username: E.USER_NAME } : {};
 const seen = [];
 const see = (name, value) => seen.push(`${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
 const attempt = async (name, run) => {
@@ -15,7 +16,7 @@ const attempt = async (name, run) => {
 
 const drivers = {
   async pg({ Pool }) {
-    const pool = new Pool({ ...where, ...(direct ? {} : { host: E.SOCKET }), ...login, max: 1, options: "-c search_path=a" });
+    const pool = new Pool({ ...where, ...(socket ? { host: E.SOCKET } : {}), ...login, max: 1, options: "-c search_path=a" });
     for (let turn = 0; turn < 2; turn++) {
       const c = await pool.connect();
       await attempt("parameter", async () => (await c.query("select $1::int + 1 as n", [41])).rows);
@@ -30,7 +31,7 @@ const drivers = {
     await pool.end();
   },
   async postgres(postgres) {
-    const sql = postgres({ ...where, ...(direct ? {} : { path: `${E.SOCKET}/.s.PGSQL.5432` }), ...login, max: 1, connection: { search_path: "a" } });
+    const sql = postgres({ ...where, ...(socket ? { path: `${E.SOCKET}/.s.PGSQL.5432` } : {}), ...login, max: 1, connection: { search_path: "a" } });
     await attempt("parameter", async () => (await sql`select ${41}::int + 1 as n`)[0]);
     await attempt("error", () => sql`select nothing`);
     await attempt("search_path", async () => (await sql`show search_path`)[0]);
@@ -43,8 +44,8 @@ const drivers = {
     await sql.end();
   },
   async mysql2(_, promise) {
-    const socket = direct ? {} : { socketPath: E.SOCKET };
-    const pool = promise.createPool({ ...where, ...socket, ...login, connectionLimit: 1, multipleStatements: true });
+    const path = socket ? { socketPath: E.SOCKET } : {};
+    const pool = promise.createPool({ ...where, ...path, ...login, connectionLimit: 1, multipleStatements: true });
     for (let turn = 0; turn < 2; turn++) {
       const c = await pool.getConnection();
       await attempt("parameter", async () => (await c.execute("select ? + 1 as n", [41]))[0]);
@@ -61,8 +62,8 @@ const drivers = {
     await pool.end();
   },
   async mariadb(mariadb) {
-    const socket = direct ? {} : { socketPath: E.SOCKET };
-    const pool = mariadb.createPool({ ...where, ...socket, ...login, connectionLimit: 1, bigIntAsNumber: true, insertIdAsNumber: true });
+    const path = socket ? { socketPath: E.SOCKET } : {};
+    const pool = mariadb.createPool({ ...where, ...path, ...login, connectionLimit: 1, bigIntAsNumber: true, insertIdAsNumber: true });
     for (let turn = 0; turn < 2; turn++) {
       const c = await pool.getConnection();
       await attempt("parameter", async () => (await c.execute("select ? + 1 as n", [41]))[0]);
@@ -77,7 +78,7 @@ const drivers = {
     await pool.end();
   },
   async ioredis(Redis) {
-    const options = { lazyConnect: true, ...(direct ? { ...where, username: E.USER_NAME } : { path: E.SOCKET }) };
+    const options = { lazyConnect: true, ...(socket ? { path: E.SOCKET } : { ...where, ...user }) };
     const r = new Redis(options);
     await attempt("set", () => r.set("k", "ä"));
     await attempt("get", () => r.get("k"));
@@ -87,8 +88,8 @@ const drivers = {
     r.disconnect();
   },
   async redis({ createClient }) {
-    const socket = direct ? { host: E.HOST, port: Number(E.PORT) } : { path: E.SOCKET };
-    const r = createClient({ socket, ...(direct ? { username: E.USER_NAME, password: E.PASSWORD } : {}) });
+    const to = socket ? { path: E.SOCKET } : { host: E.HOST, port: Number(E.PORT) };
+    const r = createClient({ socket: to, ...(E.PASSWORD ? { ...user, password: E.PASSWORD } : {}) });
     await r.connect();
     await attempt("set", () => r.set("k", "ä"));
     await attempt("get", () => r.get("k"));

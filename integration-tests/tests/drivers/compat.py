@@ -1,14 +1,15 @@
-"""Does the same with one driver over a direct connection and over a backend socket, and prints what came of it."""
+"""Does the same with one driver over a direct connection and as functions of an agent do, and prints what came of it."""
 
-import asyncio, json, os, sys
+import asyncio, itertools, json, os, re, subprocess, sys
 from importlib.metadata import version
 
 E = os.environ
-DIRECT = E["WAY"] == "direct"
-PG = dict(host=E["HOST"], port=int(E["PORT"])) if DIRECT else dict(host=E["SOCKET"])
-MY = dict(host=E["HOST"], port=int(E["PORT"])) if DIRECT else dict(unix_socket=E["SOCKET"])
+# "held" is a connection that the driver takes over, "port" and "socket" are the agent's.
+HELD, SOCKET = E["WAY"] == "held", E["WAY"] == "socket"
+PG = dict(host=E["SOCKET"]) if SOCKET else dict(host=E["HOST"], port=int(E["PORT"]))
+MY = dict(unix_socket=E["SOCKET"]) if SOCKET else PG
 LOGIN = dict(user=E["USER_NAME"], database=E["DATABASE"])
-if DIRECT and E.get("PASSWORD"):
+if E.get("PASSWORD"):
     LOGIN["password"] = E["PASSWORD"]
 seen = []
 
@@ -23,6 +24,18 @@ def attempt(name, do):
     except Exception as error:
         code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or getattr(error, "errno", None)
         see(name, f"{type(error).__name__} {code or (error.args[0] if error.args else '')}")
+
+
+def held():
+    """A backend whose connections are those of the lease, one after the other."""
+    import headstart
+
+    class Leased(headstart.Backend):
+        def socket(self, wait=10.0):
+            return function.backend(f"db{next(numbers)}").socket(wait)
+
+    function, numbers = headstart.attach(), itertools.count()
+    return Leased(function, "db")
 
 
 def dbapi(connect, mysql=False):
@@ -80,9 +93,9 @@ def psycopg2():
 
 def pg8000():
     import pg8000.dbapi
-    where = PG if DIRECT else {"unix_sock": E["SOCKET"] + "/.s.PGSQL.5432"}
+    where = {"unix_sock": E["SOCKET"] + "/.s.PGSQL.5432"} if SOCKET else PG
     pg8000.dbapi.paramstyle = "format"
-    dbapi(lambda: pg8000.dbapi.connect(**where, **LOGIN, startup_params={"search_path": "a"}))
+    dbapi(held().pg8000 if HELD else lambda: pg8000.dbapi.connect(**where, **LOGIN, startup_params={"search_path": "a"}))
 
 
 def asyncpg():
@@ -106,9 +119,9 @@ def asyncpg():
     asyncio.run(main())
 
 
-def sqlalchemy(url, **arguments):
+def sqlalchemy(dialect, **arguments):
     import sqlalchemy as sa
-    engine = sa.create_engine(url, connect_args=arguments, pool_size=1)
+    engine = sa.create_engine(dialect + "://", connect_args=arguments, pool_size=1)
     for turn in range(2):
         with engine.connect() as c:
             see("parameter", c.execute(sa.text("select :a + 1"), {"a": 41}).scalar())
@@ -120,15 +133,45 @@ def sqlalchemy(url, **arguments):
 
 
 def sqlalchemy_psycopg():
-    sqlalchemy("postgresql+psycopg://", **conninfo())
+    sqlalchemy("postgresql+psycopg", **conninfo())
+
+
+def sqlalchemy_psycopg2():
+    sqlalchemy("postgresql+psycopg2", **conninfo())
+
+
+def sqlalchemy_pg8000():
+    sqlalchemy("postgresql+pg8000", **({"unix_sock": E["SOCKET"] + "/.s.PGSQL.5432"} if SOCKET else PG), **LOGIN)
+
+
+def sqlalchemy_asyncpg():
+    import sqlalchemy as sa
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    async def main():
+        engine = create_async_engine("postgresql+asyncpg://", connect_args={**PG, **LOGIN}, pool_size=1)
+        for turn in range(2):
+            async with engine.connect() as c:
+                see("parameter", (await c.execute(sa.text("select cast(:a as int) + 1"), {"a": 41})).scalar())
+        await engine.dispose()
+
+    asyncio.run(main())
 
 
 def sqlalchemy_pymysql():
-    sqlalchemy("mysql+pymysql://", **MY, **LOGIN)
+    sqlalchemy("mysql+pymysql", **MY, **LOGIN)
+
+
+def sqlalchemy_mysqlclient():
+    sqlalchemy("mysql+mysqldb", **MY, **LOGIN)
 
 
 def sqlalchemy_mysqlconnector():
-    sqlalchemy("mysql+mysqlconnector://", **MY, **LOGIN)
+    sqlalchemy("mysql+mysqlconnector", **MY, **LOGIN)
+
+
+def sqlalchemy_mariadb():
+    sqlalchemy("mariadb+mariadbconnector", **MY, **LOGIN)
 
 
 def django(engine, where):
@@ -155,17 +198,43 @@ def django_psycopg():
     django("django.db.backends.postgresql", {"HOST": PG["host"], "PORT": PG.get("port", "")})
 
 
+def django_psycopg2():
+    sys.modules["psycopg"] = None  # Django takes the newer one if it is there
+    django_psycopg()
+
+
+def django_mysql(engine="django.db.backends.mysql"):
+    django(engine, {"HOST": E["SOCKET"] if SOCKET else E["HOST"], "PORT": MY.get("port", "")})
+
+
 def django_pymysql():
     import pymysql
     pymysql.version_info = (2, 2, 1, "final", 0)
     pymysql.install_as_MySQLdb()
-    django("django.db.backends.mysql", {"HOST": E["HOST"] if DIRECT else E["SOCKET"], "PORT": MY.get("port", "")})
+    django_mysql()
+
+
+def django_mysqlconnector():
+    django_mysql("mysql.connector.django")
 
 
 def pymysql():
     import pymysql
+    if HELD:
+        return dbapi(held().pymysql, mysql=True)
     dbapi(lambda: pymysql.connect(**MY, **LOGIN), mysql=True)
     dbapi(lambda: pymysql.connect(**MY, **LOGIN, client_flag=2 | 256, charset="latin1"), mysql=True)
+
+
+def mysqlclient():
+    import MySQLdb
+    dbapi(lambda: MySQLdb.connect(**MY, **LOGIN), mysql=True)
+    dbapi(lambda: MySQLdb.connect(**MY, **LOGIN, client_flag=2 | 256, charset="latin1"), mysql=True)
+
+
+def mariadb():
+    import mariadb
+    dbapi(lambda: mariadb.connect(**MY, **LOGIN), mysql=True)
 
 
 def mysql_connector():
@@ -191,11 +260,11 @@ def aiomysql():
 
 def redis():
     import redis
-    where = dict(host=E["HOST"], port=int(E["PORT"])) if DIRECT else dict(unix_socket_path=E["SOCKET"])
+    where = dict(unix_socket_path=E["SOCKET"]) if SOCKET else PG
     if "password" in LOGIN:
         where.update(username=LOGIN["user"], password=LOGIN["password"])
-    for protocol in (2, 3):
-        r = redis.Redis(**where, protocol=protocol, decode_responses=True)
+    for protocol in (2,) if HELD else (2, 3):
+        r = held().redis(decode_responses=True) if HELD else redis.Redis(**where, protocol=protocol, decode_responses=True)
         see("set", r.set("k", "ä"))
         see("get", r.get("k"))
         with r.pipeline() as p:
@@ -209,6 +278,62 @@ def redis():
         r.close()
 
 
+def glide():
+    from glide import Batch, GlideClient, GlideClientConfiguration, NodeAddress, ServerCredentials
+
+    async def main():
+        login = ServerCredentials(LOGIN["password"], LOGIN["user"]) if "password" in LOGIN else None
+        nodes = [NodeAddress(PG["host"], PG["port"])]
+        c = await GlideClient.create(GlideClientConfiguration(nodes, credentials=login, request_timeout=30_000))
+        see("set", await c.set("k", "ä"))
+        see("get", (await c.get("k")).decode())
+        batch = Batch(is_atomic=True)
+        batch.incrby("n", 0)
+        batch.get("k")
+        see("transaction", await c.exec(batch, raise_on_error=True))
+        try:
+            see("error", await c.custom_command(["NOTHING"]))
+        except Exception as error:
+            see("error", type(error).__name__)
+        await c.close()
+
+    asyncio.run(main())
+
+
+def program(*words, stdin=None):
+    """What a program of PostgreSQL prints, without its times."""
+    where = ["-h", PG["host"], "-U", LOGIN["user"], *(["-p", str(PG["port"])] if "port" in PG else [])]
+    environment = {**E, "PGPASSWORD": LOGIN.get("password", ""), "PGOPTIONS": "-c search_path=a", "PGDATABASE": LOGIN["database"]}
+    done = subprocess.run([words[0], *where, *words[1:]], env=environment, capture_output=True, text=True, input=stdin)
+    return done.stdout + done.stderr
+
+
+def psql():
+    for turn in range(2):
+        see("queries", program("psql", "-XAtq", stdin="""
+            select :'USER', current_user, 'ä€😀';
+            show search_path; show application_name; show client_encoding;
+            set search_path = b; reset all; show search_path;
+            create temporary table t (i int);
+            copy t from stdin;
+1
+2
+\\.
+            copy t to stdout;
+            select nothing;
+        """))
+
+
+def pgbench():
+    for mode in ("simple", "extended", "prepared"):
+        said = program("pgbench", "-n", "-M", mode, "-c", "2", "-t", "20", "-C", "-f", "-", stdin="select 1 + :client_id;")
+        see(mode, [line for line in said.splitlines() if "processed" in line or "failed" in line or "rror" in line])
+
+
 globals()[sys.argv[1]]()
 package = sys.argv[2]
-print(json.dumps({"version": version(package), "seen": seen}))
+if package in ("psql", "pgbench"):
+    number = re.search(r"[0-9]+", subprocess.run([package, "--version"], capture_output=True, text=True).stdout)[0]
+else:
+    number = version(package)
+print(json.dumps({"version": number, "seen": seen}))
