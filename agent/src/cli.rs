@@ -113,6 +113,7 @@ Examples:
   headstart try -- node server.js                  (a server that reads PORT)
   headstart try -- python3 -m http.server 8080
   headstart try --port 3000 -- ./server            (it listens on 3000, clients connect to 8080)
+  headstart try --lambda app.handler -- python3 -m awslambdaric app.handler
 
 The program runs in the current directory, as the user `nobody`, in a network of its own.";
 

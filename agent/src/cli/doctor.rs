@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
 
 use super::arguments;
-use crate::setup::contract::init_file;
+use crate::setup::contract::{init_file, lambda_file};
 use crate::start::{Drivers, Lack};
 use crate::syn::{Kernel, KernelProgram, automatic};
 use crate::{guard, privilege};
@@ -254,12 +254,15 @@ fn passrights() -> Result<String, Lack> {
 }
 
 fn init(agent: &Agent) -> Result<String, Lack> {
-    let file = init_file(agent);
-    if file.is_file() {
+    let (file, lambda) = (init_file(agent), lambda_file(agent));
+    if file.is_file() && lambda.is_file() {
         return Ok(format!(
-            "{}: unchanged servers, and containers of a daemon that are started ahead",
+            "{}: unchanged servers, handlers for AWS Lambda, and containers of a daemon that are started ahead",
             file.display()
         ));
+    }
+    if file.is_file() {
+        return Err(format!("no {}: no handlers for AWS Lambda; install it there", lambda.display()).into());
     }
     Err(format!(
         "no {}: only programs with a shim can be functions, and a daemon takes some 200 ms longer for each cold start; \

@@ -29,6 +29,9 @@ pub(super) struct TryArgs {
     /// The port that the program listens on [default: that of --listen]
     #[arg(long)]
     port: Option<u16>,
+    /// The program is a client of the Runtime API of AWS Lambda, and runs this handler, as in "app.handler".
+    #[arg(long, value_name = "HANDLER", conflicts_with = "port")]
+    lambda: Option<String>,
     /// Most memory of an instance, as in "512MiB".
     #[arg(long, default_value = "1GiB")]
     memory: String,
@@ -66,20 +69,25 @@ fn configuration(args: &TryArgs, state: &Path) -> anyhow::Result<String> {
     let command = [program.display().to_string()].into_iter().chain(arguments.iter().cloned());
     let variables =
         args.env.iter().map(|variable| variable_of(variable)).collect::<anyhow::Result<Table>>()?;
-    let function = table([
+    let mut function = table([
         ("name", name.into()),
         ("listen", args.listen.to_string().into()),
         ("runtime", "process".into()),
         ("command", command.map(Value::from).collect::<Vec<_>>().into()),
         ("env", variables.into()),
         ("workdir", here.display().to_string().into()),
-        ("contract", "port".into()),
-        ("port", i64::from(args.port.unwrap_or(args.listen.port())).into()),
         ("memory", args.memory.clone().into()),
         // Runtimes with a pool of threads start more than the default.
         ("pids", 512.into()),
         ("freeze_after", args.freeze_after.clone().into()),
     ]);
+    function.extend(match &args.lambda {
+        Some(handler) => table([("contract", "lambda".into()), ("handler", handler.clone().into())]),
+        None => table([
+            ("contract", "port".into()),
+            ("port", i64::from(args.port.unwrap_or(args.listen.port())).into()),
+        ]),
+    });
     let agent = table([
         ("interfaces", Value::Array(vec!["auto".into()])),
         ("admin", args.admin.to_string().into()),
@@ -155,10 +163,11 @@ mod tests {
 
     #[test]
     fn the_configuration_that_is_printed_is_a_good_one() {
-        let args = TryArgs {
+        let mut args = TryArgs {
             listen: "127.0.0.1:8080".parse().unwrap(),
             admin: "127.0.0.1:9465".parse().unwrap(),
             port: Some(3000),
+            lambda: None,
             memory: "512MiB".into(),
             env: vec!["A=b=c".into(), "PATH".into()],
             freeze_after: "5s".into(),
@@ -172,6 +181,14 @@ mod tests {
         assert_eq!(function.contract, Contract::Port(3000.try_into().unwrap()));
         assert_eq!(&function.command[1..], &args.command[1..]);
         assert!(function.command[0].ends_with("/sh"), "{text}");
+        (args.port, args.lambda) = (None, Some("app.handler".into()));
+        let text = configuration(&args, Path::new("/run/x")).unwrap();
+        let config = Config::parse("try", &text).unwrap_or_else(|errors| panic!("{text}\n{errors}"));
+        let function = &config.functions[0];
+        assert_eq!(
+            (function.contract.as_str(), function.handler.as_deref()),
+            ("lambda", Some("app.handler"))
+        );
     }
 
     #[test]

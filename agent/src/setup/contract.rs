@@ -33,7 +33,7 @@ pub(super) fn adapter(config: &Config, function: &Function) -> Option<Adapter> {
     let Contract::Lambda { timeout } = function.contract else { return None };
     let ms = [timeout, function.init_timeout].map(|time| time.as_millis().to_string());
     let words = [LAMBDA_PATH.to_owned()].into_iter().chain(ms).chain(["--".to_owned()]);
-    Some(Adapter { file: init_file(&config.agent).with_file_name(LAMBDA_FILE), words: words.collect() })
+    Some(Adapter { file: lambda_file(&config.agent), words: words.collect() })
 }
 
 /// How an instance sees it.
@@ -46,6 +46,11 @@ pub(crate) fn init_file(agent: &Agent) -> PathBuf {
     // A path that cannot be read leads nowhere, and the error names it.
     let beside = || std::env::current_exe().unwrap_or_default().with_file_name(INIT_FILE);
     agent.init.clone().unwrap_or_else(beside)
+}
+
+/// Where the Runtime API of AWS Lambda is.
+pub(crate) fn lambda_file(agent: &Agent) -> PathBuf {
+    init_file(agent).with_file_name(LAMBDA_FILE)
 }
 
 /// The variables of the container contract of Knative and Cloud Run, which servers of contract `port` look for, and a home

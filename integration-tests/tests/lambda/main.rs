@@ -2,10 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
-use headstart_integration_tests::lab::lambda::{LambdaFunction, Reply, lacks_node_client};
-use headstart_integration_tests::lab::site::LIMIT;
+use headstart_integration_tests::lab::lambda::{LambdaFunction, Reply, ask, lacks_node_client};
+use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, PostgresServer, PostgresSetup, RunningAgent, build_static, cli, privilege,
+    AgentSetup, PostgresServer, PostgresSetup, Rootfs, RunningAgent, build_static, cli, free_port, privilege,
 };
 use serde_json::{Value, json};
 
@@ -32,9 +32,13 @@ fn serving(function: &LambdaFunction) -> RunningAgent {
 }
 
 fn serving_with(function: &LambdaFunction, setup: AgentSetup) -> RunningAgent {
+    start(setup.config(function.section()))
+}
+
+fn start(setup: AgentSetup) -> RunningAgent {
     let init = build_static("headstart-init", "headstart-init").unwrap();
     build_static("headstart-lambda", "headstart-lambda").unwrap();
-    let agent = setup.setting("init", &format!("{init:?}")).config(function.section()).start().unwrap();
+    let agent = setup.setting("init", &format!("{init:?}")).start().unwrap();
     at_rest(&agent);
     agent
 }
@@ -57,9 +61,12 @@ fn told(agent: &RunningAgent, words: &str) {
 
 /// Cold, warm, frozen while it waits for its next event, thawed, stopped, cold again.
 fn lives(function: &LambdaFunction, hello: &str) {
-    let agent = serving(function);
+    lives_at(function.port, serving(function), hello);
+}
+
+fn lives_at(port: u16, agent: RunningAgent, hello: &str) {
     let answered = |when: &str| {
-        let reply = get(function, "/");
+        let reply = ask(port, "GET", "/", "", b"").unwrap();
         assert_eq!((reply.status, reply.text().as_str()), (200, hello), "{when}\n{}", agent.log());
     };
     answered("cold");
@@ -270,6 +277,39 @@ fn a_handler_in_rust_lives_and_streams() {
         let three = [(); 3].map(|()| scope.spawn(|| get(&function, "/meet/3").status));
         assert_eq!(three.map(|one| one.join().unwrap()), [200; 3], "{}", agent.log());
     });
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_handler_lives_in_other_runtimes_too() {
+    if !ready() || !privilege::require_tools(&["dockerd"]) {
+        return;
+    }
+    let program = build_static("headstart-lab-functions", "lambda").unwrap();
+    for runtime in ["process", "docker"] {
+        println!("{runtime}");
+        let kind = FunctionKind::of(runtime, Rootfs::with_binary("lambda", &program).unwrap()).unwrap();
+        let keys = format!("contract = \"lambda\"\n{ONE}");
+        let function = TestFunction { port: free_port().unwrap().port(), prepared: 1, kind, keys };
+        let mut setup = AgentSetup::default().config(&function.text(NAME, &[]));
+        if let FunctionKind::Docker { docker, .. } = &function.kind {
+            setup = setup.docker(docker);
+        }
+        lives_at(function.port, start(setup), "{\"message\":\"Hello, world!\"}");
+    }
+}
+
+#[test]
+fn a_runtime_api_that_is_not_installed_is_named() {
+    if !ready() {
+        return;
+    }
+    let function = LambdaFunction::script("", &format!("{ONE}prepared = 0\n")).unwrap();
+    let setup = AgentSetup::default().setting("init", "\"/nowhere/init\"").config(function.section());
+    let agent = setup.start().unwrap();
+    agent.operate(NAME, "wake").unwrap();
+    told(&agent, "/nowhere/headstart-lambda");
+    told(&agent, "install it beside headstart-init");
     assert!(agent.stop().unwrap().success());
 }
 
