@@ -41,8 +41,8 @@ demo: install ## Three requests side by side: warm, cold, cold the usual way (ro
 # needs more samples than that is not judged. SEED=N: the order of an earlier run.
 bench: install peers ## Measures everything, beside what others use: target/bench/report.md, plots (root; 40 minutes; QUICK=1: 4, and 7 to compile; SEED=N).
 	@cargo build --release --locked -p headstart-agent -p headstart-integration-tests
-	@$(STATIC) --release -p headstart-lab-functions -p headstart-init -p echo -p orders
-	@cp target/$(TRIPLE)/release/headstart-init target/release
+	@$(STATIC) --release -p headstart-lab-functions -p headstart-init -p headstart-lambda -p echo -p orders
+	@cp target/$(TRIPLE)/release/headstart-{init,lambda} target/release
 	@cargo bench --locked --quiet -p headstart-ebpf --no-run
 	@HEADSTART_BIN=$(CURDIR)/target/release/headstart HEADSTART_STATIC_DIR=$(CURDIR)/target/$(TRIPLE)/release \
 	  target/release/bench $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED))

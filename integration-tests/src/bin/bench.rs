@@ -15,7 +15,7 @@ use headstart_integration_tests::evidence::report::{BenchReport, plot};
 use headstart_integration_tests::lab;
 
 /// Every part: its program and file, and the seconds it takes on two cores, in full and quickly.
-const PARTS: [(&str, [u32; 2]); 9] = [
+const PARTS: [(&str, [u32; 2]); 10] = [
     ("xdp_ns", [30, 30]),
     ("syn", [840, 60]),
     ("both", [240, 40]),
@@ -25,6 +25,7 @@ const PARTS: [(&str, [u32; 2]); 9] = [
     ("flood", [45, 10]),
     ("relay_load", [180, 20]),
     ("stall", [120, 25]),
+    ("handlers", [60, 15]),
 ];
 
 #[derive(Debug, Parser)]
