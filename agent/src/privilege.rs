@@ -46,7 +46,7 @@ const OLD_TC: CapabilitySet = CapabilitySet::NET_ADMIN;
 const OLD_BPF: CapabilitySet = CapabilitySet::BPF;
 
 /// Every capability that may be kept, with its name in logs.
-const NAMES: [(CapabilitySet, &str); 15] = [
+const NAMES: [(CapabilitySet, &str); 16] = [
     (CapabilitySet::SYS_ADMIN, "SYS_ADMIN"),
     (CapabilitySet::SETUID, "SETUID"),
     (CapabilitySet::SETGID, "SETGID"),
@@ -60,6 +60,7 @@ const NAMES: [(CapabilitySet, &str); 15] = [
     (CapabilitySet::SYS_RESOURCE, "SYS_RESOURCE"),
     (CapabilitySet::NET_ADMIN, "NET_ADMIN"),
     (CapabilitySet::MKNOD, "MKNOD"),
+    (CapabilitySet::SYS_CHROOT, "SYS_CHROOT"),
     (CapabilitySet::BPF, "BPF"),
     (CapabilitySet::NET_BIND_SERVICE, "NET_BIND_SERVICE"),
 ];

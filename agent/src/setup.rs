@@ -198,6 +198,7 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
         command: function.command.clone(),
         workdir: function.workdir.clone(),
         user: function.user,
+        namespace_root: function.namespace_root,
         env,
         memory_bytes: function.memory_bytes,
         pids: u64::from(function.pids),

@@ -114,6 +114,8 @@ pub struct ContainerSpec {
     pub workdir: PathBuf,
     /// User and group, where the runtime's own keys name none.
     pub user: u32,
+    /// The user of the host that is root in the instance's user namespace, if it has one.
+    pub namespace_root: Option<u32>,
     /// Environment from the configuration. Never holds secrets of backends.
     pub env: Vec<(String, String)>,
     /// Memory limit in bytes, swap included.

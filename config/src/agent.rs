@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use crate::config::MAX_FUNCTIONS;
+use crate::config::{MAX_FUNCTIONS, USERS_EACH};
 use crate::problem::Origin;
 use crate::table::{Report, Table, Value};
 
@@ -34,11 +34,14 @@ pub struct Agent {
     /// The first process of instances of programs that know nothing of Headstart; an absolute path. Default:
     /// `headstart-init` beside the agent's program.
     pub init: Option<PathBuf>,
-    /// Users of functions with the runtimes `oci` and `process`, each function its own; from 65536 on, and enough for
+    /// Users of functions with the runtimes `oci` and `process`, two for each function; from 65536 on, and enough for
     /// [`MAX_FUNCTIONS`]. Default `None`: all are 65534 (`nobody`).
     ///
     /// [`MAX_FUNCTIONS`]: crate::MAX_FUNCTIONS
     pub uids: Option<RangeInclusive<u32>>,
+    /// Whether each container of the runtime `oci` has a user namespace of its own. Needs [`Agent::uids`]. Default: `true`
+    /// with them.
+    pub user_namespaces: bool,
     /// Threads that carry bytes between functions and backends: TLS that the agent speaks for functions, the sockets of
     /// `backend_sockets` and `backend_ports`, and logins. Starts are decided on a thread of their own. 1 to 256. Default:
     /// one less than the processors that the agent may use, and at least 1.
@@ -77,6 +80,7 @@ impl Default for Agent {
 impl Agent {
     pub(crate) fn read(mut table: Table<'_>) -> Self {
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, 9464));
+        let uids = table.or("uids", None, |v| uids(&v).map(Some));
         Self {
             interfaces: table.or("interfaces", Interfaces::Named(Vec::new()), |v| interfaces(&v)),
             admin: table.or("admin", admin, |v| v.socket_address()),
@@ -90,7 +94,11 @@ impl Agent {
             docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
             init: table.or("init", None, |v| v.absolute_path().map(Some)),
             runc: table.or("runc", "runc".into(), |v| program(&v)),
-            uids: table.or("uids", None, |v| uids(&v).map(Some)),
+            user_namespaces: table.or("user_namespaces", uids.is_some(), |v| match v.boolean()? {
+                true if uids.is_none() => v.fail("needs `uids`, from which each function gets its users"),
+                wanted => Some(wanted),
+            }),
+            uids,
             data_threads: table.or("data_threads", data_threads(), |v| v.integer(1..=256)),
             log: table.or("log", LogFormat::Text, |v| {
                 v.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
@@ -102,13 +110,14 @@ impl Agent {
 
 /// User numbers are up to 4294967294: the last is "no user" (chown(2)).
 fn uids(value: &Value<'_>) -> Option<RangeInclusive<u32>> {
+    let needed = MAX_FUNCTIONS * USERS_EACH;
     let range = |text: &str| -> Option<RangeInclusive<u32>> {
         let (first, last) = text.split_once('-')?;
         let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
         let count = u64::from(last).checked_sub(u64::from(first))? + 1;
-        (first > 65_535 && last < u32::MAX && count >= MAX_FUNCTIONS as u64).then_some(first..=last)
+        (first > 65_535 && last < u32::MAX && count >= needed as u64).then_some(first..=last)
     };
-    let rule = format!("a range of at least {MAX_FUNCTIONS} users from 65536 on, as in \"100000-165535\"");
+    let rule = format!("a range of at least {needed} users from 65536 on, as in \"1900000000-1900065535\"");
     value.matching(&rule, |text| range(text).is_some()).and_then(|text| range(&text))
 }
 

@@ -14,6 +14,8 @@ use crate::{Agent, Backend, Errors, Function, Problem, Syn};
 
 mod users;
 
+pub(crate) use users::USERS_EACH;
+
 /// The most `[[backend]]` sections in a file.
 pub const MAX_BACKENDS: usize = 256;
 
@@ -84,7 +86,7 @@ impl Config {
         let mut functions: Vec<_> =
             functions.into_iter().filter_map(|table| Function::read(table, &mut declared)).collect();
         if let Some(uids) = &agent.uids {
-            users::assign(uids, &mut functions);
+            users::assign(uids, agent.user_namespaces, &mut functions);
         }
         match report.into_errors() {
             None => Ok(Self { agent, syn, backends, functions }),

@@ -58,6 +58,7 @@ impl Fingerprint {
             init_timeout,
             workdir,
             user,
+            namespace_root,
             command,
             env,
             mounts,
@@ -113,6 +114,9 @@ impl Fingerprint {
         }
         if *user != NOBODY_ID {
             self.add("user", user.to_string());
+        }
+        if let Some(root) = namespace_root {
+            self.add("namespace_root", root.to_string());
         }
         for word in command {
             self.add("command", word);

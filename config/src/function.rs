@@ -15,8 +15,7 @@ mod runtime;
 
 pub use contract::{Contract, LAMBDA_CONCURRENCY_MAX};
 pub use files::{Mount, SECRETS_PATH, Secret};
-pub(crate) use runtime::NOBODY_ID;
-pub use runtime::{DockerNetwork, NOBODY, Runtime};
+pub use runtime::{DockerNetwork, NOBODY, NOBODY_ID, Runtime};
 
 /// The most backends of one function.
 pub const MAX_FUNCTION_BACKENDS: usize = 16;
@@ -46,6 +45,8 @@ pub struct Function {
     ///
     /// [`Agent::uids`]: crate::Agent::uids
     pub user: u32,
+    /// The user of the host that is root in the user namespace of an instance. `None`: there is no such namespace.
+    pub namespace_root: Option<u32>,
     /// Program and arguments. Never empty, and an absolute path first, except with Docker: there it may be
     /// empty, which means the image's own command.
     pub command: Vec<String>,

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::keys::Keys;
 use crate::private::{check_place, read_private};
+use crate::subuid::reserved_by_others;
 use crate::{Agent, Backend, Config, Function, Interfaces, Mount, Problem, Syn};
 
 /// The largest file with a password or a private key, in bytes.
@@ -30,11 +31,13 @@ impl Config {
 }
 
 impl Agent {
-    /// Interfaces that do not exist, and a state directory that others can change.
+    /// Interfaces that do not exist, a state directory that others can change, and users that others have.
     pub fn check_host(&self) -> Vec<Problem> {
         let open = self.state_dir.exists().then(|| check_place(&self.state_dir).err()).flatten();
         let open = open.map(|message| self.origin.problem("state_dir", message));
-        open.into_iter().chain(self.check_interfaces()).collect()
+        let shared = self.uids.as_ref().and_then(reserved_by_others);
+        let shared = shared.map(|message| self.origin.problem("uids", message));
+        open.into_iter().chain(self.check_interfaces()).chain(shared).collect()
     }
 
     fn check_interfaces(&self) -> Vec<Problem> {
@@ -89,7 +92,8 @@ impl Backend {
 impl Function {
     /// A root file system, a program, a mount or a secret that is missing, or cannot be used.
     pub fn check_host(&self) -> Vec<Problem> {
-        let runtime = self.runtime.check_host(&self.command, !self.secrets.is_empty()).err();
+        let namespaced = self.namespace_root.is_some();
+        let runtime = self.runtime.check_host(&self.command, !self.secrets.is_empty(), namespaced).err();
         let mounts = self.mounts.iter().filter_map(|mount| self.check_mount(mount).err());
         let secrets =
             self.secrets.iter().filter_map(|secret| check_secret_file(&secret.file, "the secret").err());

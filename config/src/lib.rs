@@ -37,6 +37,7 @@ mod table;
 mod units;
 
 mod host;
+mod subuid;
 
 mod fingerprint;
 
@@ -49,7 +50,7 @@ pub use backend::{Address, Backend, Pool, Protocol, Tls};
 pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
 pub use function::{
     Contract, DockerNetwork, Env, FreezeBackends, Function, LAMBDA_CONCURRENCY_MAX, MAX_FUNCTION_BACKENDS,
-    Mount, NOBODY, Overload, RequireAuth, Runtime, SECRETS_PATH, Secret,
+    Mount, NOBODY, NOBODY_ID, Overload, RequireAuth, Runtime, SECRETS_PATH, Secret,
 };
 pub use host::MAX_SECRET_BYTES;
 pub use private::{PrivateFileError, PrivateFileFault, check_place, read_private};

@@ -245,6 +245,39 @@ fn root_file_systems_can_be_started() {
 }
 
 #[test]
+fn root_file_systems_can_be_reached_by_the_users_of_a_namespace() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("in/root/f"), "", 0o755);
+    let found = |agent: &str| {
+        let text = format!(
+            "[agent]\nuids = \"1900000000-1900065535\"\n{agent}\n[[function]]\nname = \"f\"\nlisten = \"[::]:81\"\n\
+             runtime = \"oci\"\nrootfs = \"D/in/root\"\ncommand = [\"/f\"]"
+        );
+        problems(&dir, &text).join("\n").replace("h.toml:8: function.f.rootfs: ", "")
+    };
+    let mode = |path: &str, mode| {
+        fs::set_permissions(dir.path().join(path), Permissions::from_mode(mode)).unwrap();
+    };
+    let closed = |path: &str| {
+        format!(
+            "{path} is closed to the users that the container has (`uids`): `chmod o+x {path}`, or set \
+             user_namespaces = false in [agent]"
+        )
+    };
+    mode("", 0o700);
+    mode("in", 0o750);
+    assert_eq!(found(""), closed("D"));
+    mode("", 0o711);
+    assert_eq!(found(""), closed("D/in"));
+    assert_eq!(found("user_namespaces = false"), "");
+    mode("in", 0o751);
+    mode("in/root", 0o700);
+    assert_eq!(found(""), closed("D/in/root"));
+    mode("in/root", 0o755);
+    assert_eq!(found(""), "");
+}
+
+#[test]
 fn programs_of_processes_exist() {
     let found = |program: &str| {
         let dir = tempfile::tempdir().unwrap();

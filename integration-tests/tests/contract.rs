@@ -86,6 +86,11 @@ fn open(function: &Value) -> Vec<u64> {
 /// Cold, warm, counted, frozen, thawed, stopped.
 fn lives(function: &TestFunction) {
     let agent = serving(function);
+    lives_at(function, &agent);
+    assert!(agent.stop().unwrap().success());
+}
+
+fn lives_at(function: &TestFunction, agent: &RunningAgent) {
     assert_eq!(get(function, "/").status, 200, "cold");
     assert_eq!(get(function, "/").status, 200, "warm");
     let held = HeldRequest::begin(function);
@@ -100,9 +105,8 @@ fn lives(function: &TestFunction) {
     assert!((starts - 1.0).abs() < f64::EPSILON, "{starts} starts");
     let one = agent.functions().unwrap();
     assert!(one[0]["last_error"].is_null(), "{one}");
-    function.cool(&agent, NAME).unwrap();
+    function.cool(agent, NAME).unwrap();
     assert_eq!(get(function, "/").status, 200, "cold again");
-    assert!(agent.stop().unwrap().success());
 }
 
 #[test]
@@ -119,6 +123,22 @@ fn a_server_unchanged_lives_like_a_function() {
     for mode in ["events", "blocks"] {
         println!("{mode} in docker");
         lives(&unchanged(mode, "docker", PORT));
+    }
+}
+
+/// The init reads the program's memory and descriptors, and neither is root there.
+#[test]
+fn a_server_unchanged_lives_in_a_user_namespace() {
+    if !ready() {
+        return;
+    }
+    for (mode, contract) in [("workers", PORT), ("inherits", "contract = \"listen-fds\"\n")] {
+        let function = unchanged(mode, "oci", contract);
+        let setup = setup().setting("uids", "\"100000-165535\"");
+        let agent = setup.config(&function.text(NAME, &[])).start().unwrap();
+        function.rest(&agent, NAME).unwrap();
+        lives_at(&function, &agent);
+        assert!(agent.stop().unwrap().success());
     }
 }
 

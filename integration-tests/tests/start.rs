@@ -141,10 +141,19 @@ fn each_function_has_a_user_of_its_own() {
             line.split_whitespace().map(|id| id.parse::<u32>().unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(ids("Uid:"), ids("Gid:"));
+        let environment = get(function, "/proc/self/environ").body;
+        assert!(environment.split('\0').any(|variable| variable == "HOME=/tmp"), "{environment}");
         ids("Uid:")[0]
     });
     assert!(users.iter().all(|user| (100_000..165_536).contains(user)), "{users:?}");
     assert!(users[0] != users[1] && users[1] != users[2] && users[0] != users[2], "{users:?}");
+
+    // As the node sees them.
+    let mut seen: Vec<_> = containers_of(&agent).into_iter().map(namespace_of).collect();
+    seen.sort_unstable();
+    let mut expected = [users[0], users[2]].map(|user| (user, vec![[0, user - 1, 1], [user, user, 1]]));
+    expected.sort_unstable();
+    assert_eq!(seen, expected);
     assert!(agent.stop().unwrap().success());
 }
 
@@ -492,12 +501,30 @@ fn signal(agent: &RunningAgent, signal: Signal) {
 
 /// The one child of the agent that runs the fixture, and is not a parked container.
 fn container_of(agent: &RunningAgent) -> u32 {
+    containers_of(agent)[0]
+}
+
+fn containers_of(agent: &RunningAgent) -> Vec<u32> {
     let id = agent.id();
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    let mut running = children.split_whitespace().filter(|pid| {
+    let running = children.split_whitespace().filter(|pid| {
         fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim() == "hostile"
     });
-    running.next().expect(&children).parse().unwrap()
+    running.map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// The user of a process, and those of its user namespace: first inside, first outside, and how many.
+fn namespace_of(pid: u32) -> (u32, Vec<[u32; 3]>) {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    let numbers =
+        |text: &str| text.split_whitespace().map(|word| word.parse().unwrap()).collect::<Vec<u32>>();
+    let status = read("status");
+    let user = numbers(status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap())[0];
+    let users: Vec<_> = read("uid_map").lines().map(|line| numbers(line).try_into().unwrap()).collect();
+    let groups: Vec<[u32; 3]> =
+        read("gid_map").lines().map(|line| numbers(line).try_into().unwrap()).collect();
+    assert_eq!(users, groups);
+    (user, users)
 }
 
 /// A limit of the cgroup in `text`, which is a `/proc/PID/cgroup`: in version 2 or 1.

@@ -100,6 +100,9 @@ fn function(name: &str, port: u16, program: &str, keys: &str) -> String {
     )
 }
 
+/// Of `[agent]`: each function has users, and each container a user namespace.
+const USERS: &str = "uids = \"1900000000-1900065535\"\n";
+
 fn steady() -> String {
     function("steady", 8081, "steady", "")
 }
@@ -207,7 +210,7 @@ fn a_server_that_knows_nothing_of_headstart_is_served() {
         "runtime = \"process\"\ncommand = [\"/var/lib/headstart/unchanged/unchanged\"]\nprepared = 1\n";
     let process = format!("[[function]]\nname = \"bare\"\nlisten = \"0.0.0.0:8083\"\n{processes}{keys}");
     let container = function("server", 8082, "unchanged", keys);
-    let Some(_stock) = Stock::install(&format!("{container}{process}")) else { return };
+    let Some(_stock) = Stock::install(&format!("{USERS}{container}{process}")) else { return };
     for (name, port) in [("server", 8082), ("bare", 8083)] {
         assert_eq!(get(port).status, 200, "{name} cold");
         assert_eq!(get(port).status, 200, "{name} warm");
@@ -219,6 +222,14 @@ fn a_server_that_knows_nothing_of_headstart_is_served() {
         shell(&format!("headstart stop {name}"));
         wait_state(name, "cold");
         assert_eq!(get(port).status, 200, "{name} cold again");
+    }
+    // The init and its program.
+    for pid in running("server").lines() {
+        let user = shell(&format!("awk '/^Uid:/ {{ print $2 }}' /proc/{pid}/status"));
+        let user: u32 = user.trim().parse().unwrap();
+        assert!((1_900_000_000..=1_900_065_535).contains(&user), "{user}");
+        let map = shell(&format!("awk '{{ print $1, $2, $3 }}' /proc/{pid}/uid_map"));
+        assert_eq!(map, format!("0 {} 1\n{user} {user} 1\n", user - 1));
     }
 }
 
@@ -254,6 +265,7 @@ fn wait_metric(start: &str) {
 
 #[test]
 fn a_restart_a_crash_a_hang_and_a_reload_lose_no_request() {
+    let steady = || USERS.to_owned() + &steady();
     let Some(_stock) = Stock::install(&steady()) else { return };
     assert_eq!(get(8081).status, 200);
     asked_during(8081, || _ = shell("systemctl restart headstart"));

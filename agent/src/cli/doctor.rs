@@ -48,13 +48,14 @@ struct Finding {
 
 /// Prints one line for each thing that Headstart can use: of what `config` names, or of the defaults.
 fn print(config: Option<&Config>) {
-    let agent = config.map_or_else(Agent::default, |config| config.agent.clone());
+    let default = || Agent { user_namespaces: true, ..Agent::default() };
+    let agent = config.map_or_else(default, |config| config.agent.clone());
     let mut findings = findings(&Drivers::new(&agent));
     findings.push(Finding { what: "init", found: init(&agent) });
     for Finding { what, found } in findings.into_iter().chain(config.and_then(keys)) {
         match found {
-            Ok(found) => println!("ok       {what:<14} {found}"),
-            Err(lack) => println!("missing  {what:<14} {lack}"),
+            Ok(found) => println!("ok       {what:<15} {found}"),
+            Err(lack) => println!("missing  {what:<15} {lack}"),
         }
     }
 }

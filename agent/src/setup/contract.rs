@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use headstart_config::{Agent, Config, Contract, Function, Mount};
+use headstart_config::{Agent, Config, Contract, Function, Mount, NOBODY_ID};
 
 use crate::start::{Adapter, Init};
 
@@ -54,12 +54,12 @@ pub(crate) fn lambda_file(agent: &Agent) -> PathBuf {
 }
 
 /// The variables of the container contract of Knative and Cloud Run, which servers of contract `port` look for, and a home
-/// that the function can write to. What the configuration sets stays.
+/// that the function can write to: a user of its own is in no `/etc/passwd`. What the configuration sets stays.
 pub(super) fn variables(config: &Config, function: &Function) -> Vec<(String, String)> {
     let home = ("HOME", "/tmp".to_owned());
     let all = match function.contract {
-        Contract::Headstart => Vec::new(),
-        Contract::ListenFds => vec![home],
+        Contract::Headstart if function.user == NOBODY_ID => Vec::new(),
+        Contract::Headstart | Contract::ListenFds => vec![home],
         Contract::Lambda { .. } => lambda(function).into_iter().chain([home]).collect(),
         Contract::Port(port) => {
             let revision: String = config.fingerprint(function).chars().take(REVISION_DIGITS).collect();

@@ -100,7 +100,7 @@ impl Driver for DockerDriver {
         NAME
     }
 
-    fn check(&self) -> Option<HostCheck> {
+    fn checks(&self) -> Vec<HostCheck> {
         let socket = self.socket.display();
         let found = match UnixStream::connect(&self.socket) {
             Ok(_) => Ok(format!("a daemon listens on {socket}")),
@@ -108,7 +108,7 @@ impl Driver for DockerDriver {
                 Err(format!("runtime = \"docker\" does not work: {socket}: {error}; start dockerd").into())
             }
         };
-        Some(HostCheck { what: "docker", key: "docker_socket", found })
+        vec![HostCheck { what: "docker", key: "docker_socket", found }]
     }
 
     /// Only what it takes to reach the daemon, which has the powers itself.

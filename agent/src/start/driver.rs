@@ -16,8 +16,8 @@ pub(super) trait Driver: Send + Sync {
     /// The word in the configuration, and the label in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Looks for what the host must have. `None` where the agent has it all itself.
-    fn check(&self) -> Option<HostCheck>;
+    /// Looks for what the host must have. Nothing where the agent has it all itself.
+    fn checks(&self) -> Vec<HostCheck>;
 
     /// The capabilities that its containers need of the agent, as long as it runs.
     fn capabilities(&self) -> CapabilitySet;
@@ -85,7 +85,7 @@ impl Drivers {
     /// What the host must have for any runtime.
     #[must_use]
     pub fn checks(&self) -> Vec<HostCheck> {
-        self.all.iter().filter_map(|driver| driver.check()).collect()
+        self.all.iter().flat_map(|driver| driver.checks()).collect()
     }
 
     /// What the host lacks for the runtimes of these functions, each with its key in `[agent]`.
@@ -97,7 +97,7 @@ impl Drivers {
         };
         let cgroups =
             self.check_cgroups().err().map(|lack| agent.origin.problem("cgroup_parent", lack.to_string()));
-        self.of(functions).filter_map(|driver| problem(driver.check()?)).chain(cgroups).collect()
+        self.of(functions).flat_map(|driver| driver.checks()).filter_map(problem).chain(cgroups).collect()
     }
 
     /// The capabilities that the containers of these functions need.

@@ -13,13 +13,16 @@
 //! when they are missing.
 
 mod host;
+mod namespaces;
 mod release;
 mod seccomp;
 mod spec;
+mod targets;
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::fchown;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use std::time::Duration;
 use command_fds::{CommandFdExt as _, FdMapping};
 use headstart_config::{Agent, Runtime};
 use headstart_wire::{CONTROL_FD, Channel};
+use oci_spec::OciSpecError;
 use rustix::thread::CapabilitySet;
 use tokio::net::unix::pipe;
 
@@ -55,19 +59,22 @@ const HYBRID: &str = "/sys/fs/cgroup/unified";
 
 /// Drives the program that `[agent]` names.
 pub(super) fn driver(agent: &Agent) -> Box<dyn Driver> {
-    Box::new(OciDriver(Arc::new(OciHost::new(agent))))
+    Box::new(OciDriver { host: Arc::new(OciHost::new(agent)), user_namespaces: agent.user_namespaces })
 }
 
-struct OciDriver(Arc<OciHost>);
+struct OciDriver {
+    host: Arc<OciHost>,
+    user_namespaces: bool,
+}
 
 impl Driver for OciDriver {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn check(&self) -> Option<HostCheck> {
-        let version = self.0.version().map_err(|error| missing(self.0.runc(), &error));
-        let found = version.and_then(|version| match self.0.is_crun() && Path::new(HYBRID).is_dir() {
+    fn checks(&self) -> Vec<HostCheck> {
+        let version = self.host.version().map_err(|error| missing(self.host.runc(), &error));
+        let found = version.and_then(|version| match self.host.is_crun() && Path::new(HYBRID).is_dir() {
             true => Err(format!(
                 "runtime = \"oci\" does not work: crun refuses a node with both versions of cgroups ({HYBRID}): use runc, \
                  or boot with systemd.unified_cgroup_hierarchy=1"
@@ -75,25 +82,37 @@ impl Driver for OciDriver {
             .into()),
             false => Ok(version),
         });
-        Some(HostCheck { what: "runc", key: "runc", found })
+        let mut checks = vec![HostCheck { what: "runc", key: "runc", found }];
+        if self.user_namespaces {
+            let found = namespaces::obstacle()
+                .map_or_else(|| Ok("with `uids` each container has one".to_owned()), |lack| Err(lack.into()));
+            checks.push(HostCheck { what: "user namespaces", key: "user_namespaces", found });
+        }
+        checks
     }
 
     /// More than every local container needs: runc sets the loopback interface up, gives the function
     /// its output (without `CHOWN` it could not open its `/dev/stdout`), and changes modes below the root file system,
-    /// which may be another user's. crun makes devices; runc, if it cannot, binds those of the node.
+    /// which may be another user's. crun makes devices; runc, if it cannot, binds those of the node. For a container with a
+    /// user namespace runc opens what is mounted itself, in the container's mount namespace (setns(2)).
     fn capabilities(&self) -> CapabilitySet {
-        let devices = if self.0.is_crun() { CapabilitySet::MKNOD } else { CapabilitySet::empty() };
+        let devices = if self.host.is_crun() { CapabilitySet::MKNOD } else { CapabilitySet::empty() };
+        let enter = if self.user_namespaces { CapabilitySet::SYS_CHROOT } else { CapabilitySet::empty() };
         let files = CapabilitySet::CHOWN | CapabilitySet::FOWNER;
-        local::capabilities() | files | CapabilitySet::NET_ADMIN | devices
+        local::capabilities() | files | CapabilitySet::NET_ADMIN | devices | enter
     }
 
     fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
         let Runtime::Oci { rootfs } = configured else { return None };
-        Some(Arc::new(OciRuntime { host: Arc::clone(&self.0), spec: spec.clone(), rootfs: rootfs.clone() }))
+        Some(Arc::new(OciRuntime {
+            host: Arc::clone(&self.host),
+            spec: spec.clone(),
+            rootfs: rootfs.clone(),
+        }))
     }
 
     fn survivors(&self) -> BoxFuture<'_, Result<Vec<Box<dyn Survivor>>, StartError>> {
-        let host: Arc<dyn LocalHost> = Arc::clone(&self.0) as _;
+        let host: Arc<dyn LocalHost> = Arc::clone(&self.host) as _;
         Box::pin(async move { Ok(local::survivors(&host)) })
     }
 }
@@ -189,9 +208,12 @@ impl OciRuntime {
         shown: spec::Shown<'_>,
     ) -> Result<(), StartError> {
         let cgroup = self.host.cgroups().of(instance);
-        let config = spec::build(&self.spec, rootfs, instance, shown, &cgroup)
-            .and_then(|spec| Ok(serde_json::to_vec(&spec)?))
-            .map_err(|error| StartError::Create { detail: error.to_string() })?;
+        let failed = |error: OciSpecError| StartError::Create { detail: error.to_string() };
+        let config = spec::build(&self.spec, rootfs, instance, shown, &cgroup).map_err(failed)?;
+        if self.spec.namespace_root.is_some() {
+            targets::make(rootfs, config.mounts().as_deref().unwrap_or_default())?;
+        }
+        let config = serde_json::to_vec(&config).map_err(|error| failed(error.into()))?;
         // It holds the function's environment: for root's eyes only.
         fs::write(bundle.join("config.json"), config).map_err(StartError::system("writing a bundle"))
     }
@@ -205,6 +227,10 @@ impl OciRuntime {
     ) -> Result<pipe::Receiver, StartError> {
         let step = "making an output pipe";
         let (output, stdout) = logs::pipe().map_err(StartError::system(step))?;
+        if self.spec.namespace_root.is_some() {
+            // Otherwise it could not open its /dev/stdout. Without a user namespace the OCI runtime does it.
+            fchown(&stdout, Some(self.spec.user), None).map_err(StartError::system(step))?;
+        }
         let stderr = stdout.try_clone().map_err(StartError::system(step))?;
         let mut command = self.host.command();
         command.arg("--log").arg(bundle.join("log")).args(["--log-format", "json"]);
@@ -246,6 +272,9 @@ impl OciRuntime {
             let place = self.rootfs.display().to_string();
             return StartError::CommandMissing { command: self.spec.program().to_owned(), place };
         }
-        StartError::Create { detail }
+        let obstacle = self.spec.namespace_root.and_then(|_| namespaces::obstacle());
+        StartError::Create {
+            detail: obstacle.map_or(detail.clone(), |obstacle| format!("{detail}: {obstacle}")),
+        }
     }
 }

@@ -88,8 +88,8 @@ impl Driver for ProcessDriver {
         NAME
     }
 
-    fn check(&self) -> Option<HostCheck> {
-        None
+    fn checks(&self) -> Vec<HostCheck> {
+        Vec::new()
     }
 
     /// More than every local container needs: the loopback interface of a new network is set up.

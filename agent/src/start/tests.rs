@@ -71,6 +71,11 @@ every_runtime! {
         the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
+    on_namespaced Namespaced: sees_what_is_mounted volumes_keep_the_limits_of_their_mounts has_its_secrets released_runs_and_reports_its_code
+        control_reaches_the_function terminate_asks remove_insists is_alone_and_powerless root_is_read_only
+        memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
+        owns_its_processes_only nothing_is_left frozen_stands_still_until_it_is_thawed the_frozen_are_taken_over
+        survivors_may_finish_and_the_parked_go;
     on_process Process: io_uring_is_refused sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
@@ -171,6 +176,7 @@ async fn remove_insists(bed: Bed) {
 
 async fn is_alone_and_powerless(bed: Bed) {
     // Without a filter an unprivileged user may make user namespaces, the way to many old holes.
+    let user = bed.kind.user();
     let filter = "grep -q '^Seccomp:.2' /proc/self/status || exit 11; unshare -U true 2>/dev/null && exit 12";
     let script = format!(
         "[ $(grep -c : /proc/net/dev) = 1 ] || exit 2
@@ -178,7 +184,7 @@ async fn is_alone_and_powerless(bed: Bed) {
             grep -q \"^Cap$set:.0000000000000000\" /proc/self/status || exit 3
         done
         grep -q '^NoNewPrivs:.1' /proc/self/status || exit 4; {filter}
-        grep -q '^Uid:.65534' /proc/self/status || exit 13
+        grep -q '^Uid:.{user}' /proc/self/status || exit 13
         [ $$ = 1 ] || exit 5
         mount -t tmpfs none /tmp 2>/dev/null && exit 6
         [ $(ls /proc/self/fd | wc -l) -le 5 ] || exit 7
@@ -337,6 +343,14 @@ fn kept_privileges_suffice_for_oci() {
 #[test]
 fn kept_privileges_suffice_for_crun() {
     kept_privileges_suffice(bed::Kind::Crun, "start::tests::kept_privileges_suffice_for_crun");
+}
+
+#[test]
+fn kept_privileges_suffice_for_user_namespaces() {
+    kept_privileges_suffice(
+        bed::Kind::Namespaced,
+        "start::tests::kept_privileges_suffice_for_user_namespaces",
+    );
 }
 
 #[test]

@@ -85,6 +85,7 @@ impl Function {
             backends,
             backend_ports,
             user: NOBODY_ID,
+            namespace_root: None,
             prepared: table.or("prepared", 1, |v| v.integer(0..=64)),
             // `docker run` refuses less than 6 MiB.
             memory_bytes: table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30)),

@@ -4,6 +4,7 @@
 //! section. No other file of this crate tells runtimes apart.
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::SECRETS_PATH;
@@ -17,7 +18,7 @@ const COVERED: [&str; 5] = ["/tmp", "/var/tmp", "/run", "/var/run", "/dev/shm"];
 const FILES_MAX: usize = 16;
 
 /// The kernel's overflow id: `nobody` on most distributions.
-pub(crate) const NOBODY_ID: u32 = 65534;
+pub const NOBODY_ID: u32 = 65534;
 
 /// `nobody` and `nogroup` of most distributions, for containers of which the file does not name a user.
 pub const NOBODY: &str = "65534:65534";
@@ -87,6 +88,26 @@ impl Runtime {
         self.kind().as_str()
     }
 
+    /// Whether its functions are users of [`crate::Agent::uids`].
+    pub(crate) fn has_users(&self) -> bool {
+        match self {
+            Self::Oci { .. } | Self::Process => true,
+            // It has a key for that.
+            Self::Docker { .. } => false,
+        }
+    }
+
+    /// Whether its containers can have user namespaces of their own.
+    pub(crate) fn has_user_namespaces(&self) -> bool {
+        match self {
+            Self::Oci { .. } => true,
+            // The daemon has a setting for that.
+            Self::Docker { .. } => false,
+            // It sees the files of the host, which belong to users that such a namespace does not have.
+            Self::Process => false,
+        }
+    }
+
     /// The settings that only this runtime has, for the fingerprint. Every field is named, so that a new one has to
     /// take a side.
     pub(crate) fn settings(&self) -> Vec<(&'static str, &[u8])> {
@@ -121,11 +142,12 @@ impl Runtime {
         &self,
         command: &[String],
         has_secrets: bool,
+        namespaced: bool,
     ) -> Result<(), (&'static str, String)> {
         let program = command.first().map(Path::new);
         match (self, program) {
             (Self::Oci { rootfs }, Some(program)) => {
-                check_rootfs(rootfs, has_secrets).map_err(|message| ("rootfs", message))?;
+                check_rootfs(rootfs, has_secrets, namespaced).map_err(|message| ("rootfs", message))?;
                 check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
                     .map_err(|message| ("command", message))
             }
@@ -169,7 +191,7 @@ impl Runtime {
     }
 }
 
-fn check_rootfs(rootfs: &Path, has_secrets: bool) -> Result<(), String> {
+fn check_rootfs(rootfs: &Path, has_secrets: bool, namespaced: bool) -> Result<(), String> {
     let shown = rootfs.display();
     if !rootfs.is_dir() {
         return Err(format!("{shown} is not a directory: unpack the function's root there"));
@@ -177,6 +199,13 @@ fn check_rootfs(rootfs: &Path, has_secrets: bool) -> Result<(), String> {
     if rootfs.canonicalize().is_ok_and(|root| root == Path::new("/")) {
         return Err(format!(
             "{shown} is the node's own root: unpack the function's root elsewhere, or use runtime = \"process\""
+        ));
+    }
+    if let Some(closed) = closed_directory(rootfs).filter(|_| namespaced) {
+        let closed = closed.display();
+        return Err(format!(
+            "{closed} is closed to the users that the container has (`uids`): `chmod o+x {closed}`, or set \
+             user_namespaces = false in [agent]"
         ));
     }
     let read_only =
@@ -191,6 +220,14 @@ fn check_rootfs(rootfs: &Path, has_secrets: bool) -> Result<(), String> {
         )),
         _ => Ok(()),
     }
+}
+
+/// The first directory on the way to a root file system which other users cannot pass.
+fn closed_directory(rootfs: &Path) -> Option<PathBuf> {
+    let rootfs = rootfs.canonicalize().ok()?;
+    let is_closed = |path: &Path| path.metadata().is_ok_and(|found| found.permissions().mode() & 0o001 == 0);
+    let way: Vec<_> = rootfs.ancestors().collect();
+    way.into_iter().rev().find(|path| is_closed(path)).map(Path::to_owned)
 }
 
 impl DockerNetwork {

@@ -104,25 +104,55 @@ fn each_function_has_a_user_of_its_own() {
     };
     let all: Vec<_> = (0..2000).map(|number| format!("f{number}")).collect();
     let all: Vec<_> = all.iter().map(String::as_str).collect();
-    let config = read(&all, "100000-109999").unwrap();
+    let config = read(&all, "100000-119999").unwrap();
     let users: std::collections::HashSet<_> = config.functions.iter().map(|function| function.user).collect();
     assert_eq!(users.len(), all.len());
-    assert!(users.iter().all(|user| (100_000..110_000).contains(user)));
+    assert!(users.iter().all(|user| (100_000..120_000).contains(user)));
     let (few, other) =
         (read(&["f1", "f2"], "100000-165535").unwrap(), read(&["f2"], "100000-165535").unwrap());
     assert_eq!(few.functions[1].user, other.functions[0].user, "whatever others there are");
     assert_eq!(function("").user, 65_534);
     let moved = read(&["f2"], "200000-265535").unwrap();
     assert_ne!(few.fingerprint(&few.functions[1]), moved.fingerprint(&moved.functions[0]));
-    for wrong in ["", "100000", "0-65535", "65535-100000", "100000-109998", "5-3", "100000-4294967295", "a-b"]
+    for wrong in ["", "100000", "0-65535", "65535-100000", "100000-119998", "5-3", "100000-4294967295", "a-b"]
     {
         let said = read(&[], wrong).unwrap_err().to_string();
         assert_eq!(
             said,
-            "h.toml:2: agent.uids: must be a range of at least 10000 users from 65536 on, as in \"100000-165535\""
+            "h.toml:2: agent.uids: must be a range of at least 20000 users from 65536 on, as in \"1900000000-1900065535\""
         );
     }
-    read(&[], "65536-75535").unwrap();
+    read(&[], "65536-85535").unwrap();
+}
+
+#[test]
+fn containers_have_user_namespaces_where_there_are_users() {
+    let read = |agent: &str| {
+        let function = |name: &str, port, runtime: &str| {
+            format!(
+                "[[function]]\nname = {name:?}\nlisten = \"[::]:{port}\"\ncommand = [\"/f\"]\n{runtime}\n"
+            )
+        };
+        let oci = "runtime = \"oci\"\nrootfs = \"/r\"";
+        let functions =
+            [function("a", 1, oci), function("b", 2, oci), function("c", 3, "runtime = \"process\"")];
+        Config::parse("h.toml", &format!("[agent]\n{agent}\n{}", functions.concat()))
+    };
+    let (uids, off) = ("uids = \"100000-165535\"", "\nuser_namespaces = false");
+    let config = read(uids).unwrap();
+    let of = |name: &str| config.function(name).map(|f| (f.user, f.namespace_root)).unwrap();
+    let ((a, a_root), (b, b_root), (c, c_root)) = (of("a"), of("b"), of("c"));
+    let used: std::collections::HashSet<_> = [Some(a), a_root, Some(b), b_root, Some(c)].into();
+    assert!(used.len() == 5 && !used.contains(&None) && c_root.is_none(), "{used:?}");
+    let without = read(&format!("{uids}{off}")).unwrap();
+    let a_without = without.function("a").unwrap();
+    assert_eq!((a_without.user, a_without.namespace_root), (a, None));
+    assert_ne!(without.fingerprint(a_without), config.fingerprint(config.function("a").unwrap()));
+    assert_eq!(read("").unwrap().functions[0].namespace_root, None);
+    assert_eq!(
+        read("user_namespaces = true").unwrap_err().to_string(),
+        "h.toml:2: agent.user_namespaces: needs `uids`, from which each function gets its users"
+    );
 }
 
 #[test]

@@ -7,11 +7,14 @@ use headstart_config::SECRETS_PATH;
 use headstart_wire::BACKENDS_PATH;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxMemoryBuilder,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
-    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec,
-    SpecBuilder, UserBuilder, get_default_maskedpaths, get_default_readonly_paths,
+    Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxIdMapping, LinuxIdMappingBuilder,
+    LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
+    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths,
+    get_default_readonly_paths,
 };
+
+use rustix::fs::StatVfsMountFlags;
 
 use super::seccomp;
 use crate::start::cgroup::{self, Cgroup};
@@ -73,11 +76,17 @@ fn linux(spec: &ContainerSpec, cgroup: &Cgroup) -> Result<Linux, OciSpecError> {
     if Path::new("/proc/self/ns/cgroup").exists() {
         kinds.push(LinuxNamespaceType::Cgroup);
     }
+    let mut builder = LinuxBuilder::default();
+    if let Some(root) = spec.namespace_root {
+        kinds.push(LinuxNamespaceType::User);
+        let users = users(root, spec.user)?;
+        builder = builder.uid_mappings(users.clone()).gid_mappings(users);
+    }
     let namespaces = kinds
         .into_iter()
         .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
         .collect::<Result<Vec<_>, _>>()?;
-    let mut builder = LinuxBuilder::default()
+    builder = builder
         .namespaces(namespaces)
         .cgroups_path(cgroup.path())
         .resources(resources(spec)?)
@@ -87,6 +96,15 @@ fn linux(spec: &ContainerSpec, cgroup: &Cgroup) -> Result<Linux, OciSpecError> {
         builder = builder.seccomp(profile);
     }
     builder.build()
+}
+
+/// The users and groups of its namespace. The OCI runtime begins as root there. The function has the same number inside and
+/// outside, so that files which it shares with the node have one owner.
+fn users(root: u32, user: u32) -> Result<Vec<LinuxIdMapping>, OciSpecError> {
+    let map = |inside: u32, outside: u32| {
+        LinuxIdMappingBuilder::default().container_id(inside).host_id(outside).size(1u32).build()
+    };
+    Ok(vec![map(0, root)?, map(user, user)?])
 }
 
 /// All five sets empty, the bounding set too: nothing can be gained by any exec.
@@ -140,9 +158,19 @@ fn mounts(spec: &ContainerSpec, shown: Shown<'_>) -> Result<Vec<Mount>, OciSpecE
     }
     for own in &spec.mounts {
         let access = if own.read_only { "ro" } else { "rw" };
-        mounts.push(bind(&own.source, &own.target, &["bind", access, "nosuid", "nodev"])?);
+        let mut options = vec!["bind", access, "nosuid", "nodev"];
+        // A user namespace cannot take it away, and runc 1.1.5 fails where it tries.
+        if spec.namespace_root.is_some() && forbids_programs(&own.source) {
+            options.push("noexec");
+        }
+        mounts.push(bind(&own.source, &own.target, &options)?);
     }
     Ok(mounts)
+}
+
+/// Whether programs there cannot be executed.
+fn forbids_programs(place: &Path) -> bool {
+    rustix::fs::statvfs(place).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::NOEXEC))
 }
 
 /// The memory limit counts swap too where the kernel can count it.

@@ -27,11 +27,18 @@ pub(super) enum Kind {
     Oci,
     /// The same with crun in the place of runc.
     Crun,
+    /// The same with a user namespace.
+    Namespaced,
     Process,
     Docker,
 }
 
 impl Kind {
+    /// Who its functions are.
+    pub(super) fn user(self) -> u32 {
+        if self == Self::Namespaced { 100_001 } else { 65_534 }
+    }
+
     /// Without a root file system of its own.
     pub(super) fn is_plain(self) -> bool {
         self == Self::Process
@@ -72,7 +79,7 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
         Some("root")
     } else if find("busybox").is_none() {
         Some("busybox (apt install busybox-static)")
-    } else if kind == Kind::Oci && find("runc").is_none() {
+    } else if matches!(kind, Kind::Oci | Kind::Namespaced) && find("runc").is_none() {
         Some("runc (apt install runc)")
     } else if kind == Kind::Crun && find("crun").is_none() {
         Some("crun (apt install crun)")
@@ -173,7 +180,8 @@ impl Bed {
             memory_bytes: 64 * 1024 * 1024,
             pids: 32,
             shares: Shares::default(),
-            user: 65534,
+            user: self.kind.user(),
+            namespace_root: (self.kind == Kind::Namespaced).then_some(self.kind.user() - 1),
             mounts: self.mounts.clone(),
             secrets: self.secrets.clone(),
             backends: false,
@@ -182,7 +190,7 @@ impl Bed {
             workdir: "/".into(),
         };
         let configured = match self.kind {
-            Kind::Oci | Kind::Crun => Runtime::Oci { rootfs: self.rootfs() },
+            Kind::Oci | Kind::Crun | Kind::Namespaced => Runtime::Oci { rootfs: self.rootfs() },
             Kind::Process => Runtime::Process,
             Kind::Docker => Runtime::Docker {
                 image: daemon::IMAGE.to_owned(),
@@ -358,6 +366,7 @@ fn children() -> usize {
 pub(super) fn driver(kind: Kind, agent: &Agent) -> Box<dyn Driver> {
     match kind {
         Kind::Oci => oci::driver(agent),
+        Kind::Namespaced => oci::driver(&Agent { user_namespaces: true, ..agent.clone() }),
         Kind::Crun => {
             let runc = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/start/tests/crun.sh");
             oci::driver(&Agent { runc, ..agent.clone() })

@@ -14,6 +14,7 @@ fn spec() -> ContainerSpec {
         pids: 32,
         shares: Shares::default(),
         user: 65534,
+        namespace_root: None,
         mounts: Vec::new(),
         secrets: Vec::new(),
         backends: false,

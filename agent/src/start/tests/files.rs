@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
 use headstart_config::{Mount, Secret};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::bed::Bed;
 use super::*;
@@ -15,19 +16,19 @@ pub(super) async fn sees_what_is_mounted(mut bed: Bed) {
     fs::create_dir_all(volume.join("out")).unwrap();
     fs::write(volume.join("data"), "7").unwrap();
     fs::set_permissions(volume.join("out"), Permissions::from_mode(0o777)).unwrap();
-    let mount = |source: &Path, target: &str, read_only| Mount {
+    let volume_at = |source: &Path, target: &str, read_only| Mount {
         source: source.to_owned(),
         target: target.into(),
         read_only,
     };
     bed.mounts = vec![
-        mount(&volume, "/tmp/in", true),
-        mount(&volume.join("out"), "/tmp/out", false),
-        mount(&volume.join("data"), "/tmp/one/data", true),
+        volume_at(&volume, "/tmp/in", true),
+        volume_at(&volume.join("out"), "/tmp/out", false),
+        volume_at(&volume.join("data"), "/tmp/one/data", true),
     ];
     if !bed.kind().is_plain() {
         fs::create_dir(bed.rootfs().join("srv")).unwrap();
-        bed.mounts.push(mount(&volume, "/srv", true));
+        bed.mounts.push(volume_at(&volume, "/srv", true));
     }
     let script = "[ \"$(cat /tmp/in/data)\" = 7 ] || exit 2; [ \"$(cat /tmp/one/data)\" = 7 ] || exit 3; \
                   touch /tmp/in/out/x && exit 4; touch /tmp/out/y || exit 5; \
@@ -46,9 +47,10 @@ pub(super) async fn has_its_secrets(mut bed: Bed) {
     };
     write(0o600);
     bed.secrets = vec![Secret { file: file.clone(), name: "the-word".to_owned() }];
+    let user = bed.kind.user();
     let script = format!(
         "cd /run/secrets; [ \"$(cat the-word)\" = '{SECRET}' ] || exit 2; \
-         ls -ln | grep -q '^-r-------- .* 65534 *65534 .* the-word$' || exit 3; touch x && exit 4; \
+         ls -ln | grep -q '^-r-------- .* {user} *{user} .* the-word$' || exit 3; touch x && exit 4; \
          [ $(ls | wc -l) = 1 ] || exit 5; exit 9"
     );
     let parked = bed.prepare(&script).await;
@@ -64,6 +66,19 @@ pub(super) async fn has_its_secrets(mut bed: Bed) {
     assert_eq!(error.reason(), "secret");
     let said = error.to_string();
     assert!(said.contains("is open to others than its owner") && !said.contains(SECRET), "{said}");
+    bed.assert_no_trace();
+}
+
+/// What is mounted on the node cannot be mounted with more rights in a user namespace.
+pub(super) async fn volumes_keep_the_limits_of_their_mounts(mut bed: Bed) {
+    let volume = bed.rootfs().with_file_name("limited");
+    fs::create_dir(&volume).unwrap();
+    let flags = MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
+    mount(Some("tmpfs"), &volume, Some("tmpfs"), flags, None::<&str>).unwrap();
+    bed.mounts = vec![Mount { source: volume.clone(), target: "/tmp/limited".into(), read_only: false }];
+    let exit = bed.run("grep -q ' /tmp/limited ro,.*noexec' /proc/self/mountinfo || exit 2; exit 9").await;
+    umount2(&volume, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(exit.code, Some(9));
     bed.assert_no_trace();
 }
 

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Instant;
 
+use headstart_statistics::{median_interval, percentile};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 
@@ -133,5 +134,52 @@ async fn measure_thawing() {
         println!("{kind:?}: answer when awake {}", figures(awake));
         println!("{kind:?}: thaw and answer {}", figures(thawed));
         println!("{kind:?}: freeze {}", figures(frozen));
+    }
+}
+
+/// Preparing and releasing with a user namespace and without, by turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, promises nothing"]
+async fn measure_user_namespaces() {
+    let Some(mut bed) = bed::lay(Kind::Oci).await else { return };
+    let mut ratios = [Vec::new(), Vec::new(), Vec::new()];
+    let mut plain = [Vec::new(), Vec::new(), Vec::new()];
+    for round in 0..10 * ROUNDS {
+        let mut both = [[0.0; 3]; 2];
+        for turn in 0..2 {
+            let namespaced = (round + turn) % 2;
+            bed.kind = [Kind::Oci, Kind::Namespaced][namespaced];
+            let start = Instant::now();
+            let parked = bed.prepare("echo hello >&3; sleep 60").await;
+            both[namespaced][0] = since_ms(start);
+            let ControlEnd::Connected(channel) = &parked.control else { panic!("it inherits its end") };
+            let start = Instant::now();
+            let (released, ()) = tokio::join!(parked.process.release(), async {
+                let mut watched = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+                tokio::task::block_in_place(|| poll(&mut watched, PollTimeout::from(5_000u16)).unwrap());
+                both[namespaced][1] = since_ms(start);
+            });
+            released.unwrap();
+            let start = Instant::now();
+            parked.process.remove().await.unwrap();
+            both[namespaced][2] = since_ms(start);
+        }
+        for column in 0..3 {
+            plain[column].push(both[0][column]);
+            ratios[column].push(both[1][column] / both[0][column]);
+        }
+    }
+    let sorted = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    for (name, (plain, ratios)) in ["prepare", "hello", "remove"].iter().zip(plain.into_iter().zip(ratios)) {
+        let (plain, ratios) = (sorted(plain), sorted(ratios));
+        let (low, high) = median_interval(&ratios);
+        println!(
+            "{name}: {:.2} ms without, {:.3} times that with one ({low:.3} to {high:.3})",
+            percentile(&plain, 50.0),
+            percentile(&ratios, 50.0)
+        );
     }
 }
