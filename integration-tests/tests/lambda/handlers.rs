@@ -37,6 +37,16 @@ def handler(event, context):
     return os.getpid()
 ";
 
+/// The same in JavaScript, where they are threads of a process.
+pub(crate) const NODE_MEETING: &str = "\
+const fs = require('fs');
+exports.handler = async (event, context) => {
+  fs.writeFileSync('/tmp/' + context.awsRequestId, '');
+  while (fs.readdirSync('/tmp').length < 2) await new Promise(resolve => setTimeout(resolve, 10));
+  return process.pid;
+};
+";
+
 /// The client's own example.
 pub(crate) const NODE: &str = "\
 exports.handler = async (event, context) => {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 mod handlers;
 mod misuse;
 
-use handlers::{MEETING, NODE, NODE_STREAM, PSYCOPG, PYTHON};
+use handlers::{MEETING, NODE, NODE_MEETING, NODE_STREAM, PSYCOPG, PYTHON};
 
 const NAME: &str = LambdaFunction::NAME;
 
@@ -130,7 +130,7 @@ fn what_the_handler_does_wrong_is_answered_and_told() {
     if !ready() {
         return;
     }
-    let function = LambdaFunction::python(PYTHON, &format!("{ROOM}timeout = \"500ms\"\n")).unwrap();
+    let function = LambdaFunction::python(PYTHON, &format!("{ROOM}timeout = \"1500ms\"\n")).unwrap();
     let agent = serving(&function);
     let pid = || get(&function, "/sleep/0").text();
     let first = pid();
@@ -138,7 +138,7 @@ fn what_the_handler_does_wrong_is_answered_and_told() {
     for (path, status, client, log) in [
         ("/fail", 502, "the function has failed", "has failed: ValueError: not today"),
         (
-            "/sleep/2000",
+            "/sleep/60000",
             504,
             "the function has taken too long",
             "the handler is ended: an invocation has taken longer",
@@ -167,6 +167,26 @@ fn what_the_handler_does_wrong_is_answered_and_told() {
     );
     let starts = agent.metrics().unwrap().sum("headstart_coldstarts_total", &[("outcome", "ready")]);
     assert!((starts - 1.0).abs() < f64::EPSILON, "the instance stays: {starts} starts");
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn a_client_that_finds_no_place_in_time_is_told_so() {
+    if !ready() {
+        return;
+    }
+    let keys = format!("{ROOM}queue_timeout = \"300ms\"\noverload = \"http-429\"\n");
+    let function = LambdaFunction::python(PYTHON, &keys).unwrap();
+    let agent = serving(&function);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| get(&function, "/sleep/1500").status);
+        let busy = |function: &Value| function["running"][0]["open"] == 1;
+        agent.wait_function(NAME, "busy", LIMIT, busy).unwrap();
+        let second = get(&function, "/");
+        assert_eq!(second.status, 429, "{}", second.text());
+        assert_eq!(first.join().unwrap(), 200);
+    });
+    assert_eq!(get(&function, "/").status, 200);
     assert!(agent.stop().unwrap().success());
 }
 
@@ -205,15 +225,26 @@ fn several_invocations_run_at_a_time_where_the_client_asks_for_them() {
         return;
     }
     let function = LambdaFunction::python(MEETING, &format!("{ROOM}concurrency = 2\n")).unwrap();
-    let agent = serving(&function);
-    let (one, two) = std::thread::scope(|scope| {
-        let one = scope.spawn(|| get(&function, "/").text());
-        let two = scope.spawn(|| get(&function, "/").text());
-        (one.join().unwrap(), two.join().unwrap())
+    let [one, two] = meets(&function);
+    assert_ne!(one, two, "its client makes processes");
+    if lacks_node_client().is_none() {
+        let keys = &format!("memory = \"512MiB\"\n{ONE}concurrency = 2\n");
+        meets(&LambdaFunction::node(NODE_MEETING, keys).unwrap());
+    }
+}
+
+/// What two invocations answer that meet.
+fn meets(function: &LambdaFunction) -> [String; 2] {
+    let agent = serving(function);
+    let answers = std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| get(function, "/")));
+        both.map(|one| one.join().unwrap())
     });
-    let processes: Vec<u32> = [&one, &two].map(|text| text.parse().unwrap()).into();
-    assert_ne!(processes[0], processes[1], "{}", agent.log());
+    for answer in &answers {
+        assert_eq!(answer.status, 200, "{}", agent.log());
+    }
     assert!(agent.stop().unwrap().success());
+    answers.map(|answer| answer.text())
 }
 
 fn streamed(reply: &Reply) {

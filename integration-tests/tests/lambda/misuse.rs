@@ -76,7 +76,7 @@ while True:
     except OSError as error:
         print('the script was cut off:', error, file=sys.stderr)
 ",
-        "timeout = \"700ms\"\n",
+        "timeout = \"1500ms\"\n",
     );
     let agent = serving(&function);
     assert_eq!(get(&function, "/twice").json(), json!([400, 404, 400, 403]), "{}", agent.log());

@@ -9,6 +9,8 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -100,7 +102,17 @@ impl Head {
 
     /// Reads `statusCode`, `headers` and `cookies`.
     pub(crate) fn read(object: &Map<String, Value>, default_type: HeaderValue) -> Result<Self, String> {
-        let status = match object.get("statusCode") {
+        let [status, headers, cookies] = ["statusCode", "headers", "cookies"].map(|key| object.get(key));
+        Self::of(status, headers, cookies, default_type)
+    }
+
+    fn of(
+        status: Option<&Value>,
+        all: Option<&Value>,
+        cookies: Option<&Value>,
+        default_type: HeaderValue,
+    ) -> Result<Self, String> {
+        let status = match status {
             None | Some(Value::Null) => Some(200),
             Some(Value::String(text)) => text.parse().ok(),
             Some(number) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
@@ -110,14 +122,14 @@ impl Head {
         let status = status.and_then(|status| StatusCode::from_u16(status).ok());
         let status = status.ok_or_else(|| "statusCode is no number from 200 to 599".to_owned())?;
         let mut headers = HeaderMap::new();
-        for (name, value) in object.get("headers").and_then(Value::as_object).into_iter().flatten() {
+        for (name, value) in all.and_then(Value::as_object).into_iter().flatten() {
             let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
             for value in values {
                 add(&mut headers, name, value)?;
             }
         }
         headers.entry(CONTENT_TYPE).or_insert(default_type);
-        for cookie in object.get("cookies").and_then(Value::as_array).into_iter().flatten() {
+        for cookie in cookies.and_then(Value::as_array).into_iter().flatten() {
             add(&mut headers, SET_COOKIE.as_str(), cookie)?;
         }
         Ok(Self { status, headers })
@@ -149,21 +161,38 @@ fn add(headers: &mut HeaderMap, name: &str, value: &Value) -> Result<(), String>
     Ok(())
 }
 
-/// An answer that is JSON with a `statusCode`, or any other JSON, which is then the body.
+/// What has a `statusCode`. Other keys are passed over.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Structured {
+    status_code: Option<Value>,
+    headers: Option<Value>,
+    cookies: Option<Value>,
+    body: Option<Value>,
+    is_base64_encoded: Option<Value>,
+}
+
+/// An answer that is a JSON object with a `statusCode`; or any other JSON, which is the body and not taken apart.
 fn whole(answer: &Bytes) -> Result<(Head, Bytes), String> {
-    let json: Value = serde_json::from_slice(answer).map_err(|error| format!("it is no JSON: {error}"))?;
-    let Some(object) = json.as_object().filter(|object| object.contains_key("statusCode")) else {
+    let no_json = |error: serde_json::Error| format!("it is no JSON: {error}");
+    let is_object = answer.trim_ascii_start().first() == Some(&b'{');
+    let structured: Option<Structured> = match is_object {
+        true => Some(serde_json::from_slice(answer).map_err(no_json)?),
+        false => serde_json::from_slice::<IgnoredAny>(answer).map(|_| None).map_err(no_json)?,
+    };
+    let Some((status, object)) = structured.and_then(|mut object| Some((object.status_code.take()?, object)))
+    else {
         return Ok((Head::of_type(JSON), answer.clone()));
     };
-    let head = Head::read(object, JSON)?;
-    let encoded = object.get("isBase64Encoded").and_then(Value::as_bool).unwrap_or(false);
-    let body = match object.get("body") {
-        None | Some(Value::Null) => Bytes::new(),
+    let head = Head::of(Some(&status), object.headers.as_ref(), object.cookies.as_ref(), JSON)?;
+    let encoded = object.is_base64_encoded == Some(Value::Bool(true));
+    let body = match object.body {
+        None => Bytes::new(),
         Some(Value::String(text)) if encoded => {
             let decoded = STANDARD.decode(text).map_err(|error| format!("its body is no base64: {error}"))?;
             decoded.into()
         }
-        Some(Value::String(text)) => text.clone().into(),
+        Some(Value::String(text)) => text.into(),
         Some(other) => other.to_string().into(),
     };
     Ok((head, body))

@@ -1,12 +1,13 @@
 //! The event of an HTTP request, as Function URLs have it (payload 2.0).
 
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::header::{CONTENT_TYPE, COOKIE, HOST, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName, request::Parts};
-use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::write::EncoderWriter;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
@@ -53,15 +54,47 @@ pub(crate) fn of(parts: &Parts, body: &Bytes, peer: IpAddr, function: &str) -> E
             "time": common_log_time(now.as_secs()),
             "timeEpoch": u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         },
-        "isBase64Encoded": false,
     });
     if let Some(event) = event.as_object_mut() {
-        add_optional(event, parts, query, body);
+        add_optional(event, parts, query);
     }
-    Event { id, body: event.to_string().into(), trace }
+    Event { id, body: with_body(event.to_string(), &parts.headers, body).into(), trace }
 }
 
-fn add_optional(event: &mut Map<String, Value>, parts: &Parts, query: &str, body: &Bytes) {
+/// Appends the body, which may be large: it is copied once.
+fn with_body(event: String, headers: &HeaderMap, body: &Bytes) -> Vec<u8> {
+    let mut event = event.into_bytes();
+    event.pop();
+    let text = std::str::from_utf8(body).ok().filter(|_| is_text(headers));
+    let encoded: &[u8] = if text.is_some() || body.is_empty() {
+        b",\"isBase64Encoded\":false"
+    } else {
+        b",\"isBase64Encoded\":true"
+    };
+    event.extend_from_slice(encoded);
+    if !body.is_empty() {
+        event.extend_from_slice(b",\"body\":");
+        // Memory takes all that is written.
+        let _ = match text {
+            Some(text) => serde_json::to_writer(&mut event, text).map_err(io::Error::from),
+            None => quote_base64(&mut event, body),
+        };
+    }
+    event.push(b'}');
+    event
+}
+
+fn quote_base64(event: &mut Vec<u8>, body: &[u8]) -> io::Result<()> {
+    event.push(b'"');
+    let mut encoder = EncoderWriter::new(&mut *event, &STANDARD);
+    encoder.write_all(body)?;
+    encoder.finish()?;
+    drop(encoder);
+    event.push(b'"');
+    Ok(())
+}
+
+fn add_optional(event: &mut Map<String, Value>, parts: &Parts, query: &str) {
     let cookies: Vec<_> = parts
         .headers
         .get_all(COOKIE)
@@ -75,11 +108,6 @@ fn add_optional(event: &mut Map<String, Value>, parts: &Parts, query: &str, body
     }
     if !query.is_empty() {
         event.insert("queryStringParameters".to_owned(), parameters(query).into());
-    }
-    if !body.is_empty() {
-        let text = std::str::from_utf8(body).ok().filter(|_| is_text(&parts.headers));
-        event.insert("isBase64Encoded".to_owned(), text.is_none().into());
-        event.insert("body".to_owned(), text.map_or_else(|| STANDARD.encode(body), str::to_owned).into());
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use http_body_util::BodyExt as _;
+use proptest::prelude::*;
 
 /// Status, content type and body.
 async fn read(answer: &str) -> (u16, String, Vec<u8>) {
@@ -11,7 +12,9 @@ async fn read(answer: &str) -> (u16, String, Vec<u8>) {
 
 #[tokio::test]
 async fn an_answer_without_a_status_is_the_body() {
-    for body in ["\"Hello, world!\"", "{ \"message\": \"hi\" }", "null", "[1]"] {
+    for body in
+        ["\"Hello, world!\"", "{ \"message\": \"hi\" }", "null", "[201, {}, []]", " {\"statusCode\":null}"]
+    {
         assert_eq!(read(body).await, (200, "application/json".to_owned(), body.as_bytes().to_vec()));
     }
 }
@@ -58,6 +61,14 @@ fn cookies_are_headers_and_what_is_of_the_connection_is_left_out() {
     assert_eq!(all("set-cookie"), ["a=1; Secure", "b=2"]);
     assert_eq!(all("vary"), ["a", "b"]);
     assert_eq!(head.headers.len(), 5, "{head:?}");
+}
+
+proptest! {
+    #[test]
+    fn any_answer_is_a_response(text in "[{\\[]?(\"(statusCode|headers|body|cookies)\":[0-9a\"{}:]{0,9},?){0,4}[}\\]]?") {
+        let (response, problem) = Answer::Whole(text.into()).response();
+        prop_assert_eq!(problem.is_some(), response.status() == StatusCode::BAD_GATEWAY);
+    }
 }
 
 #[test]

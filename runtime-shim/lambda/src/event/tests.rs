@@ -1,5 +1,7 @@
 use super::*;
 use axum::http::Request;
+use base64::Engine as _;
+use proptest::prelude::*;
 
 fn event(request: axum::http::request::Builder, body: &[u8]) -> Value {
     let (parts, ()) = request.body(()).unwrap().into_parts();
@@ -40,12 +42,15 @@ fn a_request_becomes_an_event_of_payload_2() {
 
 #[test]
 fn a_request_with_nothing_has_nothing() {
-    let event = event(Request::get("/").header("x-forwarded-for", "203.0.113.5"), b"");
+    let request =
+        Request::get("/").header("x-forwarded-for", "203.0.113.5").header("content-type", "image/png");
+    let event = event(request, b"");
     for key in ["cookies", "queryStringParameters", "body"] {
         assert!(event.get(key).is_none(), "{key}");
     }
     assert_eq!(event["headers"]["x-forwarded-for"], "203.0.113.5, 192.0.2.7");
     assert!(event["requestContext"]["http"]["userAgent"].is_null());
+    assert_eq!(event["isBase64Encoded"], false);
 }
 
 #[test]
@@ -89,4 +94,16 @@ fn numbers_of_invocations_are_uuids() {
     assert_eq!(uuid(0), "00000000-0000-4000-8000-000000000000");
     assert_eq!(uuid(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
     assert_ne!(random(), random());
+}
+
+proptest! {
+    #[test]
+    fn any_query_and_any_body_make_an_event(query in "[ -~&&[^#<>\"`\\\\^{|} ]]{0,60}", body: Vec<u8>, kind in "(text|image)/[a-z]{1,9}") {
+        let request = Request::post(format!("/?{query}")).header("content-type", kind);
+        let event = event(request, &body);
+        prop_assert_eq!(&event["rawQueryString"], &json!(query));
+        let sent = event["body"].as_str().unwrap_or_default();
+        let sent = if event["isBase64Encoded"] == true { STANDARD.decode(sent).unwrap() } else { sent.as_bytes().to_vec() };
+        prop_assert_eq!(sent, body);
+    }
 }
