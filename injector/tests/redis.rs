@@ -114,7 +114,7 @@ async fn a_session_is_cleaned_and_used_again_by_the_same_function_only() {
     let mut lines = BufReader::new(&stream).lines().map(|line| line.expect("a line"));
     let info = lines.nth(1).expect("a line after its length");
     assert_eq!(lines.next().as_deref(), Some(""));
-    for field in [" db=3 ", " name= ", " multi=-1 ", " user=app ", " resp=2"] {
+    for field in [" db=3 ", " name= ", " flags=N ", " user=app ", " resp=2"] {
         assert!(info.contains(field), "{field}: {info}");
     }
     drop(stream);

@@ -54,6 +54,12 @@ impl Postgres {
             eprintln!("SKIPPED: PostgreSQL is missing; to run this test: apt-get install postgresql");
             return None;
         };
+        // Some builds of POSTGRES_BIN have no TLS.
+        Some(Self::start_of(bin, std::env::var_os("POSTGRES_BIN").is_none(), prepare))
+    }
+
+    /// As [`Postgres::start_with`], with the programs in this directory.
+    pub(crate) fn start_of(bin: PathBuf, tls: bool, prepare: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let directory = tempfile::Builder::new().prefix("hs-pg-").tempdir().expect("a directory");
         if nix::unistd::geteuid().is_root() {
             let user = nix::unistd::User::from_name("postgres").expect("users").expect("user postgres");
@@ -63,7 +69,7 @@ impl Postgres {
         let port = listener.local_addr().expect("its address").port();
         drop(listener);
         let mut server = Self { directory, bin, port, settings: Vec::new() };
-        server.initialise();
+        server.initialise(tls);
         server.settings = prepare(&server.data());
         if nix::unistd::geteuid().is_root() {
             // What it wrote is the server's.
@@ -81,17 +87,16 @@ impl Postgres {
             sql += &format!("create role {role} login password '{PASSWORD}';\n");
         }
         server.psql(&sql);
-        Some(server)
+        server
     }
 
-    fn initialise(&self) {
+    fn initialise(&self, tls: bool) {
         let data = self.data();
         let data = data.to_str().expect("UTF-8");
         self.tool("initdb", &["-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]);
         let mut hba = String::from("local all postgres trust\n");
         for (role, method, _) in ROLES {
-            // Some builds of POSTGRES_BIN have no TLS.
-            if method == "cert" && std::env::var_os("POSTGRES_BIN").is_some() {
+            if method == "cert" && !tls {
                 continue;
             }
             let (local, host) = if method == "cert" { ("reject", "hostssl") } else { (method, "host") };

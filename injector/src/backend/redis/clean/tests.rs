@@ -124,6 +124,8 @@ async fn a_session_is_clean_when_it_has_logged_in_again_and_says_so() {
     for answers in [
         &[clean, &info(plain)][..],
         &[clean, &info("flags=U")],
+        // Valkey, once the session has been in a transaction.
+        &[clean, &info("flags=N sub=0 multi=0 watch=0")],
         &[clean, &info("flags=e"), &format!("+OK\r\n{}", bulk(plain))],
         &[clean, &info("flags=N lib-name=x lib-ver=1"), &format!("+OK\r\n+OK\r\n{}", bulk(plain))],
     ] {
