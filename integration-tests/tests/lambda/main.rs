@@ -19,8 +19,6 @@ const NAME: &str = LambdaFunction::NAME;
 /// One instance: a client that comes while another's answer is on its way would start one more.
 const ONE: &str = "stop_grace = \"2s\"\nmax_instances = 1\n";
 
-const ROOM: &str = "memory = \"256MiB\"\nstop_grace = \"2s\"\nmax_instances = 1\n";
-
 fn ready() -> bool {
     privilege::require_root("containers")
         && privilege::require_tools(&["runc", "python3", "/usr/lib/python3/dist-packages/pip"])
@@ -86,7 +84,7 @@ fn lives_at(port: u16, agent: RunningAgent, hello: &str) {
 #[test]
 fn a_handler_in_python_lives_like_a_function() {
     if ready() {
-        lives(&LambdaFunction::python(PYTHON, ROOM).unwrap(), "\"Hello World!\"");
+        lives(&LambdaFunction::python(PYTHON, ONE).unwrap(), "\"Hello World!\"");
     }
 }
 
@@ -95,7 +93,7 @@ fn requests_are_events_and_answers_are_responses() {
     if !ready() {
         return;
     }
-    let function = LambdaFunction::python(PYTHON, ROOM).unwrap();
+    let function = LambdaFunction::python(PYTHON, ONE).unwrap();
     let agent = serving(&function);
     let event =
         function.ask("PUT", "/event?a=1&a=2", "cookie: c=3; d=4\r\nX-One: 1\r\n", b"body").unwrap().json();
@@ -104,7 +102,7 @@ fn requests_are_events_and_answers_are_responses() {
     assert_eq!((&event["headers"]["x-one"], &event["body"]), (&json!("1"), &json!("body")));
     assert_eq!(event["requestContext"]["http"]["sourceIp"], "127.0.0.1");
     let context = get(&function, "/context").json();
-    assert_eq!((&context["name"], &context["memory"]), (&json!(NAME), &json!("256")), "{context}");
+    assert_eq!((&context["name"], &context["memory"]), (&json!(NAME), &json!("128")), "{context}");
     assert_eq!((&context["version"], &context["handler"]), (&json!("$LATEST"), &json!("app.handler")));
     assert_eq!(context["root"], "/var/task");
     let left = context["left"].as_i64().unwrap();
@@ -130,8 +128,10 @@ fn what_the_handler_does_wrong_is_answered_and_told() {
     if !ready() {
         return;
     }
-    let function = LambdaFunction::python(PYTHON, &format!("{ROOM}timeout = \"1500ms\"\n")).unwrap();
-    let agent = serving(&function);
+    let function = LambdaFunction::python(PYTHON, &format!("{ONE}timeout = \"1500ms\"\n")).unwrap();
+    // What kills the handler is in a user namespace then.
+    let users = AgentSetup::default().setting("uids", "\"1900000000-1900065535\"");
+    let agent = serving_with(&function, users);
     let pid = || get(&function, "/sleep/0").text();
     let first = pid();
     // (what is asked for, status, what the client is told, what the log says)
@@ -150,6 +150,7 @@ fn what_the_handler_does_wrong_is_answered_and_told() {
         assert_eq!(reply.status, status, "{path}: {}", reply.text());
         assert!(reply.text().contains(client), "{path}: {}", reply.text());
         assert!(!reply.text().contains("not today"), "what the handler says is not for clients");
+        assert!(reply.head.contains("x-amzn-requestid: "), "{}", reply.head);
         agent.wait_log(log, LIMIT).unwrap();
         assert_eq!(get(&function, "/").status, 200, "{path} is over\n{}", agent.log());
     }
@@ -175,7 +176,7 @@ fn a_client_that_finds_no_place_in_time_is_told_so() {
     if !ready() {
         return;
     }
-    let keys = format!("{ROOM}queue_timeout = \"300ms\"\noverload = \"http-429\"\n");
+    let keys = format!("{ONE}queue_timeout = \"300ms\"\noverload = \"http-429\"\n");
     let function = LambdaFunction::python(PYTHON, &keys).unwrap();
     let agent = serving(&function);
     std::thread::scope(|scope| {
@@ -195,14 +196,14 @@ fn a_handler_that_cannot_start_is_told_of() {
     if !ready() {
         return;
     }
-    let broken = LambdaFunction::python("import nowhere\n", ROOM).unwrap();
-    let lacking = LambdaFunction::python("other = 1\n", ROOM).unwrap();
-    let silent = format!("{ROOM}init_timeout = \"500ms\"\n");
+    let broken = LambdaFunction::python("import nowhere\n", ONE).unwrap();
+    let lacking = LambdaFunction::python("other = 1\n", ONE).unwrap();
+    let silent = format!("{ONE}init_timeout = \"500ms\"\n");
     for (function, words) in [
         (broken, "Runtime.ImportModuleError: Unable to import module 'app': No module named 'nowhere'"),
         (lacking, "Runtime.HandlerNotFound: Handler 'handler' missing on module 'app'"),
         (
-            LambdaFunction::script("raise SystemExit('no config')\n", ROOM).unwrap(),
+            LambdaFunction::script("raise SystemExit('no config')\n", ONE).unwrap(),
             "exit code 1; its last line: no config",
         ),
         (
@@ -224,7 +225,8 @@ fn several_invocations_run_at_a_time_where_the_client_asks_for_them() {
     if !ready() {
         return;
     }
-    let function = LambdaFunction::python(MEETING, &format!("{ROOM}concurrency = 2\n")).unwrap();
+    let function =
+        LambdaFunction::python(MEETING, &format!("memory = \"256MiB\"\n{ONE}concurrency = 2\n")).unwrap();
     let [one, two] = meets(&function);
     assert_ne!(one, two, "its client makes processes");
     if lacks_node_client().is_none() {
@@ -358,7 +360,7 @@ fn a_handler_has_its_database_without_a_network() {
         PostgresServer::DATABASE,
         postgres.password_file().unwrap(),
     );
-    let keys = format!("{ROOM}backends = [\"db\"]\nbackend_sockets = true\n");
+    let keys = format!("{ONE}backends = [\"db\"]\nbackend_sockets = true\n");
     let function = LambdaFunction::python(PSYCOPG, &keys).unwrap();
     let agent = serving_with(&function, AgentSetup::default().config(&backend));
     for when in ["cold", "warm"] {

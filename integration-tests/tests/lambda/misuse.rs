@@ -4,7 +4,7 @@ use headstart_integration_tests::lab::lambda::LambdaFunction;
 use headstart_integration_tests::lab::site::LIMIT;
 use serde_json::json;
 
-use crate::{NAME, ROOM, get, ready, serving};
+use crate::{NAME, ONE, get, ready, serving};
 
 /// Speaks the Runtime API by itself, wrongly if it is asked to.
 const RAW: &str = "\
@@ -33,7 +33,7 @@ def for_ever(pause):
 ";
 
 fn raw(rest: &str, keys: &str) -> LambdaFunction {
-    LambdaFunction::script(&format!("{RAW}{rest}"), &format!("{ROOM}{keys}")).unwrap()
+    LambdaFunction::script(&format!("{RAW}{rest}"), &format!("{ONE}{keys}")).unwrap()
 }
 
 #[test]

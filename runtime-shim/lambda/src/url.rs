@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use http_body_util::{BodyExt as _, Limited};
 use tokio::time::timeout;
@@ -18,6 +18,9 @@ use crate::{PAYLOAD_MAX, event};
 
 /// Longest time for a client to send the body of its request.
 const BODY_WAIT: Duration = Duration::from_secs(30);
+
+/// The header in which a client finds the number of its invocation, as from a Function URL. The log has it too.
+const REQUEST_ID: &str = "x-amzn-requestid";
 
 #[derive(Clone)]
 struct Site {
@@ -53,9 +56,12 @@ async fn call(
         return too_large();
     }
     let id = event.id.clone();
-    let (response, problem) = site.desk.invoke(event).await.response();
+    let (mut response, problem) = site.desk.invoke(event).await.response();
     if let Some(problem) = problem {
         say(&format!("the answer to invocation {id} cannot be used: {problem}"));
+    }
+    if let Ok(id) = HeaderValue::try_from(id) {
+        response.headers_mut().insert(REQUEST_ID, id);
     }
     response
 }
