@@ -176,7 +176,7 @@ fn a_client_that_finds_no_place_in_time_is_told_so() {
     if !ready() {
         return;
     }
-    let keys = format!("{ONE}queue_timeout = \"300ms\"\noverload = \"http-429\"\n");
+    let keys = format!("{ONE}timeout = \"30s\"\nqueue_timeout = \"300ms\"\noverload = \"http-429\"\n");
     let function = LambdaFunction::python(PYTHON, &keys).unwrap();
     let agent = serving(&function);
     std::thread::scope(|scope| {
@@ -225,12 +225,15 @@ fn several_invocations_run_at_a_time_where_the_client_asks_for_them() {
     if !ready() {
         return;
     }
-    let function =
-        LambdaFunction::python(MEETING, &format!("memory = \"256MiB\"\n{ONE}concurrency = 2\n")).unwrap();
+    let function = LambdaFunction::python(
+        MEETING,
+        &format!("memory = \"256MiB\"\n{ONE}timeout = \"30s\"\nconcurrency = 2\n"),
+    )
+    .unwrap();
     let [one, two] = meets(&function);
     assert_ne!(one, two, "its client makes processes");
     if lacks_node_client().is_none() {
-        let keys = &format!("memory = \"512MiB\"\n{ONE}concurrency = 2\n");
+        let keys = &format!("memory = \"512MiB\"\n{ONE}timeout = \"30s\"\nconcurrency = 2\n");
         meets(&LambdaFunction::node(NODE_MEETING, keys).unwrap());
     }
 }
@@ -299,7 +302,8 @@ fn a_handler_in_rust_lives_and_streams() {
         return;
     }
     let program = build_static("headstart-lab-functions", "lambda").unwrap();
-    let function = LambdaFunction::program(&program, &format!("{ONE}concurrency = 3\n")).unwrap();
+    let function =
+        LambdaFunction::program(&program, &format!("{ONE}timeout = \"30s\"\nconcurrency = 3\n")).unwrap();
     lives(&function, "{\"message\":\"Hello, world!\"}");
     let agent = serving(&function);
     streamed(&get(&function, "/stream"));
