@@ -2,8 +2,11 @@
 //!
 //! The kernel knows the sockets of a port ([`super::sockets`]), and which of them a process has open (`/proc/PID/fd`). A thread
 //! compares the two and writes the numbers on the instance's activity page, as a shim would. It looks when connections have
-//! come, every [`PAUSE`] while there are any, and when it is asked. What came and went between two looks is not seen: the page
-//! says so ([`Activity::sample`]).
+//! come, every [`PAUSE`] while there are any, less and less often while there are none, and when it is asked. What came and went
+//! between two looks is not seen: the page says so ([`Activity::sample`]).
+//!
+//! The watch of the accept queue does not tell of every connection: an instance may accept one before the agent's thread has
+//! woken up, and the kernel then has nothing to tell.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -29,9 +32,11 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The shortest time between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
-/// How long connections are looked for after some have come. The watch of the accept queue pauses after a report, and does not
-/// tell of those that came and were accepted meanwhile.
-const FOLLOW_UP: Duration = Duration::from_secs(1);
+/// The longest time between two looks while an instance is there.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// While there are no connections, the time between two looks is this part of the time since the last one.
+const PATIENCE: u32 = 4;
 
 /// A look takes at most this part of the thread's time.
 const SHARE: u32 = 50;
@@ -137,7 +142,8 @@ impl Counting {
         // When to look without being asked.
         let mut next: Option<Instant> = None;
         let mut last = Instant::now();
-        let mut follow_up = last;
+        // When there last was a connection.
+        let mut busy = last;
         loop {
             let order = match next {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -150,16 +156,24 @@ impl Counting {
                 Ok(Order::Came) => {
                     thread::sleep((last + PAUSE_MIN).saturating_duration_since(Instant::now()));
                     self.came.store(false, Ordering::Release);
-                    follow_up = Instant::now() + FOLLOW_UP;
+                    busy = Instant::now();
                     self.touch();
                 }
                 Ok(Order::Count(done)) => asked.push(done),
-                Ok(Order::Watch(watched)) => self.watched.push(watched),
+                Ok(Order::Watch(watched)) => {
+                    // It was released for a connection, which may be over before the first look.
+                    busy = Instant::now();
+                    self.watched.push(watched);
+                }
             }
             let begun = Instant::now();
             let any = self.look();
             last = Instant::now();
-            next = (any || last < follow_up).then(|| last + PAUSE.max((last - begun) * SHARE));
+            if any {
+                busy = last;
+            }
+            let pause = ((last - busy) / PATIENCE).clamp(PAUSE, PAUSE_MAX).max((last - begun) * SHARE);
+            next = (!self.watched.is_empty()).then(|| last + pause);
             for done in asked {
                 let _ = done.send(());
             }
