@@ -26,6 +26,9 @@ HEAD = {'Content-Type': 'application/vnd.awslambda.http-integration-response'}
 def pieces(*texts):
     for text in texts:
         yield text.encode()
+def nothing():
+    time.sleep(60)
+    yield b''
 def for_ever(pause):
     while True:
         yield b'x' * 100000
@@ -61,6 +64,7 @@ while True:
         elif path == '/no-status': answer(id, '{\"statusCode\":\"high\"}')
         elif path == '/endless': answer(id, for_ever(0))
         elif path == '/endless-stream': answer(id, for_ever(0.01), STREAM)
+        elif path == '/nothing': answer(id, nothing(), STREAM | HEAD)
         elif path == '/no-head': answer(id, pieces('{\"statusCode\":200}'), STREAM | HEAD)
         elif path == '/deaf':
             answer(id, '1')
@@ -87,6 +91,7 @@ while True:
         ("/no-status", 502, "statusCode is no number"),
         ("/endless", 502, "is larger than 6291556 bytes"),
         ("/no-head", 502, "it ends before eight NULs"),
+        ("/nothing", 504, "is not streamed: its time is over"),
         ("/children", 504, "has taken longer than `timeout`"),
     ] {
         assert_eq!(get(&function, path).status, status, "{path}\n{}", agent.log());

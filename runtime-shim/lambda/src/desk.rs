@@ -219,13 +219,13 @@ impl Desk {
     }
 
     /// The process of the handler has ended; what it had taken is answered with that.
-    pub(crate) fn ended(&self, failure: Failure) {
+    pub(crate) fn ended(&self) {
         let mut state = self.state();
         state.handler = HandlerState::None;
         state.init_error = None;
         state.polls.clear();
         for (_, Running { answer, .. }) in state.running.drain() {
-            let _ = answer.map(|answer| answer.send(Answer::Failed(failure)));
+            let _ = answer.map(|answer| answer.send(Answer::Failed(Failure::Ended)));
         }
         self.changed.notify_waiters();
     }

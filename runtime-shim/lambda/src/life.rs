@@ -8,7 +8,6 @@ use headstart::Function;
 use nix::sys::signal::{Signal, raise};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::answer::Failure;
 use crate::desk::{Desk, Dismissal};
 use crate::handler::{Handler, HandlerExit, Reaper};
 use crate::{Orders, url};
@@ -19,9 +18,9 @@ const QUIET_WAIT: Duration = Duration::from_secs(1);
 /// The exit code of shells for a command that cannot be run.
 const NOT_RUN: u8 = 126;
 
-/// What is said of a handler that has not started in time.
-const NOT_ASKED: &str = "the handler has not asked for an event within init_timeout: its program must be a client of the \
-                         Lambda Runtime API";
+/// What is said of a handler that does not start.
+const NOT_ASKED: &str =
+    "the handler has not asked for its first event: its program must be a client of the Lambda Runtime API";
 
 /// Invocations at a time when nothing is configured, as on Lambda.
 const PLACES: u32 = 1;
@@ -130,21 +129,18 @@ async fn keep(orders: &Orders, desk: &Arc<Desk>, reaper: &Reaper) -> Result<Opti
             Ok(handler) => handler,
             Err(error) => {
                 say(&error.to_string());
-                desk.ended(Failure::Ended);
+                desk.ended();
                 return Ok(Some(NOT_RUN));
             }
         };
         let end = watch(&handler, orders, desk).await;
         let starting = desk.is_starting();
-        let failure = match &end {
-            End::Dismissed(Dismissal::Closed) => {
-                handler.stop().await;
-                return Ok(None);
-            }
-            End::Exited(_) | End::Dismissed(_) | End::InitTimeout => Failure::Ended,
-        };
+        if matches!(end, End::Dismissed(Dismissal::Closed)) {
+            handler.stop().await;
+            return Ok(None);
+        }
         handler.kill().await;
-        desk.ended(failure);
+        desk.ended();
         match end {
             // Its own last line tells more.
             End::Exited(exit) if starting => return Ok(Some(exit.code().max(1))),

@@ -72,7 +72,10 @@ pub(crate) async fn answer(
         Ok(begun) => begun,
         Err(broken) => {
             say(&format!("the answer to invocation {id} is not streamed: {}", broken.words()));
-            let _ = desk.answer(id, Answer::Failed(Failure::Malformed));
+            // What is late is answered with that, and the handler is ended for it.
+            if !matches!(broken, Broken::Late) {
+                let _ = desk.answer(id, Answer::Failed(Failure::Malformed));
+            }
             return refused(&broken);
         }
     };
@@ -91,7 +94,7 @@ pub(crate) async fn answer(
         Err(broken) => broken,
     };
     say(&format!("the answer to invocation {id} is broken off: {}", broken.words()));
-    // What is late is still under way, and the handler is ended for it.
+    // The handler is ended for what is late, as long as it is under way.
     if !matches!(broken, Broken::Late) {
         desk.streamed(id);
     }

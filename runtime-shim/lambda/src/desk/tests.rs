@@ -89,7 +89,7 @@ async fn a_handler_that_is_late_goes_when_the_others_have_ended() {
     desk.answer("b", whole()).unwrap();
     assert!(matches!(other.await.unwrap(), Answer::Whole(_)));
     assert!(matches!(desk.dismissed().await, Dismissal::Condemned(_)));
-    desk.ended(Failure::Ended);
+    desk.ended();
     assert!(third.await.is_err(), "it has not got what waits");
     desk.wanted().await;
     desk.starts();
@@ -121,7 +121,7 @@ async fn what_waits_for_a_start_has_its_time_from_then() {
     advance(TIMEOUT * 2).await;
     desk.expire();
     assert_eq!(desk.next().await.unwrap().event.id, "a");
-    desk.ended(Failure::Ended);
+    desk.ended();
     assert_eq!(failure(answer).await, Failure::Ended);
 }
 
@@ -143,7 +143,7 @@ async fn an_instance_is_quiet_when_its_handler_waits() {
 async fn a_start_fails_only_before_the_first_event() {
     let (desk, _poll) = serving(1);
     assert!(!desk.init_failed("late".to_owned()));
-    desk.ended(Failure::Ended);
+    desk.ended();
     desk.starts();
     assert!(desk.init_failed("no module".to_owned()));
     assert_eq!(desk.dismissed().await, Dismissal::InitError("no module".to_owned()));
