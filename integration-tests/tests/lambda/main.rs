@@ -5,7 +5,8 @@
 use headstart_integration_tests::lab::lambda::{LambdaFunction, Reply, ask, lacks_node_client};
 use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
-    AgentSetup, PostgresServer, PostgresSetup, Rootfs, RunningAgent, build_static, cli, free_port, privilege,
+    AgentSetup, Manager, PostgresServer, PostgresSetup, Rootfs, RunningAgent, build_static, cli, free_port,
+    privilege,
 };
 use serde_json::{Value, json};
 
@@ -86,6 +87,25 @@ fn a_handler_in_python_lives_like_a_function() {
     if ready() {
         lives(&LambdaFunction::python(PYTHON, ONE).unwrap(), "\"Hello World!\"");
     }
+}
+
+#[test]
+fn a_handler_outlives_its_agent() {
+    if !ready() {
+        return;
+    }
+    let function = LambdaFunction::python(PYTHON, ONE).unwrap();
+    let manager = Manager::new().unwrap();
+    let agent = serving_with(&function, AgentSetup::default().manager(&manager));
+    assert_eq!(get(&function, "/").status, 200);
+    let next = agent.kill().unwrap().start().unwrap();
+    assert_eq!(get(&function, "/").status, 200, "{}", next.log());
+    next.operate(NAME, "freeze").unwrap();
+    next.wait_state(NAME, "frozen", LIMIT).unwrap();
+    assert_eq!(get(&function, "/").status, 200);
+    let starts = next.metrics().unwrap().sum("headstart_coldstarts_total", &[]);
+    assert!(starts < 1.0, "it is the same instance: {starts} starts\n{}", next.log());
+    assert!(next.stop().unwrap().success());
 }
 
 #[test]
