@@ -98,6 +98,10 @@ fn a_handler_outlives_its_agent() {
     let manager = Manager::new().unwrap();
     let agent = serving_with(&function, AgentSetup::default().manager(&manager));
     assert_eq!(get(&function, "/").status, 200);
+    // The listener, the instance's control socket and its page.
+    cli::eventually("stored", LIMIT, || Ok((manager.stored()?.len() == 3).then_some(()))).unwrap();
+    // Its note is written by then.
+    agent.wait_function(NAME, "warm", LIMIT, |function| function["running"][0]["open"] == 0).unwrap();
     let next = agent.kill().unwrap().start().unwrap();
     assert_eq!(get(&function, "/").status, 200, "{}", next.log());
     next.operate(NAME, "freeze").unwrap();
