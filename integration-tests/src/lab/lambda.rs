@@ -63,7 +63,11 @@ fn installed(name: &str, command: impl Fn(&Path) -> Command) -> Result<PathBuf> 
     if !directory.exists() {
         let new = directory.with_file_name(unique("new"));
         fs::create_dir_all(&new)?;
-        run_within(INSTALL_LIMIT, &mut command(&new))?;
+        let made = run_within(INSTALL_LIMIT, &mut command(&new));
+        if let Err(error) = made {
+            let _ = fs::remove_dir_all(&new);
+            return Err(error);
+        }
         fs::rename(&new, &directory)?;
     }
     Ok(directory)
