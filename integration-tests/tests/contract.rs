@@ -329,7 +329,7 @@ fn an_init_that_is_not_installed_is_named() {
     }
     let function = unchanged("events", "process", PORT);
     let agent = AgentSetup::default().setting("init", "\"/nowhere/init\"").config(&function.text(NAME, &[]));
-    let agent = agent.start().unwrap();
+    let agent = agent.start_unready().unwrap();
     let told = |function: &Value| {
         let error = function["last_error"].as_str().unwrap_or_default();
         error.contains("/nowhere/init") && error.contains("`init` in [agent]")
