@@ -26,6 +26,8 @@ mariadb                         mariadb-client-core is a client that knows nothi
 /usr/include/mariadb/mysql.h     libmariadb-dev compiles mysqlclient and mariadb, drivers of Python
 /usr/include/python3*/Python.h  python3-dev  compiles them too
 pkg-config                      pkg-config   finds the library for them
+curl                            curl         is a client of functions
+h2load                          nghttp2-client is another one
 npm                             npm          fetches node-postgres, a driver that knows nothing of Headstart
 cmake                           cmake        builds the client of AWS Lambda for node
 /usr/include/node/node_api.h    libnode-dev  builds it too

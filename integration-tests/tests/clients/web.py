@@ -1,0 +1,40 @@
+"""A function for all kinds of clients: `GET` answers `hello`, `POST` answers with the body, as it comes."""
+
+import sys
+
+import headstart
+
+
+def wsgi(environ, start_response):
+    kind = environ.get("CONTENT_TYPE") or "text/plain"
+    start_response("200 OK", [("content-type", kind)])
+    if environ["REQUEST_METHOD"] != "POST":
+        return [b"hello"]
+    return iter(lambda: environ["wsgi.input"].read(65536), b"")
+
+
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    headers = [(b"content-type", b"text/plain")]
+    if scope["method"] != "POST":
+        headers.append((b"content-length", b"5"))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["method"] != "POST":
+        await send({"type": "http.response.body", "body": b"hello"})
+        return
+    more = True
+    while more:
+        event = await receive()
+        more = event.get("more_body", False)
+        await send({"type": "http.response.body", "body": event.get("body", b""), "more_body": more})
+
+
+def main(function: headstart.Function) -> None:
+    if sys.argv[1] == "wsgi":
+        function.serve_wsgi(wsgi)
+    else:
+        function.serve_asgi(asgi)
+
+
+headstart.run(main)
