@@ -76,6 +76,8 @@ every_runtime! {
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         owns_its_processes_only nothing_is_left frozen_stands_still_until_it_is_thawed the_frozen_are_taken_over
         survivors_may_finish_and_the_parked_go;
+    on_namespaced_crun NamespacedCrun: sees_what_is_mounted has_its_secrets is_alone_and_powerless
+        the_running_are_taken_over;
     on_process Process: io_uring_is_refused sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told

@@ -27,16 +27,25 @@ pub(super) enum Kind {
     Oci,
     /// The same with crun in the place of runc.
     Crun,
-    /// The same with a user namespace.
+    /// The same two with a user namespace.
     Namespaced,
+    NamespacedCrun,
     Process,
     Docker,
 }
 
 impl Kind {
+    fn is_namespaced(self) -> bool {
+        matches!(self, Self::Namespaced | Self::NamespacedCrun)
+    }
+
+    fn has_crun(self) -> bool {
+        matches!(self, Self::Crun | Self::NamespacedCrun)
+    }
+
     /// Who its functions are.
     pub(super) fn user(self) -> u32 {
-        if self == Self::Namespaced { 100_001 } else { 65_534 }
+        if self.is_namespaced() { 100_001 } else { 65_534 }
     }
 
     /// Without a root file system of its own.
@@ -81,7 +90,7 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
         Some("busybox (apt install busybox-static)")
     } else if matches!(kind, Kind::Oci | Kind::Namespaced) && find("runc").is_none() {
         Some("runc (apt install runc)")
-    } else if kind == Kind::Crun && find("crun").is_none() {
+    } else if kind.has_crun() && find("crun").is_none() {
         Some("crun (apt install crun)")
     } else if kind == Kind::Docker && (find("dockerd").is_none() || find("docker").is_none()) {
         Some("docker (apt install docker.io)")
@@ -181,7 +190,7 @@ impl Bed {
             pids: 32,
             shares: Shares::default(),
             user: self.kind.user(),
-            namespace_root: (self.kind == Kind::Namespaced).then_some(self.kind.user() - 1),
+            namespace_root: self.kind.is_namespaced().then_some(self.kind.user() - 1),
             mounts: self.mounts.clone(),
             secrets: self.secrets.clone(),
             backends: false,
@@ -190,7 +199,9 @@ impl Bed {
             workdir: "/".into(),
         };
         let configured = match self.kind {
-            Kind::Oci | Kind::Crun | Kind::Namespaced => Runtime::Oci { rootfs: self.rootfs() },
+            Kind::Oci | Kind::Crun | Kind::Namespaced | Kind::NamespacedCrun => {
+                Runtime::Oci { rootfs: self.rootfs() }
+            }
             Kind::Process => Runtime::Process,
             Kind::Docker => Runtime::Docker {
                 image: daemon::IMAGE.to_owned(),
@@ -365,11 +376,10 @@ fn children() -> usize {
 /// The driver of this kind.
 pub(super) fn driver(kind: Kind, agent: &Agent) -> Box<dyn Driver> {
     match kind {
-        Kind::Oci => oci::driver(agent),
-        Kind::Namespaced => oci::driver(&Agent { user_namespaces: true, ..agent.clone() }),
-        Kind::Crun => {
-            let runc = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/start/tests/crun.sh");
-            oci::driver(&Agent { runc, ..agent.clone() })
+        Kind::Oci | Kind::Crun | Kind::Namespaced | Kind::NamespacedCrun => {
+            let crun = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/start/tests/crun.sh");
+            let runc = if kind.has_crun() { crun } else { agent.runc.clone() };
+            oci::driver(&Agent { runc, user_namespaces: kind.is_namespaced(), ..agent.clone() })
         }
         Kind::Process => process::driver_with(helper(), agent),
         Kind::Docker => docker::driver(agent),
