@@ -1,5 +1,6 @@
 //! The node: functions that behave, which clients ask, functions that misbehave, a database, and an attacker's link.
 
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,6 +45,7 @@ const HOSTILE: [(&str, &str); 21] = [
     ("ender", ""),
     ("caller", "backend_sockets = true\n"),
 ];
+const HELD: usize = 64;
 const HOSTILE_KEYS: &str = "init_timeout = \"1s\"\nqueue_timeout = \"300ms\"\n";
 
 /// Node, agent and functions.
@@ -74,7 +76,7 @@ impl Stage {
         let postgres = PostgresServer::inside(&node.node, SocketAddr::from(([127, 0, 0, 1], 5432)))?;
         let silent = node.node.enter(|| TcpListener::bind(("127.0.0.1", 0)))??;
         let silent_address = silent.local_addr()?;
-        thread::spawn(move || silent.incoming().flatten().collect::<Vec<_>>());
+        thread::spawn(move || hold(&silent));
 
         let password = postgres.password_file()?;
         fs::set_permissions(&password, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
@@ -198,6 +200,17 @@ impl Stage {
     pub(crate) fn stop(self) -> Result<()> {
         ensure!(self.agent.stop()?.success(), "the agent did not end as it should");
         Ok(())
+    }
+}
+
+/// Holds the last clients of a server that says nothing, far more than the pool has.
+fn hold(listener: &TcpListener) {
+    let mut held = VecDeque::new();
+    for client in listener.incoming().flatten() {
+        held.push_back(client);
+        if held.len() > HELD {
+            held.pop_front();
+        }
     }
 }
 
