@@ -340,13 +340,8 @@ impl InstanceTask {
 
     /// Stores the descriptors and the note of the instance for the next agent.
     fn store(&mut self, conversation: &Conversation) {
-        if !self.stored
-            && let Some(control) = conversation.control()
-        {
-            self.stored =
-                self.descriptor_store.store_instance(&self.name, control, self.page.as_fd()).is_ok();
-        }
-        if !self.stored {
+        let control = conversation.control();
+        if !self.stored && (control.is_none() || !self.descriptor_store.has_manager()) {
             return;
         }
         self.note.backends = conversation.held();
@@ -355,6 +350,13 @@ impl InstanceTask {
                 instance = self.name,
                 "its note cannot be written, so the next agent may not take it over: {error}"
             );
+        }
+        // An agent that is killed here leaves no descriptors without a note.
+        if !self.stored
+            && let Some(control) = control
+        {
+            self.stored =
+                self.descriptor_store.store_instance(&self.name, control, self.page.as_fd()).is_ok();
         }
     }
 

@@ -47,6 +47,11 @@ impl DescriptorStore {
         self.tell(&format!("FDSTORE=1\nFDNAME={}", name(instance)), &[control, page])
     }
 
+    /// Whether a service manager stores descriptors.
+    pub fn has_manager(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Tells the manager to close the descriptors of an instance. If the message cannot be sent, the next agent closes
     /// them.
     pub fn remove_instance(&self, instance: &str) {
