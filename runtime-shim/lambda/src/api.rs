@@ -146,7 +146,7 @@ async fn next(desk: &Desk) -> ApiResponse {
     response
 }
 
-/// A name in the form that clients take apart. The account is nobody's.
+/// A name in the form that clients take apart, with an account number that does not exist.
 fn arn(function: &str) -> String {
     let region = std::env::var("AWS_REGION").unwrap_or_else(|_| "local".to_owned());
     format!("arn:aws:lambda:{region}:000000000000:function:{function}")

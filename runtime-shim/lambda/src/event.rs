@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use base64::write::EncoderWriter;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use time::UtcDateTime;
 
 use crate::desk::Event;
 
@@ -137,62 +138,29 @@ fn is_text(headers: &HeaderMap) -> bool {
 /// Several parameters of one name are one, with commas.
 fn parameters(query: &str) -> Map<String, Value> {
     let mut parameters = Map::new();
-    for part in query.split('&').filter(|part| !part.is_empty()) {
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        let (name, value) = (decoded(name), decoded(value));
-        let value = match parameters.get(&name).and_then(Value::as_str) {
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let value = match parameters.get(name.as_ref()).and_then(Value::as_str) {
             Some(before) => format!("{before},{value}"),
-            None => value,
+            None => value.into_owned(),
         };
-        parameters.insert(name, value.into());
+        parameters.insert(name.into_owned(), value.into());
     }
     parameters
 }
 
-/// Percent-encoding, with "+" for a blank. What is no encoding stays.
-fn decoded(text: &str) -> String {
-    let mut bytes = text.as_bytes().iter();
-    let mut plain = Vec::with_capacity(text.len());
-    while let Some(&byte) = bytes.next() {
-        let digit = |at: usize| char::from(*bytes.as_slice().get(at)?).to_digit(16);
-        let pair = if byte == b'%' { digit(0).zip(digit(1)) } else { None };
-        match (byte, pair) {
-            (_, Some((high, low))) => {
-                plain.push(u8::try_from(high * 16 + low).unwrap_or_default());
-                bytes.nth(1);
-            }
-            (b'+', None) => plain.push(b' '),
-            (_, None) => plain.push(byte),
-        }
-    }
-    String::from_utf8_lossy(&plain).into_owned()
-}
-
 /// A time in seconds since 1970 as in a log of Apache, "12/Mar/2020:19:03:58 +0000".
 fn common_log_time(seconds: u64) -> String {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let (mut days, of_day) = (seconds / 86_400, seconds % 86_400);
-    let mut year = 1970;
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let mut month = 0;
-    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    let month = MONTHS.get(month).copied().unwrap_or_default();
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{:02}/{month}/{year}:{hour:02}:{minute:02}:{second:02} +0000", days + 1)
+    // A clock that is past the year 9999 says 1970.
+    let seconds = i64::try_from(seconds).unwrap_or_default();
+    let time = UtcDateTime::from_unix_timestamp(seconds).unwrap_or(UtcDateTime::UNIX_EPOCH);
+    let month = time.month().to_string();
+    let month = month.get(..3).unwrap_or_default();
+    let (day, year, hour, minute, second) =
+        (time.day(), time.year(), time.hour(), time.minute(), time.second());
+    format!("{day:02}/{month}/{year}:{hour:02}:{minute:02}:{second:02} +0000")
 }
 
-/// A number that nobody can guess.
+/// A random number that cannot be guessed.
 pub(crate) fn random() -> u128 {
     let mut bytes = [0; 16];
     // It fails on no kernel that the agent runs on, and the number is no secret.
@@ -200,12 +168,9 @@ pub(crate) fn random() -> u128 {
     u128::from_ne_bytes(bytes)
 }
 
-/// The same as a UUID of version 4 (RFC 9562, 5.4).
+/// The same as a UUID of version 4.
 pub(crate) fn uuid(random: u128) -> String {
-    let number = random & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
-    let digits = format!("{number:032x}");
-    let part = |from, to| digits.get(from..to).unwrap_or_default();
-    [part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-")
+    uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid().to_string()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The Extensions API, 2020-01-01, as far as there is one: an extension inside the handler may register for no event, as clients
-//! do that want to be told of the end by SIGTERM. No event is ever sent, so nobody may register for one.
+//! do that want to be told of the end by SIGTERM. No event is ever sent, so no extension may register for one.
 
 use std::sync::Arc;
 

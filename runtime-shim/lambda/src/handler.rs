@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use crate::api::{self, RuntimeApi};
 use crate::desk::Desk;
 
-/// So long the handler may take to stop when the function ends, as on Lambda.
+/// How long the handler may take to stop when the function ends: 500 ms, as on Lambda for a function with an internal extension
+/// ("Understanding the Lambda execution environment lifecycle" in its developer guide).
 const STOP_WAIT: Duration = Duration::from_millis(500);
 
 /// Where the handler's code is. Images for Lambda have the variable; elsewhere it is the directory of the start.
@@ -78,7 +79,7 @@ impl Reaper {
         Ok(Self { last, wanted })
     }
 
-    /// How this child, of which nobody else waits for the end, has ended.
+    /// How this child has ended. Nothing else waits for its end.
     async fn exit(&self, pid: Pid) -> HandlerExit {
         let mut last = self.last.clone();
         let found = last.wait_for(|last| matches!(last, Some((known, _)) if *known == pid)).await;

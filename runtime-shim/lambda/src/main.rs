@@ -29,7 +29,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// The most bytes of an event, and of an answer that is not streamed: 6 MiB and 100 bytes, as on Lambda.
+/// The most bytes of an event, and of an answer that is not streamed: 6 MiB and 100 bytes, as on Lambda ("Lambda quotas" in its
+/// developer guide, and what its Runtime API says in its error).
 const PAYLOAD_MAX: usize = 6_291_556;
 
 /// What is to be run.

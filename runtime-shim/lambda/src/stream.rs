@@ -24,7 +24,7 @@ const SEPARATOR: &[u8; 8] = &[0; 8];
 /// The most bytes of status and headers.
 const HEAD_MAX: usize = 64 * 1024;
 
-/// The most bytes of a streamed answer: 200 MiB, as on Lambda.
+/// The most bytes of a streamed answer: 200 MiB, as on Lambda ("Lambda quotas" in its developer guide).
 const STREAM_MAX: usize = 200 << 20;
 
 /// Pieces that wait for the client.
