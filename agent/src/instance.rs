@@ -3,8 +3,9 @@
 mod cold_start;
 mod end;
 mod freeze;
+mod store;
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -335,28 +336,6 @@ impl InstanceTask {
             }
             // It can no longer report that it accepts.
             _ => self.terminate().await,
-        }
-    }
-
-    /// Stores the descriptors and the note of the instance for the next agent.
-    fn store(&mut self, conversation: &Conversation) {
-        let control = conversation.control();
-        if !self.stored && (control.is_none() || !self.descriptor_store.has_manager()) {
-            return;
-        }
-        self.note.backends = conversation.held();
-        if let Err(error) = self.note.write(self.process.directory()) {
-            tracing::error!(
-                instance = self.name,
-                "its note cannot be written, so the next agent may not take it over: {error}"
-            );
-        }
-        // An agent that is killed here leaves no descriptors without a note.
-        if !self.stored
-            && let Some(control) = control
-        {
-            self.stored =
-                self.descriptor_store.store_instance(&self.name, control, self.page.as_fd()).is_ok();
         }
     }
 

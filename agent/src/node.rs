@@ -20,12 +20,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::api::Operation;
-use crate::decision::{Action, Admission, DecisionReason, FunctionLoad, InstanceState, QueueWatchRate};
+use crate::decision::{Action, Admission, DecisionReason, FunctionLoad, InstanceState};
 use crate::event::{Demand, Event, FunctionId, Trigger};
 use crate::instance::InstanceCommand;
 use crate::manager::{DescriptorStore, Watchdog};
 use crate::measure::{self, StartHistory, now_ns};
-use crate::serve::QueueEvent;
 use crate::syn::{self, Reader, Sensor};
 pub use allow::AllowList;
 pub use change::FunctionChange;
@@ -41,10 +40,6 @@ const INBOX_MAX: usize = 4096;
 
 /// Containers created at the same time: creating is CPU work beside the starts.
 const PREPARES_MAX: usize = 2;
-
-/// The pause between two reports of the accept queue of a function whose instances accept all connections: only an
-/// instance that hangs is news.
-const SLOW_WATCH: Duration = Duration::from_millis(250);
 
 /// How long instances that did not stop in their grace period may take to be killed and removed.
 pub const STOP_MARGIN: Duration = Duration::from_secs(10);
@@ -306,28 +301,6 @@ impl Node {
             Action::Warm(warm) => self.warm(function, warm),
             Action::Timer(at_ns) => self.timers.push(Reverse((at_ns, function))),
         }
-    }
-
-    fn watch(&mut self, function: FunctionId, watch: QueueWatchRate) {
-        let handle = self.handle.clone();
-        let Some(record) = self.record(function) else { return };
-        record.watch_rate = watch;
-        let pause = match watch {
-            _ if record.has_heir => return record.watch.disarm(),
-            QueueWatchRate::Off => return record.watch.disarm(),
-            QueueWatchRate::Slow => SLOW_WATCH,
-            QueueWatchRate::Immediate => Duration::ZERO,
-        };
-        record.watch.arm(pause, move |event| {
-            let handle = handle.clone();
-            let message = match event {
-                QueueEvent::Came(at_ns) => {
-                    NodeMessage::Event(function, Event::Demand(Demand::local(Trigger::Accept, at_ns)))
-                }
-                QueueEvent::Ended => NodeMessage::ListenerEnded(function),
-            };
-            async move { handle.send(message).await }
-        });
     }
 
     fn warm(&mut self, function: FunctionId, warm: bool) {

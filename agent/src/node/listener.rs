@@ -1,17 +1,47 @@
-//! A listener that an instance has ended.
+//! The listener of a function: its accept queue is watched, and an instance may end it.
 //!
 //! Instances accept from the agent's own socket. Each of them can end it for all, with shutdown(2) or connect(2).
 //! Clients are refused then. The function is off until [`crate::setup::reload::Reload`] has bound its address anew.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Node;
+use super::handle::NodeMessage;
 use super::record::FunctionRecord;
-use crate::event::{Event, FunctionId, Policy};
+use crate::decision::QueueWatchRate;
+use crate::event::{Demand, Event, FunctionId, Policy, Trigger};
 use crate::serve::overload::Answers;
-use crate::serve::{QueueWatch, is_listening};
+use crate::serve::{QueueEvent, QueueWatch, is_listening};
+
+/// The pause between two reports of the accept queue of a function whose instances accept all connections: only an
+/// instance that hangs is news.
+const SLOW_WATCH: Duration = Duration::from_millis(250);
 
 impl Node {
+    /// Watches the accept queue at this rate.
+    pub(super) fn watch(&mut self, function: FunctionId, watch: QueueWatchRate) {
+        let handle = self.handle.clone();
+        let Some(record) = self.record(function) else { return };
+        record.watch_rate = watch;
+        let pause = match watch {
+            _ if record.has_heir => return record.watch.disarm(),
+            QueueWatchRate::Off => return record.watch.disarm(),
+            QueueWatchRate::Slow => SLOW_WATCH,
+            QueueWatchRate::Immediate => Duration::ZERO,
+        };
+        record.watch.arm(pause, move |event| {
+            let handle = handle.clone();
+            let message = match event {
+                QueueEvent::Came(at_ns) => {
+                    NodeMessage::Event(function, Event::Demand(Demand::local(Trigger::Accept, at_ns)))
+                }
+                QueueEvent::Ended => NodeMessage::ListenerEnded(function),
+            };
+            async move { handle.send(message).await }
+        });
+    }
+
     /// Stops the instances, which cannot accept any more and may have done it, and asks for another listener.
     pub(super) fn listener_ended(&mut self, function: FunctionId) {
         let Some(record) = self.record(function) else { return };
