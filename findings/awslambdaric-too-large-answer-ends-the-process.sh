@@ -8,7 +8,7 @@
 # new process.
 #
 # Versions: PyPI awslambdaric 4.2.2. Seen 2026-11-30.
-# Why it matters: whoever serves the Runtime API to this client pays an initialisation for each answer that is too large.
+# Why it matters: with this client each answer that is too large costs an initialisation.
 # A handler that checks the size of its answers itself (6 MB) avoids it.
 #
 # Output seen: as in "expected" below.

@@ -1,13 +1,13 @@
-//! `/etc/subuid` and `/etc/subgid`: who may have which users in a user namespace. The kernel does not know them; whoever makes
-//! users or namespaces looks there for numbers that are free.
+//! `/etc/subuid` and `/etc/subgid`: who may have which users in a user namespace. The kernel does not read them.
+//! Programs that make users or namespaces look there for numbers that are free.
 
 use std::fs;
 use std::ops::RangeInclusive;
 
-/// Who has the users of functions there.
+/// The name under which an operator reserves the users of functions there.
 const OWN: &str = "headstart";
 
-/// Whom else this node gives users of this range, and what to do.
+/// Another name to which this node gives users of this range, and what to do.
 pub(crate) fn reserved_by_others(uids: &RangeInclusive<u32>) -> Option<String> {
     let lines = |file: &str| fs::read_to_string(file).unwrap_or_default();
     ["/etc/subuid", "/etc/subgid"].iter().find_map(|file| reserved_in(uids, file, &lines(file)))
@@ -25,7 +25,7 @@ fn reserved_in(uids: &RangeInclusive<u32>, file: &str, lines: &str) -> Option<St
     };
     let given = lines.lines().find_map(meets)?;
     Some(format!(
-        "{file} gives {given}: choose another range, and write it there as \"{OWN}:FIRST:COUNT\", so that nobody else gets it"
+        "{file} gives {given}: choose another range, and write it there as \"{OWN}:FIRST:COUNT\", so that it is given to no other user"
     ))
 }
 

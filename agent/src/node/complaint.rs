@@ -7,7 +7,8 @@ use crate::event::{FunctionId, InstanceId};
 
 /// What is said of an instance that has not said hello.
 const NO_HELLO: &str = "; it has not said hello: if it is a server that knows nothing of Headstart, set contract = \
-                        \"port\" and the port that it listens on, or \"listen-fds\"; else link a shim";
+                        \"port\" and the port that it listens on, or \"listen-fds\"; for a handler of AWS Lambda \"lambda\"; else \
+                        link a shim";
 
 impl Node {
     /// Logs why an instance is stopped that did not become ready or does not accept.

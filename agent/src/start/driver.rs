@@ -16,7 +16,7 @@ pub(super) trait Driver: Send + Sync {
     /// The word in the configuration, and the label in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Looks for what the host must have. Nothing where the agent has it all itself.
+    /// Looks for what the host must have; an empty list if this runtime needs only the agent.
     fn checks(&self) -> Vec<HostCheck>;
 
     /// The capabilities that its containers need of the agent, as long as it runs.

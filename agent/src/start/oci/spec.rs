@@ -13,7 +13,6 @@ use oci_spec::runtime::{
     ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths,
     get_default_readonly_paths,
 };
-
 use rustix::fs::StatVfsMountFlags;
 
 use super::seccomp;

@@ -45,8 +45,10 @@ const HOSTILE: [(&str, &str); 21] = [
     ("ender", ""),
     ("caller", "backend_sockets = true\n"),
 ];
-const HELD: usize = 64;
 const HOSTILE_KEYS: &str = "init_timeout = \"1s\"\nqueue_timeout = \"300ms\"\n";
+
+/// Connections that the silent server holds at a time.
+const HELD: usize = 64;
 
 /// Node, agent and functions.
 pub(crate) struct Stage {
@@ -218,7 +220,7 @@ fn hold(listener: &TcpListener) {
 fn unchanged() -> Result<TestFunction> {
     let binary = build_static("headstart-lab-functions", "unchanged")?;
     let kind = FunctionKind::of("oci", Rootfs::with_binary("unchanged", &binary)?)?;
-    // It ends at once when it is asked to, whoever is connected.
+    // It ends at once when it is asked to, with or without a client.
     let keys = format!("{SLEEPS}contract = \"port\"\nport = 8080\nenv = {{ MODE = \"events\" }}\n");
     Ok(TestFunction { port: free_port()?.port(), prepared: 1, kind, keys })
 }
