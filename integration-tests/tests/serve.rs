@@ -18,6 +18,12 @@ fn get(function: &TestFunction, path: &str) -> HttpReply {
     client::get(function.local(), path, LIMIT).unwrap()
 }
 
+/// It answers, unless the agent has seen what it did before that, and has stopped it.
+fn ask_to_end_its_listener(function: &TestFunction, how: &str) {
+    let reply = client::get(function.local(), &format!("/listener/{how}"), LIMIT);
+    assert!(reply.as_ref().map_or(true, |reply| reply.body == "done"), "{reply:?}");
+}
+
 /// A new instance answers, on the same port.
 fn answers_again(agent: &RunningAgent, function: &TestFunction) {
     let alive = || {
@@ -44,7 +50,7 @@ fn a_listener_that_an_instance_ended_is_bound_anew() {
         function.rest(&agent, name).unwrap();
         assert_eq!(get(function, "/").body, fixture::ALIVE);
     }
-    assert_eq!(get(&hostile, "/listener/disconnect").body, "done");
+    ask_to_end_its_listener(&hostile, "disconnect");
     let line = agent.wait_log("was ended by an instance", LIMIT).unwrap();
     assert!(
         line.contains("ERROR") && line.contains("function=\"hostile\"") && line.contains("hostile-"),
@@ -59,7 +65,7 @@ fn a_listener_that_an_instance_ended_is_bound_anew() {
     cli::eventually("the manager has the new listener in place of the old one", LIMIT, listeners).unwrap();
 
     // Once more: not in a tight loop. Another process can take the port meanwhile.
-    assert_eq!(get(&hostile, "/listener/shutdown").body, "done");
+    ask_to_end_its_listener(&hostile, "shutdown");
     let taken =
         cli::eventually("the port is free", LIMIT, || Ok(TcpListener::bind(hostile.local()).ok())).unwrap();
     let ended = |function: &serde_json::Value| function["state"] == "failed";

@@ -100,7 +100,7 @@ every_runtime! {
 
 async fn parked_runs_nothing(bed: Bed) {
     let parked = bed.prepare("sleep 63").await;
-    assert_eq!(bed::pid_of("/bin/sh -c sleep 63").or(bed::pid_of("sleep 63")), None);
+    assert_eq!(bed::pid_of("/bin/sh -c sleep 63", &parked).or(bed::pid_of("sleep 63", &parked)), None);
     assert!(parked.process.exited().now_or_never().is_none());
     parked.process.remove().await.unwrap();
 }
@@ -150,7 +150,7 @@ async fn control_reaches_the_function(bed: Bed) {
                 bed.eventually(|| recv(channel.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT).ok()).await;
             assert_eq!(&packet[..length], b"hello\n");
         }
-        ControlEnd::Listening(listener) => bed.connects(listener).await,
+        ControlEnd::Listening(listener) => bed.connects(listener, &parked).await,
     }
     assert!(tokio::time::timeout(Duration::from_millis(50), parked.process.exited()).await.is_err());
     parked.process.remove().await.unwrap();
@@ -254,8 +254,7 @@ async fn runs_only_once(bed: Bed) {
 async fn owns_its_processes_only(bed: Bed) {
     let parked = bed.prepare("sleep 61 & sleep 62").await;
     parked.process.release().await.unwrap();
-    let pid = bed.eventually(|| bed::pid_of("sleep 61")).await;
-    assert!(parked.process.owns(pid));
+    let pid = bed.eventually(|| bed::pid_of("sleep 61", &parked)).await;
     assert!(!parked.process.owns(std::process::id() as i32));
     parked.process.remove().await.unwrap();
     assert!(!parked.process.owns(pid));
@@ -288,7 +287,7 @@ async fn survivors_may_finish_and_the_parked_go(bed: Bed) {
     let parked = bed.prepare("sleep 60").await;
     let running = bed.prepare(POLITE).await;
     running.process.release().await.unwrap();
-    bed.eventually(|| bed::pid_of("sleep 65")).await;
+    bed.eventually(|| bed::pid_of("sleep 65", &running)).await;
     // Of a function that ignores it, and is no longer configured.
     let other = bed.runtime_for("f-more", &["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.02; done"]);
     let stubborn = other.prepare(&format!("{}-1", bed.function("f-more"))).await.unwrap();
@@ -315,7 +314,7 @@ async fn room_is_made_as_needed_only(bed: Bed) {
     let _parked = bed.prepare("sleep 60").await;
     let running = bed.prepare(POLITE).await;
     running.process.release().await.unwrap();
-    bed.eventually(|| bed::pid_of("sleep 65")).await;
+    bed.eventually(|| bed::pid_of("sleep 65", &running)).await;
     let asked = std::cell::Cell::new(0);
     let enough_at = |last| {
         asked.set(0);

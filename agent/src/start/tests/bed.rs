@@ -147,12 +147,13 @@ fn make_rootfs(rootfs: &Path) {
     fs::set_permissions(rootfs.join(UNFIT), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// The process with exactly this command line.
-pub(super) fn pid_of(command: &str) -> Option<i32> {
+/// The process of a container with exactly this command line. Others on the machine may have the same.
+pub(super) fn pid_of(command: &str, container: &PreparedContainer) -> Option<i32> {
     fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let line = fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        (line.trim() == command).then(|| entry.file_name().to_str()?.parse().ok())?
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        (line.trim() == command && container.process.owns(pid)).then_some(pid)
     })
 }
 
@@ -261,9 +262,10 @@ impl Bed {
     }
 
     /// Connects as the function would, and is accepted by the agent's end.
-    pub(super) async fn connects(&self, listener: &OwnedFd) {
+    pub(super) async fn connects(&self, listener: &OwnedFd, parked: &PreparedContainer) {
         let path = self.state_dir().join("docker").join(self.first_instance()).join("control.sock");
-        let seen = format!("/proc/{}/root{}", pid_of("sleep 60").unwrap(), headstart_wire::CONTROL_PATH);
+        let pid = self.eventually(|| pid_of("sleep 60", parked)).await;
+        let seen = format!("/proc/{pid}/root{}", headstart_wire::CONTROL_PATH);
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
         assert_eq!(inode(Path::new(&seen)), inode(&path), "the socket of this instance");
         let flags = SockFlag::SOCK_CLOEXEC;
