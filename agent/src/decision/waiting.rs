@@ -13,6 +13,10 @@ const EXPECTED_MAX: usize = 4096;
 /// Unexpected connections that are remembered, in case their SYNs are reported late.
 const UNEXPECTED_MAX: usize = 256;
 
+/// An instance counts a connection a moment after it has taken it out of the queue. What is not counted for this long never
+/// is: the instance has ended, or the queue was thrown away.
+const COUNTED_WITHIN_NS: u64 = 1_000_000_000;
+
 /// A connection that a SYN or a knock has announced and that has not come yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ExpectedConnection {
@@ -70,6 +74,8 @@ pub(super) struct WaitingClients {
     queue: VecDeque<(u64, u32)>,
     /// Connections that have come so far.
     arrived: u64,
+    /// How many of them have left the queue and are not counted, and since when it is this number.
+    uncounted: (u64, u64),
 }
 
 impl WaitingClients {
@@ -77,11 +83,13 @@ impl WaitingClients {
     /// connected does not matter, so it is always the first that was announced.
     pub(super) fn observe(&mut self, load: &FunctionLoad, now_ns: u64) -> Vec<ExpectedConnection> {
         let total = load.accepted.saturating_add(u64::from(load.queued));
-        let new = total.saturating_sub(self.arrived);
+        let grown = u64::from(load.queued.saturating_sub(self.queued()));
+        let new = total.saturating_sub(self.arrived).max(grown);
         // A connection that an instance without an exact count accepts is not seen to have come. Then only the queue is
         // known, and the total may shrink.
         let counted = load.instances.iter().all(|(_, seen)| seen.is_exact());
-        self.arrived = if counted { self.arrived.max(total) } else { total };
+        self.arrived = if counted { self.arrived.saturating_add(new) } else { total };
+        self.await_counts(total, now_ns);
         self.update_queue(load.queued, new, now_ns);
         if load.queued == 0 {
             self.late.clear();
@@ -93,6 +101,16 @@ impl WaitingClients {
         self.unexpected.drain(..over);
         self.unexpected.extend(std::iter::repeat_n(now_ns, unexpected));
         self.expected.drain(..expected).collect()
+    }
+
+    /// Connections that have left the queue come into the count later. Until then they are no new ones.
+    fn await_counts(&mut self, total: u64, now_ns: u64) {
+        let uncounted = self.arrived.saturating_sub(total);
+        if self.uncounted.0 != uncounted {
+            self.uncounted = (uncounted, now_ns);
+        } else if now_ns.saturating_sub(self.uncounted.1) >= COUNTED_WITHIN_NS {
+            self.arrived = self.arrived.min(total);
+        }
     }
 
     /// Whether the connection that a SYN or a knock of time `at_ns` announces may have come before the report of it.
@@ -234,6 +252,28 @@ mod tests {
         assert_eq!((waiting.head_ns(), waiting.queued()), (None, 0));
         waiting.observe(&load(0, 5), 50);
         assert_eq!(waiting.queued(), 0, "it was the agent that took it");
+    }
+
+    #[test]
+    fn a_connection_that_comes_before_another_is_counted_is_not_taken_for_two() {
+        let mut waiting = WaitingClients::default();
+        waiting.observe(&load(2, 0), 10);
+        waiting.observe(&load(1, 0), 20);
+        waiting.observe(&load(2, 0), 30);
+        waiting.observe(&load(2, 1), 40);
+        assert_eq!((waiting.queued_until(10), waiting.queued_until(30)), (1, 2), "the count is of the first");
+        waiting.observe(&load(2, 2), 50);
+        assert_eq!((waiting.queued_until(30), waiting.queued_until(50)), (1, 2));
+    }
+
+    #[test]
+    fn what_an_instance_took_that_ended_is_forgotten() {
+        let mut waiting = WaitingClients::default();
+        waiting.observe(&load(1, 0), 10);
+        waiting.observe(&load(0, 0), 20);
+        waiting.observe(&load(0, 0), 20 + COUNTED_WITHIN_NS);
+        waiting.observe(&load(0, 1), 21 + COUNTED_WITHIN_NS);
+        assert!(waiting.claim_unexpected(21 + COUNTED_WITHIN_NS), "another one came");
     }
 
     #[test]
