@@ -166,6 +166,7 @@ impl Agent {
             tokio::spawn(background.run());
             reload = reload.with_keys(keys);
         }
+        tokio::spawn(export.clone().keep_up());
         let (address, overview) = (admin.address()?, reload.overview());
         let (requests, reload_requests) = mpsc::channel(1);
         let (pools, control_of_api) = (overview.clone(), control.clone());

@@ -1,6 +1,8 @@
 //! Every metric, declared once with unit and help. Labels are names from the
 //! configuration or enums, so their number is bounded.
 
+use std::time::Duration;
+
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
@@ -166,12 +168,23 @@ const BUCKETS: [f64; 18] = [
 #[derive(Clone)]
 pub struct Export(PrometheusHandle);
 
+/// Each sample of a histogram is kept until it is added to its bucket, so that is done without a scrape too.
+const UPKEEP: Duration = Duration::from_secs(60);
+
 impl Export {
     /// The metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> String {
         self.0.run_upkeep();
         self.0.render()
+    }
+
+    /// Keeps what the metrics use bounded, for ever.
+    pub async fn keep_up(self) {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            self.0.run_upkeep();
+        }
     }
 }
 
