@@ -1,8 +1,9 @@
 //! What functions print becomes the agent's log, with the target `function`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,15 +36,22 @@ const TURN_BYTES: usize = 256;
 /// instance. A function that prints faster than that is logged waits in its write.
 const READ_BYTES: usize = 4096;
 
+/// The mode of a pipe that every user may write to who finds it: only the instance does, in its `/proc`.
+const OPENED_BY_ALL: u32 = 0o622;
+
 /// A pipe for an instance's output: the agent's end, and the instance's.
 ///
 /// The instance's end can be read too, only so that the pipe has a reader when
 /// the agent dies: without one, the next line that a function prints would end it
 /// (`SIGPIPE`), with the requests that it is answering. The next agent reads on.
+///
+/// Programs that log to `/dev/stderr` open it anew, as the function's user.
 pub(super) fn pipe() -> io::Result<(io::PipeReader, File)> {
     let (output, writer) = io::pipe()?;
     let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
-    Ok((output, OpenOptions::new().read(true).write(true).open(path)?))
+    let writer = OpenOptions::new().read(true).write(true).open(path)?;
+    writer.set_permissions(Permissions::from_mode(OPENED_BY_ALL))?;
+    Ok((output, writer))
 }
 
 /// The last line that is in such a pipe. Takes what is there, and waits for nothing.

@@ -63,7 +63,7 @@ macro_rules! every_runtime {
 
 every_runtime! {
     on_oci Oci: sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
-        terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
+        terminate_asks remove_insists is_alone_and_powerless opens_its_output_anew root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         runs_only_once owns_its_processes_only nothing_is_left
         frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
@@ -72,14 +72,14 @@ every_runtime! {
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
     on_namespaced Namespaced: sees_what_is_mounted volumes_keep_the_limits_of_their_mounts has_its_secrets released_runs_and_reports_its_code
-        control_reaches_the_function terminate_asks remove_insists is_alone_and_powerless root_is_read_only
+        control_reaches_the_function terminate_asks remove_insists is_alone_and_powerless opens_its_output_anew root_is_read_only
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         owns_its_processes_only nothing_is_left frozen_stands_still_until_it_is_thawed the_frozen_are_taken_over
         survivors_may_finish_and_the_parked_go;
-    on_namespaced_crun NamespacedCrun: sees_what_is_mounted has_its_secrets is_alone_and_powerless
+    on_namespaced_crun NamespacedCrun: sees_what_is_mounted has_its_secrets is_alone_and_powerless opens_its_output_anew
         the_running_are_taken_over;
     on_process Process: io_uring_is_refused sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
-        terminate_asks remove_insists is_alone_and_powerless forks_are_limited
+        terminate_asks remove_insists is_alone_and_powerless opens_its_output_anew forks_are_limited
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         runs_only_once owns_its_processes_only nothing_is_left
         frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
@@ -88,7 +88,7 @@ every_runtime! {
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
         is_prepared_in_the_background_and_runs_in_the_foreground;
     on_docker Docker: sees_what_is_mounted parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
-        terminate_asks remove_insists is_alone_and_powerless root_is_read_only forks_are_limited
+        terminate_asks remove_insists is_alone_and_powerless opens_its_output_anew root_is_read_only forks_are_limited
         memory_is_limited missing_command_is_named
         runs_only_once owns_its_processes_only nothing_is_left
         frozen_stands_still_until_it_is_thawed the_frozen_can_be_removed the_frozen_hear_that_they_shall_stop
@@ -196,6 +196,13 @@ async fn is_alone_and_powerless(bed: Bed) {
         exit 0"
     );
     assert_eq!(bed.run(&script).await.code, Some(0));
+}
+
+/// As `error_log /dev/stderr` does, in the images of many servers.
+async fn opens_its_output_anew(bed: Bed) {
+    let exit =
+        bed.run("echo a >> /proc/self/fd/1 || exit 1; echo b >> /proc/self/fd/2 || exit 2; exit 9").await;
+    assert_eq!(exit.code, Some(9));
 }
 
 async fn root_is_read_only(bed: Bed) {
