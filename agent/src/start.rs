@@ -156,6 +156,13 @@ pub struct Init {
     pub contract: Vec<String>,
 }
 
+/// What to do if the init is not there.
+pub(crate) const INIT_HINT: &str =
+    "install it beside the agent's program, or name its file with `init` in [agent]";
+
+/// What to do if the adapter is not there.
+pub(crate) const LAMBDA_HINT: &str = "install it beside headstart-init";
+
 impl Init {
     /// The command line that runs `command` by this contract.
     fn arguments(&self, contract: &[String], command: &[String]) -> Vec<String> {
@@ -200,19 +207,17 @@ impl ContainerSpec {
 
     /// The file of its init, if the program needs one. An error if a file of the agent's is missing.
     fn init_file(&self) -> Result<Option<&Path>, StartError> {
-        const HINT: &str = "install it beside the agent's program, or name its file with `init` in [agent]";
-        const BESIDE: &str = "install it beside headstart-init";
         let there = |file: &'_ Path, hint| match file.is_file() {
             true => Ok(()),
             false => Err(StartError::RuntimeMissing { path: file.to_owned(), hint }),
         };
         if let Some(adapter) = &self.adapter {
-            there(&adapter.file, BESIDE)?;
+            there(&adapter.file, LAMBDA_HINT)?;
         }
         if !self.is_unaware() {
             return Ok(None);
         }
-        there(&self.init.file, HINT)?;
+        there(&self.init.file, INIT_HINT)?;
         Ok(Some(&self.init.file))
     }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 
@@ -213,4 +214,36 @@ fn status_watch_clears_a_terminal_and_ends_with_its_reader() {
     assert!(piped.wait(LIMIT).unwrap().success(), "{}", piped.log());
     assert!(piped.log().starts_with("FUNCTION"), "{}", piped.log());
     assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn check_names_a_program_of_the_agent_that_a_contract_needs() {
+    if !privilege::require_root("namespaces") {
+        return;
+    }
+    let files = Scratch::new("contract").unwrap();
+    let config = files.path().join("headstart.toml");
+    for (contract, lack) in [
+        ("headstart", None),
+        ("port", Some("/nowhere/init")),
+        ("listen-fds", Some("/nowhere/init")),
+        ("lambda", Some("/nowhere/headstart-lambda")),
+    ] {
+        let text = format!(
+            "[agent]\ninit = \"/nowhere/init\"\n\n[[function]]\nname = \"web\"\nlisten = \"0.0.0.0:8081\"\n\
+             runtime = \"process\"\ncommand = [\"/bin/true\"]\ncontract = \"{contract}\"\n"
+        );
+        fs::write(&config, text).unwrap();
+        let said = headstart(&["check", "--config", &config.display().to_string()]).unwrap();
+        let Some(program) = lack else {
+            assert_eq!(said.code, Some(0), "{}", said.all);
+            continue;
+        };
+        let line = format!("{}:9: ", config.display());
+        let found = said
+            .all
+            .lines()
+            .any(|said| said.starts_with(&line) && said.contains(program) && said.contains("install"));
+        assert!(said.code == Some(2) && found, "{contract}: {}", said.all);
+    }
 }

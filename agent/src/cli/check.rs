@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::arguments::ConfigArgs;
+use crate::setup::contract;
 use crate::start::Drivers;
 
 /// Prints every problem, or that there is none.
@@ -13,6 +14,7 @@ pub(super) fn run(args: &ConfigArgs) -> ExitCode {
     };
     let mut problems = config.check_host();
     problems.extend(Drivers::new(&config.agent).problems(&config.agent, &config.functions));
+    problems.extend(contract::problems(&config));
     for problem in &problems {
         eprintln!("{problem}");
     }

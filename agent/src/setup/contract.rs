@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use headstart_config::{Agent, Config, Contract, Function, Mount, NOBODY_ID};
+use headstart_config::{Agent, Config, Contract, Function, Mount, NOBODY_ID, Problem};
 
-use crate::start::{Adapter, Init};
+use crate::start::{Adapter, INIT_HINT, Init, LAMBDA_HINT, StartError};
 
 /// The init's file, beside the agent's program unless `[agent]` names one.
 const INIT_FILE: &str = "headstart-init";
@@ -39,6 +39,20 @@ pub(super) fn adapter(config: &Config, function: &Function) -> Option<Adapter> {
 /// How an instance sees it.
 pub(super) fn adapter_mount(adapter: &Adapter) -> Mount {
     Mount { source: adapter.file.clone(), target: LAMBDA_PATH.into(), read_only: true }
+}
+
+/// What the contracts of these functions need and is not there: one problem for each file.
+pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+    let lack = |file: PathBuf, hint: &'static str, needs: fn(Contract) -> bool| {
+        let function = config.functions.iter().find(|function| needs(function.contract))?;
+        let missing = StartError::RuntimeMissing { path: file.clone(), hint };
+        (!file.is_file()).then(|| function.origin.problem("contract", missing.to_string()))
+    };
+    let agent = &config.agent;
+    let init = lack(init_file(agent), INIT_HINT, |contract| !contract.speaks());
+    let lambda =
+        lack(lambda_file(agent), LAMBDA_HINT, |contract| matches!(contract, Contract::Lambda { .. }));
+    init.into_iter().chain(lambda).collect()
 }
 
 /// Where the init is.
