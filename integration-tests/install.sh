@@ -45,8 +45,13 @@ pgbouncer                       pgbouncer    is what connections are compared wi
 /usr/lib/python3/dist-packages/waitress python3-waitress is a server that knows nothing of Headstart
 /usr/sbin/nginx nginx-light is a server that knows nothing of Headstart
 /usr/bin/php php-cli is a server that knows nothing of Headstart
+/usr/sbin/php-fpm* php-fpm is another one
+/usr/lib/php/20*/pgsql.so php-pgsql is its driver of PostgreSQL
 /usr/share/rubygems-integration/all/gems/webrick-* ruby-webrick is a server that knows nothing of Headstart
 /usr/bin/puma puma is a server that knows nothing of Headstart
+/usr/lib/ruby/vendor_ruby/pg.rb ruby-pg is its driver of PostgreSQL
+/usr/lib/*/perl5/5*/DBD/Pg.pm libdbd-pg-perl is the one of Perl
+/usr/lib/python3/dist-packages/django python3-django is a server that knows nothing of Headstart
 '
 
 # Whether a program is in the PATH, or a file exists that matches a pattern.

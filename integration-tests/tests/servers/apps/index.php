@@ -1,0 +1,1 @@
+<?php echo pg_fetch_result(pg_query(pg_connect(''), "SELECT 'hel' || 'lo'"), 0, 0);
