@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use headstart_integration_tests::lab::site::LIMIT;
 use headstart_integration_tests::lab::{
-    AgentSetup, ChildProcess, cli, free_port, privilege, run_within, unique, workspace,
+    AgentSetup, ChildProcess, cli, free_port, privilege, run_within, target_dir, unique, workspace,
 };
 
 /// What all that one client does may take.
@@ -19,6 +19,8 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(240);
 
 /// The size of the largest body. `CLIENTS_MIB` is another one.
 const BODY_MIB: &str = "64";
+
+const GRPC: &str = "grpcio==1.85.3";
 
 /// The programs, where a process without privileges can read them. Removed on drop.
 struct Programs(PathBuf);
@@ -53,20 +55,41 @@ fn scripts() -> PathBuf {
     workspace().join("integration-tests/tests/clients")
 }
 
-/// What each client says of the program at this port.
+/// Where the client of gRPC is, fetched once.
+fn grpc() -> PathBuf {
+    let cache = target_dir().join("drivers").join(GRPC);
+    if !cache.join("complete").exists() {
+        let _ = fs::remove_dir_all(&cache);
+        let mut pip = Command::new("/usr/bin/python3");
+        pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--target"]);
+        run_within(CLIENT_LIMIT, pip.arg(&cache).arg(GRPC)).unwrap();
+        fs::write(cache.join("complete"), "").unwrap();
+    }
+    cache
+}
+
+/// What each client says of the program at this port. Chromium takes 400 MB: it is one of them if `CHROMIUM` names it.
 fn seen(port: u16, kind: &str) -> String {
     let mib = env::var("CLIENTS_MIB").unwrap_or_else(|_| BODY_MIB.to_owned());
     let port = port.to_string();
     let mut python = Command::new("/usr/bin/python3");
     python.arg(scripts().join("clients.py")).args([&port, &mib, kind]);
+    python.env("PYTHONPATH", grpc());
     let mut node = Command::new("node");
     node.arg(scripts().join("clients.js")).args([&port, kind]);
-    [python, node].map(|mut client| run_within(CLIENT_LIMIT, &mut client).unwrap()).join("\n")
+    let mut clients = vec![python, node];
+    if let Some(program) = env::var_os("CHROMIUM") {
+        let mut chromium = Command::new("/usr/bin/python3");
+        chromium.arg(scripts().join("chromium.py")).args([&port, BODY_MIB]).arg(program);
+        clients.push(chromium);
+    }
+    let said = clients.iter_mut().map(|client| run_within(CLIENT_LIMIT, client).unwrap());
+    said.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn clients_get_the_same_as_without_an_agent() {
-    let tools = ["/usr/bin/python3", "node", "curl", "h2load"];
+    let tools = ["/usr/bin/python3", "/usr/lib/python3/dist-packages/pip", "node", "curl", "h2load"];
     if !privilege::require_root("namespaces") || !privilege::require_tools(&tools) {
         return;
     }
@@ -100,7 +123,7 @@ fn clients_get_the_same_as_without_an_agent() {
         println!("{kind}:\n{with}");
         // It is not that all fails.
         let both = ["100 Continue", "60 succeeded", "fetch 0,1,2"];
-        let rust = ["one two", "hello200 0 1.1", "200 succeeded", "HTTP/2 200", "http2 0,1,2"];
+        let rust = ["one two", "hello200 0 1.1", "200 succeeded", "HTTP/2 200", "http2 0,1,2", "'OK'"];
         for said in both.iter().chain(rust.iter().filter(|_| kind == "rust")) {
             assert!(with.contains(said), "{kind}, {said}: {with}");
         }

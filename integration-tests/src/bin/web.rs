@@ -2,6 +2,7 @@
 //!
 //! - `GET /` answers `hello`; `POST /` answers with the body, as it comes.
 //! - `POST /size` answers with the size of the body, once it is there.
+//! - `POST /grpc/Echo` answers with the messages of gRPC that it gets, of any number.
 //! - `GET /upgrade` with `Upgrade: echo` makes the connection one that says back what it hears.
 
 use std::process::ExitCode;
@@ -10,14 +11,16 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
-use axum::http::{HeaderValue, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use axum::routing::{get, post};
+use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 
 fn main() -> ExitCode {
     headstart::run(async |function| {
         let app = Router::new()
             .route("/", get(async || "hello").post(echo))
+            .route("/grpc/Echo", post(grpc))
             .route("/size", post(async |body: Bytes| body.len().to_string()))
             .route("/upgrade", get(upgrade));
         function.serve(app).await
@@ -30,6 +33,16 @@ async fn echo(request: Request) -> Response<Body> {
     if let Some(kind) = kind {
         response.headers_mut().insert(CONTENT_TYPE, kind);
     }
+    response
+}
+
+/// Messages are framed in both directions alike. The status comes after them.
+async fn grpc(request: Request) -> Response<Body> {
+    let status =
+        HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    let body = request.into_body().with_trailers(async { Some(Ok(status)) });
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }
 

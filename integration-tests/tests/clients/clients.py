@@ -1,6 +1,6 @@
 """Speaks with a program at this port in many ways, and prints what comes of each."""
 
-import hashlib, http.client, re, socket, subprocess, sys, tempfile
+import hashlib, http.client, queue, re, socket, subprocess, sys, tempfile
 
 PORT, MIB = int(sys.argv[1]), int(sys.argv[2])
 URL = f"http://127.0.0.1:{PORT}/"
@@ -126,3 +126,25 @@ if sys.argv[3] == "rust":
     run("h2load, h2", "h2load", "-n", "200", "-c", "4", "-m", "10", URL, find=counts)
     grpc = ["-H", "te: trailers", "-H", "content-type: application/grpc", "--data-binary", "@-"]
     curl("curl, as gRPC does", "--http2-prior-knowledge", "-i", *grpc, URL, stdin=b"\0\0\0\0\2hi")
+
+    import grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{PORT}", options=[("grpc.max_receive_message_length", -1)]) as channel:
+        unary = channel.unary_unary("/grpc/Echo")
+        say("gRPC", unary(b"hi", timeout=LIMIT))
+        for name, size in (("nothing", 0), ("6 MiB", 6 << 20)):
+            say(f"gRPC, {name}", len(unary(bytes(size), timeout=LIMIT)))
+        calls = [unary.future(b"%d" % n, timeout=LIMIT) for n in range(100)]
+        say("gRPC, 100 at a time", b",".join(call.result() for call in calls))
+        stream = channel.stream_stream("/grpc/Echo")
+        talk, heard = queue.Queue(), []
+        replies = stream(iter(talk.get, None), timeout=LIMIT)
+        for n in range(20):  # each is answered before the next is sent
+            talk.put(b"%d" % n)
+            heard.append(next(replies))
+        talk.put(None)
+        say("gRPC, both ways", (heard, list(replies), replies.code().name))
+        try:
+            channel.unary_unary("/grpc/None")(b"", timeout=LIMIT)
+        except grpc.RpcError as error:
+            say("gRPC, no such method", (error.code().name, error.details()))
