@@ -16,6 +16,7 @@ iptables                        iptables     queues packets, which gives links a
 runc                            runc         runs functions in OCI containers
 crun                            crun         is the other program that runs functions in OCI containers
 dockerd                         docker.io    runs functions in Docker
+docker-registry                 docker-registry gives images to nodes
 /bin/busybox                    busybox-static  is what the tests of the runtimes put into containers
 /usr/lib/postgresql/*/bin/initdb postgresql  is the database behind the example functions
 openssl                         openssl      is a server to which TLS sessions are handed over

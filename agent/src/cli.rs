@@ -8,6 +8,7 @@ mod try_it;
 
 mod check;
 mod doctor;
+mod image;
 mod uninstall;
 
 mod bench;
@@ -59,6 +60,11 @@ enum Command {
         after_help = "Example: systemctl stop headstart && headstart uninstall --config headstart.toml"
     )]
     Uninstall(ConfigArgs),
+    /// Pull, list and remove images of functions with runtime = "oci".
+    ///
+    /// The agent itself pulls nothing: an image must be in the store before a function can have it.
+    #[command(after_help = IMAGE_HELP)]
+    Image(image::ImageArgs),
     /// Check a configuration and list every problem with file, line and key.
     #[command(after_help = "Example: headstart check --config headstart.toml && systemctl restart headstart")]
     Check(ConfigArgs),
@@ -117,6 +123,13 @@ Examples:
 
 The program runs in the current directory, as the user `nobody`, in a network of its own.";
 
+const IMAGE_HELP: &str = "\
+Examples:
+  headstart image pull nginx:1.29 && headstart reload
+  headstart image pull registry.example/app@sha256:...
+  headstart image pull oci:./build/image
+  headstart image gc";
+
 const BENCH_HELP: &str = "\
 Example: headstart bench orders --path /orders --requests 50
 
@@ -138,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Try(args) => try_it::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
+        Command::Image(args) => image::run(args),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(args),

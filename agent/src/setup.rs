@@ -120,6 +120,9 @@ pub(crate) fn service(
         None => Err(ServiceError::NoBackend(name.clone())),
     });
     let pools = own.collect::<Result<_, _>>()?;
+    if let Some(lack) = function.runtime.lack() {
+        return Err(ServiceError::Image(lack.to_owned()));
+    }
     let container = container(config, function);
     let runtime = drivers.runtime(&function.runtime, &container)?;
     Ok(Service {
@@ -198,6 +201,7 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
         command: function.command.clone(),
         workdir: function.workdir.clone(),
         user: function.user,
+        group: function.group,
         namespace_root: function.namespace_root,
         env,
         memory_bytes: function.memory_bytes,

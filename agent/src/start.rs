@@ -112,8 +112,10 @@ pub struct ContainerSpec {
     pub command: Vec<String>,
     /// The directory in which the program starts, where the runtime is not an image's.
     pub workdir: PathBuf,
-    /// User and group, where the runtime's own keys name none.
+    /// User, where the runtime's own keys name none.
     pub user: u32,
+    /// Its group.
+    pub group: u32,
     /// The user of the host that is root in the instance's user namespace, if it has one.
     pub namespace_root: Option<u32>,
     /// Environment from the configuration. Never holds secrets of backends.

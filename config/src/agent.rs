@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use crate::config::{MAX_FUNCTIONS, USERS_EACH};
+use crate::image::IMAGE_DIR;
 use crate::problem::Origin;
 use crate::table::{Report, Table, Value};
 
@@ -29,6 +30,8 @@ pub struct Agent {
     pub cgroup_parent: PathBuf,
     /// Socket of the Docker API; an absolute path. Default `/var/run/docker.sock`.
     pub docker_socket: PathBuf,
+    /// Where images are that were pulled ([`crate::image`]); an absolute path. Default `/var/lib/headstart/images`.
+    pub image_dir: PathBuf,
     /// The OCI runtime: an absolute path, or a name that is looked up in `PATH`. Default `runc`.
     pub runc: PathBuf,
     /// The first process of instances of programs that know nothing of Headstart; an absolute path. Default:
@@ -92,6 +95,7 @@ impl Agent {
             }),
             cgroup_parent: table.or("cgroup_parent", "/headstart".into(), |v| v.absolute_path()),
             docker_socket: table.or("docker_socket", "/var/run/docker.sock".into(), |v| v.absolute_path()),
+            image_dir: table.or("image_dir", IMAGE_DIR.into(), |v| v.absolute_path()),
             init: table.or("init", None, |v| v.absolute_path().map(Some)),
             runc: table.or("runc", "runc".into(), |v| program(&v)),
             user_namespaces: table.or("user_namespaces", uids.is_some(), |v| match v.boolean()? {

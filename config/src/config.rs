@@ -8,6 +8,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+use crate::image::ImageStore;
 use crate::private::{check_owner, check_place};
 use crate::table::{Report, Table};
 use crate::{Agent, Backend, Errors, Function, Problem, Syn};
@@ -48,7 +49,8 @@ impl Config {
         let name = path.display().to_string();
         match read(path) {
             Ok(text) => Self::parse(&name, &text).map(|mut config| {
-                config.functions.iter_mut().for_each(Function::look);
+                let images = ImageStore(config.agent.image_dir.clone());
+                config.functions.iter_mut().for_each(|function| function.look(&images));
                 config
             }),
             Err(message) => {

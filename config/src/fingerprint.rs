@@ -58,6 +58,7 @@ impl Fingerprint {
             init_timeout,
             workdir,
             user,
+            group,
             namespace_root,
             command,
             env,
@@ -114,6 +115,9 @@ impl Fingerprint {
         }
         if *user != NOBODY_ID {
             self.add("user", user.to_string());
+        }
+        if group != user {
+            self.add("group", group.to_string());
         }
         if let Some(root) = namespace_root {
             self.add("namespace_root", root.to_string());

@@ -10,6 +10,7 @@ use crate::problem::Origin;
 
 mod contract;
 mod files;
+mod from_image;
 mod read;
 mod runtime;
 
@@ -40,18 +41,20 @@ pub struct Function {
     /// What a client of the Runtime API is to run, as in "app.handler": the variable `_HANDLER`. Only with
     /// [`Contract::Lambda`]. Default none.
     pub handler: Option<String>,
-    /// User and group of its processes, for the runtimes that do not name one: 65534, or one of [`Agent::uids`] which no
-    /// other function has.
+    /// User of its processes, for the runtimes that do not name one: one of [`Agent::uids`] which no other function has, or
+    /// that of its image, or 65534.
     ///
     /// [`Agent::uids`]: crate::Agent::uids
     pub user: u32,
+    /// Their group. The same number, unless its image says otherwise.
+    pub group: u32,
     /// The user of the host that is root in the user namespace of an instance. `None`: there is no such namespace.
     pub namespace_root: Option<u32>,
-    /// Program and arguments. Never empty, and an absolute path first, except with Docker: there it may be
+    /// Program and arguments. Never empty, and an absolute path first, except with an image: there it may be
     /// empty, which means the image's own command.
     pub command: Vec<String>,
-    /// The directory in which the program starts; an absolute path. Default: `/`, and with Docker that of the image, which
-    /// this key cannot change.
+    /// The directory in which the program starts; an absolute path. Default: that of the image, or `/`. With Docker
+    /// this key cannot change it.
     pub workdir: PathBuf,
     /// Environment of the instance, beside what the agent adds. Default empty.
     pub env: Env,

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use crate::image::ImageStore;
 use crate::keys::Keys;
 use crate::private::{check_place, read_private};
 use crate::subuid::reserved_by_others;
@@ -103,8 +104,9 @@ impl Function {
         all.map(|(key, message)| self.origin.problem(key, message)).collect()
     }
 
-    /// Notes which files instances begin with.
-    pub(crate) fn look(&mut self) {
+    /// Takes over what its image says, and notes which files instances begin with.
+    pub(crate) fn look(&mut self, images: &ImageStore) {
+        self.take_from_image(images);
         let mut found = self.runtime.look(&self.command);
         found.extend(self.mounts.iter().map(|mount| identity(mount.source.canonicalize(), false)));
         found.extend(self.secrets.iter().map(|secret| identity(secret.file.canonicalize(), true)));

@@ -7,6 +7,7 @@
 //! - `table` walks the TOML tree and collects [`Problem`]s, `units` reads `"10m"` and `"64MiB"`;
 //! - `fingerprint` tells agents which instances they can take over ([`Config::fingerprint`]);
 //! - `host` asks the host what the file alone cannot tell ([`Config::check_host`]);
+//! - [`image`] names images, and reads what the store knows of them;
 //! - `private` reads files with secrets, and looks who else can change a file;
 //! - [`keys`] reads the file with the keys of clients, which agents and clients share.
 //!
@@ -37,6 +38,7 @@ mod table;
 mod units;
 
 mod host;
+pub mod image;
 mod subuid;
 
 mod fingerprint;

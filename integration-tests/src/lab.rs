@@ -19,6 +19,7 @@ mod nfqueue;
 
 mod postgres;
 mod redis;
+mod registry;
 mod rootfs;
 
 mod bridge;
@@ -56,6 +57,7 @@ pub use netns::{Link, Namespace};
 pub use postgres::{PostgresServer, PostgresSetup};
 pub use process::ChildProcess;
 pub use redis::RedisServer;
+pub use registry::RegistryServer;
 pub use rootfs::{DockerImage, Rootfs, build_static};
 pub use scratch::{LabLease, Scratch, prefix, unique};
 

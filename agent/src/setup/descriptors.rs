@@ -9,8 +9,8 @@ const AGENT: u64 = 64;
 /// The events of one data thread.
 const PER_THREAD: u64 = 3;
 
-/// The listener of a function, what watches it, and its link to an interface.
-const PER_FUNCTION: u64 = 4;
+/// The listener of a function, what watches it, its link to an interface, and the lock of its image.
+const PER_FUNCTION: u64 = 5;
 
 /// The control socket, the page of connections, the process, the output, and a latch while it is parked.
 const PER_INSTANCE: u64 = 6;

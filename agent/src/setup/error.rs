@@ -24,6 +24,9 @@ pub enum ServiceError {
     /// A backend of it is not configured.
     #[error("there is no backend {0:?}")]
     NoBackend(String),
+    /// Its image is not in the store, or cannot be used: why.
+    #[error("{0}")]
+    Image(String),
     /// Nothing makes containers of its kind.
     #[error(transparent)]
     Runtime(#[from] NoDriver),

@@ -19,7 +19,7 @@ mod seccomp;
 mod spec;
 mod targets;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::fchown;
@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use headstart_config::image::CONFIG_FILE;
 use headstart_config::{Agent, Runtime};
 use headstart_wire::{CONTROL_FD, Channel};
 use oci_spec::OciSpecError;
@@ -103,11 +104,12 @@ impl Driver for OciDriver {
     }
 
     fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
-        let Runtime::Oci { rootfs } = configured else { return None };
+        let Runtime::Oci { rootfs, image } = configured else { return None };
         Some(Arc::new(OciRuntime {
             host: Arc::clone(&self.host),
             spec: spec.clone(),
             rootfs: rootfs.clone(),
+            _held: image.as_ref().and_then(|_| hold(rootfs)),
         }))
     }
 
@@ -115,6 +117,12 @@ impl Driver for OciDriver {
         let host: Arc<dyn LocalHost> = Arc::clone(&self.host) as _;
         Box::pin(async move { Ok(local::survivors(&host)) })
     }
+}
+
+/// Locks the image with this root file system. Without the lock it is not there, or is being removed: a start says so.
+fn hold(rootfs: &Path) -> Option<File> {
+    let file = File::open(rootfs.with_file_name(CONFIG_FILE)).ok()?;
+    file.try_lock_shared().ok().map(|()| file)
 }
 
 /// What is said of a runc that cannot be run.
@@ -131,6 +139,8 @@ struct OciRuntime {
     host: Arc<OciHost>,
     spec: ContainerSpec,
     rootfs: PathBuf,
+    /// Its image stays in the store.
+    _held: Option<File>,
 }
 
 impl FunctionRuntime for OciRuntime {

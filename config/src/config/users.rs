@@ -25,6 +25,7 @@ pub(super) fn assign(range: &RangeInclusive<u32>, namespaces: bool, functions: &
         let place = free.and_then(|place| u32::try_from(place).ok()).unwrap_or_default();
         let root = range.start() + place * each;
         function.user = root + 1;
+        function.group = function.user;
         let namespaced = namespaces && function.runtime.has_user_namespaces();
         function.namespace_root = namespaced.then_some(root);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::contract::{Contract, LAMBDA_CONCURRENCY_MAX};
 use super::files::{mounts, secrets};
 use super::runtime::NOBODY_ID;
-use super::runtime::RuntimeKind;
+use super::runtime::{Runtime, RuntimeKind};
 use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
 use crate::config::{Claimant, Declarations};
 use crate::table::{Table, Value, closest};
@@ -26,8 +26,11 @@ impl Function {
         let kind = RuntimeKind::read(&mut table);
         let runtime = RuntimeKind::read_keys(kind, &mut table);
         let contract = Contract::read(&mut table, listen);
+        let (has_workdir, has_port) = (table.get("workdir").is_some(), table.get("port").is_some());
+        let runtime = runtime.map(|runtime| runtime.with_own(has_workdir, has_port));
         let handler = table.or("handler", None, |v| handler(&v).map(Some));
-        let command = command(&mut table, kind);
+        let has_image = runtime.as_ref().is_some_and(Runtime::has_image);
+        let command = command(&mut table, kind, has_image);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
         let backend_sockets = table.or("backend_sockets", false, |v| v.boolean());
         let backends = table.or("backends", Vec::new(), |v| {
@@ -85,6 +88,7 @@ impl Function {
             backends,
             backend_ports,
             user: NOBODY_ID,
+            group: NOBODY_ID,
             namespace_root: None,
             prepared: table.or("prepared", 1, |v| v.integer(0..=64)),
             // `docker run` refuses less than 6 MiB.
@@ -202,12 +206,12 @@ fn concurrency(table: &mut Table<'_>, contract: Contract) -> Option<u32> {
     Some(table.or("concurrency", 1, |v| v.integer(1..=LAMBDA_CONCURRENCY_MAX)))
 }
 
-fn command(table: &mut Table<'_>, kind: Option<RuntimeKind>) -> Option<Vec<String>> {
+fn command(table: &mut Table<'_>, kind: Option<RuntimeKind>, has_image: bool) -> Option<Vec<String>> {
     let Some(kind) = kind.filter(|kind| kind.needs_command()) else {
         let read = |v: Value<'_>| words(&v).map(|(words, _)| words);
         return Some(table.or("command", Vec::new(), read));
     };
-    table.require("command", &kind.because(), |v| {
+    let read = |v: Value<'_>| {
         let (words, complete) = words(&v)?;
         match words.first() {
             None if complete => v.fail("must not be empty"),
@@ -216,7 +220,11 @@ fn command(table: &mut Table<'_>, kind: Option<RuntimeKind>) -> Option<Vec<Strin
             }
             _ => Some(words),
         }
-    })
+    };
+    if has_image {
+        return Some(table.or("command", Vec::new(), read));
+    }
+    table.require("command", &kind.because(), read)
 }
 
 /// The kernel's limit of an argument and of a variable with its name (`MAX_ARG_STRLEN`, execve(2)), without the NUL.

@@ -3,12 +3,14 @@
 //! A runtime is a variant of [`Runtime`] and one of [`RuntimeKind`], whose methods say what it adds to a `[[function]]`
 //! section. No other file of this crate tells runtimes apart.
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::SECRETS_PATH;
 use crate::host::{check_program, identity, resolve_in};
+use crate::image::{Image, ImageName};
 use crate::table::{Table, Value};
 
 /// Directories of the host that a process does not see: it has its own in these places.
@@ -28,8 +30,11 @@ pub const NOBODY: &str = "65534:65534";
 pub enum Runtime {
     /// `oci`: a container of the OCI runtime, which can be prepared ahead.
     Oci {
-        /// Directory of the container's root file system; an absolute path. Required.
+        /// Directory of the container's root file system; an absolute path. With an image, where the store has it; empty
+        /// if it has not.
         rootfs: PathBuf,
+        /// Instead of a directory, an image of the store. One of both is required.
+        image: Option<Image>,
     },
     /// `docker`: a container of the Docker daemon.
     Docker {
@@ -88,6 +93,28 @@ impl Runtime {
         self.kind().as_str()
     }
 
+    /// Whether a command and more come from an image of the store.
+    pub(super) fn has_image(&self) -> bool {
+        matches!(self, Self::Oci { image: Some(_), .. })
+    }
+
+    /// With a note of what the function sets itself.
+    pub(super) fn with_own(mut self, workdir: bool, port: bool) -> Self {
+        if let Self::Oci { image: Some(image), .. } = &mut self {
+            (image.has_workdir, image.has_port) = (workdir, port);
+        }
+        self
+    }
+
+    /// Why its image cannot be used, and what to do.
+    #[must_use]
+    pub fn lack(&self) -> Option<&str> {
+        match self {
+            Self::Oci { image, .. } => image.as_ref()?.lack.as_deref(),
+            Self::Docker { .. } | Self::Process => None,
+        }
+    }
+
     /// Whether its functions are users of [`crate::Agent::uids`].
     pub(crate) fn has_users(&self) -> bool {
         match self {
@@ -112,7 +139,8 @@ impl Runtime {
     /// take a side.
     pub(crate) fn settings(&self) -> Vec<(&'static str, &[u8])> {
         match self {
-            Self::Oci { rootfs } => vec![("rootfs", rootfs.as_os_str().as_bytes())],
+            // Another tag of the same image changes nothing.
+            Self::Oci { rootfs, image: _ } => vec![("rootfs", rootfs.as_os_str().as_bytes())],
             Self::Docker { image, network, user } => vec![
                 ("image", image.as_bytes()),
                 ("network", network.as_str().as_bytes()),
@@ -127,7 +155,7 @@ impl Runtime {
     pub(crate) fn look(&self, command: &[String]) -> Vec<String> {
         let files = command.iter().filter(|word| word.starts_with('/')).take(FILES_MAX).map(Path::new);
         match self {
-            Self::Oci { rootfs } => {
+            Self::Oci { rootfs, .. } => {
                 let root = rootfs.canonicalize();
                 let files = files.map(|file| identity(resolve_in(rootfs, file), true));
                 std::iter::once(identity(root, false)).chain(files).collect()
@@ -146,8 +174,12 @@ impl Runtime {
     ) -> Result<(), (&'static str, String)> {
         let program = command.first().map(Path::new);
         match (self, program) {
-            (Self::Oci { rootfs }, Some(program)) => {
-                check_rootfs(rootfs, has_secrets, namespaced).map_err(|message| ("rootfs", message))?;
+            (Self::Oci { image: Some(Image { lack: Some(lack), .. }), .. }, _) => {
+                Err(("image", lack.clone()))
+            }
+            (Self::Oci { rootfs, image }, Some(program)) => {
+                let key = if image.is_some() { "image" } else { "rootfs" };
+                check_rootfs(rootfs, has_secrets, namespaced).map_err(|message| (key, message))?;
                 check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
                     .map_err(|message| ("command", message))
             }
@@ -170,7 +202,8 @@ impl Runtime {
     pub(crate) fn check_target(&self, target: &Path, is_directory: bool) -> Result<(), String> {
         let (found, place) = match self {
             Self::Oci { .. } if target.starts_with("/tmp") => return Ok(()),
-            Self::Oci { rootfs } => {
+            Self::Oci { image: Some(Image { lack: Some(_), .. }), .. } => return Ok(()),
+            Self::Oci { rootfs, .. } => {
                 (resolve_in(rootfs, target), rootfs.join(target.strip_prefix("/").unwrap_or(target)))
             }
             Self::Process if COVERED.iter().any(|place| target.starts_with(place)) => return Ok(()),
@@ -255,7 +288,7 @@ impl RuntimeKind {
     /// The keys of a section that only this runtime has.
     fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Oci => &["rootfs"],
+            Self::Oci => &["rootfs", "image"],
             Self::Docker => &["image", "network", "user"],
             Self::Process => &[],
         }
@@ -315,16 +348,13 @@ impl RuntimeKind {
 
     /// Reads the keys of the section's runtime, and refuses those of others.
     pub(super) fn read_keys(kind: Option<Self>, table: &mut Table<'_>) -> Option<Runtime> {
-        for (owner, key) in
-            Self::ALL.iter().flat_map(|owner| owner.keys().iter().map(move |key| (owner, key)))
-        {
+        let all: BTreeSet<_> = Self::ALL.iter().flat_map(|owner| owner.keys()).collect();
+        for key in all {
             match kind {
-                Some(kind) if kind != *owner => {
-                    let (owner, kind) = (owner.as_str(), kind.as_str());
-                    table.refuse(
-                        key,
-                        &format!("belongs to runtime = \"{owner}\", and this function is \"{kind}\""),
-                    );
+                Some(kind) if !kind.keys().contains(key) => {
+                    let (owners, kind) = (Self::list(|owner| owner.keys().contains(key)), kind.as_str());
+                    let message = format!("belongs to runtime = {owners}, and this function is \"{kind}\"");
+                    table.refuse(key, &message);
                 }
                 Some(_) => {}
                 // Which keys belong here is not known: none of them is wrong.
@@ -333,8 +363,16 @@ impl RuntimeKind {
         }
         match kind? {
             Self::Oci => {
-                let rootfs = table.require("rootfs", &Self::Oci.because(), |v| v.absolute_path())?;
-                Some(Runtime::Oci { rootfs })
+                if let Some(name) = table.get("image") {
+                    table.refuse("rootfs", "has no use with image, which brings its own");
+                    let name =
+                        ImageName::parse(name.string()?).or_else(|message| name.fail(message).ok_or(()));
+                    let image = Image { name: name.ok()?, lack: None, has_workdir: false, has_port: false };
+                    return Some(Runtime::Oci { rootfs: PathBuf::new(), image: Some(image) });
+                }
+                let why = format!("{}, or image", Self::Oci.because());
+                let rootfs = table.require("rootfs", &why, |v| v.absolute_path())?;
+                Some(Runtime::Oci { rootfs, image: None })
             }
             Self::Docker => {
                 let image = table.require("image", &Self::Docker.because(), |v| image(&v));

@@ -43,7 +43,7 @@ pool = { max = 8, ttl = 10 }
 name = "orders"
 listen = "0.0.0.0:0"
 runtime = "oci"
-image = "orders:1"
+network = "none"
 command = ["/orders"]
 backends = [
     "db",
@@ -57,9 +57,9 @@ backends = [
             "5: backend.db.user: is required by kind = \"postgres\"",
             "8: backend.db.address: must be \"host:port\", \"[ipv6]:port\" or \"unix:/path\"",
             "9: backend.db.pool.ttl: has no unit: must be a whole number with a unit (ms, s, m, h), as in \"10s\"",
-            "11: function.orders.rootfs: is required by runtime = \"oci\"",
+            "11: function.orders.rootfs: is required by runtime = \"oci\", or image",
             "13: function.orders.listen: must have a port other than 0: clients need to know it",
-            "15: function.orders.image: belongs to runtime = \"docker\", and this function is \"oci\"",
+            "15: function.orders.network: belongs to runtime = \"docker\", and this function is \"oci\"",
             "19: function.orders.backends[1]: there is no backend \"bd\"",
         ],
     );

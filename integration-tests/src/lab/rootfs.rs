@@ -76,16 +76,30 @@ impl Rootfs {
 
     /// Imports it into Docker under a tag of its own.
     pub fn docker_image(&self, docker: &Arc<DockerDaemon>) -> Result<DockerImage> {
+        self.docker_image_with(docker, &format!("headstart-test/{}:{}", self.name, unique("image")), &[])
+    }
+
+    /// The same under this tag, with further instructions as in a Dockerfile.
+    pub fn docker_image_with(
+        &self,
+        docker: &Arc<DockerDaemon>,
+        tag: &str,
+        instructions: &[&str],
+    ) -> Result<DockerImage> {
         let archive = Scratch::new("image")?;
         let tar = archive.path().join("rootfs.tar");
         run_within(
             BUILD_LIMIT,
             Command::new("tar").arg("-C").arg(self.path()).arg("-cf").arg(&tar).arg("."),
         )?;
-        let tag = format!("headstart-test/{}:{}", self.name, unique("image"));
         let start = format!("CMD [\"{}\"]", self.command());
-        run_within(BUILD_LIMIT, docker.command().args(["import", "-c", &start]).arg(&tar).arg(&tag))?;
-        Ok(DockerImage { tag, docker: Arc::clone(docker) })
+        let mut import = docker.command();
+        import.arg("import");
+        for instruction in instructions.iter().copied().chain([&*start]) {
+            import.args(["-c", instruction]);
+        }
+        run_within(BUILD_LIMIT, import.arg(&tar).arg(tag))?;
+        Ok(DockerImage { tag: tag.to_owned(), docker: Arc::clone(docker) })
     }
 }
 

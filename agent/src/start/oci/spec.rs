@@ -44,7 +44,7 @@ pub(super) fn build(
     let env = spec.environment_with_control().into_iter().map(|(name, value)| format!("{name}={value}"));
     let process = ProcessBuilder::default()
         .terminal(false)
-        .user(UserBuilder::default().uid(spec.user).gid(spec.user).build()?)
+        .user(UserBuilder::default().uid(spec.user).gid(spec.group).build()?)
         .args(spec.arguments())
         .env(env.collect::<Vec<_>>())
         .cwd(spec.workdir.clone())
@@ -135,7 +135,7 @@ fn mounts(spec: &ContainerSpec, shown: Shown<'_>) -> Result<Vec<Mount>, OciSpecE
     };
     let size = format!("size={TMP_BYTES}");
     // The function owns them: runc gives a tmpfs the mode of the directory that it covers.
-    let owner = format!("uid={0},gid={0}", spec.user);
+    let owner = format!("uid={},gid={}", spec.user, spec.group);
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?,

@@ -191,6 +191,7 @@ impl Bed {
             pids: 32,
             shares: Shares::default(),
             user: self.kind.user(),
+            group: self.kind.user(),
             namespace_root: self.kind.is_namespaced().then_some(self.kind.user() - 1),
             mounts: self.mounts.clone(),
             secrets: self.secrets.clone(),
@@ -201,7 +202,7 @@ impl Bed {
         };
         let configured = match self.kind {
             Kind::Oci | Kind::Crun | Kind::Namespaced | Kind::NamespacedCrun => {
-                Runtime::Oci { rootfs: self.rootfs() }
+                Runtime::Oci { rootfs: self.rootfs(), image: None }
             }
             Kind::Process => Runtime::Process,
             Kind::Docker => Runtime::Docker {

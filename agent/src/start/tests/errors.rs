@@ -14,6 +14,7 @@ fn spec() -> ContainerSpec {
         pids: 32,
         shares: Shares::default(),
         user: 65534,
+        group: 65534,
         namespace_root: None,
         mounts: Vec::new(),
         secrets: Vec::new(),
@@ -31,7 +32,7 @@ fn bare(state_dir: &Path) -> Agent {
 }
 
 fn oci(rootfs: &Path) -> Runtime {
-    Runtime::Oci { rootfs: rootfs.to_owned() }
+    Runtime::Oci { rootfs: rootfs.to_owned(), image: None }
 }
 
 fn docker(image: &str) -> Runtime {

@@ -32,6 +32,7 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         pids: 0,
         shares: Shares::default(),
         user: 65534,
+        group: 65534,
         namespace_root: None,
         mounts: Vec::new(),
         secrets: Vec::new(),
