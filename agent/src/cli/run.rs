@@ -33,7 +33,6 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// As [`run`].
 pub(super) fn serve(file: &ConfigArgs, unpin: bool) -> anyhow::Result<ExitCode> {
-    headstart_wire::return_freed_memory();
     // Both before anything is opened: what the service manager kept may be many descriptors.
     let raised = raise_open_files();
     let manager = ServiceManager::from_environment();

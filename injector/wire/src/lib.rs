@@ -33,7 +33,6 @@
 
 mod activity;
 mod channel;
-mod heap;
 pub mod ktls;
 mod message;
 pub mod netlink;
@@ -44,7 +43,6 @@ mod tls;
 
 pub use activity::{Activity, ActivityReading, PAGE_BYTES};
 pub use channel::{Channel, ReceivedMessage};
-pub use heap::return_freed_memory;
 pub use message::{
     Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, ToAgent, ToFunction, VERSION,
 };
