@@ -1,6 +1,6 @@
 //! Container images: pulled from a registry, or read from a directory or an archive; checked; unpacked into a store.
 //!
-//! Only `headstart image` and `headstart try` use this crate, in a process of their own. The agent reads what
+//! Only `headstart image` uses this crate, in a process of its own. The agent reads what
 //! is in the store (`headstart_config::image`) and pulls nothing.
 //!
 //! - `registry`, `layout` and `archive` are where images come from (`manifest::Source`), `credentials` are for the first;
