@@ -166,8 +166,10 @@ async fn terminate_asks(bed: Bed) {
 }
 
 async fn remove_insists(bed: Bed) {
-    let parked = bed.prepare("trap '' TERM; sleep 60 & while :; do sleep 0.02; done").await;
+    let parked = bed.prepare("trap '' TERM; sleep 66 & while :; do sleep 0.02; done").await;
     parked.process.release().await.unwrap();
+    // From then on it ignores the signal.
+    bed.eventually(|| bed::pid_of("sleep 66", &parked)).await;
     parked.process.terminate().await;
     assert!(tokio::time::timeout(Duration::from_millis(100), parked.process.exited()).await.is_err());
     parked.process.remove().await.unwrap();
