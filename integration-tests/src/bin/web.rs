@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::Request;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use axum::routing::{get, post};
@@ -22,7 +22,8 @@ fn main() -> ExitCode {
             .route("/", get(async || "hello").post(echo))
             .route("/grpc/Echo", post(grpc))
             .route("/size", post(async |body: Bytes| body.len().to_string()))
-            .route("/upgrade", get(upgrade));
+            .route("/upgrade", get(upgrade))
+            .layer(DefaultBodyLimit::disable());
         function.serve(app).await
     })
 }

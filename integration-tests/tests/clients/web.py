@@ -1,4 +1,5 @@
-"""A function for all kinds of clients: `GET` answers `hello`, `POST` answers with the body, as it comes."""
+"""A function for all kinds of clients: `GET` answers `hello`, `POST` answers with the body, as it comes, and `POST /size`
+with the size of the body, once it is there."""
 
 import sys
 
@@ -10,7 +11,8 @@ def wsgi(environ, start_response):
     start_response("200 OK", [("content-type", kind)])
     if environ["REQUEST_METHOD"] != "POST":
         return [b"hello"]
-    return iter(lambda: environ["wsgi.input"].read(65536), b"")
+    body = iter(lambda: environ["wsgi.input"].read(65536), b"")
+    return [str(sum(map(len, body))).encode()] if environ["PATH_INFO"] == "/size" else body
 
 
 async def asgi(scope, receive, send):
@@ -23,11 +25,15 @@ async def asgi(scope, receive, send):
     if scope["method"] != "POST":
         await send({"type": "http.response.body", "body": b"hello"})
         return
-    more = True
+    size, more = 0, True
     while more:
         event = await receive()
-        more = event.get("more_body", False)
-        await send({"type": "http.response.body", "body": event.get("body", b""), "more_body": more})
+        body, more = event.get("body", b""), event.get("more_body", False)
+        size += len(body)
+        if scope["path"] != "/size":
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+        elif not more:
+            await send({"type": "http.response.body", "body": str(size).encode()})
 
 
 def main(function: headstart.Function) -> None:
