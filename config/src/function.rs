@@ -12,6 +12,7 @@ mod contract;
 mod files;
 mod from_image;
 mod read;
+mod rootfs;
 mod runtime;
 
 pub use contract::{Contract, LAMBDA_CONCURRENCY_MAX};

@@ -51,7 +51,7 @@ pub struct Collected {
     pub removed: Vec<String>,
     /// Bytes of their layers.
     pub bytes: u64,
-    /// IDs of images that have no name any more, and which a function or an instance uses.
+    /// IDs of images without a name that stay, because a function or an instance uses them.
     pub used: Vec<String>,
 }
 
@@ -210,7 +210,7 @@ impl Store {
         self.collect_those(|id| id == record.id)
     }
 
-    /// Removes the images that have no name any more, and that no function and no instance uses.
+    /// Removes the images without a name that no function and no instance uses.
     ///
     /// # Errors
     /// When something cannot be removed.

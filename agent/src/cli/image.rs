@@ -37,7 +37,7 @@ enum ImageCommand {
     List,
     /// Forget a name, and remove its image unless it is in use.
     Remove(NameArgs),
-    /// Remove the images that have no name any more and are not in use.
+    /// Remove the images without a name that are not in use.
     Gc,
 }
 
@@ -128,7 +128,9 @@ fn said(collected: &Collected) -> String {
     let mut text = format!("{} images removed, {}\n", removed.len(), size(*bytes));
     for id in used {
         let id: String = id.chars().take(ID_DIGITS).collect();
-        text += &format!("{id} stays: a function or an instance has it; reload, then `headstart image gc`\n");
+        text += &format!(
+            "{id} stays: a function or an instance uses it. Run `headstart reload`, then `headstart image gc`\n"
+        );
     }
     text
 }

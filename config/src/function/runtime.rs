@@ -5,10 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::SECRETS_PATH;
+use super::rootfs::check_rootfs;
 use crate::host::{check_program, identity, resolve_in};
 use crate::image::{Image, ImageName};
 use crate::table::{Table, Value};
@@ -30,8 +29,8 @@ pub const NOBODY: &str = "65534:65534";
 pub enum Runtime {
     /// `oci`: a container of the OCI runtime, which can be prepared ahead.
     Oci {
-        /// Directory of the container's root file system; an absolute path. With an image, where the store has it; empty
-        /// if it has not.
+        /// Directory of the container's root file system; an absolute path. With an image, its directory in the store, or
+        /// empty if the image is not there.
         rootfs: PathBuf,
         /// Instead of a directory, an image of the store. One of both is required.
         image: Option<Image>,
@@ -222,45 +221,6 @@ impl Runtime {
             )),
         }
     }
-}
-
-fn check_rootfs(rootfs: &Path, has_secrets: bool, namespaced: bool) -> Result<(), String> {
-    let shown = rootfs.display();
-    if !rootfs.is_dir() {
-        return Err(format!("{shown} is not a directory: unpack the function's root there"));
-    }
-    if rootfs.canonicalize().is_ok_and(|root| root == Path::new("/")) {
-        return Err(format!(
-            "{shown} is the node's own root: unpack the function's root elsewhere, or use runtime = \"process\""
-        ));
-    }
-    if let Some(closed) = closed_directory(rootfs).filter(|_| namespaced) {
-        let closed = closed.display();
-        return Err(format!(
-            "{closed} is closed to the users that the container has (`uids`): `chmod o+x {closed}`, or set \
-             user_namespaces = false in [agent]"
-        ));
-    }
-    let read_only =
-        rustix::fs::statvfs(rootfs).is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
-    let mut places = ["/proc", "/dev", "/tmp"].into_iter().chain(has_secrets.then_some(SECRETS_PATH));
-    let missing =
-        places.find(|place| !resolve_in(rootfs, Path::new(place)).is_ok_and(|place| place.is_dir()));
-    match missing {
-        Some(place) if read_only => Err(format!(
-            "{shown} is on a read-only file system and has no directory {place}: make an empty one there, since a start \
-             cannot"
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// The first directory on the way to a root file system which other users cannot pass.
-fn closed_directory(rootfs: &Path) -> Option<PathBuf> {
-    let rootfs = rootfs.canonicalize().ok()?;
-    let is_closed = |path: &Path| path.metadata().is_ok_and(|found| found.permissions().mode() & 0o001 == 0);
-    let way: Vec<_> = rootfs.ancestors().collect();
-    way.into_iter().rev().find(|path| is_closed(path)).map(Path::to_owned)
 }
 
 impl DockerNetwork {

@@ -10,7 +10,7 @@ use crate::host::resolve_in;
 /// The largest file of users or groups that is read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 
-/// User and group that a program of an image with this root file system has. Never root, nor its group: that is `nobody`.
+/// The user and group of a program of an image with this root file system. Root, and its group, become 65534.
 ///
 /// # Errors
 /// When the image does not know the user.
