@@ -180,13 +180,14 @@ impl Agent {
         tokio::spawn(async move {
             tracing::info!("{}: stopping", stop.next().await);
             manager.stopping(grace + STOP_MARGIN + END_MARGIN);
+            // Fronts accept no more: their clients wait for the next agent.
+            reload.abort();
             control.shutdown().await;
         });
         node.run().await;
         // They were asked to stop before our own.
         survivors.await?;
         start::tidy(&agent);
-        reload.abort();
         pools.borrow().pools.iter().for_each(Pool::close);
         api.stop().await?;
         if options.unpin
@@ -213,7 +214,9 @@ fn of_ports(served: &setup::ServingSet, config: &Config) -> CapabilitySet {
     let missing = |name: &str| served.unavailable.iter().any(|one| one.name == name);
     let privileged = |port: u16| port < PRIVILEGED_END;
     let needed = config.functions.iter().any(|one| privileged(one.listen.port()) && missing(&one.name));
-    if needed { CapabilitySet::NET_BIND_SERVICE } else { CapabilitySet::empty() }
+    let fronts =
+        config.fronts.iter().any(|one| privileged(one.listen.port()) && served.fronts.lack(&one.name));
+    if needed || fronts { CapabilitySet::NET_BIND_SERVICE } else { CapabilitySet::empty() }
 }
 
 /// Everything that needs them is done, and no other thread exists yet.

@@ -4,12 +4,14 @@
 //! this module and nothing else of the agent.
 
 mod client;
+mod front;
 mod function;
 mod reload;
 pub mod server;
 mod socket_path;
 
 pub use client::{ApiRequestError, Client, REQUEST_TIMEOUT, Reply, exchange};
+pub use front::{CertificateStatus, FrontStatus};
 #[cfg(test)]
 pub(crate) use function::example;
 pub use function::{Function, FunctionStatus, FunctionSummary, InstanceStatus, Operation, Unavailable};
@@ -32,6 +34,9 @@ const AGENT: &str = "/api/v1/agent";
 
 /// Every function.
 const FUNCTIONS: &str = "/api/v1/functions";
+
+/// Every front.
+const FRONTS: &str = "/api/v1/fronts";
 
 /// The last cold starts.
 const STARTS: &str = "/api/v1/starts";

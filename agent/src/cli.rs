@@ -13,6 +13,7 @@ mod uninstall;
 
 mod bench;
 mod explain;
+mod front;
 mod operate;
 mod reload;
 mod status;
@@ -71,6 +72,9 @@ enum Command {
     /// Show every function of the running agent.
     #[command(after_help = "Example: headstart status --admin 127.0.0.1:9464")]
     Status(status::StatusArgs),
+    /// Show every front of the running agent, with its certificates.
+    #[command(after_help = "Example: headstart front")]
+    Front(front::FrontArgs),
     /// Explain why a function is in its state, what the next SYN would do, and how its last start went.
     #[command(after_help = "Example: headstart explain orders")]
     Explain(explain::ExplainArgs),
@@ -154,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Image(args) => image::run(args),
         Command::Check(args) => Ok(check::run(&args)),
         Command::Status(args) => status::run(&args),
+        Command::Front(args) => front::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Wake(args) => operate::run(args, Operation::Wake),

@@ -26,6 +26,10 @@ pub enum Trigger {
     Lookup,
     /// A valid knock: a client is about to connect.
     Knock,
+    /// A client has named the function's host in the ClientHello of its TLS handshake with a front.
+    Sni,
+    /// A client has named the function in the head of its request to a front.
+    Host,
     /// A completed connection waits in the function's accept queue.
     Accept,
     /// An operator asked through the API.
@@ -36,8 +40,16 @@ pub enum Trigger {
 
 impl Trigger {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Syn, Self::Lookup, Self::Knock, Self::Accept, Self::Api, Self::Provision];
+    pub const ALL: [Self; 8] = [
+        Self::Syn,
+        Self::Lookup,
+        Self::Knock,
+        Self::Sni,
+        Self::Host,
+        Self::Accept,
+        Self::Api,
+        Self::Provision,
+    ];
 
     /// The metric label.
     #[must_use]
@@ -46,6 +58,8 @@ impl Trigger {
             Self::Syn => "syn",
             Self::Lookup => "lookup",
             Self::Knock => "knock",
+            Self::Sni => "sni",
+            Self::Host => "host",
             Self::Accept => "accept",
             Self::Api => "api",
             Self::Provision => "provision",
@@ -56,7 +70,7 @@ impl Trigger {
     #[must_use]
     pub fn is_early(self) -> bool {
         match self {
-            Self::Syn | Self::Lookup | Self::Knock => true,
+            Self::Syn | Self::Lookup | Self::Knock | Self::Sni | Self::Host => true,
             Self::Accept | Self::Api | Self::Provision => false,
         }
     }

@@ -304,6 +304,9 @@ impl Node {
     }
 
     fn warm(&mut self, function: FunctionId, warm: bool) {
+        if let Some(record) = self.record(function) {
+            record.service.doorbell.set_warm(warm);
+        }
         if let Some(sensor) = &mut self.sensor
             && let Err(error) = sensor.warm(function, warm)
             && let Some(record) = self.record(function)

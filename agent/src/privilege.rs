@@ -101,6 +101,7 @@ fn needs_on(release: (u32, u32), config: &Config, survivors: bool) -> Capability
     let places = sockets.chain(&config.syn.key_file).chain([&config.agent.state_dir]);
     // A reload reads them again.
     let places = places.chain(config.backends.iter().flat_map(Backend::files));
+    let places = places.chain(config.fronts.iter().flat_map(|front| &front.certificates));
     let foreign = places.into_iter().any(|place| is_foreign(place));
     let interfaces = config.agent.interfaces != Interfaces::Named(Vec::new());
     let all = [

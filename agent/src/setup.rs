@@ -6,11 +6,13 @@ mod backend;
 pub(crate) mod contract;
 mod descriptors;
 mod error;
+pub(crate) mod front;
 mod kernel;
 pub mod reload;
 pub(crate) mod state_dir;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use headstart_config::{self as config, Config};
 use headstart_injector::{Pool, ServerQuotas, TlsMode};
@@ -28,6 +30,7 @@ pub use adopt::adopt;
 pub(crate) use backend::{Credentials, credentials, pool};
 pub use descriptors::DescriptorNeeds;
 pub use error::{ReloadRefusal, ServiceError};
+use front::Fronts;
 pub(crate) use kernel::guard;
 pub use kernel::{kernel, kernel_tls, pins, watch};
 
@@ -58,6 +61,8 @@ pub struct ServingSet {
     pub quotas: ServerQuotas,
     /// What is not served, and why.
     pub unavailable: Vec<Unavailable>,
+    /// The fronts. They do not accept yet.
+    pub fronts: Fronts,
 }
 
 /// Binds every port that no earlier agent has left open, makes the pools, chooses the runtimes.
@@ -94,10 +99,15 @@ pub fn build(
             Err(reason) => unavailable.push(self::unavailable(function, &reason)),
         }
     }
+    let fronts = Fronts::open(config, &mut bindings, manager);
     let starts = &config.syn.starts;
     let admission = Admission::new(rates(starts.global), rates(starts.allow), config.syn.unused_after);
     let allow = AllowList::new(&config.syn.allow);
-    Setup { served: ServingSet { services, drivers, bindings, pools, quotas, unavailable }, admission, allow }
+    Setup {
+        served: ServingSet { services, drivers, bindings, pools, quotas, unavailable, fronts },
+        admission,
+        allow,
+    }
 }
 
 /// Also logs it.
@@ -151,6 +161,7 @@ pub(crate) fn service(
         stop_grace: function.stop_grace,
         contract: function.contract,
         runtime,
+        doorbell: Arc::default(),
         resources: Resources {
             function: function.name.clone(),
             listener: bound.listener,

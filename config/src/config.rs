@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use crate::image::ImageStore;
 use crate::private::{check_owner, check_place};
 use crate::table::{Report, Table};
-use crate::{Agent, Backend, Errors, Function, Problem, Syn};
+use crate::{Agent, Backend, Errors, Front, Function, Problem, Syn, front};
 
 mod users;
 
@@ -22,6 +22,9 @@ pub const MAX_BACKENDS: usize = 256;
 
 /// The most `[[function]]` sections in a file.
 pub const MAX_FUNCTIONS: usize = 10_000;
+
+/// The most `[[front]]` sections in a file.
+pub(crate) const MAX_FRONTS: usize = 64;
 
 /// The largest file that is read, in bytes: more than [`MAX_FUNCTIONS`] long sections need.
 pub const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
@@ -37,6 +40,8 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// `[[function]]`: what is started and served, in the order of the file.
     pub functions: Vec<Function>,
+    /// `[[front]]`: addresses for many functions, in the order of the file.
+    pub fronts: Vec<Front>,
 }
 
 impl Config {
@@ -79,6 +84,7 @@ impl Config {
         let syn = Syn::read(syn.flatten().unwrap_or_else(|| Table::absent(&report, "syn")));
         let backends = root.tables("backend", "[[backend]]", MAX_BACKENDS);
         let functions = root.tables("function", "[[function]]", MAX_FUNCTIONS);
+        let fronts = root.tables("front", "[[front]]", MAX_FRONTS);
         root.finish();
 
         let mut declared = Declarations::new(&agent, &syn);
@@ -87,11 +93,14 @@ impl Config {
             backends.into_iter().filter_map(|table| Backend::read(table, &mut declared)).collect();
         let mut functions: Vec<_> =
             functions.into_iter().filter_map(|table| Function::read(table, &mut declared)).collect();
+        front::check_reachable(&report, &functions, fronts.len());
+        let fronts: Vec<_> =
+            fronts.into_iter().filter_map(|table| Front::read(table, &mut declared, &functions)).collect();
         if let Some(uids) = &agent.uids {
             users::assign(uids, agent.user_namespaces, &mut functions);
         }
         match report.into_errors() {
-            None => Ok(Self { agent, syn, backends, functions }),
+            None => Ok(Self { agent, syn, backends, functions, fronts }),
             Some(errors) => Err(errors),
         }
     }
@@ -141,6 +150,9 @@ pub(crate) struct Declarations {
     pub(crate) functions: BTreeMap<String, usize>,
     /// Function ID to the function that has it, as messages call it.
     pub(crate) ids: HashMap<u32, String>,
+    pub(crate) fronts: BTreeMap<String, usize>,
+    /// Host and path, without the last "/", to the function that has them, as messages call it.
+    pub(crate) routes: HashMap<(String, String), String>,
     listens: HashMap<u16, Vec<ClaimedAddress>>,
 }
 
@@ -163,6 +175,8 @@ pub(crate) enum Claimant {
         /// Whether it has an ID, by which it can be told from others at the address.
         names_itself: bool,
     },
+    /// A front, as messages call it.
+    Front(String),
 }
 
 impl Declarations {
@@ -204,9 +218,12 @@ impl ClaimedAddress {
 
     /// Adds `claimant` at `address`, or says why that is not possible.
     fn share(&mut self, address: SocketAddr, claimant: Claimant, lookup: bool) -> Result<(), String> {
-        let first = match &self.first {
-            Claimant::Agent => return Err("overlaps with agent.admin".to_owned()),
-            Claimant::Function { owner, .. } => owner,
+        let first = match (&self.first, &claimant) {
+            (Claimant::Agent, _) => return Err("overlaps with agent.admin".to_owned()),
+            (Claimant::Front(owner), _) | (Claimant::Function { owner, .. }, Claimant::Front(_)) => {
+                return Err(format!("overlaps with {} of {owner}", self.address));
+            }
+            (Claimant::Function { owner, .. }, _) => owner,
         };
         if address != self.address {
             return Err(format!("overlaps with {} of {first}", self.address));
@@ -234,7 +251,7 @@ impl Claimant {
     fn default(&self) -> Option<&String> {
         match self {
             Self::Function { owner, names_itself: false } => Some(owner),
-            Self::Function { .. } | Self::Agent => None,
+            Self::Function { .. } | Self::Front(_) | Self::Agent => None,
         }
     }
 }

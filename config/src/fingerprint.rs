@@ -78,6 +78,8 @@ impl Fingerprint {
             found,
             id: _,
             listen: _,
+            hosts: _,
+            paths: _,
             require_auth: _,
             prepared: _,
             stop_grace: _,

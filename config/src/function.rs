@@ -33,6 +33,10 @@ pub struct Function {
     /// overlaps with it, except that functions with different `id`s may share one address. One of these may
     /// have no `id`: it gets the connections that name no function.
     pub listen: SocketAddr,
+    /// The hosts that mean the function at every front, in lower case, `*.` for one label; at most 64. Default none.
+    pub hosts: Vec<String>,
+    /// The beginnings of paths that mean it there, at most 64. Not without `hosts`. Default none: all paths.
+    pub paths: Vec<String>,
     /// What clients without a key may do. Default [`RequireAuth::No`].
     pub require_auth: RequireAuth,
     /// How an instance is run.

@@ -3,7 +3,7 @@
 //! A file is read in one pass which collects *every* problem with its file, line and key, so that an
 //! operator corrects a file once and not once per mistake. The modules, in reading order:
 //!
-//! - [`Config`] is the whole file: one [`Agent`], one [`Syn`], the [`Backend`]s and the [`Function`]s;
+//! - [`Config`] is the whole file: one [`Agent`], one [`Syn`], the [`Backend`]s, the [`Function`]s and the [`Front`]s;
 //! - `table` walks the TOML tree and collects [`Problem`]s, `units` reads `"10m"` and `"64MiB"`;
 //! - `fingerprint` tells agents which instances they can take over ([`Config::fingerprint`]);
 //! - `host` asks the host what the file alone cannot tell ([`Config::check_host`]);
@@ -31,6 +31,7 @@ mod agent;
 mod syn;
 
 pub mod backend;
+mod front;
 mod function;
 
 mod problem;
@@ -50,6 +51,7 @@ pub mod keys;
 pub use agent::{Agent, Interfaces, LogFormat};
 pub use backend::{Address, Backend, Pool, Protocol, Tls};
 pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
+pub use front::{Carry, Front, host_matches};
 pub use function::{
     Contract, DockerNetwork, Env, FreezeBackends, Function, LAMBDA_CONCURRENCY_MAX, MAX_FUNCTION_BACKENDS,
     Mount, NOBODY, NOBODY_ID, Overload, RequireAuth, Runtime, SECRETS_PATH, Secret,

@@ -55,6 +55,10 @@ cooldown = "30s"
 
 [syn]
 key_file = "/etc/keys"
+
+[[front]]
+name = "public"
+listen = "[::]:80"
 "#;
 
 const LAMBDA: &str = r#"concurrency = "unlimited"
@@ -122,9 +126,11 @@ const COUNTS: [(&str, &str); 46] = [
 ];
 
 /// What only the agent's decisions depend on.
-const DOES_NOT_COUNT: [(&str, &str); 17] = [
+const DOES_NOT_COUNT: [(&str, &str); 19] = [
     ("id = 1", "id = 2"),
     ("listen = \"[::]:81\"", "listen = \"[::]:82\""),
+    ("require_auth = false", "require_auth = false\nhosts = [\"a.example\"]"),
+    ("require_auth = false", "require_auth = false\nhosts = [\"a.example\"]\npaths = [\"/a\"]"),
     ("require_auth = false", "require_auth = \"wake\""),
     ("prepared = 1", "prepared = 2"),
     ("init_timeout = \"30s\"", "init_timeout = \"31s\""),

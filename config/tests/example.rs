@@ -46,7 +46,7 @@ fn the_example_has_no_problem() {
 fn the_example_has_every_key_that_the_parser_knows() {
     let probe = "0 = 0\n[agent]\n0 = 0\n[syn]\n0 = 0\nevents = { 0 = 0 }\n\
                  starts = { 0 = 0, function = { 0 = 0 }, global = { 0 = 0 }, allow = { 0 = 0 } }\n\
-                 [[backend]]\n0 = 0\npool = { 0 = 0 }\ntls = { 0 = 0 }\n[[function]]\n0 = 0\nmounts = [{ 0 = 0 }]\nsecrets = [{ 0 = 0 }]\n";
+                 [[backend]]\n0 = 0\npool = { 0 = 0 }\ntls = { 0 = 0 }\n[[function]]\n0 = 0\nmounts = [{ 0 = 0 }]\nsecrets = [{ 0 = 0 }]\n[[front]]\n0 = 0\n";
     let errors = Config::parse("probe", probe).unwrap_err();
     let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for problem in errors.problems() {

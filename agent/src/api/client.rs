@@ -10,7 +10,10 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::socket_path::SocketPath;
-use super::{AGENT, AgentStatus, FUNCTIONS, Function, Operation, RELOAD, ReloadOutcome, STARTS, Timeline};
+use super::{
+    AGENT, AgentStatus, FRONTS, FUNCTIONS, FrontStatus, Function, Operation, RELOAD, ReloadOutcome, STARTS,
+    Timeline,
+};
 
 /// How long the agent may take to answer, which it does from memory.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -128,6 +131,22 @@ impl Client {
             return Ok(function.clone());
         }
         Err(ApiRequestError::NoSuchFunction(unknown(name, functions.iter().map(Function::name))))
+    }
+
+    /// Every front.
+    ///
+    /// # Errors
+    /// When no agent answers, or not as expected.
+    pub fn fronts(&self) -> Result<Vec<FrontStatus>, ApiRequestError> {
+        self.read(FRONTS)
+    }
+
+    /// The same as the agent's JSON.
+    ///
+    /// # Errors
+    /// When no agent answers.
+    pub fn fronts_json(&self) -> Result<String, ApiRequestError> {
+        self.get(FRONTS)
     }
 
     /// The last cold starts, oldest first.

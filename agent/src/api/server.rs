@@ -12,6 +12,7 @@
 //! | `GET /api/v1/functions` | every function with its state |
 //! | `GET /api/v1/functions/NAME` | the same of one |
 //! | `GET /api/v1/agent` | where the unix socket is |
+//! | `GET /api/v1/fronts` | every front with its certificates |
 //! | `GET /api/v1/backends` | every pool with its connections and its last error |
 //! | `POST /api/v1/functions/NAME/wake` | start it as if a client had come |
 //! | `POST /api/v1/functions/NAME/freeze` | freeze the idle instances |
@@ -41,10 +42,11 @@ use tokio::task::JoinHandle;
 use self::connections::Routes;
 use super::socket_path::SocketPath;
 use super::{
-    AGENT, AgentStatus, BACKENDS, FUNCTIONS, FailureCause, Function, FunctionStatus, Operation, RELOAD,
-    ReloadOutcome, STARTS, Timeline, Unavailable,
+    AGENT, AgentStatus, BACKENDS, FRONTS, FUNCTIONS, FailureCause, FrontStatus, Function, FunctionStatus,
+    Operation, RELOAD, ReloadOutcome, STARTS, Timeline, Unavailable,
 };
 use crate::measure::{self, Export, StartHistory};
+use crate::serve::front::ConnectionCount;
 use crate::syn::AttachedSensor;
 
 /// What the server asks of the task that owns the state of the functions.
@@ -71,6 +73,23 @@ pub struct Overview {
     pub unavailable: Vec<Unavailable>,
     /// What is served as soon as its address is bound again.
     pub without_listener: Vec<Unavailable>,
+    /// Every front.
+    pub fronts: Vec<FrontView>,
+}
+
+/// A front, and what counts its connections while it accepts.
+pub struct FrontView {
+    /// As it was when it was last changed.
+    pub status: FrontStatus,
+    /// Counts.
+    pub count: Option<ConnectionCount>,
+}
+
+impl FrontView {
+    fn now(&self) -> FrontStatus {
+        let connections = self.count.as_ref().map_or(0, ConnectionCount::open);
+        FrontStatus { connections, ..self.status.clone() }
+    }
 }
 
 /// What the server reads and controls.
@@ -143,6 +162,7 @@ fn routes<C: Control>(server: Arc<Server<C>>, socket: String) -> Routes {
         .route(FUNCTIONS, get(functions::<C>))
         .route(&format!("{FUNCTIONS}/{{name}}"), get(function::<C>))
         .route(AGENT, get(async || Json(status)))
+        .route(FRONTS, get(fronts::<C>))
         .route(BACKENDS, get(backends::<C>))
         .route(RELOAD, post(reload::<C>))
         .route(&format!("{FUNCTIONS}/{{name}}/{{operation}}"), post(operate::<C>))
@@ -183,6 +203,11 @@ async fn metrics<C: Control>(State(server): State<Arc<Server<C>>>) -> impl IntoR
     for pool in &server.overview.borrow().pools {
         scrape_pool(&pool.status());
     }
+    for FrontView { status, .. } in &server.overview.borrow().fronts {
+        for certificate in &status.certificates {
+            measure::front_expiry(&status.name, &certificate.file, certificate.expires_unix);
+        }
+    }
     for AttachedSensor { interface, mode, on } in &*server.attached.borrow() {
         measure::scrape::syn_sensor(interface, mode.as_str(), *on);
     }
@@ -210,6 +235,10 @@ async fn readyz<C: Control>(State(server): State<Arc<Server<C>>>) -> Response {
     let overview = server.overview.borrow();
     let without_listener = overview.without_listener.iter();
     list.extend(without_listener.map(|function| format!("{}: {}\n", function.name, function.reason)));
+    let fronts = overview.fronts.iter().map(|front| &front.status);
+    list.extend(
+        fronts.filter_map(|front| Some(format!("front {}: {}\n", front.name, front.error.as_ref()?))),
+    );
     if list.is_empty() {
         return "ready\n".into_response();
     }
@@ -258,6 +287,10 @@ impl<C: Control> Server<C> {
 
 async fn backends<C: Control>(State(server): State<Arc<Server<C>>>) -> Json<Vec<PoolStatus>> {
     Json(server.overview.borrow().pools.iter().map(Pool::status).collect())
+}
+
+async fn fronts<C: Control>(State(server): State<Arc<Server<C>>>) -> Json<Vec<FrontStatus>> {
+    Json(server.overview.borrow().fronts.iter().map(FrontView::now).collect())
 }
 
 async fn reload<C: Control>(State(server): State<Arc<Server<C>>>) -> Response {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::arguments::ConfigArgs;
-use crate::setup::contract;
+use crate::setup::{contract, front};
 use crate::start::Drivers;
 
 /// Prints every problem, or that there is none.
@@ -15,6 +15,7 @@ pub(super) fn run(args: &ConfigArgs) -> ExitCode {
     let mut problems = config.check_host();
     problems.extend(Drivers::new(&config.agent).problems(&config.agent, &config.functions));
     problems.extend(contract::problems(&config));
+    problems.extend(front::problems(&config));
     for problem in &problems {
         eprintln!("{problem}");
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
+pub(super) mod front;
 pub mod scrape;
 
 use super::timeline::seconds;
@@ -41,6 +42,10 @@ const INSTANCES: &str = "headstart_instances";
 const TRANSITIONS: &str = "headstart_instance_transitions_total";
 const THAW: &str = "headstart_thaw_seconds";
 const OVERLOAD: &str = "headstart_overload_answers_total";
+const FRONT_HANDSHAKES: &str = "headstart_front_handshakes_total";
+const FRONT_CONNECTIONS: &str = "headstart_front_connections_total";
+const FRONT_REQUESTS: &str = "headstart_front_requests_total";
+const FRONT_EXPIRY: &str = "headstart_front_certificate_expiry_timestamp";
 const LOG_LEFT_OUT: &str = "headstart_log_lines_left_out_total";
 
 enum MetricKind {
@@ -51,7 +56,7 @@ enum MetricKind {
 use MetricKind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric.
-const DECLARED: [(&str, MetricKind, Unit, &str); 29] = [
+const DECLARED: [(&str, MetricKind, Unit, &str); 33] = [
     (
         SYN_EVENTS,
         Counter,
@@ -130,6 +135,20 @@ const DECLARED: [(&str, MetricKind, Unit, &str); 29] = [
         Counter,
         Unit::Count,
         "Clients that the agent told that no instance serves them, by reason: queue_timeout, cooldown or off",
+    ),
+    (FRONT_HANDSHAKES, Counter, Unit::Count, "TLS handshakes with clients of fronts, by outcome"),
+    (
+        FRONT_CONNECTIONS,
+        Counter,
+        Unit::Count,
+        "Connections that the agent carries for a front or has closed there, by reason",
+    ),
+    (FRONT_REQUESTS, Counter, Unit::Count, "Requests that came to fronts, by outcome"),
+    (
+        FRONT_EXPIRY,
+        Gauge,
+        Unit::Seconds,
+        "Until when a certificate of a front is valid, in seconds since 1970",
     ),
 ];
 

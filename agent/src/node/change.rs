@@ -36,6 +36,7 @@ impl Node {
                     let Some(function) = self.find(&name) else { continue };
                     if let Some(record) = self.record(function) {
                         (record.leaving, record.has_heir) = (true, has_heir);
+                        record.service.doorbell.close();
                     }
                     events.push((function, Event::Removed));
                 }
@@ -43,6 +44,7 @@ impl Node {
                     let Some(function) = self.find(&service.name) else { continue };
                     let policy = service.policy;
                     if let Some(record) = self.record(function) {
+                        service.doorbell.copy(&record.service.doorbell);
                         record.service = *service;
                     }
                     self.renew_listener(function);

@@ -1,9 +1,10 @@
 //! The messages to the node, and the handle through which they are sent.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use headstart_ebpf::event::EventKind;
+use headstart_ebpf::event::{Addr, EventKind};
 use tokio::sync::{mpsc, oneshot};
 
 use super::allow::AllowList;
@@ -13,6 +14,7 @@ use crate::api::{FunctionStatus, Operation};
 use crate::decision::DecisionReason;
 use crate::event::{ClientIdentity, Demand, Event, FailureCause, FunctionId, InstanceId, Standing, Trigger};
 use crate::measure::{self, now_ns};
+use crate::serve::front::Announce;
 use crate::start::{PreparedContainer, StartError};
 use crate::syn::RingRecord;
 
@@ -112,6 +114,31 @@ impl NodeHandle {
         let (sender, answer) = oneshot::channel();
         self.inbox.send(question(sender)).await.ok()?;
         answer.await.ok()
+    }
+}
+
+impl Announce for NodeHandle {
+    /// As the demand of a SYN: without room the accept queue reports the connection.
+    fn announce(&self, function: FunctionId, trigger: Trigger, client: SocketAddr, from: SocketAddr) {
+        let standing = match self.allow.contains(mapped(client.ip())) {
+            true => Standing::Allowed,
+            false => Standing::Open,
+        };
+        let (client, now_ns) = (Some(ClientIdentity { address: from, isn: 0 }), now_ns());
+        let demand = Demand { trigger, standing, client, at_ns: now_ns, seen_ns: now_ns };
+        let crowded = self.inbox.capacity() <= self.inbox.max_capacity() / 2;
+        let message = NodeMessage::Event(function, Event::Demand(demand));
+        if crowded || self.inbox.try_send(message).is_err() {
+            measure::record_lost("inbox_full");
+        }
+    }
+}
+
+/// As the kernel half writes addresses.
+fn mapped(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
     }
 }
 

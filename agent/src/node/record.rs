@@ -89,6 +89,7 @@ pub(super) struct FunctionRecord {
 impl FunctionRecord {
     pub(super) fn new(number: FunctionId, service: Service) -> Self {
         measure::declare(&service.name);
+        service.doorbell.serve(number);
         let listener = &service.resources.listener;
         let (watch, answers) = (QueueWatch::new(Arc::clone(listener)), Answers::new(Arc::clone(listener)));
         let state = decision::FunctionState::new(number, service.policy);

@@ -8,6 +8,7 @@ use headstart_config::{Contract, FreezeBackends, Overload, RequireAuth};
 
 use crate::event::Policy;
 use crate::inject::Resources;
+use crate::serve::Doorbell;
 use crate::start::FunctionRuntime;
 use crate::syn::Route;
 
@@ -36,6 +37,8 @@ pub struct Service {
     pub contract: Contract,
     /// Makes its containers.
     pub runtime: Arc<dyn FunctionRuntime>,
+    /// By which fronts ask for it.
+    pub doorbell: Arc<Doorbell>,
     /// What its instances are given.
     pub resources: Resources,
     /// Identifies its configuration: the notes of instances carry it.

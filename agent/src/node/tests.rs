@@ -1,6 +1,6 @@
 //! The node with containers that are only pretended: the tests play the functions.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 
 use headstart_config::{Cidr, Contract, FreezeBackends, Overload, RequireAuth};
@@ -14,6 +14,7 @@ use crate::api::server::Control as _;
 use crate::api::{FunctionStatus, FunctionSummary};
 use crate::event::{Policy, Rates};
 use crate::inject::Resources;
+use crate::serve::front::Announce as _;
 use crate::start::{BoxFuture, ControlEnd, Exit, FunctionRuntime, PreparedContainer, Process, StartError};
 use crate::syn::RingRecord;
 
@@ -193,6 +194,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
         stop_grace: LIMIT,
         contract: Contract::Headstart,
         runtime: Arc::clone(&runtime) as Arc<dyn FunctionRuntime>,
+        doorbell: Arc::default(),
         resources: Resources {
             function: name.into(),
             listener: Arc::new(listener.into()),
@@ -236,6 +238,21 @@ fn event(client: u16, kind: EventKind, flags: u8) -> SynEvent {
 
 fn syn(client: u16) -> SynEvent {
     event(client, EventKind::Syn, 0)
+}
+
+#[test]
+fn a_client_of_a_front_is_one_start_though_the_sensors_see_its_connection() {
+    run(LIMIT, PLENTY, async |bed| {
+        let (client, from) = ("192.0.2.200:1".parse().unwrap(), SocketAddr::from(([198, 51, 100, 7], 4000)));
+        bed.node.announce(0, Trigger::Sni, client, from);
+        assert!(bed.node.seen(&RingRecord::Event(event(4000, EventKind::Lookup, 0))));
+        assert_eq!(bed.status().await.instances, 1);
+        let seen = |kind| format!("headstart_syn_events_total{{function=\"orders\",kind=\"{kind}\"}}");
+        assert_eq!(bed.value(&seen("sni")).await, 1.0);
+        let suppressed = "headstart_syn_suppressed_total{reason=\"duplicate\"}";
+        assert_eq!(bed.value(suppressed).await, 1.0);
+        assert_eq!(bed.value(SPENT).await, 1.0, "its client has no key");
+    });
 }
 
 const HELLO: ToAgent = ToAgent::Hello { shim: String::new(), hello_ns: 1 };

@@ -1,9 +1,9 @@
 //! Where the connections of functions come in, and what outlives a reload of that.
 //!
-//! Today there is one kind: a *port*. The agent opens the listener, and the function's instances accept from it. What the
-//! rest of the agent knows of a binding is [`BoundListener`]; how it is opened, inherited and closed to unauthenticated
-//! clients is decided here. Another kind (one that accepts by itself) is another [`ListenerKey`] and another arm in
-//! [`Bindings::plan`].
+//! There are two kinds: a *port*, where the function's instances accept, and a *front*, where the agent accepts by itself
+//! ([`super::front`]). The agent opens the listeners of both. What the rest of the agent knows of a binding is
+//! [`BoundListener`]; how it is opened, inherited and closed to unauthenticated clients is decided here, from what its
+//! [`BindingOwner`] says.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
-use headstart_config::{Config, Function, RequireAuth};
+use headstart_config::{Config, Front, Function, RequireAuth};
 use socket2::SockRef;
 
 use super::listener::{self, ListenError};
@@ -35,15 +35,15 @@ pub enum BindingError {
     /// It must be closed to clients without a key, and the kernel half is not there.
     #[error("require_auth = \"connect\" cannot be kept: {0}")]
     NotClosed(String),
-    /// Another function has it, also one that is being removed.
+    /// Another function or front has it, also one that is being removed.
     #[error(
-        "{listen} is taken by the function {owner}: remove that one first, and add this one when `headstart status` no \
+        "{listen} is taken by the {owner}: remove that one first, and add this one when `headstart status` no \
          longer shows it"
     )]
     Taken {
         /// The address.
         listen: SocketAddr,
-        /// The other function.
+        /// The other one.
         owner: String,
     },
     /// It cannot be opened.
@@ -52,6 +52,29 @@ pub enum BindingError {
     /// The process has no more descriptors.
     #[error("its listener cannot be used again: {0}")]
     Descriptor(#[from] io::Error),
+}
+
+/// Whose binding it is, and what that asks of it.
+pub struct BindingOwner<'a> {
+    kind: &'static str,
+    name: &'a str,
+    listen: SocketAddr,
+    backlog: u16,
+    require_auth: RequireAuth,
+}
+
+impl<'a> From<&'a Function> for BindingOwner<'a> {
+    fn from(function: &'a Function) -> Self {
+        let Function { name, listen, backlog, require_auth, .. } = function;
+        Self { kind: "function", name, listen: *listen, backlog: *backlog, require_auth: *require_auth }
+    }
+}
+
+impl<'a> From<&'a Front> for BindingOwner<'a> {
+    fn from(front: &'a Front) -> Self {
+        let Front { name, listen, backlog, .. } = front;
+        Self { kind: "front", name, listen: *listen, backlog: *backlog, require_auth: RequireAuth::No }
+    }
 }
 
 /// A binding that is open.
@@ -93,7 +116,8 @@ impl BindingKeys {
 /// given.
 #[must_use]
 pub fn ports_are_free(config: &Config, manager: &ServiceManager) -> bool {
-    let bound = config.functions.iter().map(|function| function.listen);
+    let fronts = config.fronts.iter().map(|front| front.listen);
+    let bound = config.functions.iter().map(|function| function.listen).chain(fronts);
     bound.filter(|listen| !manager.has_listener(ListenerKey::Bound(*listen))).all(listener::is_free)
 }
 
@@ -158,20 +182,21 @@ impl Bindings {
     ///
     /// # Errors
     /// See [`BindingError`].
-    pub fn inherit(
+    pub fn inherit<'a>(
         &self,
-        function: &Function,
+        owner: impl Into<BindingOwner<'a>>,
         key: ListenerKey,
         manager: &mut ServiceManager,
     ) -> Result<BoundListener, BindingError> {
-        let binding = self.plan(function, key)?;
+        let owner = owner.into();
+        let binding = self.plan(&owner, key)?;
         let listener = match manager.take_listener(key) {
             // One that cannot be guarded would come back at each start.
             Some(inherited) => binding
-                .adopt(inherited, false, function.backlog)
+                .adopt(inherited, false, owner.backlog)
                 .inspect_err(|_| manager.remove_listener(key))?,
             None => {
-                let listener = binding.open(function.backlog)?;
+                let listener = binding.open(owner.backlog)?;
                 manager.store_listener(key, &listener);
                 listener
             }
@@ -183,21 +208,26 @@ impl Bindings {
     ///
     /// # Errors
     /// See [`BindingError`].
-    pub fn open(&self, function: &Function, key: ListenerKey) -> Result<BoundListener, BindingError> {
-        let binding = self.plan(function, key)?;
+    pub fn open<'a>(
+        &self,
+        owner: impl Into<BindingOwner<'a>>,
+        key: ListenerKey,
+    ) -> Result<BoundListener, BindingError> {
+        let owner = owner.into();
+        let binding = self.plan(&owner, key)?;
         if let Some(record) = self.records.get(&key).filter(|record| record.is_open()) {
-            return Err(BindingError::Taken { listen: function.listen, owner: record.owner.clone() });
+            return Err(BindingError::Taken { listen: owner.listen, owner: record.owner.clone() });
         }
         let ended = self.records.get(&key).and_then(|record| Some((record, record.listener.upgrade()?)));
         if let Some((_, ended)) = &ended {
             // It is still bound, and an instance may have cleared the option that lets two be.
             SockRef::from(&**ended).set_reuse_address(true)?;
         }
-        let listener = match (binding.open(function.backlog), ended) {
+        let listener = match (binding.open(owner.backlog), ended) {
             // It listens again without being bound again.
             (Err(ListenError::Privileged(_)), Some((record, ended))) => {
                 listener::unconnect(&ended, binding.address)?;
-                binding.adopt(ended.try_clone()?, record.guarded, function.backlog)?;
+                binding.adopt(ended.try_clone()?, record.guarded, owner.backlog)?;
                 ended
             }
             (opened, _) => Arc::new(opened?),
@@ -209,22 +239,29 @@ impl Bindings {
     ///
     /// # Errors
     /// See [`BindingError`].
-    pub fn renew(
+    pub fn renew<'a>(
         &self,
-        function: &Function,
+        owner: impl Into<BindingOwner<'a>>,
         key: ListenerKey,
         listener: &Arc<OwnedFd>,
     ) -> Result<BoundListener, BindingError> {
-        let binding = self.plan(function, key)?;
+        let owner = owner.into();
+        let binding = self.plan(&owner, key)?;
         let guarded = self.is_guarded(key);
-        binding.adopt(listener.try_clone()?, guarded, function.backlog)?;
+        binding.adopt(listener.try_clone()?, guarded, owner.backlog)?;
         Ok(BoundListener { listener: Arc::clone(listener), steered: binding.steered })
     }
 
-    /// Notes that a function has a binding now.
-    pub fn record(&mut self, function: &Function, key: ListenerKey, listener: &Arc<OwnedFd>) {
-        let guarded = self.is_guarded(key) || function.require_auth == RequireAuth::Connect;
-        let (owner, listener) = (function.name.clone(), Arc::downgrade(listener));
+    /// Notes that a function or front has a binding now.
+    pub fn record<'a>(
+        &mut self,
+        owner: impl Into<BindingOwner<'a>>,
+        key: ListenerKey,
+        listener: &Arc<OwnedFd>,
+    ) {
+        let BindingOwner { kind, name, require_auth, .. } = owner.into();
+        let guarded = self.is_guarded(key) || require_auth == RequireAuth::Connect;
+        let (owner, listener) = (format!("{kind} {name}"), Arc::downgrade(listener));
         self.records.insert(key, ListenerRecord { owner, listener, guarded });
     }
 
@@ -249,8 +286,8 @@ impl Bindings {
         self.records.get(&key).is_some_and(|record| record.guarded && record.is_open())
     }
 
-    /// How the function's connections come in, if the kernel can do what that needs.
-    fn plan(&self, function: &Function, key: ListenerKey) -> Result<Binding<'_>, BindingError> {
+    /// How the connections of a function or front come in, if the kernel can do what that needs.
+    fn plan(&self, owner: &BindingOwner<'_>, key: ListenerKey) -> Result<Binding<'_>, BindingError> {
         let support = self.support.as_ref();
         let (address, steered) = match key {
             ListenerKey::Bound(listen) => (listen, false),
@@ -258,9 +295,9 @@ impl Bindings {
         };
         if steered && !support.is_ok_and(ListenerSupport::can_steer) {
             let why = support.err().map_or("sk_lookup is not attached", String::as_str);
-            return Err(BindingError::NotSteered { listen: function.listen, why: why.to_owned() });
+            return Err(BindingError::NotSteered { listen: owner.listen, why: why.to_owned() });
         }
-        let gate = match (function.require_auth, support) {
+        let gate = match (owner.require_auth, support) {
             (RequireAuth::Connect, Ok(support)) => Some(support),
             (RequireAuth::Connect, Err(why)) => return Err(BindingError::NotClosed(why.clone())),
             (RequireAuth::No | RequireAuth::Wake, _) => None,

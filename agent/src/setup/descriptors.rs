@@ -52,6 +52,11 @@ impl DescriptorNeeds {
             least += PER_INSTANCE * (prepared + u64::from(function.min_ready) + 1);
             most += PER_INSTANCE * (prepared + u64::from(function.max_instances));
         }
+        for front in &config.fronts {
+            least += 2;
+            // A client, and its connection to a function.
+            most += 2 * u64::from(front.connections);
+        }
         for backend in &config.backends {
             least += many(backend.pool.min_idle);
             // A connection that is relayed has two ends more.

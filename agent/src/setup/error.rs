@@ -5,6 +5,7 @@ use std::io;
 use headstart_config::{Errors, Problem};
 
 use super::DescriptorNeeds;
+use super::front::FrontError;
 use crate::serve::BindingError;
 use crate::start::NoDriver;
 use crate::syn::ReloadError;
@@ -74,6 +75,14 @@ pub enum ReloadRefusal {
         name: String,
         /// Why.
         reason: String,
+    },
+    /// A front cannot be served.
+    #[error("front {name}: {source}")]
+    Front {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: FrontError,
     },
     /// The kernel half has no more numbers for functions.
     #[error("too many functions that were removed still drain: try again when they are gone")]

@@ -39,6 +39,7 @@ use crate::measure;
 use crate::node::{NodeHandle, Service};
 use crate::privilege;
 use crate::serve::{BindingKeys, Bindings};
+use crate::setup::front::Fronts;
 use crate::setup::{self, Credentials, Pools, ReloadRefusal, ServingSet};
 use crate::start::Drivers;
 use crate::syn::KeyStore;
@@ -70,6 +71,7 @@ pub struct Reload {
     data: DataHandle,
     /// When what is not served is tried again.
     retry: Retry,
+    fronts: Fronts,
 }
 
 impl Reload {
@@ -82,7 +84,7 @@ impl Reload {
         node: NodeHandle,
         data: DataHandle,
     ) -> Self {
-        let ServingSet { services, drivers, bindings, pools, quotas, unavailable } = served;
+        let ServingSet { services, drivers, bindings, pools, quotas, unavailable, fronts } = served;
         let services: HashMap<_, _> =
             services.into_iter().map(|service| (service.name.clone(), service)).collect();
         let overview = watch::Sender::new(Overview::default());
@@ -104,6 +106,7 @@ impl Reload {
             node,
             data,
             retry: Retry::begin(),
+            fronts,
         };
         let backends = reload.config.backends.iter();
         reload.credentials =
@@ -124,11 +127,13 @@ impl Reload {
     }
 
     /// Shows what runs and what does not.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.fronts.lead(&self.config, &self.services, &self.node, &self.data);
         self.overview.send_replace(Overview {
             pools: running(&self.config, &self.pools),
             unavailable: self.unavailable.clone(),
             without_listener: self.without_listener(),
+            fronts: self.fronts.views(),
         });
     }
 
@@ -216,6 +221,7 @@ impl Reload {
             opened,
             released,
             heirs,
+            fronts,
         } = plan;
         self.heirs.waiting = heirs;
         pools.values().flatten().for_each(|pool| pool.start(&self.data));
@@ -225,6 +231,9 @@ impl Reload {
         }
         for key in released {
             self.manager.remove_listener(key);
+        }
+        if let Some(plan) = fronts {
+            self.fronts.apply(plan, &mut self.bindings, &self.manager);
         }
         let old = std::mem::replace(&mut self.pools, pools);
         let gone = |name: &String| fresh.contains(name) || !self.pools.contains_key(name);

@@ -10,6 +10,7 @@ use super::runtime::NOBODY_ID;
 use super::runtime::{Runtime, RuntimeKind};
 use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
 use crate::config::{Claimant, Declarations};
+use crate::front;
 use crate::table::{Table, Value, closest};
 use crate::units;
 
@@ -23,6 +24,7 @@ impl Function {
         let id = id.and_then(|v| function_id(&v, name.as_deref(), declared));
         let listen = table.require("listen", "", |v| listen(&v, name.as_deref(), names_itself, declared));
         let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, declared));
+        let (hosts, paths) = routes(&mut table, name.as_deref(), require_auth, declared);
         let kind = RuntimeKind::read(&mut table);
         let runtime = RuntimeKind::read_keys(kind, &mut table);
         let contract = Contract::read(&mut table, listen);
@@ -72,6 +74,8 @@ impl Function {
         let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
         Some(Self {
             id,
+            hosts,
+            paths,
             require_auth,
             contract,
             handler,
@@ -163,6 +167,31 @@ fn function_on(name: Option<&str>, line: usize) -> String {
         Some(name) => format!("function \"{name}\" on line {line}"),
         None => format!("the function on line {line}"),
     }
+}
+
+/// What means the function at a front.
+fn routes(
+    table: &mut Table<'_>,
+    name: Option<&str>,
+    require_auth: RequireAuth,
+    declared: &mut Declarations,
+) -> (Vec<String>, Vec<String>) {
+    let line = table.line();
+    let paths = table.or("paths", Vec::new(), |v| front::paths(&v));
+    let hosts = table.or("hosts", Vec::new(), |v| {
+        if require_auth == RequireAuth::Connect {
+            return v.fail("cannot be with require_auth = \"connect\": a front has no key to connect with");
+        }
+        let hosts = front::hosts(&v)?;
+        match front::claim(declared, &function_on(name, line), &hosts, &paths) {
+            Ok(()) => Some(hosts),
+            Err(message) => v.fail(message),
+        }
+    });
+    if hosts.is_empty() && table.get("hosts").is_none() {
+        table.refuse("paths", "needs hosts: the names under which the paths are");
+    }
+    (hosts, paths)
 }
 
 fn require_auth(value: &Value<'_>, declared: &Declarations) -> Option<RequireAuth> {

@@ -7,6 +7,7 @@ use headstart_config::{Config, MAX_BACKENDS, MAX_FUNCTIONS, Protocol, Runtime, T
 use proptest::prelude::*;
 
 mod files;
+mod front;
 mod lifecycle;
 mod syn;
 
@@ -79,8 +80,11 @@ fn sections() {
     check("[backend]", &["1: backend: must be written as [[backend]], with two brackets"]);
     check("function = [1]", &["1: function[0]: must be a table, as [[function]], not an integer"]);
     check("[[functions]]", &["1: functions: unknown key, did you mean \"function\"?"]);
-    check("x = 1", &["1: x: unknown key; the keys here are agent, backend, function, syn"]);
-    check("\"a b\\n\" = 1", &["1: \"a b\\n\": unknown key; the keys here are agent, backend, function, syn"]);
+    check("x = 1", &["1: x: unknown key; the keys here are agent, backend, front, function, syn"]);
+    check(
+        "\"a b\\n\" = 1",
+        &["1: \"a b\\n\": unknown key; the keys here are agent, backend, front, function, syn"],
+    );
     let many = "[[backend]]\n".repeat(MAX_BACKENDS + 1);
     check(&many, &["1: backend: must be at most 256 sections, not 257"]);
 }

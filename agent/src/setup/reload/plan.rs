@@ -12,6 +12,7 @@ use crate::api::{ReloadOutcome, Unavailable};
 use crate::manager::ListenerKey;
 use crate::node::{FunctionChange, Service};
 use crate::serve::{BindingKeys, is_listening};
+use crate::setup::front::FrontPlan;
 use crate::setup::{self, Credentials, Pools, ReloadRefusal, ServiceError, unavailable};
 
 /// What a new configuration comes to, while it can still be refused.
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     pub(super) opened: Vec<(ListenerKey, Arc<OwnedFd>)>,
     /// Listeners that no function has from now on.
     pub(super) released: Vec<ListenerKey>,
+    /// The fronts, with the certificates as they are now. `None`: as they were.
+    pub(super) fronts: Option<FrontPlan>,
     /// Functions that wait for the listeners of others.
     pub(super) heirs: BTreeMap<String, (ListenerKey, Service)>,
 }
@@ -122,6 +125,7 @@ impl Reload {
             plan.outcome.removed.push(name.to_owned());
         }
         plan.outcome.removed.sort_unstable();
+        plan.fronts = Some(self.fronts.plan(config, &self.bindings)?);
         // The new configuration no longer has a function that waited.
         let given_up = self.heirs.waiting.values().map(|(key, _)| *key);
         plan.released.extend(given_up.filter(|key| !inherited.contains(key)));

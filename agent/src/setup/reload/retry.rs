@@ -42,7 +42,7 @@ impl Retry {
 impl Reload {
     /// Whether something is configured and not served.
     pub(super) fn has_unavailable(&self) -> bool {
-        !self.unavailable.is_empty()
+        !self.unavailable.is_empty() || self.fronts.has_lacking()
     }
 
     /// Tries to serve what is not. What still cannot be was said before.
@@ -74,7 +74,8 @@ impl Reload {
             plan.services.insert(known.name, service.clone());
             plan.changes.push(FunctionChange::Add(Box::new(service)));
         }
-        if plan.changes.is_empty() {
+        let fronts = self.fronts.retry(&mut self.bindings, &self.manager);
+        if plan.changes.is_empty() && !fronts {
             return self.retry.failed();
         }
         let config = self.config.clone();

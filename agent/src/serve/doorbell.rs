@@ -1,0 +1,66 @@
+//! How a front asks for the start of a function, without a message for each of its clients.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::event::FunctionId;
+
+/// Tells fronts which number a function has, and whether it is cold. The owner of its state writes it.
+#[derive(Debug, Default)]
+pub struct Doorbell(AtomicU64);
+
+/// Demand is no news at present.
+const WARM: u64 = 1 << 32;
+/// The function has a number.
+const SERVED: u64 = 1 << 33;
+
+impl Doorbell {
+    /// The function is served under this number, and is cold.
+    pub fn serve(&self, number: FunctionId) {
+        self.0.store(SERVED | u64::from(number), Ordering::Relaxed);
+    }
+
+    /// The function is no longer served.
+    pub fn close(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether demand is no news.
+    pub fn set_warm(&self, warm: bool) {
+        let set = |bell: u64| Some(if warm { bell | WARM } else { bell & !WARM });
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
+    }
+
+    /// The same as another one of the same function.
+    pub fn copy(&self, other: &Self) {
+        self.0.store(other.0.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// The function's number, if it is served and demand is news.
+    #[must_use]
+    pub fn cold(&self) -> Option<FunctionId> {
+        let bell = self.0.load(Ordering::Relaxed);
+        let rings = bell & SERVED != 0 && bell & WARM == 0;
+        rings.then(|| FunctionId::try_from(bell & u64::from(u32::MAX)).ok()).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_rings_for_a_function_that_is_served_and_cold() {
+        let bell = Doorbell::default();
+        assert_eq!(bell.cold(), None);
+        bell.serve(FunctionId::MAX);
+        assert_eq!(bell.cold(), Some(FunctionId::MAX));
+        bell.set_warm(true);
+        let other = Doorbell::default();
+        other.copy(&bell);
+        assert_eq!((bell.cold(), other.cold()), (None, None));
+        other.set_warm(false);
+        assert_eq!(other.cold(), Some(FunctionId::MAX));
+        bell.close();
+        assert_eq!(bell.cold(), None);
+    }
+}

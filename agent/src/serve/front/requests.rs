@@ -1,0 +1,240 @@
+//! Carries requests of HTTP/1.1: each goes to the function that its host and path name.
+//!
+//! A request has a connection of its own to its function, so that an instance has a connection exactly while it serves:
+//! connections are what demand and idleness are counted in.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+
+use super::connection::Connection;
+use super::routes::{Found, Target};
+use crate::event::Trigger;
+use crate::http::HEAD_MAX;
+use crate::measure::RequestOutcome;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// A request that goes to no function, with what its client is told.
+struct Refusal(RequestOutcome, StatusCode, &'static str);
+
+const NO_HOST: Refusal = Refusal(
+    RequestOutcome::UnknownHost,
+    StatusCode::NOT_FOUND,
+    "no function is configured for this host and path\n",
+);
+const NO_TUNNEL: Refusal =
+    Refusal(RequestOutcome::UnknownHost, StatusCode::METHOD_NOT_ALLOWED, "this is no proxy for CONNECT\n");
+const OTHER_HOST: Refusal = Refusal(
+    RequestOutcome::Misdirected,
+    StatusCode::MISDIRECTED_REQUEST,
+    "the TLS session was begun for another host\n",
+);
+const UNSERVED: Refusal = Refusal(
+    RequestOutcome::Unserved,
+    StatusCode::SERVICE_UNAVAILABLE,
+    "the function is not served at present\n",
+);
+const UNREACHABLE: Refusal = Refusal(
+    RequestOutcome::Unreachable,
+    StatusCode::BAD_GATEWAY,
+    "the function ended before it had answered\n",
+);
+
+/// Serves a client until it leaves.
+pub(super) async fn carry(
+    client: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    connection: Arc<Connection>,
+) {
+    let limit = connection.settings.handshake_timeout;
+    let service = service_fn(move |request| {
+        let connection = Arc::clone(&connection);
+        async move {
+            let (outcome, response) = match answer(request, &connection).await {
+                Ok(response) => (RequestOutcome::Carried, response),
+                Err(refusal) => refusal.response(),
+            };
+            connection.count_request(outcome);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    // What a client does wrong is answered by hyper, which then ends the connection.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limit)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(client), service)
+        .with_upgrades()
+        .await;
+}
+
+impl Refusal {
+    fn response(self) -> (RequestOutcome, Response<Body>) {
+        let Self(outcome, status, text) = self;
+        let mut response = Response::new(Body::from(text));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        (outcome, response)
+    }
+}
+
+async fn answer(
+    mut request: Request<Incoming>,
+    connection: &Arc<Connection>,
+) -> Result<Response<Body>, Refusal> {
+    let host = host(&request).unwrap_or_default();
+    let target = route(&request, &host, connection)?;
+    let upgrade = upgrade(request.headers());
+    let of_client = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    forward(&mut request, &host, connection, upgrade.as_ref());
+
+    let announced = connection.announce(&target, Trigger::Host);
+    let stream = target.connect(announced).await.map_err(|_| UNREACHABLE)?;
+    let (mut sender, carrier) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(HEAD_MAX)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|_| UNREACHABLE)?;
+    // It ends when the request and its answer are dropped, which happens at the end of the client's connection at the latest.
+    tokio::spawn(carrier.with_upgrades());
+    let mut response = sender.send_request(request).await.map_err(|_| UNREACHABLE)?;
+
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if switches && let Some(of_client) = of_client {
+        let (of_function, connection) = (hyper::upgrade::on(&mut response), Arc::clone(connection));
+        tokio::spawn(async move {
+            if let (Ok(client), Ok(function)) = tokio::join!(of_client, of_function) {
+                let (mut client, mut function) = (TokioIo::new(client), TokioIo::new(function));
+                connection.unless_idle(copy_bidirectional(&mut client, &mut function)).await;
+            }
+        });
+    } else if switches {
+        return Err(UNREACHABLE);
+    }
+    remove_connection_headers(response.headers_mut());
+    if let (true, Some(protocol)) = (switches, upgrade) {
+        set_upgrade(response.headers_mut(), protocol);
+    }
+    *response.version_mut() = Version::HTTP_11;
+    Ok(response.map(Body::new))
+}
+
+/// The function of a request.
+fn route(request: &Request<Incoming>, host: &str, connection: &Connection) -> Result<Arc<Target>, Refusal> {
+    if request.method() == Method::CONNECT {
+        return Err(NO_TUNNEL);
+    }
+    // A certificate for one host is no proof for another one (RFC 9110, 7.4).
+    if connection.host.as_ref().is_some_and(|named| named != host) {
+        return Err(OTHER_HOST);
+    }
+    match connection.settings.routes.of_request(host, request.uri().path()) {
+        Some(Found::Target(target)) => Ok(target),
+        Some(Found::Unserved) => Err(UNSERVED),
+        None => Err(NO_HOST),
+    }
+}
+
+/// The host that a request names, without its port, in lower case. What the request line says goes before the header (RFC
+/// 9112, 3.2.2).
+fn host(request: &Request<Incoming>) -> Option<String> {
+    let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = request.uri().authority().map(|authority| authority.as_str()).or(named)?;
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => name,
+        _ => host,
+    };
+    Some(name.trim_end_matches('.').to_ascii_lowercase())
+}
+
+/// The protocol that a client asks for in place of HTTP (RFC 9110, 7.8).
+fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let listed = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let mut words = listed.flat_map(|list| list.split(','));
+    let asked = words.any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
+    headers.get(header::UPGRADE).filter(|_| asked).cloned()
+}
+
+/// Makes of a client's request the one that its function gets.
+fn forward(
+    request: &mut Request<Incoming>,
+    host: &str,
+    connection: &Connection,
+    upgrade: Option<&HeaderValue>,
+) {
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    *request.version_mut() = Version::HTTP_11;
+    let headers = request.headers_mut();
+    remove_connection_headers(headers);
+    // Its body is read at once.
+    headers.remove(header::EXPECT);
+    match upgrade {
+        Some(protocol) => set_upgrade(headers, protocol.clone()),
+        None => drop(headers.insert(header::CONNECTION, HeaderValue::from_static("close"))),
+    }
+    let client = connection.client.ip().to_canonical();
+    let proto = if connection.is_tls { "https" } else { "http" };
+    let node = match client {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("\"[{address}]\""),
+    };
+    // A client's own say about where it comes from is worth nothing.
+    let forwarded = format!("for={node};proto={proto};host={host:?}");
+    for (name, value) in [
+        (FORWARDED_FOR, client.to_string()),
+        (FORWARDED_PROTO, proto.to_owned()),
+        (FORWARDED_HOST, host.to_owned()),
+        (header::FORWARDED, forwarded),
+    ] {
+        match HeaderValue::try_from(value) {
+            Ok(value) => drop(headers.insert(name, value)),
+            Err(_) => drop(headers.remove(name)),
+        }
+    }
+    if let (None, Ok(host)) = (headers.get(header::HOST), HeaderValue::try_from(host)) {
+        headers.insert(header::HOST, host);
+    }
+}
+
+/// Removes what is for one connection only (RFC 9110, 7.6.1).
+fn remove_connection_headers(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .filter_map(|word| word.trim().parse().ok())
+        .collect();
+    let known = [
+        header::CONNECTION,
+        header::UPGRADE,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::PROXY_AUTHORIZATION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ];
+    // Hosts and lengths are no matter of the connection, whatever a client says.
+    let kept = [header::HOST, header::CONTENT_LENGTH];
+    for name in listed.iter().filter(|name| !kept.contains(name)).chain(&known) {
+        headers.remove(name);
+    }
+}
+
+fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}

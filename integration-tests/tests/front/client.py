@@ -1,0 +1,62 @@
+"""Speaks to a front with Python's ssl: client.py PORT CA HOST WHAT."""
+
+import socket
+import ssl
+import sys
+
+port, ca, host, what = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+
+
+def session(alpn, version=None):
+    context = ssl.create_default_context(cafile=ca)
+    context.set_alpn_protocols(alpn)
+    if version:
+        context.minimum_version = context.maximum_version = version
+    plain = socket.create_connection(("127.0.0.1", port), timeout=20)
+    return context.wrap_socket(plain, server_hostname=host)
+
+
+def ask(stream, text):
+    stream.sendall(text)
+    return stream.recv(65536)
+
+
+if what == "versions":
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        with session(["h2", "http/1.1"], version) as stream:
+            answer = ask(stream, b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode())
+            print(stream.version(), stream.selected_alpn_protocol(), answer.split(b"\r\n")[0].decode())
+elif what == "upgrade":
+    with session(["http/1.1"]) as stream:
+        head = b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n" % host.encode()
+        print(ask(stream, head).split(b"\r\n")[0].decode())
+        for word in (b"one\n", b"two\n"):
+            print(ask(stream, word).decode(), end="")
+elif what == "raw":
+    with session(["h2"]) as stream:
+        address, own = stream.getsockname()
+        reader = stream.makefile("rb")
+        stream.sendall(b"early\n")
+        first = reader.readline().decode().strip()
+        print("the address is mine" if first == f"from {address}:{own}" else first)
+        print(reader.readline().decode(), end="")
+        stream.sendall(b"later\n")
+        print(reader.readline().decode(), end="")
+        print(stream.selected_alpn_protocol())
+elif what == "silent":
+    # A connection that says nothing is ended.
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+        print(plain.recv(1))
+elif what == "garbage":
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+        # A message of another kind, where a ClientHello is due.
+        plain.sendall(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00")
+        alert = plain.recv(7)
+        print(alert[0], alert[5])
+elif what == "held":
+    # One connection that lives for two requests, with a pause until a line comes.
+    with session(["http/1.1"]) as stream:
+        request = b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode()
+        print(ask(stream, request).split(b"\r\n")[0].decode(), flush=True)
+        sys.stdin.readline()
+        print(ask(stream, request).split(b"\r\n")[0].decode(), flush=True)
