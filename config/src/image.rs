@@ -23,7 +23,7 @@ mod name;
 mod user;
 
 pub use name::ImageName;
-pub(crate) use user::user_in;
+pub(crate) use user::{unprivileged, user_in};
 
 /// Where images are, unless `image_dir` in `[agent]` says otherwise.
 pub const IMAGE_DIR: &str = "/var/lib/headstart/images";
@@ -143,10 +143,19 @@ pub struct Image {
     pub name: ImageName,
     /// Why it cannot be used, and what to do. `None`: it can, or only a text was parsed.
     pub lack: Option<String>,
+    /// Its own user and group, to whom files of it belong that the function may change. Root's are 0.
+    pub owner: (u32, u32),
     /// The function has `workdir`.
     pub(crate) has_workdir: bool,
     /// The function has `port`, or needs none.
     pub(crate) has_port: bool,
+}
+
+impl Image {
+    /// One of which nothing is known yet.
+    pub(crate) fn new(name: ImageName) -> Self {
+        Self { name, lack: None, owner: (0, 0), has_workdir: false, has_port: false }
+    }
 }
 
 impl fmt::Display for Image {

@@ -76,7 +76,7 @@ const PORT: &str = "backend_sockets = false";
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 46] = [
+const COUNTS: [(&str, &str); 48] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -110,6 +110,8 @@ const COUNTS: [(&str, &str); 46] = [
     (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\ntimeout = \"4s\""),
     (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\nhandler = \"app.handler\""),
     ("pids = 64", "pids = 64\nworkdir = \"/srv\""),
+    ("pids = 64", "pids = 64\nwritable = \"1MiB\""),
+    ("pids = 64", "pids = 64\nwritable = \"2MiB\""),
     ("address = \"10.0.0.5:5432\"", "address = \"10.0.0.5:543\""),
     ("kind = \"tcp\"", "kind = \"postgres\"\nuser = \"u\""),
     ("user = \"app\"", "user = \"root\""),

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -69,9 +71,10 @@ impl Server {
         setup.config(&self.section(image)).start_unready().unwrap()
     }
 
-    fn get(&self) {
+    fn get(&self) -> client::HttpReply {
         let reply = client::get(([127, 0, 0, 1], self.port).into(), "/", LIMIT).unwrap();
         assert_eq!(reply.status, 200, "{reply:?}");
+        reply
     }
 }
 
@@ -159,6 +162,64 @@ fn an_image_that_was_saved_is_served() {
     let agent = server.agent(&name);
     server.get();
     assert_eq!(of_program(&server).0, "1234:1235");
+    assert!(agent.stop().unwrap().success());
+}
+
+/// What stock images of nginx do before: all of it in directories of root's.
+const ENTRYPOINT: &str =
+    "#!/bin/sh\nset -e\necho 'add_header X-Entrypoint ran;' >>/etc/nginx/conf.d/headers.conf\nexec \"$@\"\n";
+
+const NGINX: &str = "user nginx;\nworker_processes 2;\nerror_log /var/log/nginx/error.log notice;\npid /var/run/nginx.pid;\n\
+                     events {}\nhttp {\n  access_log /var/log/nginx/access.log;\n  client_body_in_file_only clean;\n  \
+                     include /etc/nginx/conf.d/*.conf;\n  \
+                     server { listen 80; location / { root /usr/share/nginx/html; } }\n}\n";
+
+/// Debian's nginx, with configuration, entry point and directories as in nginx's own image: all are root's.
+fn nginx(docker: &Arc<DockerDaemon>, tag: &str) -> DockerImage {
+    let unused = build_static("headstart-lab-functions", NAME).unwrap();
+    let rootfs = Rootfs::with_binary(NAME, &unused).unwrap();
+    rootfs.add_program("/usr/sbin/nginx".as_ref()).unwrap();
+    rootfs.add_program("/bin/sh".as_ref()).unwrap();
+    let root = rootfs.path();
+    for place in
+        ["etc/nginx/conf.d", "usr/share/nginx/html", "var/log/nginx", "var/cache/nginx", "var/lib/nginx"]
+    {
+        std::fs::create_dir_all(root.join(place)).unwrap();
+    }
+    let passwd = std::fs::read_to_string(root.join("etc/passwd")).unwrap();
+    for (path, text) in [
+        ("etc/passwd", format!("{passwd}nginx:x:101:101::/nonexistent:/bin/false\n")),
+        ("etc/nginx/nginx.conf", NGINX.to_owned()),
+        ("etc/nginx/conf.d/headers.conf", "server_tokens off;\n".to_owned()),
+        ("usr/share/nginx/html/index.html", "Welcome to nginx!\n".to_owned()),
+        ("docker-entrypoint.sh", ENTRYPOINT.to_owned()),
+    ] {
+        std::fs::write(root.join(path), text).unwrap();
+    }
+    std::fs::set_permissions(root.join("docker-entrypoint.sh"), Permissions::from_mode(0o755)).unwrap();
+    symlink("/dev/stdout", root.join("var/log/nginx/access.log")).unwrap();
+    symlink("/dev/stderr", root.join("var/log/nginx/error.log")).unwrap();
+    symlink("/run", root.join("var/run")).unwrap();
+    let instructions =
+        ["ENTRYPOINT [\"/docker-entrypoint.sh\"]", "CMD [\"nginx\", \"-g\", \"daemon off;\"]", "EXPOSE 80"];
+    rootfs.docker_image_with(docker, tag, &instructions).unwrap()
+}
+
+#[test]
+fn a_stock_nginx_is_served_unchanged() {
+    if !ready() || !privilege::require_tools(&["nginx"]) {
+        return;
+    }
+    let (docker, server) = (DockerDaemon::shared().unwrap(), Server::new());
+    let image = nginx(&docker, &format!("headstart-test/nginx:{}", server.port));
+    let file = server.store.path().join("nginx.tar").display().to_string();
+    docker.run(&["save", "--output", &file, image.tag()]).unwrap();
+    let name = format!("docker-archive:{file}");
+    pull(&server.store, &name);
+    let agent = server.agent(&name);
+    let page = server.get();
+    assert_eq!(page.body, "Welcome to nginx!\n");
+    assert_eq!(page.header("X-Entrypoint"), Some("ran"), "its entry point has changed its configuration");
     assert!(agent.stop().unwrap().success());
 }
 

@@ -14,6 +14,8 @@
 
 mod host;
 mod namespaces;
+mod overlay;
+mod owners;
 mod release;
 mod seccomp;
 mod spec;
@@ -33,10 +35,12 @@ use headstart_config::image::CONFIG_FILE;
 use headstart_config::{Agent, Runtime};
 use headstart_wire::{CONTROL_FD, Channel};
 use oci_spec::OciSpecError;
+use oci_spec::runtime::Mount;
 use rustix::thread::CapabilitySet;
 use tokio::net::unix::pipe;
 
 use self::host::OciHost;
+use self::overlay::Overlay;
 use self::release::ExecFifo;
 use super::driver::{Driver, HostCheck, Lack};
 use super::error::within;
@@ -104,11 +108,13 @@ impl Driver for OciDriver {
     }
 
     fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
-        let Runtime::Oci { rootfs, image } = configured else { return None };
+        let Runtime::Oci { rootfs, image, writable } = configured else { return None };
+        let owner = image.as_ref().map(|image| image.owner);
         Some(Arc::new(OciRuntime {
             host: Arc::clone(&self.host),
             spec: spec.clone(),
             rootfs: rootfs.clone(),
+            writable: writable.map(|bytes| Arc::new(Overlay::new(bytes, owner, spec))),
             _held: image.as_ref().and_then(|_| hold(rootfs)),
         }))
     }
@@ -139,6 +145,8 @@ struct OciRuntime {
     host: Arc<OciHost>,
     spec: ContainerSpec,
     rootfs: PathBuf,
+    /// Unless it is read-only.
+    writable: Option<Arc<Overlay>>,
     /// Its image stays in the store.
     _held: Option<File>,
 }
@@ -179,12 +187,12 @@ impl OciRuntime {
             secrets: secrets.as_ref().map(SecretsMount::directory),
             init: self.spec.init_file()?,
         };
-        self.write_bundle(instance, &bundle, &rootfs, shown)?;
+        let mounts = self.write_bundle(instance, &bundle, &rootfs, shown)?;
         let (agent, function) = Channel::pair().map_err(|error| StartError::System {
             step: "making a control socket",
             source: io::Error::other(error),
         })?;
-        let output = self.run_create(instance, &bundle, function.into()).await?;
+        let output = self.run_create(instance, &bundle, (rootfs, mounts), function.into()).await?;
         let shares = &self.spec.shares;
         self.host
             .cgroups()
@@ -210,22 +218,26 @@ impl OciRuntime {
         Ok(PreparedContainer { control: ControlEnd::Connected(agent), process: Arc::new(container) })
     }
 
+    /// Returns what will be mounted.
     fn write_bundle(
         &self,
         instance: &str,
         bundle: &Path,
         rootfs: &Path,
         shown: spec::Shown<'_>,
-    ) -> Result<(), StartError> {
+    ) -> Result<Vec<Mount>, StartError> {
         let cgroup = self.host.cgroups().of(instance);
         let failed = |error: OciSpecError| StartError::Create { detail: error.to_string() };
-        let config = spec::build(&self.spec, rootfs, instance, shown, &cgroup).map_err(failed)?;
-        if self.spec.namespace_root.is_some() {
-            targets::make(rootfs, config.mounts().as_deref().unwrap_or_default())?;
+        let root = (rootfs, self.writable.is_some());
+        let config = spec::build(&self.spec, root, instance, shown, &cgroup).map_err(failed)?;
+        let mounts = config.mounts().clone().unwrap_or_default();
+        if self.spec.namespace_root.is_some() && self.writable.is_none() {
+            targets::make(rootfs, &mounts)?;
         }
         let config = serde_json::to_vec(&config).map_err(|error| failed(error.into()))?;
         // It holds the function's environment: for root's eyes only.
-        fs::write(bundle.join("config.json"), config).map_err(StartError::system("writing a bundle"))
+        fs::write(bundle.join("config.json"), config).map_err(StartError::system("writing a bundle"))?;
+        Ok(mounts)
     }
 
     /// Runs `runc create`; returns the read end of the container's output.
@@ -233,6 +245,7 @@ impl OciRuntime {
         &self,
         instance: &str,
         bundle: &Path,
+        (rootfs, mounts): (PathBuf, Vec<Mount>),
         control: OwnedFd,
     ) -> Result<pipe::Receiver, StartError> {
         let step = "making an output pipe";
@@ -252,10 +265,12 @@ impl OciRuntime {
             .as_std_mut()
             .fd_mappings(vec![mapping])
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
-        let child = nice::spawn_in_background(|| command.spawn());
-        let mut child = child.map_err(|error| self.host.spawn_error(error))?;
         // Our copies of the function's ends live in the command: they must go, or no end-of-file ever comes.
-        drop(command);
+        let child = match self.writable.clone() {
+            Some(overlay) => overlay.start(command, rootfs, bundle.to_owned(), mounts).await?,
+            None => nice::spawn_in_background(move || command.spawn()),
+        };
+        let mut child = child.map_err(|error| self.host.spawn_error(error))?;
         let status = within(CREATE_TIMEOUT, "runc create", child.wait())
             .await?
             .map_err(StartError::system("waiting for runc create"))?;

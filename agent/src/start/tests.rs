@@ -8,6 +8,7 @@ mod files;
 mod freeze;
 mod measure;
 mod parts;
+mod writable;
 
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use bed::Bed;
 use docker::*;
 use files::*;
 use freeze::*;
+use writable::*;
 
 /// Far above what any step here takes, also on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -70,13 +72,15 @@ every_runtime! {
         the_dead_are_not_frozen frozen_survivors_may_finish_too
         the_running_are_taken_over the_frozen_are_taken_over others_are_not_taken_over what_is_kept_is_let_alone
         survivors_may_finish_and_the_parked_go room_is_made_as_needed_only strange_names_are_refused
-        is_prepared_in_the_background_and_runs_in_the_foreground;
+        is_prepared_in_the_background_and_runs_in_the_foreground
+        root_is_written_to the_functions_own_stays_its_own the_written_are_taken_over what_cannot_be_written_to_is_named;
+    on_crun Crun: root_is_written_to;
     on_namespaced Namespaced: sees_what_is_mounted volumes_keep_the_limits_of_their_mounts has_its_secrets released_runs_and_reports_its_code
         control_reaches_the_function terminate_asks remove_insists is_alone_and_powerless opens_its_output_anew root_is_read_only
         memory_is_limited missing_command_is_named unfit_command_is_named death_while_parked_is_told
         owns_its_processes_only nothing_is_left frozen_stands_still_until_it_is_thawed the_frozen_are_taken_over
-        survivors_may_finish_and_the_parked_go;
-    on_namespaced_crun NamespacedCrun: sees_what_is_mounted has_its_secrets is_alone_and_powerless opens_its_output_anew
+        survivors_may_finish_and_the_parked_go root_is_written_to the_functions_own_stays_its_own;
+    on_namespaced_crun NamespacedCrun: root_is_written_to sees_what_is_mounted has_its_secrets is_alone_and_powerless opens_its_output_anew
         the_running_are_taken_over;
     on_process Process: io_uring_is_refused sees_what_is_mounted has_its_secrets parked_runs_nothing released_runs_and_reports_its_code control_reaches_the_function
         terminate_asks remove_insists is_alone_and_powerless opens_its_output_anew forks_are_limited
@@ -391,6 +395,9 @@ fn kept_privileges_suffice(kind: bed::Kind, test: &str) {
         let Some(bed) = bed::lay(kind).await else { return };
         released_runs_and_reports_its_code(bed).await;
         is_alone_and_powerless(bed::lay(kind).await.unwrap()).await;
+        if !bed::lay(kind).await.unwrap().kind.is_plain() {
+            root_is_written_to(bed::lay(kind).await.unwrap()).await;
+        }
         terminate_asks(bed::lay(kind).await.unwrap()).await;
         memory_is_limited(bed::lay(kind).await.unwrap()).await;
         owns_its_processes_only(bed::lay(kind).await.unwrap()).await;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::runtime::NOBODY_ID;
 use super::{Contract, Function, Runtime};
 use crate::host::resolve_in;
-use crate::image::{ImageRecord, ImageStore, user_in};
+use crate::image::{ImageRecord, ImageStore, unprivileged, user_in};
 
 /// Where programs are looked for if an image does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -31,8 +31,13 @@ impl Function {
     }
 
     fn with(mut self, record: &ImageRecord, root: &Path) -> Result<Self, String> {
-        let Runtime::Oci { rootfs, image: Some(image) } = &mut self.runtime else { return Ok(self) };
+        let Runtime::Oci { rootfs, image: Some(image), .. } = &mut self.runtime else { return Ok(self) };
         root.clone_into(rootfs);
+        image.owner = user_in(root, &record.user)?;
+        // Where each function has users of its own, that is better than a user that images share.
+        if self.user == NOBODY_ID {
+            (self.user, self.group) = unprivileged(image.owner);
+        }
         if !image.has_workdir && record.workdir.starts_with('/') {
             self.workdir = PathBuf::from(&record.workdir);
         }
@@ -60,10 +65,6 @@ impl Function {
             let program = find(root, program, path, &self.workdir)
                 .ok_or_else(|| format!("its program {program:?} is not in it: set `command`"))?;
             self.command = [program].into_iter().chain(arguments.iter().cloned()).collect();
-        }
-        // Where each function has users of its own, that is better than a user that images share.
-        if self.user == NOBODY_ID {
-            (self.user, self.group) = user_in(root, &record.user)?;
         }
         Ok(self)
     }

@@ -26,7 +26,9 @@ impl Function {
         let require_auth = table.or("require_auth", RequireAuth::No, |v| require_auth(&v, declared));
         let (hosts, paths) = routes(&mut table, name.as_deref(), require_auth, declared);
         let kind = RuntimeKind::read(&mut table);
-        let runtime = RuntimeKind::read_keys(kind, &mut table);
+        // `docker run` refuses less than 6 MiB.
+        let memory_bytes = table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30));
+        let runtime = RuntimeKind::read_keys(kind, &mut table, memory_bytes);
         let contract = Contract::read(&mut table, listen);
         let (has_workdir, has_port) = (table.get("workdir").is_some(), table.get("port").is_some());
         let runtime = runtime.map(|runtime| runtime.with_own(has_workdir, has_port));
@@ -95,8 +97,7 @@ impl Function {
             group: NOBODY_ID,
             namespace_root: None,
             prepared: table.or("prepared", 1, |v| v.integer(0..=64)),
-            // `docker run` refuses less than 6 MiB.
-            memory_bytes: table.or("memory", 128 << 20, |v| v.size(6 << 20..=1024 << 30)),
+            memory_bytes,
             cpu_millis: table.or("cpu", None, |v| cpu_millis(&v).map(Some)),
             // As cgroup v2 has them (cgroup-v2.rst).
             cpu_weight: table.or("cpu_weight", None, |v| v.integer(1..=10_000).map(Some)),

@@ -3,11 +3,13 @@
 //! A runtime is a variant of [`Runtime`] and one of [`RuntimeKind`], whose methods say what it adds to a `[[function]]`
 //! section. No other file of this crate tells runtimes apart.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::io::ErrorKind::NotFound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::rootfs::check_rootfs;
+use super::rootfs::{WRITABLE_BYTES, check_rootfs, writable};
 use crate::host::{check_program, identity, resolve_in};
 use crate::image::{Image, ImageName};
 use crate::table::{Table, Value};
@@ -34,6 +36,9 @@ pub enum Runtime {
         rootfs: PathBuf,
         /// Instead of a directory, an image of the store. One of both is required.
         image: Option<Image>,
+        /// What an instance may write into its root file system, in bytes of memory: 1 MiB to the function's memory. `None`: it
+        /// is read-only. Default: 64 MiB with an image, read-only with a directory.
+        writable: Option<u64>,
     },
     /// `docker`: a container of the Docker daemon.
     Docker {
@@ -136,14 +141,17 @@ impl Runtime {
 
     /// The settings that only this runtime has, for the fingerprint. Every field is named, so that a new one has to
     /// take a side.
-    pub(crate) fn settings(&self) -> Vec<(&'static str, &[u8])> {
+    pub(crate) fn settings(&self) -> Vec<(&'static str, Cow<'_, [u8]>)> {
         match self {
             // Another tag of the same image changes nothing.
-            Self::Oci { rootfs, image: _ } => vec![("rootfs", rootfs.as_os_str().as_bytes())],
+            Self::Oci { rootfs, image: _, writable } => {
+                let writable = writable.map(|bytes| ("writable", bytes.to_string().into_bytes().into()));
+                [("rootfs", rootfs.as_os_str().as_bytes().into())].into_iter().chain(writable).collect()
+            }
             Self::Docker { image, network, user } => vec![
-                ("image", image.as_bytes()),
-                ("network", network.as_str().as_bytes()),
-                ("user", user.as_bytes()),
+                ("image", image.as_bytes().into()),
+                ("network", network.as_str().as_bytes().into()),
+                ("user", user.as_bytes().into()),
             ],
             Self::Process => Vec::new(),
         }
@@ -176,9 +184,10 @@ impl Runtime {
             (Self::Oci { image: Some(Image { lack: Some(lack), .. }), .. }, _) => {
                 Err(("image", lack.clone()))
             }
-            (Self::Oci { rootfs, image }, Some(program)) => {
+            (Self::Oci { rootfs, image, writable }, Some(program)) => {
                 let key = if image.is_some() { "image" } else { "rootfs" };
-                check_rootfs(rootfs, has_secrets, namespaced).map_err(|message| (key, message))?;
+                check_rootfs(rootfs, writable.is_some(), has_secrets, namespaced)
+                    .map_err(|message| (key, message))?;
                 check_program(resolve_in(rootfs, program), program, &format!(" in {}", rootfs.display()))
                     .map_err(|message| ("command", message))
             }
@@ -202,8 +211,12 @@ impl Runtime {
         let (found, place) = match self {
             Self::Oci { .. } if target.starts_with("/tmp") => return Ok(()),
             Self::Oci { image: Some(Image { lack: Some(_), .. }), .. } => return Ok(()),
-            Self::Oci { rootfs, .. } => {
-                (resolve_in(rootfs, target), rootfs.join(target.strip_prefix("/").unwrap_or(target)))
+            Self::Oci { rootfs, writable, .. } => {
+                let found = resolve_in(rootfs, target);
+                if writable.is_some() && found.as_ref().is_err_and(|error| error.kind() == NotFound) {
+                    return Ok(());
+                }
+                (found, rootfs.join(target.strip_prefix("/").unwrap_or(target)))
             }
             Self::Process if COVERED.iter().any(|place| target.starts_with(place)) => return Ok(()),
             Self::Process => (Ok(target.to_owned()), target.to_owned()),
@@ -248,7 +261,7 @@ impl RuntimeKind {
     /// The keys of a section that only this runtime has.
     fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Oci => &["rootfs", "image"],
+            Self::Oci => &["rootfs", "image", "writable"],
             Self::Docker => &["image", "network", "user"],
             Self::Process => &[],
         }
@@ -307,7 +320,7 @@ impl RuntimeKind {
     }
 
     /// Reads the keys of the section's runtime, and refuses those of others.
-    pub(super) fn read_keys(kind: Option<Self>, table: &mut Table<'_>) -> Option<Runtime> {
+    pub(super) fn read_keys(kind: Option<Self>, table: &mut Table<'_>, memory: u64) -> Option<Runtime> {
         let all: BTreeSet<_> = Self::ALL.iter().flat_map(|owner| owner.keys()).collect();
         for key in all {
             match kind {
@@ -323,16 +336,18 @@ impl RuntimeKind {
         }
         match kind? {
             Self::Oci => {
+                let default = table.get("image").map(|_| WRITABLE_BYTES.min(memory));
+                let writable = table.or("writable", default, |v| writable(&v, memory));
                 if let Some(name) = table.get("image") {
                     table.refuse("rootfs", "has no use with image, which brings its own");
                     let name =
                         ImageName::parse(name.string()?).or_else(|message| name.fail(message).ok_or(()));
-                    let image = Image { name: name.ok()?, lack: None, has_workdir: false, has_port: false };
-                    return Some(Runtime::Oci { rootfs: PathBuf::new(), image: Some(image) });
+                    let image = Some(Image::new(name.ok()?));
+                    return Some(Runtime::Oci { rootfs: PathBuf::new(), image, writable });
                 }
                 let why = format!("{}, or image", Self::Oci.because());
                 let rootfs = table.require("rootfs", &why, |v| v.absolute_path())?;
-                Some(Runtime::Oci { rootfs, image: None })
+                Some(Runtime::Oci { rootfs, image: None, writable })
             }
             Self::Docker => {
                 let image = table.require("image", &Self::Docker.because(), |v| image(&v));

@@ -10,7 +10,7 @@ use crate::host::resolve_in;
 /// The largest file of users or groups that is read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 
-/// The user and group of a program of an image with this root file system. Root, and its group, become 65534.
+/// The user and group of an image with this root file system, by number. Those that it does not say are root's.
 ///
 /// # Errors
 /// When the image does not know the user.
@@ -37,10 +37,18 @@ pub(crate) fn user_in(rootfs: &Path, text: &str) -> Result<(u32, u32), String> {
                 .ok_or_else(|| format!("its group {group:?} is not in its /etc/group"))?,
         }),
     };
-    if user == 0 || user == u32::MAX {
-        return Ok((NOBODY_ID, NOBODY_ID));
+    // The last number is no user (chown(2)).
+    let known = |number: u32| if number == u32::MAX { 0 } else { number };
+    Ok((known(user), group.map_or(0, known)))
+}
+
+/// Who the programs of an image are for the node, which has this user and group. Nothing is root.
+pub(crate) fn unprivileged((user, group): (u32, u32)) -> (u32, u32) {
+    match (user, group) {
+        (0, _) => (NOBODY_ID, NOBODY_ID),
+        (user, 0) => (user, user),
+        both => both,
     }
-    Ok((user, group.filter(|group| *group != 0 && *group != u32::MAX).unwrap_or(user)))
 }
 
 fn read(rootfs: &Path, path: &str) -> String {
@@ -87,7 +95,10 @@ mod tests {
             ("shift", (1002, 1002)),
             ("7:0", (7, 7)),
         ] {
-            assert_eq!(user_in(root.path(), text), Ok(expected), "{text}");
+            assert_eq!(user_in(root.path(), text).map(unprivileged), Ok(expected), "{text}");
+        }
+        for (text, own) in [("", (0, 0)), ("shift", (1002, 0)), ("7", (7, 0)), ("node", (1000, 1001))] {
+            assert_eq!(user_in(root.path(), text), Ok(own), "{text}");
         }
         assert!(user_in(root.path(), "app").unwrap_err().contains("/etc/passwd"));
         assert!(user_in(root.path(), "node:app").unwrap_err().contains("/etc/group"));

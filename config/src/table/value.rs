@@ -166,6 +166,14 @@ impl<'a> Value<'a> {
         self.quantity("false or ", units::DURATION, units::duration, range, units::show_duration).map(Some)
     }
 
+    /// `false`, or a size within `range`, in bytes.
+    pub(crate) fn false_or_size(&self, range: RangeInclusive<u64>) -> Option<Option<u64>> {
+        if self.value.as_bool() == Some(false) {
+            return Some(None);
+        }
+        self.quantity("false or ", units::SIZE, units::size, range, units::show_size).map(Some)
+    }
+
     /// A size within `range`, in bytes.
     pub(crate) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
         self.quantity("", units::SIZE, units::size, range, units::show_size)

@@ -33,6 +33,7 @@
 
 mod activity;
 mod channel;
+pub mod idmap;
 pub mod ktls;
 mod message;
 pub mod netlink;

@@ -79,7 +79,7 @@ impl Rootfs {
         self.docker_image_with(docker, &format!("headstart-test/{}:{}", self.name, unique("image")), &[])
     }
 
-    /// The same under this tag, with further instructions as in a Dockerfile.
+    /// The same under this tag, with further instructions as in a Dockerfile. Without CMD among them it runs the binary.
     pub fn docker_image_with(
         &self,
         docker: &Arc<DockerDaemon>,
@@ -95,7 +95,8 @@ impl Rootfs {
         let start = format!("CMD [\"{}\"]", self.command());
         let mut import = docker.command();
         import.arg("import");
-        for instruction in instructions.iter().copied().chain([&*start]) {
+        let start = Some(&*start).filter(|_| !instructions.iter().any(|one| one.starts_with("CMD")));
+        for instruction in instructions.iter().copied().chain(start) {
             import.args(["-c", instruction]);
         }
         run_within(BUILD_LIMIT, import.arg(&tar).arg(tag))?;

@@ -33,10 +33,10 @@ pub(super) struct Shown<'a> {
     pub(super) init: Option<&'a Path>,
 }
 
-/// The configuration of one instance.
+/// The configuration of one instance. Beside the root file system stands whether it can be written to.
 pub(super) fn build(
     spec: &ContainerSpec,
-    rootfs: &Path,
+    (rootfs, writable): (&Path, bool),
     instance: &str,
     shown: Shown<'_>,
     cgroup: &Cgroup,
@@ -55,7 +55,7 @@ pub(super) fn build(
         .build()?;
     SpecBuilder::default()
         .version("1.0.2")
-        .root(RootBuilder::default().path(rootfs).readonly(true).build()?)
+        .root(RootBuilder::default().path(rootfs).readonly(!writable).build()?)
         .process(process)
         .hostname(crate::start::name::host(instance))
         .mounts(mounts(spec, shown)?)

@@ -36,19 +36,24 @@ pub(super) fn make(rootfs: &Path, mounts: &[Mount]) -> Result<(), StartError> {
     Ok(())
 }
 
+/// What has this name in a root file system.
+pub(super) fn find(rootfs: &Path, name: &Path) -> io::Result<OwnedFd> {
+    look(&File::open(rootfs)?.into(), name)
+}
+
 /// No link leads out of the root file system.
+fn look(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    Ok(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)?)
+}
+
 fn make_one(root: &OwnedFd, target: &Path, is_file: bool) -> io::Result<()> {
-    let look = |path: &Path| {
-        openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
-    };
-    match look(target) {
-        Ok(_) => return Ok(()),
-        Err(error) if error == rustix::io::Errno::NOENT => {}
-        Err(error) => return Err(error.into()),
+    match look(root, target) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        found => return found.map(drop),
     }
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else { return Ok(()) };
     make_one(root, parent, false)?;
-    let parent = look(parent)?;
+    let parent = look(root, parent)?;
     let made = if is_file {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         openat(parent.as_fd(), name, flags, Mode::from_raw_mode(0o644)).map(drop)

@@ -64,6 +64,8 @@ pub(super) struct Bed {
     /// What its function sees of the node.
     pub(super) mounts: Vec<Mount>,
     pub(super) secrets: Vec<Secret>,
+    /// What it may write into its root file system.
+    pub(super) writable: Option<u64>,
     /// Descriptors and mounts are counted for the whole process: tests take turns.
     _turn: MutexGuard<'static, ()>,
 }
@@ -117,6 +119,7 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
         next: AtomicU32::new(0),
         mounts: Vec::new(),
         secrets: Vec::new(),
+        writable: None,
         _turn: turn,
     };
     fs::set_permissions(bed.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -138,9 +141,10 @@ pub(super) fn find(program: &str) -> Option<PathBuf> {
 fn make_rootfs(rootfs: &Path) {
     fs::create_dir_all(rootfs.join("bin")).unwrap();
     fs::copy(find("busybox").unwrap(), rootfs.join("bin/busybox")).unwrap();
-    for applet in
-        ["cat", "echo", "grep", "ls", "mount", "sh", "sleep", "tail", "touch", "true", "unshare", "wc"]
-    {
+    for applet in [
+        "cat", "echo", "grep", "head", "ls", "mkdir", "mount", "sh", "sleep", "tail", "touch", "true",
+        "unshare", "wc",
+    ] {
         symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
     }
     fs::write(rootfs.join(UNFIT), b"\x01\x02 no program").unwrap();
@@ -202,7 +206,7 @@ impl Bed {
         };
         let configured = match self.kind {
             Kind::Oci | Kind::Crun | Kind::Namespaced | Kind::NamespacedCrun => {
-                Runtime::Oci { rootfs: self.rootfs(), image: None }
+                Runtime::Oci { rootfs: self.rootfs(), image: None, writable: self.writable }
             }
             Kind::Process => Runtime::Process,
             Kind::Docker => Runtime::Docker {

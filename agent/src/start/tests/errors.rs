@@ -32,7 +32,7 @@ fn bare(state_dir: &Path) -> Agent {
 }
 
 fn oci(rootfs: &Path) -> Runtime {
-    Runtime::Oci { rootfs: rootfs.to_owned(), image: None }
+    Runtime::Oci { rootfs: rootfs.to_owned(), image: None, writable: None }
 }
 
 fn docker(image: &str) -> Runtime {

@@ -183,3 +183,35 @@ async fn measure_user_namespaces() {
         );
     }
 }
+
+/// Preparing, releasing and removing with a writable root and without, by turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, promises nothing"]
+async fn measure_writable_roots() {
+    let Some(mut bed) = bed::lay(Kind::Oci).await else { return };
+    let mut columns = [[const { Vec::new() }; 3], [const { Vec::new() }; 3]];
+    for round in 0..4 * ROUNDS {
+        for turn in 0..2 {
+            let writable = (round + turn) % 2;
+            bed.writable = [None, Some(64 << 20)][writable];
+            let runtime = bed.runtime(&["/bin/sh", "-c", "exit 0"]);
+            // The first makes what all have.
+            runtime.prepare(&bed.instance()).await.unwrap().process.remove().await.unwrap();
+            let start = Instant::now();
+            let parked = runtime.prepare(&bed.instance()).await.unwrap();
+            columns[writable][0].push(since_ms(start));
+            let start_ns = headstart_wire::monotonic_ns().unwrap();
+            let exec_ns = parked.process.release().await.unwrap();
+            columns[writable][1].push((exec_ns - start_ns) as f64 / 1e6);
+            let start = Instant::now();
+            parked.process.remove().await.unwrap();
+            columns[writable][2].push(since_ms(start));
+        }
+    }
+    let [plain, writable] = columns;
+    for (name, (plain, writable)) in ["prepare", "exec", "remove"].iter().zip(plain.into_iter().zip(writable))
+    {
+        let more = plain.iter().zip(&writable).map(|(plain, writable)| writable - plain).collect();
+        println!("{name}: {:.2} ms read-only, {:+.2} ms writable", median(plain), median(more));
+    }
+}
