@@ -76,6 +76,7 @@ impl Fingerprint {
             backend_ports,
             tls_hand_over,
             found,
+            stop_signal,
             id: _,
             listen: _,
             hosts: _,
@@ -108,6 +109,9 @@ impl Fingerprint {
             for (key, time) in [("timeout", timeout), ("init_timeout", init_timeout)] {
                 self.add(key, time.as_millis().to_string());
             }
+        }
+        if let Some(signal) = stop_signal {
+            self.add("stop_signal", signal.as_str());
         }
         if let Some(handler) = handler {
             self.add("handler", handler);

@@ -14,10 +14,12 @@ mod from_image;
 mod read;
 mod rootfs;
 mod runtime;
+mod stop_signal;
 
 pub use contract::{Contract, LAMBDA_CONCURRENCY_MAX};
 pub use files::{Mount, SECRETS_PATH, Secret};
 pub use runtime::{DockerNetwork, NOBODY, NOBODY_ID, Runtime};
+pub use stop_signal::StopSignal;
 
 /// The most backends of one function.
 pub const MAX_FUNCTION_BACKENDS: usize = 16;
@@ -84,7 +86,10 @@ pub struct Function {
     pub pids: u32,
     /// Deadline from the start of an instance to its being ready, 100 ms to 1 h. Default 30 s.
     pub init_timeout: Duration,
-    /// Time between SIGTERM and SIGKILL, 0 to 10 m. Default 10 s.
+    /// What asks the program to stop, if its contract is not one that speaks to the agent. Default `None`: that of its image,
+    /// or SIGTERM.
+    pub stop_signal: Option<StopSignal>,
+    /// Time between that and SIGKILL, 0 to 10 m. Default 10 s.
     pub stop_grace: Duration,
     /// Connections the kernel keeps for the function while it starts (the backlog of `listen`), 1 to 65535.
     /// Default 1024. The kernel cuts it to `net.core.somaxconn`.

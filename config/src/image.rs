@@ -54,6 +54,12 @@ pub struct ImageRecord {
     pub workdir: String,
     /// TCP ports that it says it listens on.
     pub ports: Vec<u16>,
+    /// The signal that its program expects when it is to stop. Empty: it does not say.
+    #[serde(default)]
+    pub stop_signal: String,
+    /// Directories that its program writes to.
+    #[serde(default)]
+    pub volumes: Vec<String>,
     /// Bytes of its files.
     pub bytes: u64,
     /// When it was pulled, in seconds since 1970.
@@ -145,6 +151,8 @@ pub struct Image {
     pub lack: Option<String>,
     /// Its own user and group, to whom files of it belong that the function may change. Root's are 0.
     pub owner: (u32, u32),
+    /// Directories that the function owns, if it may write. They may be missing in the image.
+    pub volumes: Vec<PathBuf>,
     /// The function has `workdir`.
     pub(crate) has_workdir: bool,
     /// The function has `port`, or needs none.
@@ -154,7 +162,7 @@ pub struct Image {
 impl Image {
     /// One of which nothing is known yet.
     pub(crate) fn new(name: ImageName) -> Self {
-        Self { name, lack: None, owner: (0, 0), has_workdir: false, has_port: false }
+        Self { name, lack: None, owner: (0, 0), volumes: Vec::new(), has_workdir: false, has_port: false }
     }
 }
 

@@ -54,7 +54,7 @@ pub use config::{Config, MAX_BACKENDS, MAX_FILE_BYTES, MAX_FUNCTIONS};
 pub use front::{Carry, Front, host_matches};
 pub use function::{
     Contract, DockerNetwork, Env, FreezeBackends, Function, LAMBDA_CONCURRENCY_MAX, MAX_FUNCTION_BACKENDS,
-    Mount, NOBODY, NOBODY_ID, Overload, RequireAuth, Runtime, SECRETS_PATH, Secret,
+    Mount, NOBODY, NOBODY_ID, Overload, RequireAuth, Runtime, SECRETS_PATH, Secret, StopSignal,
 };
 pub use host::MAX_SECRET_BYTES;
 pub use private::{PrivateFileError, PrivateFileFault, check_place, read_private};

@@ -76,7 +76,7 @@ const PORT: &str = "backend_sockets = false";
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 48] = [
+const COUNTS: [(&str, &str); 49] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -106,6 +106,7 @@ const COUNTS: [(&str, &str); 48] = [
     (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 80"),
     (PORT, "backend_sockets = true\ncontract = \"port\"\nport = 81"),
     (PORT, "backend_sockets = true\ncontract = \"listen-fds\""),
+    (PORT, "backend_sockets = true\ncontract = \"listen-fds\"\nstop_signal = \"SIGQUIT\""),
     (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\ntimeout = \"3s\""),
     (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\ntimeout = \"4s\""),
     (LAMBDA, "backend_sockets = true\nconcurrency = 1\ncontract = \"lambda\"\nhandler = \"app.handler\""),

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 use std::fs::Permissions;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -166,8 +166,7 @@ fn an_image_that_was_saved_is_served() {
 }
 
 /// What stock images of nginx do before: all of it in directories of root's.
-const ENTRYPOINT: &str =
-    "#!/bin/sh\nset -e\necho 'add_header X-Entrypoint ran;' >>/etc/nginx/conf.d/headers.conf\nexec \"$@\"\n";
+const ENTRYPOINT: &str = "#!/bin/sh\nset -e\necho 'add_header X-Entrypoint ran;' >>/etc/nginx/conf.d/headers.conf\n: >/srv/uploads/x\n: >/var/spool/web/x\nexec \"$@\"\n";
 
 const NGINX: &str = "user nginx;\nworker_processes 2;\nerror_log /var/log/nginx/error.log notice;\npid /var/run/nginx.pid;\n\
                      events {}\nhttp {\n  access_log /var/log/nginx/access.log;\n  client_body_in_file_only clean;\n  \
@@ -181,6 +180,9 @@ fn nginx(docker: &Arc<DockerDaemon>, tag: &str) -> DockerImage {
     rootfs.add_program("/usr/sbin/nginx".as_ref()).unwrap();
     rootfs.add_program("/bin/sh".as_ref()).unwrap();
     let root = rootfs.path();
+    let spool = root.join("var/spool/web");
+    std::fs::create_dir_all(&spool).unwrap();
+    chown(spool, Some(101), Some(101)).unwrap();
     for place in
         ["etc/nginx/conf.d", "usr/share/nginx/html", "var/log/nginx", "var/cache/nginx", "var/lib/nginx"]
     {
@@ -200,9 +202,18 @@ fn nginx(docker: &Arc<DockerDaemon>, tag: &str) -> DockerImage {
     symlink("/dev/stdout", root.join("var/log/nginx/access.log")).unwrap();
     symlink("/dev/stderr", root.join("var/log/nginx/error.log")).unwrap();
     symlink("/run", root.join("var/run")).unwrap();
-    let instructions =
-        ["ENTRYPOINT [\"/docker-entrypoint.sh\"]", "CMD [\"nginx\", \"-g\", \"daemon off;\"]", "EXPOSE 80"];
-    rootfs.docker_image_with(docker, tag, &instructions).unwrap()
+    let instructions = [
+        "ENTRYPOINT [\"/docker-entrypoint.sh\"]",
+        "CMD [\"nginx\", \"-g\", \"daemon off;\"]",
+        "EXPOSE 80",
+        "VOLUME /srv/uploads /var/spool/web",
+    ];
+    let image = rootfs.docker_image_with(docker, tag, &instructions).unwrap();
+    // What an import cannot say.
+    let place = Scratch::new("dockerfile").unwrap();
+    std::fs::write(place.path().join("Dockerfile"), format!("FROM {tag}\nSTOPSIGNAL SIGQUIT\n")).unwrap();
+    docker.run(&["build", "--tag", tag, &place.path().display().to_string()]).unwrap();
+    image
 }
 
 #[test]
@@ -220,6 +231,8 @@ fn a_stock_nginx_is_served_unchanged() {
     let page = server.get();
     assert_eq!(page.body, "Welcome to nginx!\n");
     assert_eq!(page.header("X-Entrypoint"), Some("ran"), "its entry point has changed its configuration");
+    agent.stop_function(&server.name).unwrap();
+    agent.wait_log("gracefully shutting down", LIMIT).unwrap();
     assert!(agent.stop().unwrap().success());
 }
 

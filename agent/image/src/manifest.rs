@@ -151,6 +151,8 @@ pub(crate) fn configuration(bytes: &[u8], layers: usize) -> Result<(Vec<String>,
         user: own.user().clone().unwrap_or_default(),
         workdir: own.working_dir().clone().unwrap_or_default(),
         ports,
+        stop_signal: own.stop_signal().clone().unwrap_or_default(),
+        volumes: words(own.volumes()),
         bytes: 0,
         pulled: 0,
     };

@@ -150,6 +150,8 @@ mod tests {
             user: String::new(),
             workdir: String::new(),
             ports: Vec::new(),
+            stop_signal: String::new(),
+            volumes: Vec::new(),
             bytes: 50 << 20,
             pulled: 1000,
         };

@@ -20,11 +20,14 @@ const REVISION_DIGITS: usize = 8;
 
 /// The init of the function's instances.
 pub(super) fn init(config: &Config, function: &Function) -> Init {
-    let contract = match function.contract {
+    let mut contract = match function.contract {
         Contract::Headstart | Contract::Lambda { .. } => Vec::new(),
         Contract::Port(port) => vec!["port".to_owned(), port.to_string()],
         Contract::ListenFds => vec!["listen-fds".to_owned()],
     };
+    if let Some(signal) = function.stop_signal.filter(|_| !contract.is_empty()) {
+        contract.extend(["stop", signal.as_str()].map(str::to_owned));
+    }
     Init { file: init_file(&config.agent), contract }
 }
 

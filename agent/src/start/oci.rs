@@ -109,12 +109,11 @@ impl Driver for OciDriver {
 
     fn runtime(&self, configured: &Runtime, spec: &ContainerSpec) -> Option<Arc<dyn FunctionRuntime>> {
         let Runtime::Oci { rootfs, image, writable } = configured else { return None };
-        let owner = image.as_ref().map(|image| image.owner);
         Some(Arc::new(OciRuntime {
             host: Arc::clone(&self.host),
             spec: spec.clone(),
             rootfs: rootfs.clone(),
-            writable: writable.map(|bytes| Arc::new(Overlay::new(bytes, owner, spec))),
+            writable: writable.map(|bytes| Arc::new(Overlay::new(bytes, image.as_ref(), spec))),
             _held: image.as_ref().and_then(|_| hold(rootfs)),
         }))
     }

@@ -5,12 +5,16 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::runtime::NOBODY_ID;
+use super::stop_signal::StopSignal;
 use super::{Contract, Function, Runtime};
 use crate::host::resolve_in;
 use crate::image::{ImageRecord, ImageStore, unprivileged, user_in};
 
 /// Where programs are looked for if an image does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Volumes of an image that are made.
+const VOLUMES_MAX: usize = 16;
 
 impl Function {
     /// Looks its image up, and takes over command, environment, user, directory and port.
@@ -34,6 +38,11 @@ impl Function {
         let Runtime::Oci { rootfs, image: Some(image), .. } = &mut self.runtime else { return Ok(self) };
         root.clone_into(rootfs);
         image.owner = user_in(root, &record.user)?;
+        let volumes = record.volumes.iter().map(PathBuf::from).filter(|place| place.is_absolute());
+        image.volumes = volumes.take(VOLUMES_MAX).collect();
+        if !self.contract.speaks() {
+            self.stop_signal = self.stop_signal.or_else(|| StopSignal::of_image(&record.stop_signal));
+        }
         // Where each function has users of its own, that is better than a user that images share.
         if self.user == NOBODY_ID {
             (self.user, self.group) = unprivileged(image.owner);
@@ -128,6 +137,8 @@ mod tests {
             user: "7:8".into(),
             workdir: "/opt".into(),
             ports: vec![8080],
+            stop_signal: "QUIT".into(),
+            volumes: vec!["/data".into(), "relative".into()],
             bytes: 1,
             pulled: 1,
         }
@@ -148,6 +159,20 @@ mod tests {
         assert_eq!((own.command.len(), own.workdir.to_str()), (1, Some("/")));
         assert_eq!(own.contract, Contract::Port(NonZeroU16::new(82).unwrap()));
         assert!(own.env.iter().any(|variable| variable == ("A", "3")));
+        let signal = |record: &ImageRecord, keys: &str| {
+            function(record, keys).stop_signal.map(|signal| signal.as_str())
+        };
+        assert_eq!(signal(&record(), "contract = \"port\""), Some("SIGQUIT"));
+        assert_eq!(signal(&record(), "contract = \"port\"\nstop_signal = \"SIGINT\""), Some("SIGINT"));
+        assert_eq!(signal(&record(), ""), None, "a shim is told by SIGTERM");
+        for (text, known) in
+            [("SIGWINCH", Some("SIGWINCH")), ("3", Some("SIGQUIT")), ("SIGRTMIN+3", None), ("", None)]
+        {
+            let record = ImageRecord { stop_signal: text.into(), ..record() };
+            assert_eq!(signal(&record, "contract = \"port\""), known, "{text}");
+        }
+        let Runtime::Oci { image: Some(image), .. } = &taken.runtime else { panic!("no image") };
+        assert_eq!((&image.volumes[..], image.owner), (&[PathBuf::from("/data")][..], (7, 8)));
         let quiet = ImageRecord { ports: Vec::new(), ..record() };
         assert_eq!(
             function(&quiet, "contract = \"port\"").contract,

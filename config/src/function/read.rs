@@ -8,6 +8,7 @@ use super::contract::{Contract, LAMBDA_CONCURRENCY_MAX};
 use super::files::{mounts, secrets};
 use super::runtime::NOBODY_ID;
 use super::runtime::{Runtime, RuntimeKind};
+use super::stop_signal::StopSignal;
 use super::{Env, FreezeBackends, Function, MAX_FUNCTION_BACKENDS, Overload, RequireAuth};
 use crate::config::{Claimant, Declarations};
 use crate::front;
@@ -33,6 +34,10 @@ impl Function {
         let (has_workdir, has_port) = (table.get("workdir").is_some(), table.get("port").is_some());
         let runtime = runtime.map(|runtime| runtime.with_own(has_workdir, has_port));
         let handler = table.or("handler", None, |v| handler(&v).map(Some));
+        let stop_signal = table.or("stop_signal", None, |v| match contract.speaks() {
+            true => v.fail("belongs to contract = \"port\" or \"listen-fds\": others are told by SIGTERM"),
+            false => v.choice(&StopSignal::WORDS).map(Some),
+        });
         let has_image = runtime.as_ref().is_some_and(Runtime::has_image);
         let command = command(&mut table, kind, has_image);
         let max_instances = table.or("max_instances", 16, |v| max_instances(&v));
@@ -105,6 +110,7 @@ impl Function {
             // PID_MAX_LIMIT of 64-bit kernels (proc(5), /proc/sys/kernel/pid_max).
             pids: table.or("pids", 512, |v| v.integer(1..=4_194_304)),
             init_timeout: table.or("init_timeout", secs(30), |v| v.duration(ms(100)..=hours(1))),
+            stop_signal,
             stop_grace: table.or("stop_grace", secs(10), |v| v.duration(ms(0)..=mins(10))),
             backlog: table.or("backlog", 1024, |v| v.integer(1..=65_535)),
             retry_max: table.or("retry_max", secs(30), |v| v.duration(ms(100)..=hours(1))),

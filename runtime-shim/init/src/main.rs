@@ -6,6 +6,8 @@
 //! headstart-init headstart -- PROGRAM [ARGUMENT]...
 //! ```
 //!
+//! The first two may have `stop SIGNAL` before the dashes: what the program gets when this process gets SIGTERM.
+//!
 //! It starts when the container is prepared, holds the control socket of the instance, and makes the program's process, which
 //! waits. The lease is the release: the process execs the program. From then on it speaks the protocol of `headstart-wire` for
 //! the program. `port`: the program binds and listens as it always does, and gets the agent's listening socket for that
@@ -29,6 +31,8 @@ use std::fmt;
 use std::num::NonZeroU16;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::ExitCode;
+
+use nix::sys::signal::Signal;
 
 /// How the program gets the listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +65,8 @@ const NOT_RUN: u8 = 126;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    let ended = parse(&arguments).and_then(|(contract, command)| supervise::run(contract, command));
+    let ended =
+        parse(&arguments).and_then(|(contract, stop, command)| supervise::run(contract, stop, command));
     let code = ended.unwrap_or_else(|error| {
         eprintln!("headstart-init: {error}");
         NOT_RUN
@@ -69,10 +74,10 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn parse(arguments: &[OsString]) -> Result<(Contract, &[OsString]), InitError> {
+fn parse(arguments: &[OsString]) -> Result<(Contract, Signal, &[OsString]), InitError> {
     let usage = || {
         InitError(
-            "usage: headstart-init (port NUMBER | listen-fds | headstart) -- PROGRAM [ARGUMENT]..."
+            "usage: headstart-init (port NUMBER | listen-fds | headstart) [stop SIGNAL] -- PROGRAM [ARGUMENT]..."
                 .to_owned(),
         )
     };
@@ -85,12 +90,18 @@ fn parse(arguments: &[OsString]) -> Result<(Contract, &[OsString]), InitError> {
         [word, rest @ ..] if word == "headstart" => (Contract::Headstart, rest),
         _ => return Err(usage()),
     };
+    let (stop, rest) = match rest {
+        [word, signal, rest @ ..] if word == "stop" => {
+            (signal.to_str().and_then(|name| name.parse().ok()).ok_or_else(usage)?, rest)
+        }
+        _ => (Signal::SIGTERM, rest),
+    };
     match rest {
         [dashes, command @ ..] if dashes == "--" && !command.is_empty() => {
             if command.iter().any(|word| word.as_bytes().contains(&0)) {
                 return Err(usage());
             }
-            Ok((contract, command))
+            Ok((contract, stop, command))
         }
         _ => Err(usage()),
     }
@@ -100,23 +111,30 @@ fn parse(arguments: &[OsString]) -> Result<(Contract, &[OsString]), InitError> {
 mod tests {
     use super::*;
 
-    fn parsed(line: &str) -> Option<(Contract, usize)> {
+    fn parsed(line: &str) -> Option<(Contract, Signal, usize)> {
         let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        parse(&arguments).ok().map(|(contract, command)| (contract, command.len()))
+        parse(&arguments).ok().map(|(contract, stop, command)| (contract, stop, command.len()))
     }
 
     #[test]
     fn arguments_name_a_contract_and_a_command() {
         let port = NonZeroU16::new(8080).unwrap();
-        assert_eq!(parsed("port 8080 -- /app --flag --"), Some((Contract::Port(port), 3)));
-        assert_eq!(parsed("listen-fds -- /app"), Some((Contract::ListenFds, 1)));
-        assert_eq!(parsed("headstart -- /app x"), Some((Contract::Headstart, 2)));
+        let term = Signal::SIGTERM;
+        assert_eq!(parsed("port 8080 -- /app --flag --"), Some((Contract::Port(port), term, 3)));
+        assert_eq!(
+            parsed("port 8080 stop SIGQUIT -- /app"),
+            Some((Contract::Port(port), Signal::SIGQUIT, 1))
+        );
+        assert_eq!(parsed("listen-fds -- /app"), Some((Contract::ListenFds, term, 1)));
+        assert_eq!(parsed("headstart -- /app x"), Some((Contract::Headstart, term, 2)));
         for wrong in [
             "",
             "port",
             "port 0 -- /app",
             "port 65536 -- /app",
             "port 80 /app",
+            "port 80 stop -- /app",
+            "port 80 stop SIGNONE -- /app",
             "listen-fds --",
             "other -- /app",
         ] {

@@ -39,12 +39,14 @@ struct Supervisor {
     control: Option<Control>,
     calls: Option<(Calls, Place)>,
     signals: SignalFd,
+    /// What SIGTERM is for the program.
+    stop: Signal,
     /// It was asked to stop.
     stopping: bool,
 }
 
 /// Runs the program to its end. Returns the exit code.
-pub(crate) fn run(contract: Contract, command: &[OsString]) -> Result<u8, InitError> {
+pub(crate) fn run(contract: Contract, stop: Signal, command: &[OsString]) -> Result<u8, InitError> {
     let mut handled: SigSet = PASSED_ON.into_iter().collect();
     handled.add(Signal::SIGCHLD);
     handled.thread_block().map_err(at("blocking signals"))?;
@@ -79,7 +81,7 @@ pub(crate) fn run(contract: Contract, command: &[OsString]) -> Result<u8, InitEr
         }
     };
     let calls = program.calls.zip(place);
-    Supervisor { pid: program.pid, control: Some(control), calls, signals, stopping: false }.supervise()
+    Supervisor { pid: program.pid, control: Some(control), calls, signals, stop, stopping: false }.supervise()
 }
 
 /// Waits for the lease. False when the container is not needed: it was asked to stop, or the agent is gone.
@@ -181,6 +183,7 @@ impl Supervisor {
                         self.complain();
                     }
                     // It may have ended.
+                    let signal = if signal == Signal::SIGTERM { self.stop } else { signal };
                     let _gone = kill(self.pid, signal);
                 }
             }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
+use headstart_config::image::Image;
 use headstart_wire::idmap;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -39,6 +40,8 @@ pub(super) struct Overlay {
     bytes: u64,
     /// Whose files are to be the function's. `None`: those of the owner of the root directory.
     owner: Option<(u32, u32)>,
+    /// Directories that are the function's.
+    volumes: Vec<PathBuf>,
     spec: ContainerSpec,
     /// Maps the owner to the function. Made once; `None` inside: there is nothing to map.
     owners: OnceLock<Option<OwnedFd>>,
@@ -46,8 +49,10 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// In which an instance can write so many bytes.
-    pub(super) fn new(bytes: u64, owner: Option<(u32, u32)>, spec: &ContainerSpec) -> Self {
-        Self { bytes, owner, spec: spec.clone(), owners: OnceLock::new() }
+    pub(super) fn new(bytes: u64, image: Option<&Image>, spec: &ContainerSpec) -> Self {
+        let owner = image.map(|image| image.owner);
+        let volumes = image.map_or(Vec::new(), |image| image.volumes.clone());
+        Self { bytes, owner, volumes, spec: spec.clone(), owners: OnceLock::new() }
     }
 
     /// Starts the OCI runtime where `rootfs` is writable, and has a place for each of `mounts`. `own` is the instance's directory.
@@ -64,6 +69,7 @@ impl Overlay {
             let _entered = runtime.enter();
             let started = self.cover(&rootfs, &own).and_then(|()| {
                 targets::make(&rootfs, &mounts)?;
+                targets::give(&rootfs, &self.volumes, (self.spec.user, self.spec.group))?;
                 // The overlay looks into both of its parts at the first time: now, not at the release.
                 let _ = targets::find(&rootfs, Path::new(self.spec.program()));
                 Ok(nice::spawn_in_background(|| command.spawn()))

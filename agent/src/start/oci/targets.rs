@@ -4,10 +4,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat, openat2};
 
 use crate::start::StartError;
 
@@ -32,6 +32,23 @@ pub(super) fn make(rootfs: &Path, mounts: &[Mount]) -> Result<(), StartError> {
                 rootfs.display()
             ),
         })?;
+    }
+    Ok(())
+}
+
+/// Makes these directories the user's, and those that are missing. What they hold stays as it is.
+pub(super) fn give(
+    rootfs: &Path,
+    directories: &[PathBuf],
+    (user, group): (u32, u32),
+) -> Result<(), StartError> {
+    let step = "making the volumes of an image";
+    let root = File::open(rootfs).map(OwnedFd::from).map_err(StartError::system(step))?;
+    for directory in directories {
+        make_one(&root, directory, false).map_err(StartError::system(step))?;
+        let directory = look(&root, directory).map_err(StartError::system(step))?;
+        let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+        chownat(&directory, "", user, group, AtFlags::EMPTY_PATH).map_err(StartError::system(step))?;
     }
     Ok(())
 }
