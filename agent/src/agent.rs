@@ -98,7 +98,7 @@ impl Agent {
         let kernel = setup::kernel(&config, pins.clone());
         let support = kernel.as_ref().map(Kernel::listeners).map_err(Clone::clone);
         let setup = setup::build(&config, drivers, &mut manager, support);
-        let sensing = setup::watch(&config, kernel, &setup.served.services);
+        let sensing = setup::watch(&config, kernel, &setup.served.services, setup.served.fronts.routes());
         let adopted = setup::adopt(&mut survivors, &mut manager, &setup.served.services).await;
         setup::kernel_tls(&config);
         Ok(Some(Self {
@@ -148,6 +148,7 @@ impl Agent {
             Arc::clone(&starts),
             manager.descriptor_store(),
         );
+        node.set_fronts(setup.served.fronts.routes());
         node.adopt(adopted);
         node.set_watchdog(manager.watchdog());
         let mut reload = Reload::new(

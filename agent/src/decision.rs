@@ -259,7 +259,13 @@ impl FunctionState {
         node: &mut Admission,
         actions: &mut Vec<Action>,
     ) {
-        if node.recent.is_duplicate(self.number, &demand, now_ns) {
+        let alias = Demand { client: demand.alias, ..demand };
+        let announced = demand.alias.is_some() && node.recent.is_duplicate(self.number, &alias, now_ns);
+        if announced {
+            // From now on it has both names.
+            node.recent.remember(self.number, &demand, false, now_ns);
+        }
+        if announced || node.recent.is_duplicate(self.number, &demand, now_ns) {
             actions.push(Action::Suppress(demand, DecisionReason::Duplicate));
             return;
         }

@@ -26,6 +26,9 @@ pub enum Trigger {
     Lookup,
     /// A valid knock: a client is about to connect.
     Knock,
+    /// A client's SYN to a front was seen by the kernel half, and its source went to this function last.
+    #[serde(rename = "syn-guess")]
+    SynGuess,
     /// A client has named the function's host in the ClientHello of its TLS handshake with a front.
     Sni,
     /// A client has named the function in the head of its request to a front.
@@ -40,10 +43,11 @@ pub enum Trigger {
 
 impl Trigger {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Syn,
         Self::Lookup,
         Self::Knock,
+        Self::SynGuess,
         Self::Sni,
         Self::Host,
         Self::Accept,
@@ -58,6 +62,7 @@ impl Trigger {
             Self::Syn => "syn",
             Self::Lookup => "lookup",
             Self::Knock => "knock",
+            Self::SynGuess => "syn-guess",
             Self::Sni => "sni",
             Self::Host => "host",
             Self::Accept => "accept",
@@ -70,7 +75,7 @@ impl Trigger {
     #[must_use]
     pub fn is_early(self) -> bool {
         match self {
-            Self::Syn | Self::Lookup | Self::Knock | Self::Sni | Self::Host => true,
+            Self::Syn | Self::Lookup | Self::Knock | Self::SynGuess | Self::Sni | Self::Host => true,
             Self::Accept | Self::Api | Self::Provision => false,
         }
     }
@@ -112,6 +117,8 @@ pub struct Demand {
     pub standing: Standing,
     /// The client, if a packet shows it.
     pub client: Option<ClientIdentity>,
+    /// The same client by another name, under which it may have been announced before.
+    pub alias: Option<ClientIdentity>,
     /// When it happened: for a SYN or a knock, when the packet passed the kernel half.
     pub at_ns: u64,
     /// When the agent learned of it.
@@ -122,7 +129,7 @@ impl Demand {
     /// Demand that no packet announced: a waiting connection, or an operator.
     #[must_use]
     pub fn local(trigger: Trigger, now_ns: u64) -> Self {
-        Self { trigger, standing: Standing::Open, client: None, at_ns: now_ns, seen_ns: now_ns }
+        Self { trigger, standing: Standing::Open, client: None, alias: None, at_ns: now_ns, seen_ns: now_ns }
     }
 
     /// Whether it announces a connection that may never come, and its client has not proved anything.

@@ -6,7 +6,7 @@ mod timeline;
 
 pub use metrics::front::{
     CarryReason, HandshakeOutcome, RequestOutcome, declare_front, front_expiry, record_front_connection,
-    record_front_handshake, record_front_request,
+    record_front_guess, record_front_handshake, record_front_request,
 };
 pub use metrics::{
     Export, declare, install, record_decision, record_inject, record_log_left_out, record_lost,

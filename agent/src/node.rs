@@ -25,7 +25,7 @@ use crate::event::{Demand, Event, FunctionId, Trigger};
 use crate::instance::InstanceCommand;
 use crate::manager::{DescriptorStore, Watchdog};
 use crate::measure::{self, StartHistory, now_ns};
-use crate::syn::{self, Reader, Sensor};
+use crate::syn::{self, Reader, Routes, Sensor};
 pub use allow::AllowList;
 pub use change::FunctionChange;
 pub use containers::AdoptedInstance;
@@ -49,6 +49,8 @@ pub struct Node {
     functions: BTreeMap<FunctionId, FunctionRecord>,
     admission: Admission,
     sensor: Option<Sensor>,
+    /// How the fronts are reached. Their numbers are no functions'.
+    fronts: Routes,
     starts: Arc<StartHistory>,
     timers: BinaryHeap<Reverse<(u64, FunctionId)>>,
     inbox: mpsc::Receiver<NodeMessage>,
@@ -79,13 +81,14 @@ impl Node {
         descriptor_store: DescriptorStore,
     ) -> (Self, NodeHandle) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
-        let handle = NodeHandle { inbox: sender, allow: Arc::new(allow) };
+        let handle = NodeHandle { inbox: sender, allow: Arc::new(allow), guesses: Arc::default() };
         let functions =
             (0..).zip(services).map(|(number, service)| (number, FunctionRecord::new(number, service)));
         let node = Self {
             functions: functions.collect(),
             admission,
             sensor,
+            fronts: Routes::new(),
             starts,
             timers: BinaryHeap::new(),
             inbox,
@@ -105,6 +108,11 @@ impl Node {
     /// waits may have a SYN in a ring.
     pub fn read_rings(&mut self, rings: Reader) {
         self.rings = Some(rings);
+    }
+
+    /// Tells the node how the kernel half reaches the fronts, which it knows already.
+    pub fn set_fronts(&mut self, fronts: Routes) {
+        self.fronts = fronts;
     }
 
     /// Gives the node the service manager's watchdog. The node's own loop sends the pings, so that the manager restarts an

@@ -44,7 +44,14 @@ fn one_each(prepared: u32) -> Policy {
 
 /// A SYN without a key, of a client of its own.
 fn demand(at_ns: u64) -> Demand {
-    Demand { trigger: Trigger::Syn, standing: Standing::Open, client: None, at_ns, seen_ns: at_ns }
+    Demand {
+        trigger: Trigger::Syn,
+        standing: Standing::Open,
+        client: None,
+        alias: None,
+        at_ns,
+        seen_ns: at_ns,
+    }
 }
 
 /// The only function of its node, with what is seen of its connections.

@@ -45,6 +45,7 @@ const OVERLOAD: &str = "headstart_overload_answers_total";
 const FRONT_HANDSHAKES: &str = "headstart_front_handshakes_total";
 const FRONT_CONNECTIONS: &str = "headstart_front_connections_total";
 const FRONT_REQUESTS: &str = "headstart_front_requests_total";
+const FRONT_GUESSES: &str = "headstart_front_guesses_total";
 const FRONT_EXPIRY: &str = "headstart_front_certificate_expiry_timestamp";
 const LOG_LEFT_OUT: &str = "headstart_log_lines_left_out_total";
 
@@ -56,7 +57,7 @@ enum MetricKind {
 use MetricKind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric.
-const DECLARED: [(&str, MetricKind, Unit, &str); 33] = [
+const DECLARED: [(&str, MetricKind, Unit, &str); 34] = [
     (
         SYN_EVENTS,
         Counter,
@@ -144,6 +145,12 @@ const DECLARED: [(&str, MetricKind, Unit, &str); 33] = [
         "Connections that the agent carries for a front or has closed there, by reason",
     ),
     (FRONT_REQUESTS, Counter, Unit::Count, "Requests that came to fronts, by outcome"),
+    (
+        FRONT_GUESSES,
+        Counter,
+        Unit::Count,
+        "Functions that were asked for at the SYN of a front's client, by whether the client then named them",
+    ),
     (
         FRONT_EXPIRY,
         Gauge,

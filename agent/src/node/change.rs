@@ -4,6 +4,7 @@ use super::Node;
 use super::record::FunctionRecord;
 use super::service::Service;
 use crate::event::{Event, FunctionId};
+use crate::syn::Routes;
 
 /// A change of one function.
 pub enum FunctionChange {
@@ -23,6 +24,8 @@ pub enum FunctionChange {
         /// Another function gets its listener when it is forgotten: its clients wait for that, and are not answered.
         has_heir: bool,
     },
+    /// These are the fronts from now on.
+    Fronts(Routes),
 }
 
 impl Node {
@@ -50,6 +53,7 @@ impl Node {
                     self.renew_listener(function);
                     events.push((function, Event::Changed { policy, replace }));
                 }
+                FunctionChange::Fronts(routes) => self.fronts = routes,
                 FunctionChange::Add(service) => {
                     let function = self.free_number();
                     self.functions.insert(function, FunctionRecord::new(function, *service));
@@ -66,7 +70,8 @@ impl Node {
     fn update_sensor(&mut self) {
         let Some(sensor) = &mut self.sensor else { return };
         let served = self.functions.iter().filter(|(_, record)| !record.leaving);
-        let routes = served.map(|(function, record)| (*function, record.service.route())).collect();
+        let routes = served.map(|(function, record)| (*function, record.service.route()));
+        let routes = routes.chain(self.fronts.clone()).collect();
         if let Err(error) = sensor.update(&routes) {
             tracing::error!("the kernel half does not know all functions: {error}; restart the agent");
         }

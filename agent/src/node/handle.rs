@@ -14,7 +14,7 @@ use crate::api::{FunctionStatus, Operation};
 use crate::decision::DecisionReason;
 use crate::event::{ClientIdentity, Demand, Event, FailureCause, FunctionId, InstanceId, Standing, Trigger};
 use crate::measure::{self, now_ns};
-use crate::serve::front::Announce;
+use crate::serve::front::{Announce, Guess, Guesses, is_front};
 use crate::start::{PreparedContainer, StartError};
 use crate::syn::RingRecord;
 
@@ -44,6 +44,7 @@ pub(super) enum NodeMessage {
 pub struct NodeHandle {
     pub(super) inbox: mpsc::Sender<NodeMessage>,
     pub(super) allow: Arc<AllowList>,
+    pub(super) guesses: Arc<Guesses>,
 }
 
 impl NodeHandle {
@@ -62,7 +63,8 @@ impl NodeHandle {
         true
     }
 
-    /// The demand that an event of a ring stands for. `None`, and counted, when the event is stale or invalid.
+    /// The demand that an event of a ring stands for. `None` when it is of a front and nothing is known of its client, and,
+    /// counted, when it is stale or invalid.
     pub(super) fn demand(&self, seen: &RingRecord) -> Option<(FunctionId, Demand)> {
         let event = match seen {
             RingRecord::Event(event) => event,
@@ -82,7 +84,12 @@ impl NodeHandle {
         };
         let client = Some(ClientIdentity { address: event.source(), isn: event.isn });
         let (at_ns, seen_ns) = (event.timestamp_ns, now_ns());
-        Some((event.function, Demand { trigger, standing, client, at_ns, seen_ns }))
+        let demand = Demand { trigger, standing, client, alias: None, at_ns, seen_ns };
+        if !is_front(event.function) {
+            return Some((event.function, demand));
+        }
+        let function = self.guesses.at_syn(event.function, event.source(), event.isn)?;
+        Some((function, Demand { trigger: Trigger::SynGuess, ..demand }))
     }
 
     /// Changes what is served. The changes hold when this returns; containers are made and removed later.
@@ -119,18 +126,31 @@ impl NodeHandle {
 
 impl Announce for NodeHandle {
     /// As the demand of a SYN: without room the accept queue reports the connection.
-    fn announce(&self, function: FunctionId, trigger: Trigger, client: SocketAddr, from: SocketAddr) {
+    fn announce(
+        &self,
+        function: FunctionId,
+        trigger: Trigger,
+        client: SocketAddr,
+        from: SocketAddr,
+        guess: Option<Guess>,
+    ) {
+        let guess = guess.filter(|guess| guess.function == function);
+        let alias = guess.map(|guess| ClientIdentity { address: client, isn: guess.isn });
         let standing = match self.allow.contains(mapped(client.ip())) {
             true => Standing::Allowed,
             false => Standing::Open,
         };
         let (client, now_ns) = (Some(ClientIdentity { address: from, isn: 0 }), now_ns());
-        let demand = Demand { trigger, standing, client, at_ns: now_ns, seen_ns: now_ns };
+        let demand = Demand { trigger, standing, client, alias, at_ns: now_ns, seen_ns: now_ns };
         let crowded = self.inbox.capacity() <= self.inbox.max_capacity() / 2;
         let message = NodeMessage::Event(function, Event::Demand(demand));
         if crowded || self.inbox.try_send(message).is_err() {
             measure::record_lost("inbox_full");
         }
+    }
+
+    fn guesses(&self) -> &Guesses {
+        &self.guesses
     }
 }
 

@@ -14,7 +14,8 @@ use crate::api::server::Control as _;
 use crate::api::{FunctionStatus, FunctionSummary};
 use crate::event::{Policy, Rates};
 use crate::inject::Resources;
-use crate::serve::front::Announce as _;
+use crate::serve::Doorbell;
+use crate::serve::front::{Announce as _, FIRST_FRONT};
 use crate::start::{BoxFuture, ControlEnd, Exit, FunctionRuntime, PreparedContainer, Process, StartError};
 use crate::syn::RingRecord;
 
@@ -244,7 +245,7 @@ fn syn(client: u16) -> SynEvent {
 fn a_client_of_a_front_is_one_start_though_the_sensors_see_its_connection() {
     run(LIMIT, PLENTY, async |bed| {
         let (client, from) = ("192.0.2.200:1".parse().unwrap(), SocketAddr::from(([198, 51, 100, 7], 4000)));
-        bed.node.announce(0, Trigger::Sni, client, from);
+        bed.node.announce(0, Trigger::Sni, client, from, None);
         assert!(bed.node.seen(&RingRecord::Event(event(4000, EventKind::Lookup, 0))));
         assert_eq!(bed.status().await.instances, 1);
         let seen = |kind| format!("headstart_syn_events_total{{function=\"orders\",kind=\"{kind}\"}}");
@@ -252,6 +253,29 @@ fn a_client_of_a_front_is_one_start_though_the_sensors_see_its_connection() {
         let suppressed = "headstart_syn_suppressed_total{reason=\"duplicate\"}";
         assert_eq!(bed.value(suppressed).await, 1.0);
         assert_eq!(bed.value(SPENT).await, 1.0, "its client has no key");
+    });
+}
+
+#[test]
+fn a_right_guess_and_what_its_client_then_names_are_one_start() {
+    run(LIMIT, PLENTY, async |bed| {
+        let doorbell = Arc::new(Doorbell::default());
+        doorbell.serve(0);
+        let of_front = SynEvent { function: FIRST_FRONT, ..syn(4000) };
+        assert!(!bed.node.seen(&RingRecord::Event(of_front)), "nothing is known of its source");
+        bed.node.guesses().learn(FIRST_FRONT, of_front.source().ip(), &doorbell);
+        assert!(bed.node.seen(&RingRecord::Event(of_front)));
+        let guess = bed.node.guesses().named(of_front.source());
+        let from = SocketAddr::from(([127, 0, 0, 1], 5000));
+        bed.node.announce(0, Trigger::Sni, of_front.source(), from, guess);
+        let mut connects = event(5000, EventKind::Lookup, 0);
+        connects.src = Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets();
+        assert!(bed.node.seen(&RingRecord::Event(connects)));
+        assert_eq!(bed.status().await.instances, 1);
+        let seen = |kind| format!("headstart_syn_events_total{{function=\"orders\",kind=\"{kind}\"}}");
+        assert_eq!(bed.value(&seen("syn-guess")).await, 1.0);
+        let duplicates = "headstart_syn_suppressed_total{reason=\"duplicate\"}";
+        assert_eq!(bed.value(duplicates).await, 2.0, "its name, and its connection");
     });
 }
 
@@ -335,7 +359,7 @@ fn every_kind_of_event_starts_a_function_and_is_the_trigger_of_its_timeline() {
 #[test]
 fn a_flood_fills_half_of_the_inbox_and_clients_with_a_key_the_rest() {
     let (sender, _inbox) = mpsc::channel(INBOX_MAX);
-    let node = NodeHandle { inbox: sender, allow: Arc::default() };
+    let node = NodeHandle { inbox: sender, allow: Arc::default(), guesses: Arc::default() };
     let taken = |flags| {
         (0..10_000u16)
             .filter(|client| node.seen(&RingRecord::Event(event(*client, EventKind::Syn, flags))))

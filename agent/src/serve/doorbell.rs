@@ -35,12 +35,17 @@ impl Doorbell {
         self.0.store(other.0.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// The function's number, if it is served.
+    #[must_use]
+    pub fn number(&self) -> Option<FunctionId> {
+        let bell = self.0.load(Ordering::Relaxed);
+        (bell & SERVED != 0).then(|| FunctionId::try_from(bell & u64::from(u32::MAX)).ok()).flatten()
+    }
+
     /// The function's number, if it is served and demand is news.
     #[must_use]
     pub fn cold(&self) -> Option<FunctionId> {
-        let bell = self.0.load(Ordering::Relaxed);
-        let rings = bell & SERVED != 0 && bell & WARM == 0;
-        rings.then(|| FunctionId::try_from(bell & u64::from(u32::MAX)).ok()).flatten()
+        self.number().filter(|_| self.0.load(Ordering::Relaxed) & WARM == 0)
     }
 }
 

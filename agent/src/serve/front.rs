@@ -17,12 +17,14 @@ mod bytes;
 mod certificates;
 mod client;
 mod connection;
+mod guess;
 mod requests;
 mod routes;
 mod sources;
 mod tls;
 
 pub use certificates::{Certificate, CertificateError, Certificates, EXPIRES_SOON};
+pub use guess::{Guess, Guesses};
 pub use routes::{Routes, Target, reachable};
 pub use tls::server_config;
 
@@ -33,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headstart_config::Carry;
+use headstart_ebpf::maps::FUNCTIONS_MAX;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -45,16 +48,41 @@ use crate::measure::{self, CarryReason};
 /// The pause after a failed accept: mostly there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The first number of a front in the kernel half. Those of functions are smaller.
+pub const FIRST_FRONT: FunctionId = (FUNCTIONS_MAX - FRONTS_MAX) as FunctionId;
+
+/// The most fronts that have a number.
+const FRONTS_MAX: usize = 64;
+
+/// Whether a number of the kernel half is a front's.
+#[must_use]
+pub fn is_front(number: FunctionId) -> bool {
+    (FIRST_FRONT..FUNCTIONS_MAX as FunctionId).contains(&number)
+}
+
 /// Tells the owner of the functions' state of a client.
 pub trait Announce: Send + Sync {
-    /// A connection from `from` to the function will follow, for a client of this address.
-    fn announce(&self, function: FunctionId, trigger: Trigger, client: SocketAddr, from: SocketAddr);
+    /// A connection from `from` to the function will follow, for a client of this address. It was announced already if its
+    /// SYN led to the right guess.
+    fn announce(
+        &self,
+        function: FunctionId,
+        trigger: Trigger,
+        client: SocketAddr,
+        from: SocketAddr,
+        guess: Option<Guess>,
+    );
+
+    /// What is known of where clients go.
+    fn guesses(&self) -> &Guesses;
 }
 
 /// What a front does, until the configuration is read again.
 pub struct FrontSettings {
     /// Its name.
     pub name: String,
+    /// Its number in the kernel half.
+    pub number: FunctionId,
     /// With TLS: the certificates, and what is spoken.
     pub tls: Option<Arc<ServerConfig>>,
     /// What goes to functions.
@@ -91,17 +119,18 @@ impl RunningFront {
     ) -> io::Result<Self> {
         let listener = std::net::TcpListener::from(listener.try_clone()?);
         let most = usize::try_from(most).unwrap_or(Semaphore::MAX_PERMITS);
-        let places = Arc::new(Semaphore::new(most));
         let (settings, current) = watch::channel(settings);
+        let sources: Arc<Sources> = Arc::default();
+        let count = ConnectionCount(Arc::clone(&sources));
         let front =
-            Accepting { places: Arc::clone(&places), settings: current, announce, sources: Arc::default() };
+            Accepting { places: Arc::new(Semaphore::new(most)), settings: current, announce, sources };
         data.spawn(async move {
             match TcpListener::from_std(listener) {
                 Ok(listener) => front.run(listener).await,
                 Err(error) => tracing::error!("a front cannot accept: {error}"),
             }
         });
-        Ok(Self { settings, count: ConnectionCount { places, most } })
+        Ok(Self { settings, count })
     }
 
     /// Treats new connections so from now on.
@@ -118,16 +147,13 @@ impl RunningFront {
 
 /// Counts the connections of a front.
 #[derive(Clone)]
-pub struct ConnectionCount {
-    places: Arc<Semaphore>,
-    most: usize,
-}
+pub struct ConnectionCount(Arc<Sources>);
 
 impl ConnectionCount {
     /// Connections that are open.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.most.saturating_sub(self.places.available_permits())
+        self.0.total()
     }
 }
 
@@ -157,7 +183,9 @@ impl Accepting {
             };
             let settings = Arc::clone(&self.settings.borrow());
             let (place, socket, client) = match accepted {
-                Ok(accepted) => accepted,
+                Ok((place, socket, client)) => {
+                    (place, socket, SocketAddr::new(client.ip().to_canonical(), client.port()))
+                }
                 Err(error) => {
                     tracing::warn!(front = settings.name, "a client cannot be accepted: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,6 +1,6 @@
 //! The fronts: from their configuration to what accepts, at the start and at a reload.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,13 +14,16 @@ use tokio::runtime::Handle as DataHandle;
 use super::error::ReloadRefusal;
 use crate::api::server::FrontView;
 use crate::api::{CertificateStatus, FrontStatus};
+use crate::event::FunctionId;
 use crate::manager::{ListenerKey, ServiceManager};
 use crate::measure;
 use crate::node::{NodeHandle, Service};
 use crate::serve::front::{
-    CertificateError, Certificates, FrontSettings, Routes, RunningFront, Target, reachable, server_config,
+    CertificateError, Certificates, FIRST_FRONT, FrontSettings, Routes as FrontRoutes, RunningFront, Target,
+    reachable, server_config,
 };
 use crate::serve::{BindingError, Bindings};
+use crate::syn::{Route, Routes};
 
 /// Why a front does not accept.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,8 @@ pub struct Fronts {
 /// A front with its listener.
 struct OpenFront {
     config: FrontConfig,
+    /// In the kernel half.
+    number: Option<FunctionId>,
     listener: Arc<OwnedFd>,
     tls: Option<Identity>,
     /// Functions that it leads to.
@@ -113,6 +118,7 @@ impl Fronts {
                 }
             }
         }
+        fronts.number();
         fronts
     }
 
@@ -161,6 +167,7 @@ impl Fronts {
         for PlannedFront { config, tls, listener, is_new } in plan.fronts {
             let key = ListenerKey::Bound(config.listen);
             let old = before.get_mut(&config.name).filter(|_| !is_new);
+            let number = old.as_ref().and_then(|old| old.number);
             let running = old.filter(|old| old.config.connections == config.connections);
             let running = running.and_then(|old| old.running.take());
             if is_new {
@@ -168,7 +175,7 @@ impl Fronts {
             }
             bindings.record(&config, key, &listener);
             stay.push(key);
-            let front = OpenFront { running, ..OpenFront::new(&config, tls, listener) };
+            let front = OpenFront { running, number, ..OpenFront::new(&config, tls, listener) };
             self.open.insert(config.name.clone(), front);
         }
         for gone in before.into_values().map(|front| ListenerKey::Bound(front.config.listen)) {
@@ -177,6 +184,7 @@ impl Fronts {
             }
         }
         self.lacking = plan.lacking;
+        self.number();
     }
 
     /// Tries to open what could not be opened. True when one is open now.
@@ -195,6 +203,7 @@ impl Fronts {
                 Err(_) => drop(self.lacking.insert(name, (config, reason))),
             }
         }
+        self.number();
         any
     }
 
@@ -220,6 +229,28 @@ impl Fronts {
         }
     }
 
+    /// How the kernel half sees the SYNs of their clients.
+    #[must_use]
+    pub fn routes(&self) -> Routes {
+        let route = |front: &OpenFront| Route {
+            listen: front.config.listen,
+            id: None,
+            auth: RequireAuth::No,
+            steered: false,
+            listener: Arc::clone(&front.listener),
+        };
+        self.open.values().filter_map(|front| Some((front.number?, route(front)))).collect()
+    }
+
+    /// Gives each front a number that has none. What is known of where clients go is by these.
+    fn number(&mut self) {
+        let taken: BTreeSet<_> = self.open.values().filter_map(|front| front.number).collect();
+        let mut free = (FIRST_FRONT..).filter(|number| !taken.contains(number));
+        for front in self.open.values_mut().filter(|front| front.number.is_none()) {
+            front.number = free.next();
+        }
+    }
+
     /// What the API shows.
     pub(super) fn views(&self) -> Vec<FrontView> {
         let open = self.open.values().map(|front| FrontView {
@@ -237,14 +268,14 @@ impl Fronts {
 impl OpenFront {
     fn new(config: &FrontConfig, tls: Option<Identity>, listener: Arc<OwnedFd>) -> Self {
         measure::declare_front(&config.name);
-        Self { config: config.clone(), listener, tls, functions: Vec::new(), running: None }
+        Self { config: config.clone(), number: None, listener, tls, functions: Vec::new(), running: None }
     }
 
     fn settings(&mut self, config: &Config, services: &HashMap<String, Service>) -> FrontSettings {
         let front = &self.config;
         let target =
             |function: &Function| services.get(&function.name).and_then(|one| target(one).ok()).map(Arc::new);
-        let mut routes = Routes::default();
+        let mut routes = FrontRoutes::default();
         self.functions.clear();
         for function in &config.functions {
             let is_default = front.default.as_ref() == Some(&function.name);
@@ -265,6 +296,7 @@ impl OpenFront {
         }
         FrontSettings {
             name: front.name.clone(),
+            number: self.number.unwrap_or(FIRST_FRONT),
             tls: self.tls.as_ref().map(|tls| Arc::clone(&tls.config)),
             carry: front.carry,
             proxy_protocol: front.proxy_protocol,
@@ -310,11 +342,11 @@ fn status(config: &FrontConfig) -> FrontStatus {
 fn target(service: &Service) -> io::Result<Target> {
     let bound = SockRef::from(&*service.resources.listener).local_addr()?;
     let bound = bound.as_socket().ok_or_else(|| io::Error::other("it is no socket of TCP"))?;
-    let open = service.require_auth == RequireAuth::No;
     Ok(Target {
         function: service.name.clone(),
         address: reachable(bound),
-        doorbell: open.then(|| Arc::clone(&service.doorbell)),
+        doorbell: Arc::clone(&service.doorbell),
+        needs_key: service.require_auth != RequireAuth::No,
     })
 }
 

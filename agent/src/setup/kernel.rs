@@ -8,7 +8,7 @@ use headstart_wire::ktls;
 use crate::guard::Guard;
 use crate::node::Service;
 use crate::start;
-use crate::syn::{self, Kernel, PinError, Pins, RunningSensors};
+use crate::syn::{self, Kernel, PinError, Pins, Routes, RunningSensors};
 
 /// Locks the directory where programs and maps outlive the agent; `None` where nothing can be pinned.
 ///
@@ -73,8 +73,10 @@ pub fn watch(
     config: &Config,
     kernel: Result<Kernel, String>,
     services: &[Service],
+    fronts: Routes,
 ) -> Option<RunningSensors> {
-    let routes = (0..).zip(services).map(|(number, service)| (number, service.route())).collect();
+    let routes = (0..).zip(services).map(|(number, service)| (number, service.route()));
+    let routes = routes.chain(fronts).collect();
     if config.agent.interfaces == Interfaces::Named(Vec::new())
         && services.iter().any(|service| service.steered)
     {

@@ -36,7 +36,7 @@ use crate::api::server::{Overview, ReloadRequest};
 use crate::api::{ReloadOutcome, Unavailable};
 use crate::manager::ServiceManager;
 use crate::measure;
-use crate::node::{NodeHandle, Service};
+use crate::node::{FunctionChange, NodeHandle, Service};
 use crate::privilege;
 use crate::serve::{BindingKeys, Bindings};
 use crate::setup::front::Fronts;
@@ -211,7 +211,7 @@ impl Reload {
 
     async fn apply(&mut self, config: Config, plan: Plan) -> ReloadOutcome {
         let Plan {
-            changes,
+            mut changes,
             outcome,
             services,
             pools,
@@ -225,15 +225,16 @@ impl Reload {
         } = plan;
         self.heirs.waiting = heirs;
         pools.values().flatten().for_each(|pool| pool.start(&self.data));
+        if let Some(plan) = fronts {
+            self.fronts.apply(plan, &mut self.bindings, &self.manager);
+        }
+        changes.push(FunctionChange::Fronts(self.fronts.routes()));
         self.node.change(changes).await;
         for (key, listener) in &opened {
             self.manager.store_listener(*key, listener);
         }
         for key in released {
             self.manager.remove_listener(key);
-        }
-        if let Some(plan) = fronts {
-            self.fronts.apply(plan, &mut self.bindings, &self.manager);
         }
         let old = std::mem::replace(&mut self.pools, pools);
         let gone = |name: &String| fresh.contains(name) || !self.pools.contains_key(name);

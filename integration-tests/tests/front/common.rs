@@ -1,7 +1,7 @@
 //! A place with certificates, ports, and clients that know them.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -93,10 +93,14 @@ impl Place {
     }
 
     fn curl_command(&self, arguments: &[&str]) -> Command {
+        self.curl_to(IpAddr::from([127, 0, 0, 1]), arguments)
+    }
+
+    /// For whom every host is at this address.
+    pub(crate) fn curl_to(&self, address: IpAddr, arguments: &[&str]) -> Command {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--http1.1", "--noproxy", "*", "--max-time", "20", "--cacert"]).arg(self.ca());
-        // Every host is here.
-        curl.args(["--connect-to", "::127.0.0.1:"]).args(arguments);
+        curl.args(["--connect-to", &format!("::{address}:")]).args(arguments);
         curl
     }
 

@@ -8,10 +8,31 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::process::Stdio;
+use std::time::Duration;
 
 use common::{Place, ready};
 use headstart_integration_tests::lab::site::LIMIT;
-use headstart_integration_tests::lab::{Manager, cli, run_within};
+use headstart_integration_tests::lab::{Delay, Link, Manager, Namespace, RunningAgent, cli, run_within};
+
+/// The kernel's report of a SYN comes before its client speaks.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// So often it was started for each of these triggers, and never for another. Its readiness may be reported after its answer.
+#[track_caller]
+fn started(agent: &RunningAgent, function: &str, triggers: &[(&str, u32)]) {
+    let wanted: u32 = triggers.iter().map(|(_, starts)| starts).sum();
+    let counted = || {
+        let metrics = agent.metrics()?;
+        let all = metrics.sum("headstart_coldstarts_total", &[("function", function)]);
+        Ok((all >= f64::from(wanted)).then_some(metrics))
+    };
+    let metrics = cli::eventually("it is started", LIMIT, counted).unwrap();
+    let labels = |trigger| [("function", function), ("trigger", trigger), ("outcome", "ready")];
+    let count = |trigger| metrics.sum("headstart_coldstarts_total", &labels(trigger));
+    let counts: Vec<_> = triggers.iter().map(|(trigger, _)| (*trigger, count(trigger))).collect();
+    let expected: Vec<_> = triggers.iter().map(|(trigger, starts)| (*trigger, f64::from(*starts))).collect();
+    assert_eq!(counts, expected, "{function}\n{}", agent.log());
+}
 
 #[test]
 fn clients_reach_the_functions_that_they_name() {
@@ -57,12 +78,8 @@ fn clients_reach_the_functions_that_they_name() {
         place.python(0, "x.b.test", "versions"),
         "TLSv1.2 http/1.1 HTTP/1.1 200 OK\nTLSv1.3 http/1.1 HTTP/1.1 200 OK\n"
     );
-    let metrics = agent.metrics().unwrap();
     for (function, trigger) in [("api", "host"), ("rest", "host"), ("wild", "sni")] {
-        let labels = [("function", function), ("trigger", trigger), ("outcome", "ready")];
-        let starts = metrics.get("headstart_coldstarts_total", &labels);
-        let all = metrics.sum("headstart_coldstarts_total", &[("function", function)]);
-        assert_eq!((starts, all), (Some(1.0), 1.0), "{function}");
+        started(&agent, function, &[(trigger, 1)]);
     }
     assert_eq!(place.python(0, "a.test", "upgrade"), "HTTP/1.1 101 Switching Protocols\none\ntwo\n");
 
@@ -144,8 +161,7 @@ fn bytes_are_carried_as_they_are() {
     let metrics = agent.metrics().unwrap();
     let labels = [("front", "raw"), ("reason", "bytes")];
     assert_eq!(metrics.get("headstart_front_connections_total", &labels), Some(1.0));
-    let labels = [("function", "raw"), ("trigger", "sni"), ("outcome", "ready")];
-    assert_eq!(metrics.get("headstart_coldstarts_total", &labels), Some(1.0));
+    started(&agent, "raw", &[("sni", 1)]);
     assert!(agent.stop().unwrap().success());
 }
 
@@ -258,5 +274,73 @@ fn a_front_that_cannot_be_served_is_said_and_tried_again() {
     place.certificate("one", &["a.test"], 2090);
     agent.wait_log("what had been in the way is gone", LIMIT).unwrap();
     assert!(place.curl(&[&place.url("https", 0, "a.test", "/")]).contains("\"a\""));
+    assert!(agent.stop().unwrap().success());
+}
+
+/// A client that comes again is expected to mean the same function.
+#[test]
+fn the_function_that_a_source_went_to_last_is_started_at_its_syn() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    place.certificate("one", &["a.test", "b.test"], 2090);
+    let client = Namespace::new("client").unwrap();
+    let link = Link::connect(&client).unwrap();
+    let _far = Delay::new(&client, ROUND_TRIP).unwrap();
+    let front = place.front("tls", 0, "certificates = [CERTIFICATES]\n").replace("127.0.0.1", "0.0.0.0");
+    let functions = ["a", "b"].map(|name| {
+        place.function(
+            name,
+            if name == "a" { 10 } else { 11 },
+            &format!("hosts = [\"{name}.test\"]\nconcurrency = 1\n"),
+        )
+    });
+    let agent = place.agent(&format!("{front}{}", functions.concat())).interface(link.host_if());
+    let many = "{ function = { min = 100, max = 100 }, global = { min = 100, max = 100 } }";
+    let agent = agent.syn("starts", many).start().unwrap();
+    let ask = |name: &str| {
+        let url = place.url("https", 0, &format!("{name}.test"), "/");
+        let said = client.run(&mut place.curl_to(link.host(0).ip(), &[&url])).unwrap();
+        assert!(said.contains(&format!("\"{name}\"")), "{said}");
+    };
+    let cool = |name: &str| {
+        agent.stop_function(name).unwrap();
+        agent
+            .wait_function(name, "cold", LIMIT, |function| {
+                function["state"] == "cold" && function["removing"] == 0
+            })
+            .unwrap();
+    };
+    let started = |name: &str, by_sni: u32, by_guess: u32| {
+        started(&agent, name, &[("sni", by_sni), ("syn-guess", by_guess)])
+    };
+    let guesses = |outcome: &str| {
+        let labels = [("front", "tls"), ("outcome", outcome)];
+        agent.metrics().unwrap().sum("headstart_front_guesses_total", &labels)
+    };
+    for name in ["a", "b"] {
+        agent.wait_state(name, "cold", LIMIT).unwrap();
+    }
+    ask("a");
+    started("a", 1, 0);
+    cool("a");
+    ask("a");
+    // Once, and at the SYN.
+    started("a", 1, 1);
+    assert_eq!((guesses("right"), guesses("wrong")), (1.0, 0.0));
+    cool("a");
+    ask("b");
+    assert_eq!((guesses("right"), guesses("wrong")), (1.0, 1.0));
+    started("b", 1, 0);
+
+    // A front keeps its number, and so what is known of it, when others come.
+    agent.wait_state("a", "ready", LIMIT).unwrap();
+    cool("b");
+    let other = place.front("other", 1, "");
+    agent.rewrite(&format!("{front}{other}{}", functions.concat())).unwrap();
+    assert_eq!(agent.ask("POST", "/api/v1/reload").unwrap().status, 200);
+    ask("b");
+    started("b", 1, 1);
     assert!(agent.stop().unwrap().success());
 }

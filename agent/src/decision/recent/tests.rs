@@ -4,7 +4,7 @@ const SECOND: u64 = 1_000_000_000;
 
 fn syn(address: &str, isn: u32) -> Demand {
     let client = Some(ClientIdentity { address: address.parse().unwrap(), isn });
-    Demand { trigger: Trigger::Syn, standing: Standing::Open, client, at_ns: 0, seen_ns: 0 }
+    Demand { trigger: Trigger::Syn, standing: Standing::Open, client, alias: None, at_ns: 0, seen_ns: 0 }
 }
 
 fn a() -> Demand {

@@ -1,6 +1,8 @@
 //! What fronts count.
 
-use super::{FRONT_CONNECTIONS, FRONT_EXPIRY, FRONT_HANDSHAKES, FRONT_REQUESTS, counter, gauge};
+use super::{
+    FRONT_CONNECTIONS, FRONT_EXPIRY, FRONT_GUESSES, FRONT_HANDSHAKES, FRONT_REQUESTS, counter, gauge,
+};
 
 /// How a TLS handshake with a client of a front ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,9 @@ impl RequestOutcome {
     }
 }
 
+/// The outcomes of guesses.
+const GUESSES: [&str; 2] = ["right", "wrong"];
+
 /// Shows a front's counters before they count.
 pub fn declare_front(front: &str) {
     let front = || front.to_owned();
@@ -103,6 +108,9 @@ pub fn declare_front(front: &str) {
     }
     for reason in CarryReason::ALL {
         counter!(FRONT_CONNECTIONS, "front" => front(), "reason" => reason.as_str()).increment(0);
+    }
+    for outcome in GUESSES {
+        counter!(FRONT_GUESSES, "front" => front(), "outcome" => outcome).increment(0);
     }
     for outcome in RequestOutcome::ALL {
         counter!(FRONT_REQUESTS, "front" => front(), "outcome" => outcome.as_str()).increment(0);
@@ -117,6 +125,13 @@ pub fn record_front_handshake(front: &str, outcome: HandshakeOutcome) {
 /// A connection is carried, or closed.
 pub fn record_front_connection(front: &str, reason: CarryReason) {
     counter!(FRONT_CONNECTIONS, "front" => front.to_owned(), "reason" => reason.as_str()).increment(1);
+}
+
+/// A client has named a function, and another or the same was started at its SYN.
+pub fn record_front_guess(front: &str, right: bool) {
+    let [yes, no] = GUESSES;
+    counter!(FRONT_GUESSES, "front" => front.to_owned(), "outcome" => if right { yes } else { no })
+        .increment(1);
 }
 
 /// A request is answered.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use headstart_config::Carry;
 use tokio::net::{TcpSocket, TcpStream};
@@ -32,6 +33,8 @@ pub(super) struct Connection {
     /// The host in its ClientHello.
     pub(super) host: Option<String>,
     announce: Arc<dyn Announce>,
+    /// It has named a function.
+    has_named: AtomicBool,
     /// A function that was asked for, and the socket whose connection was announced to it.
     announced: Mutex<Option<(String, TcpSocket)>>,
     last_byte: LastByte,
@@ -54,6 +57,7 @@ pub(super) async fn serve(
         is_tls: false,
         host: None,
         announce,
+        has_named: AtomicBool::new(false),
         announced: Mutex::new(None),
         last_byte,
         _places: places,
@@ -96,7 +100,7 @@ impl Connection {
             return Err(HandshakeOutcome::UnknownName);
         }
         if let Some(Found::Target(target)) = &target
-            && let Some(socket) = target.announce(&*self.announce, Trigger::Sni, self.client)
+            && let Some(socket) = self.ask_for(target, Trigger::Sni)
         {
             self.announced = Mutex::new(Some((target.function.clone(), socket)));
         }
@@ -110,8 +114,22 @@ impl Connection {
         let before = self.announced.lock().unwrap_or_else(PoisonError::into_inner).take();
         match before {
             Some((function, socket)) if function == target.function => Some(socket),
-            _ => target.announce(&*self.announce, trigger, self.client),
+            _ => self.ask_for(target, trigger),
         }
+    }
+
+    /// The client has named this function.
+    fn ask_for(&self, target: &Target, trigger: Trigger) -> Option<TcpSocket> {
+        let is_first = !self.has_named.swap(true, Ordering::Relaxed);
+        let guess = is_first.then(|| self.announce.guesses().named(self.client)).flatten();
+        if let Some(guess) = guess {
+            let right = target.doorbell.number() == Some(guess.function);
+            measure::record_front_guess(&self.settings.name, right);
+        }
+        if !target.needs_key {
+            self.announce.guesses().learn(self.settings.number, self.client.ip(), &target.doorbell);
+        }
+        target.announce(&*self.announce, trigger, self.client, guess)
     }
 
     async fn carry_bytes(&self, stream: TlsStream<ClientStream>) {

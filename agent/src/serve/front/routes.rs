@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::Announce;
+use super::{Announce, Guess};
 use crate::event::Trigger;
 use crate::serve::Doorbell;
 
@@ -21,8 +21,10 @@ pub struct Target {
     pub function: String,
     /// Its own listener, as this host reaches it.
     pub address: SocketAddr,
-    /// Tells whether it must be asked for. `None`: only clients with a key may do so.
-    pub doorbell: Option<Arc<Doorbell>>,
+    /// Tells whether it must be asked for.
+    pub doorbell: Arc<Doorbell>,
+    /// Only clients with a key may ask for it early.
+    pub needs_key: bool,
 }
 
 impl Target {
@@ -32,12 +34,13 @@ impl Target {
         to: &dyn Announce,
         trigger: Trigger,
         client: SocketAddr,
+        guess: Option<Guess>,
     ) -> Option<TcpSocket> {
-        let function = self.doorbell.as_ref()?.cold()?;
+        let function = self.doorbell.cold().filter(|_| !self.needs_key)?;
         let socket = if self.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.ok()?;
         // The sensors will see the SYN of this address: it is then no other client's.
         socket.bind(SocketAddr::new(self.address.ip(), 0)).ok()?;
-        to.announce(function, trigger, client, socket.local_addr().ok()?);
+        to.announce(function, trigger, client, socket.local_addr().ok()?, guess);
         Some(socket)
     }
 
@@ -146,7 +149,12 @@ mod tests {
 
     fn target(name: &str) -> Option<Arc<Target>> {
         let address = "127.0.0.1:1".parse().unwrap();
-        Some(Arc::new(Target { function: name.to_owned(), address, doorbell: None }))
+        Some(Arc::new(Target {
+            function: name.to_owned(),
+            address,
+            doorbell: Arc::default(),
+            needs_key: false,
+        }))
     }
 
     fn name(found: Option<Found>) -> String {

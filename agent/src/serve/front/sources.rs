@@ -21,6 +21,12 @@ impl Sources {
         *count += 1;
         Some(SourcePlace { sources: Arc::clone(self), source })
     }
+
+    /// Connections of all sources.
+    pub(super) fn total(&self) -> usize {
+        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.values().map(|count| usize::try_from(*count).unwrap_or(0)).sum()
+    }
 }
 
 /// The place of one connection.
@@ -61,6 +67,7 @@ mod tests {
         assert!(enter("2001:db8::3").is_none(), "the same /64");
         let others = [enter("2001:db8:0:1::1"), enter("192.0.2.1"), enter("::ffff:192.0.2.1")];
         assert!(others.iter().all(Option::is_some) && enter("192.0.2.1").is_none());
+        assert_eq!(sources.total(), 5);
         drop(places);
         assert!(enter("2001:db8::3").is_some());
         drop(others);

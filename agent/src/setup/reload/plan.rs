@@ -11,6 +11,7 @@ use super::Reload;
 use crate::api::{ReloadOutcome, Unavailable};
 use crate::manager::ListenerKey;
 use crate::node::{FunctionChange, Service};
+use crate::serve::front::FIRST_FRONT;
 use crate::serve::{BindingKeys, is_listening};
 use crate::setup::front::FrontPlan;
 use crate::setup::{self, Credentials, Pools, ReloadRefusal, ServiceError, unavailable};
@@ -129,7 +130,9 @@ impl Reload {
         // The new configuration no longer has a function that waited.
         let given_up = self.heirs.waiting.values().map(|(key, _)| *key);
         plan.released.extend(given_up.filter(|key| !inherited.contains(key)));
-        if self.bindings.open_count() + plan.opened.len() > FUNCTIONS_MAX {
+        if self.bindings.open_count() + plan.opened.len()
+            > usize::try_from(FIRST_FRONT).unwrap_or(FUNCTIONS_MAX)
+        {
             return Err(ReloadRefusal::TooMany);
         }
         Ok(())

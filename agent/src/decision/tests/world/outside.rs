@@ -48,6 +48,7 @@ impl World {
             trigger: Trigger::Syn,
             standing: if self.rng.percent(50) { Standing::Key } else { Standing::Open },
             client: Some(ClientIdentity { address, isn: 1 + u32::from(client) }),
+            alias: None,
             at_ns: syn_ns,
             seen_ns: syn_ns,
         };
