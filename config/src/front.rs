@@ -52,7 +52,7 @@ pub struct Front {
 /// What a front gives to functions of what its clients send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carry {
-    /// `"requests"`: each request of HTTP/1.1 goes to the function that its host and path name.
+    /// `"requests"`: each request of HTTP/1.1 or HTTP/2 goes to the function that its host and path name.
     Requests,
     /// `"bytes"`: what a client sends goes, decrypted, to the function that the name in its ClientHello names. Functions
     /// with `paths` cannot be told apart so, and are not reached.
@@ -111,7 +111,7 @@ impl Front {
             for key in ["proxy_protocol", "alpn"] {
                 table.refuse(
                     key,
-                    "needs carry = \"bytes\": requests bring the client's address in their header, and are HTTP/1.1",
+                    "needs carry = \"bytes\": requests bring the client's address in their header, and are HTTP",
                 );
             }
         }

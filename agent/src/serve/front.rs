@@ -41,7 +41,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-use self::sources::Sources;
+use self::sources::{RequestPlaces, Sources};
 use crate::event::{FunctionId, Trigger};
 use crate::measure::{self, CarryReason};
 
@@ -122,8 +122,13 @@ impl RunningFront {
         let (settings, current) = watch::channel(settings);
         let sources: Arc<Sources> = Arc::default();
         let count = ConnectionCount(Arc::clone(&sources));
-        let front =
-            Accepting { places: Arc::new(Semaphore::new(most)), settings: current, announce, sources };
+        let front = Accepting {
+            places: Arc::new(Semaphore::new(most)),
+            requests: Arc::new(RequestPlaces::new(most)),
+            settings: current,
+            announce,
+            sources,
+        };
         data.spawn(async move {
             match TcpListener::from_std(listener) {
                 Ok(listener) => front.run(listener).await,
@@ -159,6 +164,7 @@ impl ConnectionCount {
 
 struct Accepting {
     places: Arc<Semaphore>,
+    requests: Arc<RequestPlaces>,
     settings: watch::Receiver<Arc<FrontSettings>>,
     announce: Arc<dyn Announce>,
     sources: Arc<Sources>,
@@ -196,8 +202,8 @@ impl Accepting {
                 measure::record_front_connection(&settings.name, CarryReason::SourceLimit);
                 continue;
             };
-            let announce = Arc::clone(&self.announce);
-            tokio::spawn(connection::serve(socket, client, settings, announce, (place, of_source)));
+            let (announce, requests) = (Arc::clone(&self.announce), Arc::clone(&self.requests));
+            tokio::spawn(connection::serve(socket, client, settings, announce, requests, (place, of_source)));
         }
     }
 }

@@ -87,7 +87,7 @@ impl Identity {
         }
         let certificates = Arc::new(Certificates::read(&front.certificates, front.default.is_some())?);
         let alpn = match front.carry {
-            Carry::Requests => &["http/1.1".to_owned()][..],
+            Carry::Requests => &["h2".to_owned(), "http/1.1".to_owned()][..],
             Carry::Bytes => &front.alpn,
         };
         let config = server_config(Arc::clone(&certificates), alpn)?;

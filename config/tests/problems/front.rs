@@ -42,7 +42,7 @@ fn keys() {
         ("carry = \"byte\"", "carry: unknown value \"byte\", did you mean \"bytes\"?"),
         (
             "proxy_protocol = true",
-            "proxy_protocol: needs carry = \"bytes\": requests bring the client's address in their header, and are HTTP/1.1",
+            "proxy_protocol: needs carry = \"bytes\": requests bring the client's address in their header, and are HTTP",
         ),
         ("default = \"g\"", "default: there is no function \"g\""),
         ("connections = 0", "connections: must be 1 to 65535"),

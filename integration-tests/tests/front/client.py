@@ -23,7 +23,7 @@ def ask(stream, text):
 
 if what == "versions":
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-        with session(["h2", "http/1.1"], version) as stream:
+        with session(["http/1.1"], version) as stream:
             answer = ask(stream, b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode())
             print(stream.version(), stream.selected_alpn_protocol(), answer.split(b"\r\n")[0].decode())
 elif what == "upgrade":

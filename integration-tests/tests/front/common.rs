@@ -15,7 +15,7 @@ use headstart_integration_tests::lab::{
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 pub(crate) fn ready() -> bool {
-    let tools = ["curl", "openssl", "/usr/bin/python3"];
+    let tools = ["curl", "openssl", "h2load", "/usr/bin/python3"];
     privilege::require_root("namespaces") && privilege::require_tools(&tools)
 }
 
@@ -117,6 +117,14 @@ impl Place {
     /// What curl says when it fails.
     pub(crate) fn curl_fails(&self, arguments: &[&str]) -> String {
         self.try_curl(arguments).unwrap_err().to_string()
+    }
+
+    /// What h2load prints, over TLS and HTTP/2.
+    pub(crate) fn h2load(&self, port: usize, host: &str, arguments: &[&str]) -> String {
+        let address = self.address(port);
+        let mut h2load = Command::new("h2load");
+        h2load.arg(format!("--connect-to={address}")).args(arguments);
+        run_within(LIMIT, h2load.arg(self.url("https", port, host, "/"))).unwrap()
     }
 
     pub(crate) fn openssl(&self, port: usize, arguments: &[&str]) -> String {

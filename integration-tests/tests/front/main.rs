@@ -40,8 +40,9 @@ fn clients_reach_the_functions_that_they_name() {
         return;
     }
     let place = Place::new();
-    place.certificate("one", &["a.test", "*.b.test"], 2090);
+    place.certificate("one", &["a.test", "*.b.test", "c.test"], 2090);
     let sections = [
+        place.function("many", 13, "hosts = [\"c.test\"]\n"),
         place.front("tls", 0, "certificates = [CERTIFICATES]\n"),
         place.front("plain", 1, "default = \"rest\"\n"),
         place.function("rest", 10, "hosts = [\"a.test\"]\nconcurrency = 1\n"),
@@ -92,6 +93,23 @@ fn clients_reach_the_functions_that_they_name() {
     let out = ["-o", "/dev/null", "-w", "%{size_download}"];
     let said = place.curl(&[&out[..], &[&place.url("https", 0, "a.test", "/large")]].concat());
     assert_eq!(said, "16777216");
+
+    // One connection of HTTP/2, two functions.
+    let cookies = ["-H", "Cookie: a=1", "-H", "Cookie: b=2"];
+    let said = place.curl(
+        &[
+            &["--http2", "-w", "\n%{http_version} %{num_connects}\n"][..],
+            &cookies,
+            &[&place.url("https", 0, "a.test", "/api/"), &place.url("https", 0, "a.test", "/")],
+        ]
+        .concat(),
+    );
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].contains("\"api\"") && lines[2].contains("\"rest\""), "{said}");
+    assert_eq!((lines[1], lines[3]), ("2 1", "2 0"), "{said}");
+    assert!(lines[0].contains("a=1; b=2") && lines[0].contains("\"host\": \"a.test:"), "{said}");
+    let said = place.h2load(0, "c.test", &["-n", "200", "-c", "2", "-m", "100"]);
+    assert!(said.contains("200 succeeded, 0 failed, 0 errored"), "{said}");
 
     // Without TLS, and what no function has.
     let said = place.curl(&[&place.url("http", 1, "y.b.test", "/")]);

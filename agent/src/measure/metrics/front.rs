@@ -76,6 +76,8 @@ pub enum RequestOutcome {
     UnknownHost,
     /// Its host is not that of its TLS session.
     Misdirected,
+    /// Its source has too many at a time.
+    SourceLimit,
     /// Its function is not served.
     Unserved,
     /// Its function did not accept, or ended without an answer.
@@ -83,14 +85,21 @@ pub enum RequestOutcome {
 }
 
 impl RequestOutcome {
-    const ALL: [Self; 5] =
-        [Self::Carried, Self::UnknownHost, Self::Misdirected, Self::Unserved, Self::Unreachable];
+    const ALL: [Self; 6] = [
+        Self::Carried,
+        Self::UnknownHost,
+        Self::Misdirected,
+        Self::SourceLimit,
+        Self::Unserved,
+        Self::Unreachable,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Carried => "carried",
             Self::UnknownHost => "unknown_host",
             Self::Misdirected => "misdirected",
+            Self::SourceLimit => "source_limit",
             Self::Unserved => "unserved",
             Self::Unreachable => "unreachable",
         }

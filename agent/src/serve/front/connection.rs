@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::client::{ClientStream, LastByte};
 use super::routes::{Found, Target};
-use super::sources::SourcePlace;
+use super::sources::{RequestPlaces, SourcePlace};
 use super::tls::{self, Hello};
 use super::{Announce, FrontSettings, bytes, requests};
 use crate::event::Trigger;
@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) is_tls: bool,
     /// The host in its ClientHello.
     pub(super) host: Option<String>,
+    /// Bounds the requests that are at functions.
+    pub(super) requests: Arc<RequestPlaces>,
     announce: Arc<dyn Announce>,
     /// It has named a function.
     has_named: AtomicBool,
@@ -47,6 +49,7 @@ pub(super) async fn serve(
     client: SocketAddr,
     settings: Arc<FrontSettings>,
     announce: Arc<dyn Announce>,
+    requests: Arc<RequestPlaces>,
     places: Places,
 ) {
     let last_byte = LastByte::new();
@@ -56,6 +59,7 @@ pub(super) async fn serve(
         client,
         is_tls: false,
         host: None,
+        requests,
         announce,
         has_named: AtomicBool::new(false),
         announced: Mutex::new(None),
@@ -65,7 +69,7 @@ pub(super) async fn serve(
     if connection.settings.tls.is_none() {
         measure::record_front_connection(&connection.settings.name, CarryReason::Requests);
         let connection = Arc::new(connection);
-        return connection.unless_idle(requests::carry(stream, Arc::clone(&connection))).await;
+        return connection.unless_idle(requests::carry(stream, Arc::clone(&connection), false)).await;
     }
     let limit = connection.settings.handshake_timeout;
     let handshake = tls::within(limit, connection.handshake(stream)).await;
@@ -76,7 +80,8 @@ pub(super) async fn serve(
     match connection.settings.carry {
         Carry::Requests => {
             measure::record_front_connection(&connection.settings.name, CarryReason::Requests);
-            connection.unless_idle(requests::carry(stream, Arc::clone(&connection))).await;
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            connection.unless_idle(requests::carry(stream, Arc::clone(&connection), is_http2)).await;
         }
         Carry::Bytes => {
             connection.unless_idle(connection.carry_bytes(stream)).await;

@@ -1,4 +1,4 @@
-//! Carries requests of HTTP/1.1: each goes to the function that its host and path name.
+//! Carries requests of HTTP/1.1 and HTTP/2: each goes to the function that its host and path name, in HTTP/1.1.
 //!
 //! A request has a connection of its own to its function, so that an instance has a connection exactly while it serves:
 //! connections are what demand and idleness are counted in.
@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 
 use super::connection::Connection;
@@ -47,16 +47,25 @@ const UNSERVED: Refusal = Refusal(
     StatusCode::SERVICE_UNAVAILABLE,
     "the function is not served at present\n",
 );
+const TOO_MANY: Refusal = Refusal(
+    RequestOutcome::SourceLimit,
+    StatusCode::TOO_MANY_REQUESTS,
+    "too many requests at a time from this address\n",
+);
 const UNREACHABLE: Refusal = Refusal(
     RequestOutcome::Unreachable,
     StatusCode::BAD_GATEWAY,
     "the function ended before it had answered\n",
 );
 
+/// Requests of one client of HTTP/2 that are answered at a time (RFC 9113, 6.5.2 recommends 100 at least).
+const STREAMS_MAX: u32 = 100;
+
 /// Serves a client until it leaves.
 pub(super) async fn carry(
     client: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     connection: Arc<Connection>,
+    is_http2: bool,
 ) {
     let limit = connection.settings.handshake_timeout;
     let service = service_fn(move |request| {
@@ -71,6 +80,15 @@ pub(super) async fn carry(
         }
     });
     // What a client does wrong is answered by hyper, which then ends the connection.
+    if is_http2 {
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(u32::try_from(HEAD_MAX).unwrap_or(u32::MAX))
+            .serve_connection(TokioIo::new(client), service)
+            .await;
+        return;
+    }
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limit)
@@ -100,6 +118,8 @@ async fn answer(
     let of_client = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
     forward(&mut request, &host, connection, upgrade.as_ref());
 
+    let (client, limit) = (connection.client.ip(), connection.settings.source_connections);
+    let place = connection.requests.enter(client, limit).await.ok_or(TOO_MANY)?;
     let announced = connection.announce(&target, Trigger::Host);
     let stream = target.connect(announced).await.map_err(|_| UNREACHABLE)?;
     let (mut sender, carrier) = hyper::client::conn::http1::Builder::new()
@@ -108,7 +128,10 @@ async fn answer(
         .await
         .map_err(|_| UNREACHABLE)?;
     // It ends when the request and its answer are dropped, which happens at the end of the client's connection at the latest.
-    tokio::spawn(carrier.with_upgrades());
+    tokio::spawn(async move {
+        let _ = carrier.with_upgrades().await;
+        drop(place);
+    });
     let mut response = sender.send_request(request).await.map_err(|_| UNREACHABLE)?;
 
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -174,6 +197,8 @@ fn forward(
     connection: &Connection,
     upgrade: Option<&HeaderValue>,
 ) {
+    let authority =
+        request.uri().authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok());
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     *request.version_mut() = Version::HTTP_11;
@@ -204,9 +229,10 @@ fn forward(
             Err(_) => drop(headers.remove(name)),
         }
     }
-    if let (None, Ok(host)) = (headers.get(header::HOST), HeaderValue::try_from(host)) {
-        headers.insert(header::HOST, host);
+    if let Some(authority) = authority {
+        headers.insert(header::HOST, authority);
     }
+    join_cookies(headers);
 }
 
 /// Removes what is for one connection only (RFC 9110, 7.6.1).
@@ -231,6 +257,16 @@ fn remove_connection_headers(headers: &mut HeaderMap) {
     let kept = [header::HOST, header::CONTENT_LENGTH];
     for name in listed.iter().filter(|name| !kept.contains(name)).chain(&known) {
         headers.remove(name);
+    }
+}
+
+/// Makes one header of the parts into which HTTP/2 cuts cookies (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let parts: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if parts.len() > 1
+        && let Ok(cookies) = HeaderValue::from_bytes(&parts.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, cookies);
     }
 }
 

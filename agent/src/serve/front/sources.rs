@@ -5,6 +5,8 @@ use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 /// Connections by source. There are no more sources than connections.
 #[derive(Default)]
 pub(super) struct Sources(Mutex<HashMap<IpAddr, u32>>);
@@ -26,6 +28,29 @@ impl Sources {
     pub(super) fn total(&self) -> usize {
         let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sources.values().map(|count| usize::try_from(*count).unwrap_or(0)).sum()
+    }
+}
+
+/// Bounds the requests of a front that are at functions: a client of HTTP/2 has many at a time. All clients have as many as
+/// there may be clients, and one source as many as it may have connections.
+pub(super) struct RequestPlaces {
+    all: Arc<Semaphore>,
+    sources: Arc<Sources>,
+}
+
+/// The place of one request.
+pub(super) type RequestPlace = (SourcePlace, OwnedSemaphorePermit);
+
+impl RequestPlaces {
+    /// For this many requests.
+    pub(super) fn new(most: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(most)), sources: Arc::default() }
+    }
+
+    /// A place for a request of this client, as soon as there is one; `None` when its source has `limit` already.
+    pub(super) async fn enter(&self, client: IpAddr, limit: u32) -> Option<RequestPlace> {
+        let of_source = self.sources.enter(client, limit)?;
+        Some((of_source, Arc::clone(&self.all).acquire_owned().await.ok()?))
     }
 }
 
@@ -58,6 +83,15 @@ fn source(client: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn requests_of_one_source_leave_places_for_others() {
+        let places = RequestPlaces::new(3);
+        let (one, other) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let held = [places.enter(one, 2).await, places.enter(one, 2).await];
+        assert!(held.iter().all(Option::is_some) && places.enter(one, 2).await.is_none());
+        assert!(places.enter(other, 2).await.is_some());
+    }
 
     #[test]
     fn a_source_has_its_limit_and_leaves_nothing_behind() {
