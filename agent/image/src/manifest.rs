@@ -14,6 +14,9 @@ pub(crate) const DOCUMENT_MAX: u64 = 4 * 1024 * 1024;
 /// The most layers: no tool makes more.
 pub(crate) const LAYERS_MAX: usize = 128;
 
+/// The most bytes of all layers of an image: as they are sent, uncompressed, and of the files that they make.
+pub(crate) const BYTES_MAX: u64 = 32 << 30;
+
 /// The annotation of a layout with a tag (image specification, "Pre-Defined Annotation Keys").
 const TAG: &str = "org.opencontainers.image.ref.name";
 
@@ -59,6 +62,11 @@ pub(crate) fn manifest(bytes: &[u8]) -> Result<ImageManifest, ImageError> {
     let manifest: ImageManifest = document("manifest", bytes)?;
     if manifest.layers().len() > LAYERS_MAX {
         return Err(ImageError::TooLarge { what: "layers", limit: LAYERS_MAX as u64 });
+    }
+    // So much is fetched at most, whatever is sent.
+    let bytes = manifest.layers().iter().try_fold(0_u64, |sum, layer| sum.checked_add(layer.size()));
+    if bytes.is_none_or(|bytes| bytes > BYTES_MAX) {
+        return Err(ImageError::TooLarge { what: "GiB of layers", limit: BYTES_MAX >> 30 });
     }
     Ok(manifest)
 }

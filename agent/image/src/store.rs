@@ -18,13 +18,10 @@ use crate::digest;
 use crate::error::{ImageError, at};
 use crate::layer::uncompress;
 use crate::layout::Layout;
-use crate::manifest::{self, Found, Source};
+use crate::manifest::{self, BYTES_MAX, Found, Source};
 use crate::registry::Registry;
 use crate::tree::Tree;
 use crate::unpack::Unpacking;
-
-/// The most bytes of all layers of an image, uncompressed.
-const BYTES_MAX: u64 = 32 << 30;
 
 /// Where something is made that is not whole yet.
 const ASIDE: &str = "unfinished";

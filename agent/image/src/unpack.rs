@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use tar::{Archive, Entry, EntryType};
 
 use crate::error::ImageError;
+use crate::manifest::BYTES_MAX;
 use crate::tree::{Metadata, Tree, parts};
 
 /// Files and directories of an image, in all its layers.
@@ -37,6 +38,8 @@ pub(crate) struct Unpacking {
     tree: Tree,
     layers: usize,
     entries: u64,
+    /// Of files. A sparse one is larger than what the archive has of it.
+    bytes: u64,
     /// What this process does not make: devices.
     pub(crate) left_out: u64,
 }
@@ -68,7 +71,7 @@ impl Seek for Metered<'_> {
 
 impl Unpacking {
     pub(crate) fn into(tree: Tree) -> Self {
-        Self { tree, layers: 0, entries: 0, left_out: 0 }
+        Self { tree, layers: 0, entries: 0, bytes: 0, left_out: 0 }
     }
 
     /// Puts an archive on top of what is there.
@@ -141,6 +144,10 @@ impl Unpacking {
         match entry.header().entry_type() {
             EntryType::Directory => self.tree.directory(&parts, &metadata),
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                self.bytes = self.bytes.saturating_add(entry.size());
+                if self.bytes > BYTES_MAX {
+                    return Err(invalid(&format!("the files would have more than {} GiB", BYTES_MAX >> 30)));
+                }
                 self.tree.file(&parts, &metadata, entry)
             }
             EntryType::Symlink => {

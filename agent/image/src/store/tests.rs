@@ -154,6 +154,10 @@ fn what_is_damaged_or_foreign_changes_nothing() {
     bench.layers[0].1 = format!("sha256:{}", "0".repeat(64));
     bench.write(own_architecture());
     assert!(said(&bench).contains("and not sha256:000000"));
+    // So much is never fetched.
+    bench.layers[0].0["size"] = json!(33_u64 << 30);
+    bench.write(own_architecture());
+    assert!(said(&bench).contains("more than 32 GiB of layers"));
     bench.layers.clear();
     fs::write(bench.layout().join("index.json"), "{\"schemaVersion\": 2}").unwrap();
     assert!(said(&bench).starts_with("index is not one of an image"));

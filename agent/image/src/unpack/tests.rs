@@ -216,9 +216,35 @@ fn links_that_lead_out_lead_to_the_root_of_the_image() {
     place.assert_safe();
 }
 
+/// A file of GNU's format for those with holes, which is all hole.
+fn hole(bytes: u64) -> Layer {
+    let mut header = Header::new_gnu();
+    header.set_path("hole").unwrap();
+    header.set_entry_type(EntryType::GNUSparse);
+    header.set_mode(0o644);
+    header.set_size(0);
+    let gnu = header.as_gnu_mut().unwrap();
+    let octal =
+        |field: &mut [u8; 12], number: u64| field[..11].copy_from_slice(format!("{number:011o}").as_bytes());
+    octal(&mut gnu.realsize, bytes);
+    octal(&mut gnu.sparse[0].offset, bytes);
+    octal(&mut gnu.sparse[0].numbytes, 0);
+    header.set_cksum();
+    let mut layer = Layer::new();
+    layer.0.append(&header, &b""[..]).unwrap();
+    layer
+}
+
 #[test]
 fn an_archive_without_end_ends() {
     let place = Place::new();
+    // A few bytes that would fill every disk, and some that do not.
+    assert_eq!(place.unpack(vec![hole(4096)]).map(|_| place.read("hole").len()).unwrap(), 4096);
+    let mut unpacking = Unpacking::into(Tree::open(&place.root()).unwrap());
+    unpacking.bytes = BYTES_MAX - 4096;
+    unpacking.layer(&hole(4096).archive()).unwrap();
+    let error = unpacking.layer(&hole(1).archive()).unwrap_err().to_string();
+    assert!(error.contains("more than 32 GiB"), "{error}");
     // A name of 2 MiB, which a reader keeps in memory.
     let long = Layer::new()
         .entry(EntryType::GNULongName, "././@LongLink", "", 0, &vec![b'a'; 2 << 20])

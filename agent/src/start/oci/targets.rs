@@ -7,7 +7,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat, openat2};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, mkdirat, openat, openat2,
+};
 
 use crate::start::StartError;
 
@@ -47,6 +49,12 @@ pub(super) fn give(
     for directory in directories {
         make_one(&root, directory, false).map_err(StartError::system(step))?;
         let directory = look(&root, directory).map_err(StartError::system(step))?;
+        // The memory of a file's copy would be the agent's.
+        if FileType::from_raw_mode(fstat(&directory).map_err(StartError::system(step))?.st_mode)
+            != FileType::Directory
+        {
+            continue;
+        }
         let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
         chownat(&directory, "", user, group, AtFlags::EMPTY_PATH).map_err(StartError::system(step))?;
     }
