@@ -14,7 +14,9 @@ pub use client::{ApiRequestError, Client, REQUEST_TIMEOUT, Reply, exchange};
 pub use front::{CertificateStatus, FrontStatus};
 #[cfg(test)]
 pub(crate) use function::example;
-pub use function::{Function, FunctionStatus, FunctionSummary, InstanceStatus, Operation, Unavailable};
+pub use function::{
+    Function, FunctionStatus, FunctionSummary, HibernatedMemory, InstanceStatus, Operation, Unavailable,
+};
 pub use reload::ReloadOutcome;
 
 use serde::{Deserialize, Serialize};

@@ -14,6 +14,8 @@
 //!                               (nothing)          gone at any time: crashed, out of memory, ...
 //! ```
 //!
+//! A frozen instance that stays idle is hibernated: `frozen -> hibernating -> hibernated`. Demand thaws it from each of them.
+//!
 //! # The function as a whole
 //!
 //! A function has no state of its own besides facts: its instances, the clients that wait (`waiting`), and what has
@@ -130,8 +132,10 @@ impl FunctionState {
         } else if any(|state| matches!(state, InstanceState::Starting { .. } | InstanceState::Thawing { .. }))
         {
             Summary::Starting
-        } else if any(|state| state == InstanceState::Frozen) {
+        } else if any(|state| matches!(state, InstanceState::Frozen | InstanceState::Hibernating)) {
             Summary::Frozen
+        } else if any(|state| state == InstanceState::Hibernated) {
+            Summary::Hibernated
         } else if self.policy.max_instances == 0 {
             Summary::Off
         } else if self.failures.pause(now_ns).is_some() {
@@ -237,6 +241,8 @@ impl FunctionState {
             Event::Served(instance) => self.served(instance, load, now_ns, node),
             Event::Frozen(instance) => self.frozen(instance, load, now_ns, &mut actions),
             Event::NotFrozen { instance, busy } => self.not_frozen(instance, busy, now_ns, &mut actions),
+            Event::Hibernated(instance) => self.hibernated(instance, true, now_ns, &mut actions),
+            Event::NotHibernated(instance) => self.hibernated(instance, false, now_ns, &mut actions),
             Event::Gone { instance, end } => self.gone(instance, end, now_ns, &mut actions),
             Event::Timer => self.timer_ns = self.timer_ns.filter(|at_ns| *at_ns > now_ns),
             Event::Freeze => self.freeze_all(now_ns, &mut actions),
@@ -343,7 +349,7 @@ impl FunctionState {
             return Some(DecisionReason::Off);
         }
         if with_room == 0
-            && !any(|state| matches!(state, InstanceState::Frozen | InstanceState::Freezing))
+            && !any(|state| state.is_asleep() || state == InstanceState::Freezing)
             && let Some(pause) = self.failures.pause(now_ns)
         {
             return Some(pause);

@@ -264,6 +264,10 @@ pub enum Event {
     },
     /// The time has come that [`crate::decision::Action::Timer`] asked for.
     Timer,
+    /// The memory of an instance is in swap.
+    Hibernated(InstanceId),
+    /// The memory of an instance could not be written to swap: it stays frozen.
+    NotHibernated(InstanceId),
     /// An operator asks for idle instances to be frozen.
     Freeze,
     /// An operator asks for the running instances to be stopped.

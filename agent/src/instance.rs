@@ -3,6 +3,7 @@
 mod cold_start;
 mod end;
 mod freeze;
+mod hibernate;
 mod store;
 
 use std::os::fd::OwnedFd;
@@ -23,7 +24,9 @@ use crate::serve::CountedInstance;
 use crate::start::{Note, PreparedContainer, Process};
 use cold_start::ColdStart;
 use end::{EndedInstance, TaskEnd};
-use freeze::{FreezeAttempt, FreezeState, freeze_end};
+use freeze::{FreezeAttempt, FreezeState, ThawedFrom, attempt_end};
+pub(crate) use hibernate::MemoryUse;
+use hibernate::{Hibernation, PageOutAttempt};
 
 /// A program that speaks to the agent says hello within milliseconds of its exec, unless it loads a great deal before.
 const HELLO_WAIT: Duration = Duration::from_secs(1);
@@ -35,6 +38,8 @@ pub(crate) enum InstanceCommand {
     Stop,
     /// Freeze the instance, unless it has a connection.
     Freeze,
+    /// Write the memory of the frozen instance to swap.
+    Hibernate,
     /// Thaw the instance, for this demand.
     Thaw(Demand),
 }
@@ -52,6 +57,10 @@ pub(crate) enum InstanceReport {
     Frozen,
     /// The instance is not frozen, and accepts. `error` says what went wrong, unless it is busy.
     NotFrozen { busy: bool, error: Option<String> },
+    /// The memory of the frozen instance is in swap.
+    Hibernated(MemoryUse),
+    /// It could not be written there, and this is why.
+    NotHibernated(String),
     /// The instance is gone. `error` says what went wrong, unless it was asked to stop or exited with code 0.
     Gone { end: InstanceEnd, error: Option<String> },
 }
@@ -119,6 +128,7 @@ struct InstanceTask {
     /// It has reported that it accepts.
     ready: bool,
     freeze_state: FreezeState,
+    hibernation: Hibernation,
     /// Its descriptors are stored for the next agent.
     stored: bool,
     /// It was asked to stop.
@@ -200,6 +210,7 @@ fn begin(launch: Launch) -> (InstanceTask, Result<Conversation, WireError>) {
         page,
         descriptor_store: launch.descriptor_store,
         freeze_state: FreezeState::Running,
+        hibernation: Hibernation::default(),
         note,
         return_backends: launch.return_backends,
         stop_grace: launch.stop_grace,
@@ -236,6 +247,7 @@ impl InstanceTask {
         // A future does nothing until it is polled: an instance that runs already is not released again.
         let (mut release, mut exited) = (process.release(), process.exited());
         let (mut listening, mut freezing): (_, FreezeAttempt<'_>) = (true, None);
+        let mut paging_out: PageOutAttempt = None;
         loop {
             tokio::select! {
                 exec = &mut release, if !released => match exec {
@@ -269,9 +281,15 @@ impl InstanceTask {
                     if command == InstanceCommand::Stop {
                         freezing = None;
                     }
+                    paging_out = (command == InstanceCommand::Hibernate)
+                        .then(|| self.hibernation.page_out(Arc::clone(&process)));
                     self.on_command(command, conversation, reporter).await;
                 }
-                frozen = freeze_end(&mut freezing) => {
+                hibernated = attempt_end(&mut paging_out) => {
+                    let report = self.page_out_ended(hibernated);
+                    reporter.report(report).await;
+                }
+                frozen = attempt_end(&mut freezing) => {
                     if let Some(counted) = &self.counted {
                         // A connection that was accepted before all had stopped is seen by the decision, which thaws it.
                         counted.count().await;
@@ -316,8 +334,13 @@ impl InstanceTask {
                 self.terminate().await;
             }
             InstanceCommand::Freeze => self.request_freeze(conversation, reporter).await,
+            InstanceCommand::Hibernate => self.freeze_state = FreezeState::Hibernated,
             InstanceCommand::Thaw(demand) => {
-                self.freeze_state = FreezeState::Thawing(demand);
+                let state = ThawedFrom::of(self.freeze_state);
+                if state == ThawedFrom::Hibernated {
+                    self.hibernation.prefetch();
+                }
+                self.freeze_state = FreezeState::Thawing(demand, state);
                 self.resume(conversation).await;
             }
         }
@@ -355,9 +378,9 @@ impl InstanceTask {
             ShimEvent::Thawed { thawed_ns } => {
                 let freeze_state = std::mem::replace(&mut self.freeze_state, FreezeState::Running);
                 // Without a thaw under way it was not frozen after all, which has been reported.
-                let FreezeState::Thawing(demand) = freeze_state else { return None };
+                let FreezeState::Thawing(demand, state) = freeze_state else { return None };
                 let thawed_ns = Timeline::clamp(thawed_ns, demand.at_ns, now_ns());
-                measure::record_thaw(&self.function, &demand, thawed_ns);
+                measure::record_thaw(&self.function, &demand, state.as_str(), thawed_ns);
                 return Some(InstanceReport::Ready);
             }
             ShimEvent::Quiet | ShimEvent::BackendsChanged | ShimEvent::Closed => return None,

@@ -185,6 +185,12 @@ impl Node {
                     record.silent(instance);
                 }
             }
+            NodeMessage::Memory(function, instance, memory) => {
+                let record = self.record(function);
+                if let Some(running) = record.and_then(|record| record.running.get_mut(&instance)) {
+                    running.memory = Some(memory);
+                }
+            }
             NodeMessage::Removed(function) => {
                 if let Some(record) = self.record(function) {
                     record.removing = record.removing.saturating_sub(1);
@@ -291,6 +297,9 @@ impl Node {
             Action::Prepare(instance) => self.prepare(function, instance),
             Action::Release(instance, demand) => self.release(function, instance, demand),
             Action::Freeze(instance) => self.send_command(function, instance, InstanceCommand::Freeze),
+            Action::Hibernate(instance) => {
+                self.send_command(function, instance, InstanceCommand::Hibernate);
+            }
             Action::Thaw(instance, demand) => {
                 self.send_command(function, instance, InstanceCommand::Thaw(demand))
             }

@@ -148,6 +148,7 @@ pub(crate) fn service(
             max_instances: function.max_instances,
             queue_timeout: function.queue_timeout,
             freeze_after: function.freeze_after,
+            hibernate_after: function.hibernate_after,
             stop_after: function.stop_after,
             init_timeout: function.init_timeout,
             start_attempts: function.start_attempts,
@@ -216,6 +217,7 @@ fn container(config: &Config, function: &config::Function) -> ContainerSpec {
         namespace_root: function.namespace_root,
         env,
         memory_bytes: function.memory_bytes,
+        swaps: function.hibernate_after.is_some(),
         pids: u64::from(function.pids),
         shares: Shares {
             cpu_millis: function.cpu_millis,

@@ -120,8 +120,10 @@ pub struct ContainerSpec {
     pub namespace_root: Option<u32>,
     /// Environment from the configuration. Never holds secrets of backends.
     pub env: Vec<(String, String)>,
-    /// Memory limit in bytes, swap included.
+    /// Memory limit in bytes, swap included where it has none of its own.
     pub memory_bytes: u64,
+    /// It is hibernated, and may have as much in swap as in memory.
+    pub swaps: bool,
     /// Most processes and threads at a time.
     pub pids: u64,
     /// What it gets of processors and block devices.
@@ -188,6 +190,11 @@ impl ContainerSpec {
         let mut env = self.environment();
         env.push((CONTROL_FD_ENV.to_owned(), CONTROL_FD.to_string()));
         env
+    }
+
+    /// The limits of its memory.
+    fn memory_limit(&self) -> cgroup::MemoryLimit {
+        cgroup::MemoryLimit { bytes: self.memory_bytes, swaps: self.swaps }
     }
 
     /// Whether the program knows nothing of Headstart.

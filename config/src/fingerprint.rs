@@ -91,6 +91,7 @@ impl Fingerprint {
             queue_timeout: _,
             overload: _,
             freeze_after: _,
+            hibernate_after,
             stop_after: _,
             start_attempts: _,
             cooldown: _,
@@ -98,6 +99,10 @@ impl Fingerprint {
         } = function;
         self.add("function", name);
         self.runtime(runtime);
+        // The cgroup of an instance may use swap.
+        if hibernate_after.is_some() {
+            self.add("hibernates", "true");
+        }
         if *contract != Contract::Headstart {
             self.add("contract", contract.as_str());
         }

@@ -113,6 +113,9 @@ pub struct Function {
     /// Idle time after which an instance is frozen, 10 ms to 24 h and less than `stop_after`. Default `None`:
     /// `false`, never.
     pub freeze_after: Option<Duration>,
+    /// Idle time after which the memory of a frozen instance is written to swap, between `freeze_after` and `stop_after`.
+    /// Default `None`: `false`, never.
+    pub hibernate_after: Option<Duration>,
     /// Idle time after which an instance is stopped, 10 ms to 24 h. `None` is `false`, never. Default 15 m.
     pub stop_after: Option<Duration>,
     /// What happens to an instance's backend connections while it is frozen. Default

@@ -76,7 +76,7 @@ const PORT: &str = "backend_sockets = false";
 const NO_SOCKETS: &str = "backend_sockets = false\nbackend_ports = {}";
 
 /// What instances depend on: a line, and another in its place.
-const COUNTS: [(&str, &str); 49] = [
+const COUNTS: [(&str, &str); 50] = [
     ("name = \"orders\"", "name = \"sales\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"process\""),
     ("runtime = \"oci\"\nrootfs = \"/srv/orders\"", "runtime = \"docker\"\nimage = \"/srv/orders\""),
@@ -126,6 +126,7 @@ const COUNTS: [(&str, &str); 49] = [
     ("tls = { server_name = \"db\", ca_file = \"/etc/ca\" }", "tls = true"),
     ("server_name = \"db\"", "server_name = \"bd\""),
     ("ca_file = \"/etc/ca\"", "cert_file = \"/etc/ca\", key_file = \"/etc/key\""),
+    ("freeze_after = false", "freeze_after = \"1s\"\nhibernate_after = \"2s\""),
 ];
 
 /// What only the agent's decisions depend on.

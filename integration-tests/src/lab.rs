@@ -31,6 +31,7 @@ mod manager;
 mod mariadb;
 mod metrics;
 mod pins;
+mod swap;
 
 pub mod asker;
 pub mod cli;
@@ -60,6 +61,7 @@ pub use redis::RedisServer;
 pub use registry::RegistryServer;
 pub use rootfs::{DockerImage, Rootfs, build_static};
 pub use scratch::{LabLease, Scratch, prefix, unique};
+pub use swap::Swap;
 
 pub(crate) use command::settle;
 pub(crate) use sweep::{cgroups, containers_below, interfaces, mounts, namespaces};

@@ -253,6 +253,7 @@ fn unsafe_code_is_where_the_architecture_says() {
         "injector/wire/src/channel.rs",
         "injector/wire/src/idmap.rs",
         "injector/wire/src/ktls.rs",
+        "injector/wire/src/memory.rs",
         "injector/wire/src/queue.rs",
         "injector/wire/src/rights.rs",
         "ebpf/src",

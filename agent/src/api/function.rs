@@ -132,6 +132,9 @@ pub struct FunctionStatus {
     pub overload: Cow<'static, str>,
     /// Idle time after which an instance is frozen.
     pub freeze_after_seconds: Option<f64>,
+    /// Idle time after which a frozen instance is hibernated; left out where it never is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernate_after_seconds: Option<f64>,
     /// Idle time after which an instance is stopped.
     pub stop_after_seconds: Option<f64>,
 }
@@ -148,6 +151,8 @@ pub enum FunctionSummary {
     Ready,
     /// All instances are frozen; demand thaws one.
     Frozen,
+    /// The same, and their memory is in swap.
+    Hibernated,
     /// All instances were asked to stop.
     Stopping,
     /// Starts fail; the next is tried later.
@@ -167,6 +172,7 @@ impl FunctionSummary {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Frozen => "frozen",
+            Self::Hibernated => "hibernated",
             Self::Stopping => "stopping",
             Self::Failed => "failed",
             Self::Off => "off",
@@ -192,6 +198,18 @@ pub struct InstanceStatus {
     pub accepted: u64,
     /// How long no connection has been opened or closed.
     pub idle_seconds: Option<f64>,
+    /// Where its memory is, while it is hibernated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<HibernatedMemory>,
+}
+
+/// The memory of a hibernated instance, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HibernatedMemory {
+    /// Resident: most of it is of files, and shared.
+    pub resident_bytes: u64,
+    /// In swap.
+    pub swapped_bytes: u64,
 }
 
 /// What an operator can ask for.

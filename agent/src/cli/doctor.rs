@@ -74,6 +74,7 @@ fn findings(drivers: &Drivers) -> Vec<Finding> {
         Finding { what: "accept queue", found: Ok("always there: starts functions without eBPF".into()) },
         Finding { what: "cgroups", found: cgroups() },
         Finding { what: "guard", found: sockets() },
+        Finding { what: "swap", found: swap(&read("/proc/swaps").unwrap_or_default()) },
     ]);
     findings
         .extend(drivers.checks().into_iter().map(|check| Finding { what: check.what, found: check.found }));
@@ -221,6 +222,24 @@ fn cgroups() -> Result<String, Lack> {
     }
 }
 
+/// What `hibernate_after` writes memory to (proc(5), `swaps`).
+fn swap(swaps: &str) -> Result<String, Lack> {
+    let devices: Vec<_> =
+        swaps.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).collect();
+    if devices.is_empty() {
+        return Err("hibernate_after has no effect, frozen instances keep their memory: add some; compressed in memory it \
+                    is quickest (Debian: apt install zram-tools)"
+            .into());
+    }
+    let is_disk = |device: &&str| !device.starts_with("/dev/zram") && !device.starts_with("/dev/dm-");
+    let disks: Vec<_> = devices.iter().copied().filter(is_disk).collect();
+    let warning = match disks.is_empty() {
+        true => String::new(),
+        false => format!("; {} keeps what functions had in memory, unless it is encrypted", disks.join(", ")),
+    };
+    Ok(format!("{}: hibernate_after writes memory there{warning}", devices.join(", ")))
+}
+
 fn sockets() -> Result<String, Lack> {
     guard::check().map_err(|error| error.to_string())?;
     Ok("functions cannot connect or bind anew the sockets that they are given".into())
@@ -320,6 +339,16 @@ mod tests {
         for release in [Some((6, 6)), Some((7, 0)), None] {
             assert_eq!(tcx(release, "loads").ok().as_deref(), Some("loads"));
         }
+    }
+
+    #[test]
+    fn a_disk_that_memory_is_written_to_is_named() {
+        let head = "Filename\tType\tSize\tUsed\tPriority\n";
+        assert!(swap(head).unwrap_err().to_string().contains("hibernate_after has no effect"));
+        let memory = swap(&format!("{head}/dev/zram0 partition 1024 0 100\n")).ok().unwrap();
+        assert!(!memory.contains("encrypted"), "{memory}");
+        let both = format!("{head}/dev/zram0 partition 1024 0 100\n/swapfile file 1024 0 -2\n");
+        assert!(swap(&both).ok().unwrap().contains("; /swapfile keeps what"));
     }
 
     #[test]

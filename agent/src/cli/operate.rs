@@ -26,7 +26,7 @@ fn outcome(operation: Operation, function: &FunctionStatus) -> String {
         (Operation::Wake, FunctionSummary::Cold) => "it is being started".into(),
         (Operation::Wake, FunctionSummary::Starting) => "a start is under way already".into(),
         (Operation::Wake, FunctionSummary::Ready) => "an instance runs already".into(),
-        (Operation::Wake, FunctionSummary::Frozen) => "an instance is being thawed".into(),
+        (Operation::Wake, FunctionSummary::Frozen | FunctionSummary::Hibernated) => "an instance is being thawed".into(),
         (Operation::Wake, FunctionSummary::Stopping) if function.instances < function.max_instances as usize => {
             "it is being started".into()
         }
@@ -42,10 +42,10 @@ fn outcome(operation: Operation, function: &FunctionStatus) -> String {
             "its instances are being frozen, unless a client is connected to them (headstart explain says more)"
                 .into()
         }
-        (Operation::Freeze, FunctionSummary::Frozen) => "it is frozen already".into(),
+        (Operation::Freeze, FunctionSummary::Frozen | FunctionSummary::Hibernated) => "it is frozen already".into(),
         (Operation::Freeze, FunctionSummary::Starting) => "nothing is frozen: it is not ready yet".into(),
         (Operation::Freeze, _) => "nothing is frozen: no instance accepts connections".into(),
-        (Operation::Stop, FunctionSummary::Starting | FunctionSummary::Ready | FunctionSummary::Frozen) if function.instances > 0 => {
+        (Operation::Stop, FunctionSummary::Starting | FunctionSummary::Ready | FunctionSummary::Frozen | FunctionSummary::Hibernated) if function.instances > 0 => {
             "its instances are being stopped".into()
         }
         (Operation::Stop, FunctionSummary::Starting) => "nothing is stopped: its container is still being made".into(),
@@ -68,6 +68,7 @@ mod tests {
             (Operation::Wake, "stopping", 1, "is being started"),
             (Operation::Wake, "stopping", 2, "when one of its instances is gone"),
             (Operation::Wake, "frozen", 1, "being thawed"),
+            (Operation::Wake, "hibernated", 1, "being thawed"),
             (Operation::Wake, "off", 0, "max_instances is 0"),
             (Operation::Freeze, "ready", 1, "being frozen, unless"),
             (Operation::Freeze, "frozen", 1, "frozen already"),

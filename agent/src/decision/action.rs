@@ -45,6 +45,8 @@ pub enum DecisionReason {
     Busy,
     /// It could not be frozen.
     FreezeFailed,
+    /// Its memory could not be written to swap.
+    HibernateFailed,
     /// An operator asked for it.
     Requested,
     /// Its configuration has changed.
@@ -102,6 +104,7 @@ impl DecisionReason {
             Self::Idle => "idle",
             Self::Busy => "busy",
             Self::FreezeFailed => "freeze_failed",
+            Self::HibernateFailed => "hibernate_failed",
             Self::Requested => "requested",
             Self::Replaced => "replaced",
             Self::InitTimeout => "init_timeout",
@@ -134,7 +137,10 @@ pub enum Action {
     /// Freeze an instance, unless it has a connection. Answered by [`crate::event::Event::Frozen`] or
     /// [`crate::event::Event::NotFrozen`].
     Freeze(InstanceId),
-    /// Thaw a frozen instance, for this demand. Answered by [`crate::event::Event::Ready`].
+    /// Write the memory of a frozen instance to swap. Answered by [`crate::event::Event::Hibernated`] or
+    /// [`crate::event::Event::NotHibernated`], unless it is thawed or stopped before.
+    Hibernate(InstanceId),
+    /// Thaw a frozen or hibernated instance, for this demand. Answered by [`crate::event::Event::Ready`].
     Thaw(InstanceId, Demand),
     /// Ask an instance to stop; kill it when it does not. The end comes as [`crate::event::Event::Gone`].
     Stop(InstanceId),

@@ -112,6 +112,28 @@ impl FunctionState {
         }
     }
 
+    /// Its memory is in swap, or could not be written there.
+    pub(super) fn hibernated(
+        &mut self,
+        id: InstanceId,
+        succeeded: bool,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.state(id) != Some(InstanceState::Hibernating) {
+            return;
+        }
+        let (state, reason) = if succeeded {
+            (InstanceState::Hibernated, DecisionReason::Idle)
+        } else {
+            (InstanceState::Frozen, DecisionReason::HibernateFailed)
+        };
+        self.set(id, state, reason, now_ns, actions);
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.stays_frozen = !succeeded;
+        }
+    }
+
     pub(super) fn not_frozen(&mut self, id: InstanceId, busy: bool, now_ns: u64, actions: &mut Vec<Action>) {
         if self.state(id) == Some(InstanceState::Freezing) {
             // Its idle time starts again, and with it the time until the next attempt.
@@ -223,7 +245,7 @@ impl FunctionState {
     ) {
         self.set(id, InstanceState::Freezing, reason, now_ns, actions);
         if let Some(instance) = self.instances.get_mut(&id) {
-            instance.idle_ns = idle_ns;
+            (instance.idle_ns, instance.stays_frozen) = (idle_ns, false);
         }
         actions.push(Action::Freeze(id));
     }

@@ -97,10 +97,14 @@ impl FunctionState {
             }
             return;
         }
-        let mut frozen = self.in_state(|state| state == InstanceState::Frozen);
-        // Last in, first out: the one that was busy last has the warmest caches.
-        frozen.sort_by_key(|id| std::cmp::Reverse(self.instances.get(id).map(|one| one.since_ns)));
-        for id in frozen.into_iter().take(missing as usize) {
+        let mut asleep = self.in_state(InstanceState::is_asleep);
+        // First those with their memory. Last in, first out: the one that was busy last has the warmest caches.
+        asleep.sort_by_key(|id| {
+            let one = self.instances.get(id);
+            let deep = one.is_some_and(|one| one.state != InstanceState::Frozen);
+            (deep, std::cmp::Reverse(one.map(|one| one.since_ns)))
+        });
+        for id in asleep.into_iter().take(missing as usize) {
             let demand = self.demand_for(now_ns);
             let reason = if demand.trigger == Trigger::Provision {
                 DecisionReason::Provision
@@ -164,9 +168,9 @@ impl FunctionState {
 
     /// Answers the connections that no instance will serve in time.
     fn answer(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
-        let no_instance = self.count(|state| {
-            state.has_room() || matches!(state, InstanceState::Freezing | InstanceState::Frozen)
-        }) == 0;
+        let no_instance = self
+            .count(|state| state.has_room() || state.is_asleep() || state == InstanceState::Freezing)
+            == 0;
         let (count, reason) = if self.removed {
             (self.waiting.queued(), DecisionReason::Closed)
         } else if self.policy.max_instances == 0 {
@@ -183,7 +187,7 @@ impl FunctionState {
         }
     }
 
-    /// Freezes and stops instances that have had no connection for long enough.
+    /// Freezes, hibernates and stops instances that have had no connection for long enough.
     fn rest_idle(&mut self, load: &FunctionLoad, now_ns: u64, actions: &mut Vec<Action>) {
         let idle = self.idle(load);
         if idle.is_empty() {
@@ -193,21 +197,30 @@ impl FunctionState {
         let over = |after: Option<Duration>, since_ns: u64| {
             after.is_some_and(|after| now_ns.saturating_sub(since_ns) >= nanos(after))
         };
-        let (freeze_after, stop_after) = (self.policy.freeze_after, self.policy.stop_after);
+        let Policy { freeze_after, hibernate_after, stop_after, .. } = self.policy;
         for (id, idle_ns) in idle {
-            let frozen = self.state(id) == Some(InstanceState::Frozen);
-            if !frozen && spare == 0 {
+            let asleep = self.state(id).is_some_and(InstanceState::is_asleep);
+            if !asleep && spare == 0 {
                 continue;
             }
             if over(stop_after, idle_ns) {
                 self.stop(id, false, DecisionReason::Idle, now_ns, actions);
-            } else if !frozen && over(freeze_after, idle_ns) {
+            } else if !asleep && over(freeze_after, idle_ns) {
                 self.freeze(id, idle_ns, DecisionReason::Idle, now_ns, actions);
             } else {
+                if self.may_hibernate(id) && over(hibernate_after, idle_ns) {
+                    self.set(id, InstanceState::Hibernating, DecisionReason::Idle, now_ns, actions);
+                    actions.push(Action::Hibernate(id));
+                }
                 continue;
             }
-            spare = spare.saturating_sub(u32::from(!frozen));
+            spare = spare.saturating_sub(u32::from(!asleep));
         }
+    }
+
+    /// Whether it is frozen, and nothing speaks against writing its memory to swap.
+    fn may_hibernate(&self, id: InstanceId) -> bool {
+        self.instances.get(&id).is_some_and(|one| one.state == InstanceState::Frozen && !one.stays_frozen)
     }
 
     /// Instances that neither the demand nor `min_ready` needs.
@@ -218,7 +231,7 @@ impl FunctionState {
     /// Instances without a connection, and since when they have had none.
     fn idle(&self, load: &FunctionLoad) -> Vec<(InstanceId, u64)> {
         let idle_ns = |id: InstanceId, instance: &Instance| match instance.state {
-            InstanceState::Frozen => Some(instance.idle_ns),
+            state if state.is_asleep() => Some(instance.idle_ns),
             InstanceState::Ready => {
                 let seen = load.of(id);
                 (seen.open == Some(0)).then(|| seen.changed_ns.max(instance.since_ns))
@@ -314,18 +327,20 @@ impl FunctionState {
     /// instance that has been idle for long enough and is still needed waits for an event, or for the check of a busy
     /// one.
     fn rest_ns(&self, load: &FunctionLoad, now_ns: u64) -> Option<u64> {
-        let after_ns = nanos(self.policy.idle_after()?);
-        let stop_ns = self.policy.stop_after.map(nanos);
+        let after_ns = self.policy.idle_after().map(nanos);
+        let Policy { hibernate_after, stop_after, .. } = self.policy;
         let idle = self.idle(load);
         let times = idle.iter().filter_map(|(id, idle_ns)| {
-            let frozen = self.state(*id) == Some(InstanceState::Frozen);
-            Some(idle_ns.saturating_add(if frozen { stop_ns? } else { after_ns }))
+            let asleep = self.state(*id).is_some_and(InstanceState::is_asleep);
+            let hibernate_after = hibernate_after.filter(|_| self.may_hibernate(*id));
+            let deeper_ns = [hibernate_after, stop_after].into_iter().flatten().min().map(nanos);
+            Some(idle_ns.saturating_add(if asleep { deeper_ns? } else { after_ns? }))
         });
         let counts = |(id, one): (&InstanceId, &Instance)| {
             one.state == InstanceState::Ready && load.of(*id).open.is_some_and(|open| open > 0)
         };
         let is_busy = self.instances.iter().any(counts);
-        let busy = is_busy.then(|| now_ns.saturating_add(after_ns.max(CHECK_PAUSE_NS)));
+        let busy = after_ns.filter(|_| is_busy).map(|ns| now_ns.saturating_add(ns.max(CHECK_PAUSE_NS)));
         times.filter(|at_ns| *at_ns > now_ns).chain(busy).min()
     }
 }
@@ -333,8 +348,19 @@ impl FunctionState {
 impl Instance {
     pub(super) fn new(state: InstanceState, reason: DecisionReason, now_ns: u64) -> Self {
         let (seen, unmoved_ns, checks) = (InstanceLoad::default(), now_ns, 0);
-        let (since_ns, released_ns, ready_ns, idle_ns) = (now_ns, 0, 0, 0);
-        Self { state, reason, since_ns, released_ns, ready_ns, idle_ns, seen, unmoved_ns, checks }
+        let (since_ns, released_ns, ready_ns, idle_ns, stays_frozen) = (now_ns, 0, 0, 0, false);
+        Self {
+            state,
+            reason,
+            since_ns,
+            released_ns,
+            ready_ns,
+            idle_ns,
+            stays_frozen,
+            seen,
+            unmoved_ns,
+            checks,
+        }
     }
 }
 

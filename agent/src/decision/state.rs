@@ -23,6 +23,10 @@ pub enum InstanceState {
     Freezing,
     /// Its processes are stopped.
     Frozen,
+    /// Its processes are stopped, and the kernel writes its memory to swap.
+    Hibernating,
+    /// Its processes are stopped, and its memory is in swap.
+    Hibernated,
     /// It runs again, and has not reported that it accepts.
     Thawing {
         /// When it is killed, in nanoseconds of `CLOCK_MONOTONIC`.
@@ -37,8 +41,18 @@ pub enum InstanceState {
 
 impl InstanceState {
     /// All names, in the order in which an instance passes the states.
-    pub const NAMES: [&'static str; 8] =
-        ["preparing", "parked", "starting", "ready", "freezing", "frozen", "thawing", "stopping"];
+    pub const NAMES: [&'static str; 10] = [
+        "preparing",
+        "parked",
+        "starting",
+        "ready",
+        "freezing",
+        "frozen",
+        "hibernating",
+        "hibernated",
+        "thawing",
+        "stopping",
+    ];
 
     /// The name of this state in API, log and metric.
     #[must_use]
@@ -50,6 +64,8 @@ impl InstanceState {
             Self::Ready => "ready",
             Self::Freezing => "freezing",
             Self::Frozen => "frozen",
+            Self::Hibernating => "hibernating",
+            Self::Hibernated => "hibernated",
             Self::Thawing { .. } => "thawing",
             Self::Stopping { .. } => "stopping",
         }
@@ -59,6 +75,11 @@ impl InstanceState {
     #[must_use]
     pub fn is_alive(self) -> bool {
         !matches!(self, Self::Preparing { .. } | Self::Parked)
+    }
+
+    /// Its processes are stopped: it accepts when it has been thawed.
+    pub(super) fn is_asleep(self) -> bool {
+        matches!(self, Self::Frozen | Self::Hibernating | Self::Hibernated)
     }
 
     /// It accepts connections, or will without any further action.
@@ -82,6 +103,8 @@ pub struct Instance {
     pub(super) ready_ns: u64,
     /// When it was frozen: since when it had had no connection.
     pub(super) idle_ns: u64,
+    /// Its memory could not be written to swap since it was frozen.
+    pub(super) stays_frozen: bool,
     /// Its load when it last changed, had no room, or no connection waited.
     pub(super) seen: InstanceLoad,
     /// Since when it has had room and has not accepted the connection that waits.
@@ -99,8 +122,10 @@ pub enum Summary {
     Starting,
     /// An instance accepts connections.
     Ready,
-    /// All instances are frozen; demand thaws one.
+    /// No instance accepts, and one is frozen; demand thaws it.
     Frozen,
+    /// No instance accepts, and those that are frozen have their memory in swap; demand thaws one.
+    Hibernated,
     /// All instances were asked to stop.
     Stopping,
     /// Starts fail; the agent tries again later.
@@ -113,11 +138,12 @@ pub enum Summary {
 
 impl Summary {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Cold,
         Self::Starting,
         Self::Ready,
         Self::Frozen,
+        Self::Hibernated,
         Self::Stopping,
         Self::Failed,
         Self::Off,
@@ -132,6 +158,7 @@ impl Summary {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Frozen => "frozen",
+            Self::Hibernated => "hibernated",
             Self::Stopping => "stopping",
             Self::Failed => "failed",
             Self::Off => "off",

@@ -27,6 +27,7 @@ fn policy(prepared: u32) -> Policy {
         max_instances: 16,
         queue_timeout: Duration::from_secs(30),
         freeze_after: None,
+        hibernate_after: None,
         stop_after: None,
         init_timeout: Duration::from_secs(30),
         start_attempts: 3,

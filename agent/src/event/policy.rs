@@ -17,6 +17,8 @@ pub struct Policy {
     pub queue_timeout: Duration,
     /// Idle time after which an instance is frozen.
     pub freeze_after: Option<Duration>,
+    /// Idle time after which a frozen instance is hibernated.
+    pub hibernate_after: Option<Duration>,
     /// Idle time after which an instance is stopped.
     pub stop_after: Option<Duration>,
     /// From release to ready; an instance that takes longer is killed.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{InstanceReport, InstanceTask, Reporter};
+use super::{InstanceReport, InstanceTask, MemoryUse, Reporter};
 use crate::event::Demand;
 use crate::inject::Conversation;
 use crate::start::{BoxFuture, StartError};
@@ -23,8 +23,31 @@ pub(super) enum FreezeState {
     Freezing,
     /// Its processes are stopped.
     Frozen,
+    /// The same, and its memory is in swap, or on its way there.
+    Hibernated,
     /// It runs again and has not reported that it accepts.
-    Thawing(Demand),
+    Thawing(Demand, ThawedFrom),
+}
+
+/// How deep an instance slept that is thawed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ThawedFrom {
+    Frozen,
+    Hibernated,
+}
+
+impl ThawedFrom {
+    pub(super) fn of(state: FreezeState) -> Self {
+        if state == FreezeState::Hibernated { Self::Hibernated } else { Self::Frozen }
+    }
+
+    /// The metric label.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Frozen => "frozen",
+            Self::Hibernated => "hibernated",
+        }
+    }
 }
 
 /// An attempt to freeze the instance, while one is under way.
@@ -35,7 +58,7 @@ impl FreezeState {
     pub(super) fn answer_by(self) -> Option<Instant> {
         match self {
             Self::Requested { answer_by } => Some(answer_by),
-            Self::Running | Self::Freezing | Self::Frozen | Self::Thawing(_) => None,
+            Self::Running | Self::Freezing | Self::Frozen | Self::Hibernated | Self::Thawing(..) => None,
         }
     }
 }
@@ -86,6 +109,18 @@ impl InstanceTask {
         }
     }
 
+    /// Takes the outcome of an attempt to write its memory to swap.
+    pub(super) fn page_out_ended(&mut self, paged: Result<MemoryUse, String>) -> InstanceReport {
+        match paged {
+            Ok(memory) => InstanceReport::Hibernated(memory),
+            Err(error) => {
+                self.freeze_state = FreezeState::Frozen;
+                tracing::warn!(instance = self.name, reason = "hibernate", "not hibernated: {error}");
+                InstanceReport::NotHibernated(format!("not hibernated, it stays frozen: {error}"))
+            }
+        }
+    }
+
     /// Makes the instance run and accept, even if it does already: an earlier agent may have stopped in the middle of a
     /// freeze or a thaw.
     pub(super) async fn resume(&mut self, conversation: &mut Conversation) {
@@ -99,12 +134,12 @@ impl InstanceTask {
     }
 }
 
-/// Waits for the end of an attempt to freeze; for ever when none is under way.
-pub(super) async fn freeze_end(freezing: &mut FreezeAttempt<'_>) -> Result<(), StartError> {
-    match freezing {
+/// Waits for the end of an attempt; for ever when none is under way.
+pub(super) async fn attempt_end<T>(under_way: &mut Option<BoxFuture<'_, T>>) -> T {
+    match under_way {
         Some(attempt) => {
             let outcome = attempt.await;
-            *freezing = None;
+            *under_way = None;
             outcome
         }
         None => std::future::pending().await,

@@ -39,6 +39,7 @@ const POOL: &str = "headstart_pool_connections";
 const POOL_FALLBACKS: &str = "headstart_pool_fallbacks_total";
 const POOL_DISCARDS: &str = "headstart_pool_discards_total";
 const INSTANCES: &str = "headstart_instances";
+const HIBERNATED: &str = "headstart_hibernated_bytes";
 const TRANSITIONS: &str = "headstart_instance_transitions_total";
 const THAW: &str = "headstart_thaw_seconds";
 const OVERLOAD: &str = "headstart_overload_answers_total";
@@ -57,7 +58,7 @@ enum MetricKind {
 use MetricKind::{Counter, Gauge, Histogram};
 
 /// Name, kind, unit and help of every metric.
-const DECLARED: [(&str, MetricKind, Unit, &str); 34] = [
+const DECLARED: [(&str, MetricKind, Unit, &str); 35] = [
     (
         SYN_EVENTS,
         Counter,
@@ -124,13 +125,19 @@ const DECLARED: [(&str, MetricKind, Unit, &str); 34] = [
     (POOL_FALLBACKS, Counter, Unit::Count, "Leases that no idle connection could serve, by reason"),
     (POOL_DISCARDS, Counter, Unit::Count, "Pooled connections that were thrown away, by reason"),
     (INSTANCES, Gauge, Unit::Count, "Instances, by state"),
+    (HIBERNATED, Gauge, Unit::Bytes, "Memory of hibernated instances, by kind: resident or swapped"),
     (
         TRANSITIONS,
         Counter,
         Unit::Count,
         "Instances that came into a state, with the reason; gone is the last",
     ),
-    (THAW, Histogram, Unit::Seconds, "From the demand that thawed an instance until it accepts"),
+    (
+        THAW,
+        Histogram,
+        Unit::Seconds,
+        "From the demand that thawed an instance until it accepts, by the state that it was in: frozen or hibernated",
+    ),
     (
         OVERLOAD,
         Counter,
@@ -286,9 +293,9 @@ pub fn record_transition(function: &str, state: &'static str, reason: &'static s
 }
 
 /// An instance accepts again that was thawed for this demand.
-pub fn record_thaw(function: &str, demand: &Demand, thawed_ns: u64) {
+pub fn record_thaw(function: &str, demand: &Demand, state: &'static str, thawed_ns: u64) {
     let trigger = demand.trigger.as_str();
-    histogram!(THAW, "function" => function.to_owned(), "trigger" => trigger)
+    histogram!(THAW, "function" => function.to_owned(), "trigger" => trigger, "state" => state)
         .record(seconds(thawed_ns.saturating_sub(demand.at_ns)));
 }
 
@@ -345,6 +352,11 @@ pub fn record_refused(reason: &'static str) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of what one node holds are far below 2^53")]
+fn size(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 fn float(count: usize) -> f64 {
     count as f64
 }

@@ -203,7 +203,9 @@ impl Node {
             contract: service.contract,
             counted,
         };
-        record.running.insert(instance, RunningInstance { name, commands, activity, silent: false });
+        record
+            .running
+            .insert(instance, RunningInstance { name, commands, activity, silent: false, memory: None });
         self.tasks.spawn(async move {
             // The sockets close when the instance has ended.
             let _sockets = sockets;
@@ -270,6 +272,14 @@ impl Reporter for NodeReporter {
             InstanceReport::Ready => Event::Ready(instance),
             InstanceReport::Served => Event::Served(instance),
             InstanceReport::Frozen => Event::Frozen(instance),
+            InstanceReport::Hibernated(memory) => {
+                self.handle.send(NodeMessage::Memory(self.function, instance, memory)).await;
+                Event::Hibernated(instance)
+            }
+            InstanceReport::NotHibernated(error) => {
+                self.handle.send(NodeMessage::Failed(self.function, error)).await;
+                Event::NotHibernated(instance)
+            }
             InstanceReport::Silent => {
                 return self.handle.send(NodeMessage::Silent(self.function, instance)).await;
             }

@@ -13,6 +13,7 @@ use crate::api::server::Control;
 use crate::api::{FunctionStatus, Operation};
 use crate::decision::DecisionReason;
 use crate::event::{ClientIdentity, Demand, Event, FailureCause, FunctionId, InstanceId, Standing, Trigger};
+use crate::instance::MemoryUse;
 use crate::measure::{self, now_ns};
 use crate::serve::front::{Announce, Guess, Guesses, is_front};
 use crate::start::{PreparedContainer, StartError};
@@ -26,6 +27,8 @@ pub(super) enum NodeMessage {
     Failed(FunctionId, String),
     /// An instance has not said hello.
     Silent(FunctionId, InstanceId),
+    /// An instance is hibernated: where its memory is.
+    Memory(FunctionId, InstanceId, MemoryUse),
     Removed(FunctionId),
     /// An instance has ended the listener of its function.
     ListenerEnded(FunctionId),

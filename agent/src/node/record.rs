@@ -16,12 +16,12 @@ use tokio::task::AbortHandle;
 
 use super::handle::{NodeHandle, NodeMessage};
 use super::service::Service;
-use crate::api::{FunctionStatus, FunctionSummary, InstanceStatus};
+use crate::api::{FunctionStatus, FunctionSummary, HibernatedMemory, InstanceStatus};
 use crate::decision::{
     self, Action, DecisionReason, FunctionLoad, InstanceLoad, InstanceState, QueueWatchRate, Summary,
 };
 use crate::event::{FailureCause, FunctionId, InstanceId};
-use crate::instance::InstanceCommand;
+use crate::instance::{InstanceCommand, MemoryUse};
 use crate::measure;
 use crate::serve::overload::{Answer, Answers};
 use crate::serve::{ConnectionCounter, QueueWatch};
@@ -49,6 +49,8 @@ pub(super) struct RunningInstance {
     pub(super) activity: Arc<Activity>,
     /// It runs and has not said hello.
     pub(super) silent: bool,
+    /// Where its memory was when it was last hibernated.
+    pub(super) memory: Option<MemoryUse>,
 }
 
 /// A function, its state and its containers.
@@ -247,6 +249,7 @@ impl FunctionRecord {
             max_instances: policy.max_instances,
             overload: self.service.overload.as_str().into(),
             freeze_after_seconds: seconds(policy.freeze_after),
+            hibernate_after_seconds: seconds(policy.hibernate_after),
             stop_after_seconds: seconds(policy.stop_after),
         }
     }
@@ -265,6 +268,10 @@ impl FunctionRecord {
                 open: seen.open,
                 accepted: seen.accepted,
                 idle_seconds: idle.then(|| since(seen.changed_ns.max(instance.since_ns))),
+                memory: running
+                    .memory
+                    .filter(|_| instance.state == InstanceState::Hibernated)
+                    .map(Into::into),
             })
         });
         all.collect()
@@ -290,6 +297,7 @@ impl FunctionRecord {
             Action::Unused => measure::record_unused(name),
             Action::Prepare(_)
             | Action::Freeze(_)
+            | Action::Hibernate(_)
             | Action::Stop(_)
             | Action::Discard(_)
             | Action::Answer(..)
@@ -308,6 +316,7 @@ impl FunctionRecord {
             Some(InstanceState::Preparing { .. }) => measure::record_decision(function, "prepare", reason),
             Some(InstanceState::Stopping { .. }) => measure::record_decision(function, "stop", reason),
             Some(InstanceState::Freezing) => measure::record_decision(function, "freeze", reason),
+            Some(InstanceState::Hibernating) => measure::record_decision(function, "hibernate", reason),
             _ => {}
         }
         match state {
@@ -327,7 +336,20 @@ impl FunctionRecord {
             let there = self.state.instances().filter(|(_, instance)| instance.state.as_str() == state);
             measure::scrape::instances(&self.service.name, state, there.count());
         }
+        if self.service.policy.hibernate_after.is_some() {
+            let hibernated = self.state.instances().filter(|(_, one)| one.state == InstanceState::Hibernated);
+            let memory: Vec<_> = hibernated.filter_map(|(id, _)| self.running.get(&id)?.memory).collect();
+            let sum = |of: fn(&MemoryUse) -> u64| memory.iter().map(of).sum();
+            measure::scrape::hibernated(&self.service.name, "resident", sum(|memory| memory.resident));
+            measure::scrape::hibernated(&self.service.name, "swapped", sum(|memory| memory.swapped));
+        }
         measure::scrape::budget(Some(&self.service.name), self.state.rate());
+    }
+}
+
+impl From<MemoryUse> for HibernatedMemory {
+    fn from(memory: MemoryUse) -> Self {
+        Self { resident_bytes: memory.resident, swapped_bytes: memory.swapped }
     }
 }
 
@@ -338,6 +360,7 @@ impl From<Summary> for FunctionSummary {
             Summary::Starting => Self::Starting,
             Summary::Ready => Self::Ready,
             Summary::Frozen => Self::Frozen,
+            Summary::Hibernated => Self::Hibernated,
             Summary::Stopping => Self::Stopping,
             Summary::Failed => Self::Failed,
             Summary::Off => Self::Off,

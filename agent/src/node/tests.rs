@@ -182,6 +182,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
             max_instances: 16,
             queue_timeout: LIMIT,
             freeze_after: None,
+            hibernate_after: None,
             stop_after: None,
             init_timeout: LIMIT,
             start_attempts: 3,

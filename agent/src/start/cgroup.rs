@@ -31,6 +31,15 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 /// The period of a processor quota: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// The memory of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MemoryLimit {
+    /// In memory; in version 1 this is the limit for memory and swap together.
+    pub(super) bytes: u64,
+    /// It may have as much in swap, in version 2.
+    pub(super) swaps: bool,
+}
+
 /// What an instance gets of processors and block devices. `None` is the kernel's default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shares {
@@ -153,19 +162,19 @@ impl Cgroup {
     }
 
     /// Makes the cgroup with its limits.
-    pub(super) fn create(&self, memory_bytes: u64, pids: u64, shares: &Shares) -> io::Result<()> {
-        self.limit(memory_bytes, pids, shares)?;
+    pub(super) fn create(&self, memory: &MemoryLimit, pids: u64, shares: &Shares) -> io::Result<()> {
+        self.limit(memory, pids, shares)?;
         self.set_shares(shares)
     }
 
-    fn limit(&self, memory_bytes: u64, pids: u64, shares: &Shares) -> io::Result<()> {
-        let memory = memory_bytes.to_string();
+    fn limit(&self, limit: &MemoryLimit, pids: u64, shares: &Shares) -> io::Result<()> {
+        let memory = limit.bytes.to_string();
         if self.is_unified() {
             let directory = self.controller("");
             fs::create_dir_all(&directory)?;
             self.enable_controllers(shares)?;
             fs::write(directory.join("memory.max"), &memory)?;
-            write_if_present(&directory.join("memory.swap.max"), "0")?;
+            write_if_present(&directory.join("memory.swap.max"), if limit.swaps { &memory } else { "0" })?;
             return fs::write(directory.join("pids.max"), pids.to_string());
         }
         for controller in CONTROLLERS {
@@ -330,16 +339,21 @@ impl Cgroup {
     }
 
     fn is_unified(&self) -> bool {
-        is_unified(&self.mount)
+        is_unified_at(&self.mount)
     }
 }
 
 /// Whether swap can be limited here: v1 kernels without `swapaccount` have no such file.
 pub(super) fn limits_swap() -> bool {
-    is_unified(Path::new(MOUNT)) || Path::new(MOUNT).join("memory/memory.memsw.limit_in_bytes").exists()
+    is_unified() || Path::new(MOUNT).join("memory/memory.memsw.limit_in_bytes").exists()
 }
 
-fn is_unified(mount: &Path) -> bool {
+/// Whether the controllers are in the v2 tree.
+pub(super) fn is_unified() -> bool {
+    is_unified_at(Path::new(MOUNT))
+}
+
+fn is_unified_at(mount: &Path) -> bool {
     mount.join("cgroup.controllers").exists()
 }
 

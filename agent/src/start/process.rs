@@ -183,7 +183,7 @@ impl ProcessRuntime {
 
     /// Without cgroups a function runs all the same, but without limits.
     fn make_cgroup(&self, cgroup: &Cgroup) -> Vec<PathBuf> {
-        match cgroup.create(self.spec.memory_bytes, self.spec.pids, &self.spec.shares) {
+        match cgroup.create(&self.spec.memory_limit(), self.spec.pids, &self.spec.shares) {
             Ok(()) => cgroup.join_files(),
             Err(error) => {
                 if !self.warned.swap(true, Ordering::Relaxed) {

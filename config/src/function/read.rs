@@ -79,6 +79,7 @@ impl Function {
         let env = table.or("env", Env::default(), |v| v.table("env = { KEY = \"value\" }").map(|t| env(&t)));
         check_size(&mut table, command.as_deref().unwrap_or_default(), &env);
         let stop_after = table.or("stop_after", Some(mins(15)), |v| stop_after(&v));
+        let freeze_after = table.or("freeze_after", None, |v| freeze_after(&v, stop_after));
         Some(Self {
             id,
             hosts,
@@ -121,7 +122,9 @@ impl Function {
             overload: table.or("overload", Overload::Http503, |v| {
                 v.choice(&[Overload::Http503, Overload::Http429, Overload::Reset].map(|o| (o.as_str(), o)))
             }),
-            freeze_after: table.or("freeze_after", None, |v| freeze_after(&v, stop_after)),
+            freeze_after,
+            hibernate_after: table
+                .or("hibernate_after", None, |v| hibernate_after(&v, kind, freeze_after, stop_after)),
             stop_after,
             freeze_backends: table.or("freeze_backends", FreezeBackends::Keep, |v| {
                 v.choice(&[FreezeBackends::Keep, FreezeBackends::Return].map(|f| (f.as_str(), f)))
@@ -391,5 +394,30 @@ fn freeze_after(value: &Value<'_>, stop_after: Option<Duration>) -> Option<Optio
             value.fail(format!("must be less than stop_after, which is {stop}"))
         }
         _ => Some(freeze_after),
+    }
+}
+
+fn hibernate_after(
+    value: &Value<'_>,
+    kind: Option<RuntimeKind>,
+    freeze_after: Option<Duration>,
+    stop_after: Option<Duration>,
+) -> Option<Option<Duration>> {
+    let hibernate_after = value.false_or_duration(IDLE)?;
+    let Some(after) = hibernate_after else { return Some(None) };
+    if kind.is_some_and(|kind| !kind.hibernates()) {
+        return value.fail(format!("needs runtime = {}", RuntimeKind::list(RuntimeKind::hibernates)));
+    }
+    match (freeze_after, stop_after) {
+        (None, _) => value.fail("needs freeze_after: only a frozen instance can be hibernated"),
+        (Some(freeze), _) if after <= freeze => {
+            let freeze = units::show_duration(freeze);
+            value.fail(format!("must be more than freeze_after, which is {freeze}"))
+        }
+        (_, Some(stop)) if after >= stop => {
+            let stop = units::show_duration(stop);
+            value.fail(format!("must be less than stop_after, which is {stop}"))
+        }
+        _ => Some(hibernate_after),
     }
 }

@@ -299,6 +299,14 @@ impl RuntimeKind {
         }
     }
 
+    /// Whether the agent knows the processes of its containers, whose memory it can write to swap.
+    pub(super) fn hibernates(self) -> bool {
+        match self {
+            Self::Oci | Self::Process => true,
+            Self::Docker => false,
+        }
+    }
+
     /// Reads the key `runtime`.
     pub(super) fn read(table: &mut Table<'_>) -> Option<Self> {
         let why = format!(": {}", Self::list(|_| true));

@@ -16,6 +16,7 @@ fn every_key_has_a_default() {
     assert_eq!((f.concurrency, f.min_ready, f.max_instances), (None, 0, 16));
     assert_eq!((f.queue_timeout, f.overload), (Duration::from_secs(30), Overload::Http503));
     assert_eq!((f.freeze_after, f.stop_after), (None, Some(Duration::from_mins(15))));
+    assert_eq!(f.hibernate_after, None);
     assert_eq!(f.freeze_backends, FreezeBackends::Keep);
     assert_eq!((f.start_attempts, f.cooldown), (3, Duration::from_secs(30)));
 }
@@ -33,6 +34,9 @@ fn every_key_is_read() {
     assert_eq!((f.freeze_after, f.stop_after), (Some(freeze_after), Some(stop_after)));
     assert_eq!(f.freeze_backends, FreezeBackends::Return);
     assert_eq!((f.start_attempts, f.cooldown), (10, Duration::from_millis(100)));
+    let sleeps = function("freeze_after = \"1s\"\nhibernate_after = \"1m\"");
+    assert_eq!(sleeps.hibernate_after, Some(Duration::from_mins(1)));
+    assert_eq!(function("hibernate_after = false").hibernate_after, None);
 
     assert_eq!(function("concurrency = \"unlimited\"").concurrency, None);
     assert_eq!(function("concurrency = 1").concurrency, Some(1));
@@ -218,6 +222,11 @@ fn keys() {
         ("freeze_after = true", format!("freeze_after: {idle}, not a boolean")),
         ("freeze_after = 0", format!("freeze_after: has no unit: {idle}")),
         ("freeze_after = \"9ms\"", "freeze_after: must be false or 10ms to 24h".to_owned()),
+        ("hibernate_after = true", format!("hibernate_after: {idle}, not a boolean")),
+        (
+            "hibernate_after = \"1m\"",
+            "hibernate_after: needs freeze_after: only a frozen instance can be hibernated".to_owned(),
+        ),
         ("stop_after = \"false\"", format!("stop_after: {idle}")),
         ("stop_after = \"900\"", format!("stop_after: has no unit: {idle}")),
         ("stop_after = \"25h\"", "stop_after: must be false or 10ms to 24h".to_owned()),
@@ -246,6 +255,22 @@ fn no_more_are_ready_than_may_be() {
     check(
         &format!("[[function]]\n{GOOD}min_ready = 17\nmax_instances = 1001"),
         &["7: function.f.max_instances: must be 0 to 1000"],
+    );
+}
+
+#[test]
+fn instances_are_hibernated_between_freeze_and_stop() {
+    let refused = |keys: &str, message: &str| {
+        let problem = format!("7: function.f.hibernate_after: {message}");
+        check(&format!("[[function]]\n{GOOD}freeze_after = \"10s\"\n{keys}"), &[&problem]);
+    };
+    refused("hibernate_after = \"10s\"", "must be more than freeze_after, which is 10s");
+    refused("hibernate_after = \"15m\"", "must be less than stop_after, which is 15m");
+    refused("hibernate_after = \"2s\"", "must be more than freeze_after, which is 10s");
+    let docker = GOOD.replace("runtime = \"process\"", "runtime = \"docker\"\nimage = \"f:1\"");
+    check(
+        &format!("[[function]]\n{docker}freeze_after = \"10s\"\nhibernate_after = \"1m\""),
+        &["8: function.f.hibernate_after: needs runtime = \"oci\" or \"process\""],
     );
 }
 

@@ -515,6 +515,7 @@ fn line() -> impl Strategy<Value = String> {
         "min_ready",
         "max_instances",
         "freeze_after",
+        "hibernate_after",
         "stop_after",
         "overload",
         "key_file",

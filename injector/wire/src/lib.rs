@@ -35,6 +35,7 @@ mod activity;
 mod channel;
 pub mod idmap;
 pub mod ktls;
+pub mod memory;
 mod message;
 pub mod netlink;
 mod queue;

@@ -49,10 +49,14 @@ pub(super) fn next(function: &FunctionStatus) -> Next {
         FunctionSummary::Cold => start,
         FunctionSummary::Starting => Next::Join,
         FunctionSummary::Ready if has_room(function) => Next::Nothing,
-        FunctionSummary::Ready if function.running.iter().any(|one| one.state == "frozen") => Next::Thaw,
+        FunctionSummary::Ready
+            if function.running.iter().any(|one| one.state == "frozen" || one.state == "hibernated") =>
+        {
+            Next::Thaw
+        }
         FunctionSummary::Ready if room => start,
         FunctionSummary::Ready => Next::WaitForRoom,
-        FunctionSummary::Frozen => Next::Thaw,
+        FunctionSummary::Frozen | FunctionSummary::Hibernated => Next::Thaw,
         FunctionSummary::Stopping if room => start,
         FunctionSummary::Stopping => Next::WaitForEnd,
         // In a cool-down the count has begun again.

@@ -25,8 +25,22 @@ pub(super) fn why(function: &FunctionStatus) -> String {
             };
             format!("{accept} connections{queued}, and {parked} for the next start")
         }
+        FunctionSummary::Frozen if function.running.iter().any(|one| one.reason == "hibernate_failed") => {
+            "no client was connected for long enough, but its memory could not be written to swap".into()
+        }
         FunctionSummary::Frozen => {
             "no client was connected for long enough, or an operator asked for it".into()
+        }
+        FunctionSummary::Hibernated => {
+            let memory = function.running.iter().filter_map(|one| one.memory);
+            let (resident, swapped) = memory.fold((0, 0), |(resident, swapped), memory| {
+                (resident + memory.resident_bytes, swapped + memory.swapped_bytes)
+            });
+            format!(
+                "no client was connected for long enough: {} MiB of its memory are in swap, {} MiB are resident",
+                swapped >> 20,
+                resident >> 20
+            )
         }
         FunctionSummary::Stopping => "its instances were asked to stop".into(),
         FunctionSummary::Failed if function.failure == Some(FailureCause::Backend) => {
@@ -61,12 +75,19 @@ pub(super) fn stays(function: &FunctionStatus) -> String {
                 "until the instance ends by itself or is stopped (headstart stop): idle ones are kept".into()
             }
         },
-        FunctionSummary::Frozen => match function.stop_after_seconds {
-            Some(stop) => {
-                format!("until a client connects; or until it was idle for {stop} s, then it is stopped")
-            }
-            None => "until a client connects".into(),
-        },
+        FunctionSummary::Frozen | FunctionSummary::Hibernated => {
+            let frozen = function.state == FunctionSummary::Frozen;
+            let failed = function.running.iter().any(|one| one.reason == "hibernate_failed");
+            let hibernate = function.hibernate_after_seconds.filter(|_| frozen && !failed);
+            let then = match (hibernate, function.stop_after_seconds) {
+                (Some(after), _) => {
+                    format!("; or until it was idle for {after} s, then its memory goes to swap")
+                }
+                (None, Some(stop)) => format!("; or until it was idle for {stop} s, then it is stopped"),
+                (None, None) => String::new(),
+            };
+            format!("until a client connects{then}")
+        }
         FunctionSummary::Stopping => {
             "until the instances are gone; they are killed after `stop_grace`".into()
         }

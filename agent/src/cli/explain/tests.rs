@@ -19,6 +19,15 @@ fn ready(open: Option<u32>) -> Value {
     })
 }
 
+/// An instance whose processes are stopped.
+fn asleep(state: &str, reason: &str) -> Value {
+    let memory = json!({ "resident_bytes": 3 << 20, "swapped_bytes": 100 << 20 });
+    json!({
+        "name": "orders-1", "state": state, "reason": reason, "since_seconds": 2.5, "open": 0, "accepted": 9,
+        "idle_seconds": null, "memory": memory,
+    })
+}
+
 #[test]
 fn every_state_says_why_how_long_and_what_a_syn_would_do() {
     for (with, next, sentences) in [
@@ -108,6 +117,32 @@ fn every_state_says_why_how_long_and_what_a_syn_would_do() {
             json!({ "state": "frozen", "instances": 1, "stop_after_seconds": 900.0 }),
             Next::Thaw,
             ["no client was connected for long enough", "idle for 900 s", "thawed at once."],
+        ),
+        (
+            json!({ "state": "frozen", "instances": 1, "hibernate_after_seconds": 60.0, "stop_after_seconds": 900.0 }),
+            Next::Thaw,
+            ["no client was connected", "idle for 60 s, then its memory goes to swap.", "thawed at once."],
+        ),
+        (
+            json!({
+                "state": "frozen", "instances": 1, "hibernate_after_seconds": 60.0, "stop_after_seconds": 900.0,
+                "running": [asleep("frozen", "hibernate_failed")],
+            }),
+            Next::Thaw,
+            [
+                "its memory could not be written to swap.",
+                "idle for 900 s, then it is stopped.",
+                "thawed at once.",
+            ],
+        ),
+        (
+            json!({ "state": "hibernated", "instances": 1, "running": [asleep("hibernated", "idle")] }),
+            Next::Thaw,
+            [
+                "100 MiB of its memory are in swap, 3 MiB are resident.",
+                "until a client connects.",
+                "thawed at once.",
+            ],
         ),
         (
             json!({ "state": "stopping", "instances": 1 }),

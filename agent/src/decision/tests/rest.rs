@@ -48,6 +48,70 @@ fn an_idle_instance_is_frozen_and_a_syn_thaws_it() {
     assert_eq!(orders(&function.on(Event::Timer, 29 * SECOND)), []);
 }
 
+/// Frozen, and asked at 32 s to be hibernated.
+fn hibernating() -> Alone {
+    let mut function = frozen();
+    function.on(
+        Event::Changed {
+            policy: Policy { hibernate_after: Some(Duration::from_secs(32)), ..resting() },
+            replace: false,
+        },
+        12 * SECOND,
+    );
+    assert_eq!(orders(&function.on(Event::Timer, 12 + 32 * SECOND - 1)), []);
+    let actions = function.on(Event::Timer, 12 + 32 * SECOND);
+    assert_eq!(orders(&actions)[0], Action::Hibernate(1));
+    assert_eq!(moved(&actions), [(1, "hibernating", "idle")]);
+    assert_eq!(function.word(12 + 32 * SECOND), "frozen");
+    function
+}
+
+#[test]
+fn a_frozen_instance_is_hibernated_then_thawed_by_a_syn() {
+    let mut function = hibernating();
+    assert_eq!(moved(&function.on(Event::Hibernated(1), 33 * SECOND)), [(1, "hibernated", "idle")]);
+    assert_eq!(function.word(33 * SECOND), "hibernated");
+    let syn = demand(40 * SECOND);
+    assert_eq!(orders(&function.on(Event::Demand(syn), 40 * SECOND))[0], Action::Thaw(1, syn));
+    let actions = function.on(Event::Ready(1), 40 * SECOND + 1);
+    assert!(moved(&actions).contains(&(1, "ready", "initialised")));
+}
+
+#[test]
+fn a_syn_turns_a_hibernation_round() {
+    let mut function = hibernating();
+    let syn = demand(12 + 32 * SECOND + 1);
+    assert_eq!(orders(&function.on(Event::Demand(syn), 12 + 32 * SECOND + 1))[0], Action::Thaw(1, syn));
+    assert_eq!(moved(&function.on(Event::Hibernated(1), 33 * SECOND)), [], "the answer comes too late");
+}
+
+#[test]
+fn what_cannot_be_hibernated_stays_frozen_until_it_was_woken() {
+    let mut function = hibernating();
+    let actions = function.on(Event::NotHibernated(1), 33 * SECOND);
+    assert_eq!(moved(&actions), [(1, "frozen", "hibernate_failed")]);
+    assert_eq!(orders(&function.on(Event::Timer, 40 * SECOND)), []);
+    assert_eq!(orders(&function.on(Event::Timer, 12 + 60 * SECOND)), [Action::Stop(1)]);
+}
+
+#[test]
+fn the_one_with_its_memory_is_thawed_first() {
+    let mut function = Alone::new(Policy { hibernate_after: Some(Duration::from_secs(20)), ..resting_one() });
+    for id in [1, 2] {
+        function.load.instances.push((id, InstanceLoad { open: Some(0), ..InstanceLoad::default() }));
+        function.on(Event::Adopted(id), id);
+    }
+    function.on(Event::Freeze, SECOND);
+    function.on(Event::Frozen(1), SECOND);
+    function.on(Event::Frozen(2), 15 * SECOND);
+    function.on(Event::NotHibernated(1), 22 * SECOND);
+    function.on(Event::Hibernated(2), 22 * SECOND);
+    assert_eq!(
+        orders(&function.on(Event::Demand(demand(23 * SECOND)), 23 * SECOND))[0],
+        Action::Thaw(1, demand(23 * SECOND))
+    );
+}
+
 #[test]
 fn a_frozen_instance_is_stopped_when_it_was_idle_for_long_enough() {
     let mut function = frozen();

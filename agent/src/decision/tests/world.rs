@@ -48,6 +48,8 @@ enum WorldEvent {
     Begun(InstanceId),
     /// It is asked whether it can be frozen.
     Quieten(InstanceId),
+    /// Its memory is in swap, or cannot be written there.
+    PagedOut(InstanceId),
     /// It runs again.
     Thawed(InstanceId),
     /// It ends.
@@ -86,6 +88,7 @@ struct Faults {
     hang: u64,
     crash: u64,
     freeze: u64,
+    hibernate: u64,
     /// What goes wrong is the failure of a backend or of the node.
     outside: bool,
     /// Between these times nothing can be made or started. Then nothing else goes wrong.
@@ -135,6 +138,7 @@ impl World {
             hang: chance(20),
             crash: chance(10),
             freeze: chance(50),
+            hibernate: chance(50),
             outside: false,
             outage_ns: None,
         };

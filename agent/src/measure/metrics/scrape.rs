@@ -2,7 +2,9 @@
 
 pub use crate::measure::kernel::syn_counters;
 
-use super::{INSTANCES, POOL, POOL_DISCARDS, POOL_FALLBACKS, SYN_BUDGET, SYN_SENSOR, counter, float, gauge};
+use super::{
+    HIBERNATED, INSTANCES, POOL, POOL_DISCARDS, POOL_FALLBACKS, SYN_BUDGET, SYN_SENSOR, counter, float, gauge,
+};
 
 /// Connections of a backend in a state.
 pub fn pool(backend: &str, state: &'static str, connections: usize) {
@@ -22,6 +24,11 @@ pub fn pool_fallbacks(backend: &str, reason: &'static str, total: u64) {
 /// Instances of a function in a state.
 pub fn instances(function: &str, state: &'static str, instances: usize) {
     gauge!(INSTANCES, "function" => function.to_owned(), "state" => state).set(float(instances));
+}
+
+/// Memory of a function's hibernated instances, in bytes.
+pub fn hibernated(function: &str, kind: &'static str, bytes: u64) {
+    gauge!(HIBERNATED, "function" => function.to_owned(), "kind" => kind).set(super::size(bytes));
 }
 
 /// Starts per second that SYNs without a key may cause: of a function, or on the node.

@@ -2,6 +2,7 @@
 
 use super::*;
 
+const LIMIT: MemoryLimit = MemoryLimit { bytes: 1 << 20, swaps: false };
 const ALL: Shares = Shares { cpu_millis: Some(1500), cpu_weight: Some(200), io_weight: Some(2000) };
 
 /// A directory in the place of the kernel's, in which these files are already.
@@ -22,7 +23,7 @@ fn shares_are_written_in_the_units_of_the_second_version() {
     let parents = ["cgroup.controllers", "cgroup.subtree_control", "headstart/cgroup.subtree_control"];
     let files: Vec<_> = own.iter().map(String::as_str).chain(parents).collect();
     let cgroup = hierarchy(mount.path(), &files);
-    cgroup.create(1 << 20, 7, &ALL).unwrap();
+    cgroup.create(&LIMIT, 7, &ALL).unwrap();
     let read = |file: &str| fs::read_to_string(mount.path().join(file)).unwrap();
     assert_eq!(own.each_ref().map(|file| read(file)), ["150000 100000", "200", "default 2000", "1000"]);
     assert_eq!(read("cgroup.subtree_control"), "+io", "the last one written");
@@ -35,7 +36,7 @@ fn shares_are_written_in_the_units_of_the_first_version() {
     let mount = tempfile::tempdir().unwrap();
     let cgroup =
         hierarchy(mount.path(), &["memory/x", "pids/x", "cpu/x", "blkio/headstart/f-1/blkio.bfq.weight"]);
-    cgroup.create(1 << 20, 7, &ALL).unwrap();
+    cgroup.create(&LIMIT, 7, &ALL).unwrap();
     let own = ["cpu/{}/cpu.cfs_period_us", "cpu/{}/cpu.cfs_quota_us", "cpu/{}/cpu.shares"];
     let read =
         |file: &str| fs::read_to_string(mount.path().join(file.replace("{}", "headstart/f-1"))).unwrap();
@@ -48,9 +49,9 @@ fn shares_are_written_in_the_units_of_the_first_version() {
 fn a_quota_without_its_controller_is_an_error_and_a_weight_of_devices_is_not() {
     let mount = tempfile::tempdir().unwrap();
     let cgroup = hierarchy(mount.path(), &["memory/x", "pids/x"]);
-    let error = cgroup.create(1 << 20, 7, &ALL).unwrap_err().to_string();
+    let error = cgroup.create(&LIMIT, 7, &ALL).unwrap_err().to_string();
     assert!(error.contains("cpu.cfs_period_us"), "{error}");
-    cgroup.create(1 << 20, 7, &Shares { io_weight: Some(5), ..Shares::default() }).unwrap();
+    cgroup.create(&LIMIT, 7, &Shares { io_weight: Some(5), ..Shares::default() }).unwrap();
 }
 
 fn agent(cgroup_parent: &str, state_dir: &str) -> Agent {
@@ -82,7 +83,7 @@ fn controllers_are_enabled_all_the_way_down_where_they_are_not() {
     for (file, enabled) in files.iter().zip(["", "memory", "cpu memory pids", "cpu memory pids"]) {
         fs::write(file, enabled).unwrap();
     }
-    cgroup.create(1 << 20, 7, &Shares::default()).unwrap();
+    cgroup.create(&LIMIT, 7, &Shares::default()).unwrap();
     let said: Vec<_> = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
     assert_eq!(said, ["+pids", "+pids", "cpu memory pids", "cpu memory pids"]);
     assert_eq!(fs::read_to_string(own.join("memory.max")).unwrap(), "1048576");

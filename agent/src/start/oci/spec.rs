@@ -172,12 +172,14 @@ fn forbids_programs(place: &Path) -> bool {
     rustix::fs::statvfs(place).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::NOEXEC))
 }
 
-/// The memory limit counts swap too where the kernel can count it.
+/// The memory limit counts swap too where the kernel can count it. What is hibernated may have as much in swap as in memory
+/// where the two have limits of their own (cgroup v2).
 fn resources(spec: &ContainerSpec) -> Result<LinuxResources, OciSpecError> {
     let memory_bytes = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
     let mut memory = LinuxMemoryBuilder::default().limit(memory_bytes);
     if cgroup::limits_swap() {
-        memory = memory.swap(memory_bytes);
+        let in_swap = if spec.swaps && cgroup::is_unified() { memory_bytes } else { 0 };
+        memory = memory.swap(memory_bytes.saturating_add(in_swap));
     }
     let pids = LinuxPidsBuilder::default().limit(i64::try_from(spec.pids).unwrap_or(i64::MAX)).build()?;
     LinuxResourcesBuilder::default().memory(memory.build()?).pids(pids).build()

@@ -192,6 +192,7 @@ impl Bed {
             command: command.iter().map(|&word| word.to_owned()).collect(),
             env: vec![("GREETING".to_owned(), "hello world".to_owned())],
             memory_bytes: 64 * 1024 * 1024,
+            swaps: false,
             pids: 32,
             shares: Shares::default(),
             user: self.kind.user(),

@@ -11,6 +11,7 @@ fn spec() -> ContainerSpec {
         command: vec!["/bin/true".to_owned()],
         env: Vec::new(),
         memory_bytes: 64 * 1024 * 1024,
+        swaps: false,
         pids: 32,
         shares: Shares::default(),
         user: 65534,

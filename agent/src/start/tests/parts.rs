@@ -29,6 +29,7 @@ fn the_environment_has_a_path_and_one_control_descriptor() {
         command: Vec::new(),
         env: vec![pair("HEADSTART_CONTROL_FD", "9")],
         memory_bytes: 0,
+        swaps: false,
         pids: 0,
         shares: Shares::default(),
         user: 65534,

@@ -68,6 +68,13 @@ impl World {
                 }
             }
             WorldEvent::Quieten(id) => self.quieten(id),
+            WorldEvent::PagedOut(id) => {
+                if self.goes_wrong(self.faults.hibernate) {
+                    self.tell(Event::NotHibernated(id))?;
+                } else {
+                    self.tell(Event::Hibernated(id))?;
+                }
+            }
             WorldEvent::Thawed(id) => {
                 if let Some(one) = self.instances.get_mut(&id).filter(|one| one.stage == Stage::Paused) {
                     one.stage = Stage::Accepting;

@@ -76,10 +76,11 @@ impl World {
         let count = |wanted: fn(InstanceState) -> bool| {
             self.function.instances().filter(|(_, one)| wanted(one.state)).count()
         };
-        let Policy { min_ready, max_instances, prepared, freeze_after, stop_after, .. } = self.policy;
+        let Policy { min_ready, max_instances, prepared, freeze_after, hibernate_after, stop_after, .. } =
+            self.policy;
         let ready = min_ready.min(max_instances) as usize;
-        let restless =
-            count(|state| state.is_alive() && !matches!(state, InstanceState::Ready | InstanceState::Frozen));
+        let restless = count(|state| state.is_alive() && !state.is_asleep() && state != InstanceState::Ready)
+            + count(|state| state == InstanceState::Hibernating);
         if restless > 0 || count(|state| state == InstanceState::Ready) < ready {
             return Err("something is still under way at the end".into());
         }
@@ -87,6 +88,10 @@ impl World {
             && count(|state| state == InstanceState::Ready) > ready
         {
             return Err("an idle instance does not rest".into());
+        }
+        let stays = |one: &Instance| one.state == InstanceState::Frozen && !one.stays_frozen;
+        if hibernate_after.is_some() && self.function.instances().any(|(_, one)| stays(one)) {
+            return Err("a frozen instance is not hibernated".into());
         }
         if stop_after.is_some() && count(InstanceState::is_alive) > ready {
             return Err("an idle instance is not stopped".into());

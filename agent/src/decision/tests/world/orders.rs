@@ -96,6 +96,12 @@ impl World {
                 }
                 self.soon(10, WorldEvent::Quieten(id));
             }
+            Action::Hibernate(id) => {
+                if self.instances.get(&id).is_none_or(|one| one.stage != Stage::Paused) || busy(&id) {
+                    return Err(format!("{id} is hibernated and is not frozen, or is busy"));
+                }
+                self.soon(100, WorldEvent::PagedOut(id));
+            }
             Action::Thaw(id, _) => {
                 if self.instances.get(&id).is_some_and(|one| one.stage != Stage::Paused) {
                     return Err(format!("{id} is thawed and was not frozen"));

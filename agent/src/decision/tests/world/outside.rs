@@ -74,6 +74,7 @@ pub(super) fn patient(policy: Policy) -> Policy {
 pub(super) fn random_policy(rng: &mut Rng) -> Policy {
     let after = |rng: &mut Rng, unit: u64| Some(Duration::from_nanos(1 + rng.ms(unit)));
     let freeze_after = if rng.percent(50) { after(rng, 2_000) } else { None };
+    let hibernate_after = if rng.percent(50) { after(rng, 3_000) } else { None };
     let stop_after = if rng.percent(70) { after(rng, 5_000) } else { None };
     Policy {
         prepared: u32::try_from(rng.below(4)).unwrap(),
@@ -82,6 +83,7 @@ pub(super) fn random_policy(rng: &mut Rng) -> Policy {
         max_instances: u32::try_from(rng.one(&[0, 1, 2, 3, 6, 6, 6, 20])).unwrap(),
         queue_timeout: Duration::from_millis(100 + rng.below(5_000)),
         freeze_after,
+        hibernate_after,
         stop_after,
         init_timeout: Duration::from_millis(500 + rng.below(1_000)),
         start_attempts: 3,
