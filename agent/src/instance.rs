@@ -376,9 +376,10 @@ impl InstanceTask {
                 return Some(InstanceReport::NotFrozen { busy: true, error: None });
             }
             ShimEvent::Thawed { thawed_ns } => {
-                let freeze_state = std::mem::replace(&mut self.freeze_state, FreezeState::Running);
-                // Without a thaw under way it was not frozen after all, which has been reported.
-                let FreezeState::Thawing(demand, state) = freeze_state else { return None };
+                // Without a thaw under way it was not frozen after all, which has been reported, or an earlier agent had
+                // frozen it. The next freeze may have been asked for already.
+                let FreezeState::Thawing(demand, state) = self.freeze_state else { return None };
+                self.freeze_state = FreezeState::Running;
                 let thawed_ns = Timeline::clamp(thawed_ns, demand.at_ns, now_ns());
                 measure::record_thaw(&self.function, &demand, state.as_str(), thawed_ns);
                 return Some(InstanceReport::Ready);

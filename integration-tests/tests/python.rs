@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use headstart_integration_tests::lab::site::LIMIT;
 use headstart_integration_tests::lab::{
-    self, AgentSetup, PostgresSetup, cli, client, free_port, privilege, run_within, unique,
+    self, AgentSetup, Manager, PostgresSetup, cli, client, free_port, privilege, run_within, unique,
 };
 use serde_json::Value;
 
@@ -139,6 +139,36 @@ fn a_burst_is_answered_and_the_instance_lives() {
         }
     }
     assert_eq!(agent.starts().unwrap().as_array().unwrap().len(), 2, "{}", agent.log());
+}
+
+/// The next agent thaws it, and asks for the next freeze before the instance has said that it runs.
+#[test]
+fn a_frozen_instance_that_thaws_slowly_is_taken_over() {
+    if !privilege::require_root("namespaces") || !privilege::require_tools(&["python3"]) {
+        return;
+    }
+    let (installed, manager, address) = (InstalledShim::new(), Manager::new().unwrap(), free_port().unwrap());
+    let directory = installed.0.display();
+    let program = "import headstart, time\n\
+         def app(environ, start_response):\n    \
+             start_response('200 OK', [])\n    \
+             return [b'here']\n\
+         def main(function):\n    \
+             function.on_thaw(lambda: time.sleep(0.2))\n    \
+             function.serve_wsgi(app)\n\
+         headstart.run(main)\n";
+    fs::write(installed.0.join("slow.py"), program).unwrap();
+    let function = format!(
+        "[[function]]\nname = \"slow\"\nlisten = \"{address}\"\nruntime = \"process\"\nfreeze_after = \"10ms\"\n\
+         command = [\"/usr/bin/python3\", \"{directory}/slow.py\"]\nenv = {{ PYTHONPATH = \"{directory}\" }}\n"
+    );
+    let agent = AgentSetup::default().manager(&manager).config(&function).start().unwrap();
+    assert_eq!(client::get(address, "/", LIMIT).unwrap().body, "here");
+    agent.wait_state("slow", "frozen", LIMIT).unwrap();
+    let agent = agent.kill().unwrap().start().unwrap();
+    agent.wait_state("slow", "frozen", LIMIT).unwrap();
+    assert_eq!(client::get(address, "/", LIMIT).unwrap().body, "here");
+    assert!(agent.stop().unwrap().success());
 }
 
 fn ready() -> bool {
