@@ -251,6 +251,7 @@ fn unsafe_code_is_where_the_architecture_says() {
     let homes = [
         "injector/wire/src/activity.rs",
         "injector/wire/src/channel.rs",
+        "injector/wire/src/heap.rs",
         "injector/wire/src/idmap.rs",
         "injector/wire/src/ktls.rs",
         "injector/wire/src/memory.rs",

@@ -33,6 +33,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// As [`run`].
 pub(super) fn serve(file: &ConfigArgs, unpin: bool) -> anyhow::Result<ExitCode> {
+    headstart_wire::share_heaps();
     // Both before anything is opened: what the service manager kept may be many descriptors.
     let raised = raise_open_files();
     let manager = ServiceManager::from_environment();

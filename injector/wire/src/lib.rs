@@ -33,6 +33,7 @@
 
 mod activity;
 mod channel;
+mod heap;
 pub mod idmap;
 pub mod ktls;
 pub mod memory;
@@ -45,6 +46,7 @@ mod tls;
 
 pub use activity::{Activity, ActivityReading, PAGE_BYTES};
 pub use channel::{Channel, ReceivedMessage};
+pub use heap::share_heaps;
 pub use message::{
     Direction, Grant, GrantStatus, HEADER_BYTES, Lease, MAX_BACKENDS, ToAgent, ToFunction, VERSION,
 };
