@@ -25,7 +25,7 @@ pub(super) const HIERARCHY: &str = "freezer";
 
 /// How long it may take. A process stops when it next leaves the kernel: only one that waits for a device or a
 /// network file system needs longer than some milliseconds.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(in crate::start) const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Between looks whether all have stopped.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);

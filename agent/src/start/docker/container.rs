@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 
 use super::api::{KILLED, ListedContainer, Output};
 use super::{DockerHost, INSTANCE_LABEL, RETRY_PAUSE, STATE_DIR_LABEL};
 use crate::fd;
+use crate::start::cgroup::freezer::FREEZE_TIMEOUT;
 use crate::start::error::within;
 use crate::start::{BoxFuture, Exit, Process, StartError, directory};
 
@@ -157,7 +159,16 @@ impl Process for DockerContainer {
                 return Err(StartError::Freeze { detail: format!("it has ended ({exit})") });
             }
             self.frozen.store(true, Ordering::Relaxed);
-            let frozen = self.host.api.pause(&self.id).await;
+            let deadline = Instant::now() + FREEZE_TIMEOUT;
+            let frozen = loop {
+                match self.host.api.pause(&self.id).await {
+                    // On cgroup v1 the daemon tries for some milliseconds, in which a process that waits for a processor
+                    // does not stop.
+                    Err(StartError::Freeze { .. })
+                        if self.ended.borrow().is_none() && Instant::now() < deadline => {}
+                    paused => break paused,
+                }
+            };
             if frozen.is_err() {
                 self.ensure_thawed().await;
             }
