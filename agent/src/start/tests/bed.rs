@@ -342,14 +342,17 @@ impl Bed {
 
     pub(super) fn traces(&self) -> Traces {
         let count = |directory: &str| fs::read_dir(directory).map_or(0, Iterator::count);
-        let lines = |file: &str| fs::read_to_string(file).unwrap().lines().count();
+        // Others of the machine mount and unmount beside this.
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = [Some(self.directory.path().to_owned()), daemon::directory()];
+        let own = |line: &str| own.iter().flatten().any(|path| line.contains(&*path.to_string_lossy()));
         // The daemon is a child of this process, and its orphans come here when they like.
         let children = if self.kind == Kind::Docker { 0 } else { children() };
         let counts = [
             ("children", children),
             ("cgroups", cgroup_directories(&self.function("f")).len()),
             ("descriptors", count("/proc/self/fd")),
-            ("mounts", lines("/proc/self/mountinfo")),
+            ("mounts", table.lines().filter(|line| own(line)).count()),
             ("files", files_under(&self.state_dir(), &self.function("f"))),
         ];
         Traces { counts: counts.into() }

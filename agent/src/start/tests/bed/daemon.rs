@@ -21,6 +21,11 @@ const KEEPER: &str = r#"
 
 static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 
+/// Where the daemon keeps everything, once it runs.
+pub(super) fn directory() -> Option<PathBuf> {
+    DIRECTORY.get().cloned()
+}
+
 pub(super) fn socket() -> PathBuf {
     DIRECTORY.get().expect("the daemon runs").join("docker.sock")
 }
