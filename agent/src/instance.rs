@@ -273,6 +273,7 @@ impl InstanceTask {
                         reporter.report(report).await;
                         self.store(conversation);
                     } else if !listening {
+                        paging_out = None;
                         self.control_closed(reporter).await;
                     }
                 }
@@ -281,7 +282,9 @@ impl InstanceTask {
                     if command == InstanceCommand::Stop {
                         freezing = None;
                     }
-                    paging_out = (command == InstanceCommand::Hibernate)
+                    let hibernates =
+                        command == InstanceCommand::Hibernate && self.freeze_state == FreezeState::Frozen;
+                    paging_out = hibernates
                         .then(|| self.hibernation.page_out(Arc::clone(&process)));
                     self.on_command(command, conversation, reporter).await;
                 }
@@ -334,12 +337,15 @@ impl InstanceTask {
                 self.terminate().await;
             }
             InstanceCommand::Freeze => self.request_freeze(conversation, reporter).await,
-            InstanceCommand::Hibernate => self.freeze_state = FreezeState::Hibernated,
+            InstanceCommand::Hibernate => {
+                // It may have been thawed to be stopped.
+                if self.freeze_state == FreezeState::Frozen {
+                    self.freeze_state = FreezeState::Hibernating;
+                }
+            }
             InstanceCommand::Thaw(demand) => {
                 let state = ThawedFrom::of(self.freeze_state);
-                if state == ThawedFrom::Hibernated {
-                    self.hibernation.prefetch();
-                }
+                self.hibernation.wake();
                 self.freeze_state = FreezeState::Thawing(demand, state);
                 self.resume(conversation).await;
             }

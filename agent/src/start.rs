@@ -48,7 +48,7 @@ mod directory;
 mod error;
 mod logs;
 mod name;
-mod nice;
+pub(crate) mod nice;
 mod note;
 mod pid_watch;
 mod seccomp;

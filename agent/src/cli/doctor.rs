@@ -74,7 +74,7 @@ fn findings(drivers: &Drivers) -> Vec<Finding> {
         Finding { what: "accept queue", found: Ok("always there: starts functions without eBPF".into()) },
         Finding { what: "cgroups", found: cgroups() },
         Finding { what: "guard", found: sockets() },
-        Finding { what: "swap", found: swap(&read("/proc/swaps").unwrap_or_default()) },
+        Finding { what: "swap", found: swap(&read("/proc/swaps").unwrap_or_default(), is_encrypted) },
     ]);
     findings
         .extend(drivers.checks().into_iter().map(|check| Finding { what: check.what, found: check.found }));
@@ -223,7 +223,7 @@ fn cgroups() -> Result<String, Lack> {
 }
 
 /// What `hibernate_after` writes memory to (proc(5), `swaps`).
-fn swap(swaps: &str) -> Result<String, Lack> {
+fn swap(swaps: &str, is_encrypted: impl Fn(&str) -> bool) -> Result<String, Lack> {
     let devices: Vec<_> =
         swaps.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).collect();
     if devices.is_empty() {
@@ -231,13 +231,21 @@ fn swap(swaps: &str) -> Result<String, Lack> {
                     is quickest (Debian: apt install zram-tools)"
             .into());
     }
-    let is_disk = |device: &&str| !device.starts_with("/dev/zram") && !device.starts_with("/dev/dm-");
+    let is_disk = |device: &&str| !device.starts_with("/dev/zram") && !is_encrypted(device);
     let disks: Vec<_> = devices.iter().copied().filter(is_disk).collect();
     let warning = match disks.is_empty() {
         true => String::new(),
         false => format!("; {} keeps what functions had in memory, unless it is encrypted", disks.join(", ")),
     };
     Ok(format!("{}: hibernate_after writes memory there{warning}", devices.join(", ")))
+}
+
+/// Whether it is a device of dm-crypt. Logical volumes have names of the same kind.
+fn is_encrypted(device: &str) -> bool {
+    let Some(name) = device.strip_prefix("/dev/").filter(|name| name.starts_with("dm-")) else {
+        return false;
+    };
+    std::fs::read_to_string(format!("/sys/block/{name}/dm/uuid")).is_ok_and(|uuid| uuid.starts_with("CRYPT-"))
 }
 
 fn sockets() -> Result<String, Lack> {
@@ -344,11 +352,14 @@ mod tests {
     #[test]
     fn a_disk_that_memory_is_written_to_is_named() {
         let head = "Filename\tType\tSize\tUsed\tPriority\n";
+        let swap = |text: &str| super::swap(text, |device| device == "/dev/dm-1");
         assert!(swap(head).unwrap_err().to_string().contains("hibernate_after has no effect"));
         let memory = swap(&format!("{head}/dev/zram0 partition 1024 0 100\n")).ok().unwrap();
         assert!(!memory.contains("encrypted"), "{memory}");
         let both = format!("{head}/dev/zram0 partition 1024 0 100\n/swapfile file 1024 0 -2\n");
         assert!(swap(&both).ok().unwrap().contains("; /swapfile keeps what"));
+        let mapped = format!("{head}/dev/dm-0 partition 1024 0 -2\n/dev/dm-1 partition 1024 0 -3\n");
+        assert!(swap(&mapped).ok().unwrap().contains("; /dev/dm-0 keeps what"));
     }
 
     #[test]

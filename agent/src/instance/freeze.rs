@@ -23,7 +23,9 @@ pub(super) enum FreezeState {
     Freezing,
     /// Its processes are stopped.
     Frozen,
-    /// The same, and its memory is in swap, or on its way there.
+    /// The same, and its memory is being written to swap.
+    Hibernating,
+    /// The same, and its memory is in swap.
     Hibernated,
     /// It runs again and has not reported that it accepts.
     Thawing(Demand, ThawedFrom),
@@ -33,18 +35,24 @@ pub(super) enum FreezeState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ThawedFrom {
     Frozen,
+    Hibernating,
     Hibernated,
 }
 
 impl ThawedFrom {
     pub(super) fn of(state: FreezeState) -> Self {
-        if state == FreezeState::Hibernated { Self::Hibernated } else { Self::Frozen }
+        match state {
+            FreezeState::Hibernated => Self::Hibernated,
+            FreezeState::Hibernating => Self::Hibernating,
+            _ => Self::Frozen,
+        }
     }
 
     /// The metric label.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Frozen => "frozen",
+            Self::Hibernating => "hibernating",
             Self::Hibernated => "hibernated",
         }
     }
@@ -58,7 +66,12 @@ impl FreezeState {
     pub(super) fn answer_by(self) -> Option<Instant> {
         match self {
             Self::Requested { answer_by } => Some(answer_by),
-            Self::Running | Self::Freezing | Self::Frozen | Self::Hibernated | Self::Thawing(..) => None,
+            Self::Running
+            | Self::Freezing
+            | Self::Frozen
+            | Self::Hibernating
+            | Self::Hibernated
+            | Self::Thawing(..) => None,
         }
     }
 }
@@ -112,7 +125,10 @@ impl InstanceTask {
     /// Takes the outcome of an attempt to write its memory to swap.
     pub(super) fn page_out_ended(&mut self, paged: Result<MemoryUse, String>) -> InstanceReport {
         match paged {
-            Ok(memory) => InstanceReport::Hibernated(memory),
+            Ok(memory) => {
+                self.freeze_state = FreezeState::Hibernated;
+                InstanceReport::Hibernated(memory)
+            }
             Err(error) => {
                 self.freeze_state = FreezeState::Frozen;
                 tracing::warn!(instance = self.name, reason = "hibernate", "not hibernated: {error}");

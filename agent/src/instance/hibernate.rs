@@ -8,18 +8,18 @@ mod pages;
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 
-use crate::start::{BoxFuture, Process};
-use pages::ProcessPages;
+use crate::start::{BoxFuture, Process, nice};
+use pages::{Bounds, ProcessPages, Target};
 
 /// Memory that is worth a failure: an instance with less stays as it is anyway.
 const LITTLE: u64 = 1 << 20;
 
 /// Instances that are written at a time: many may fall asleep at once, and wakes need processors and threads too.
-static WRITERS: Semaphore = Semaphore::const_new(2);
+const WRITERS_MAX: usize = 2;
 
 /// As long as no working set is known, at most so much is read ahead: to read all of a larger heap takes longer than to read
 /// what is needed when it is needed.
@@ -35,9 +35,12 @@ pub(crate) struct MemoryUse {
 /// An attempt to write an instance's memory to swap, while one is under way. Dropping it ends it.
 pub(super) type PageOutAttempt = Option<BoxFuture<'static, Result<MemoryUse, String>>>;
 
-/// What is known of the memory of an instance.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Hibernation(Arc<Mutex<WorkingSet>>);
+/// What is known of the memory of an instance. Dropping it ends the reading ahead.
+#[derive(Debug, Default)]
+pub(super) struct Hibernation {
+    set: Arc<Mutex<WorkingSet>>,
+    reading: Option<Cancel>,
+}
 
 #[derive(Debug, Default)]
 struct WorkingSet {
@@ -47,12 +50,22 @@ struct WorkingSet {
     written: bool,
     /// It had been the time before: `pages` are what it has touched since.
     known: bool,
+    /// What was read ahead when it was last woken. It has not taken all of that.
+    ahead: Vec<ProcessPages>,
 }
 
-/// Ends a page-out on another thread when its future is dropped.
-struct CancelOnDrop(Arc<AtomicBool>);
+/// Ends what another thread does when it is dropped.
+#[derive(Debug, Default)]
+struct Cancel(Arc<AtomicBool>);
 
-impl Drop for CancelOnDrop {
+impl Cancel {
+    fn look(&self) -> impl Fn() -> bool + Send + 'static {
+        let cancelled = Arc::clone(&self.0);
+        move || cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Cancel {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -61,31 +74,38 @@ impl Drop for CancelOnDrop {
 impl Hibernation {
     /// Writes the memory of a frozen instance to swap, on a thread of its own.
     pub(super) fn page_out(
-        &self,
+        &mut self,
         process: Arc<dyn Process>,
     ) -> BoxFuture<'static, Result<MemoryUse, String>> {
-        let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
-        let (set, cancelled) = (Arc::clone(&self.0), Arc::clone(&cancel.0));
+        self.reading = None;
+        let (cancel, set) = (Cancel::default(), Arc::clone(&self.set));
         Box::pin(async move {
-            let _cancel = cancel;
-            let _turn = WRITERS.acquire().await;
-            let paged = tokio::task::spawn_blocking(move || page_out(&process.processes(), &set, &cancelled));
+            // The thread keeps the turn: it may go on for a moment after this future is dropped.
+            let turn = writers().acquire_owned().await;
+            let cancelled = cancel.look();
+            let paged = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                nice::in_background(|| page_out(&*process, &set, &cancelled))
+            });
             paged.await.unwrap_or_else(|error| Err(format!("the thread that writes it ended: {error}")))
         })
     }
 
     /// Reads the working set ahead, on a thread of its own: the instance runs meanwhile.
-    pub(super) fn prefetch(&self) {
-        let set = Arc::clone(&self.0);
+    pub(super) fn wake(&mut self) {
+        let mut set = lock(&self.set);
+        let pages = std::mem::take(&mut set.pages);
+        let bytes: u64 = pages.iter().map(ProcessPages::bytes).sum();
+        if pages.is_empty() || (!set.known && bytes > UNKNOWN_MAX) {
+            return;
+        }
+        set.ahead.clone_from(&pages);
+        drop(set);
+        let cancelled = self.reading.insert(Cancel::default()).look();
         tokio::task::spawn_blocking(move || {
-            let pages = {
-                let mut set = lock(&set);
-                let bytes: u64 = set.pages.iter().map(ProcessPages::bytes).sum();
-                if set.known || bytes <= UNKNOWN_MAX { std::mem::take(&mut set.pages) } else { Vec::new() }
-            };
             for process in &pages {
                 // What cannot be read ahead is read when it is needed.
-                if let Err(error) = process.read_ahead() {
+                if let Err(error) = process.read_ahead(&cancelled) {
                     tracing::debug!(pid = process.pid(), "not read ahead: {error}");
                 }
             }
@@ -93,49 +113,75 @@ impl Hibernation {
     }
 }
 
+fn writers() -> Arc<Semaphore> {
+    static WRITERS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(WRITERS_MAX)));
+    Arc::clone(&WRITERS)
+}
+
 fn lock(set: &Mutex<WorkingSet>) -> std::sync::MutexGuard<'_, WorkingSet> {
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn page_out(pids: &[i32], set: &Mutex<WorkingSet>, cancelled: &AtomicBool) -> Result<MemoryUse, String> {
-    if pids.is_empty() {
+fn page_out(
+    instance: &dyn Process,
+    set: &Mutex<WorkingSet>,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<MemoryUse, String> {
+    let opened = instance.processes().into_iter().map(|pid| Target::open(pid, |pid| instance.owns(pid)));
+    let processes = opened
+        .filter_map(Result::transpose)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(text("its processes cannot be opened"))?;
+    if processes.is_empty() {
         return Err("its processes are not known to the agent".into());
     }
-    let pages: Vec<ProcessPages> = pids
-        .iter()
-        .map(|pid| ProcessPages::resident(*pid))
-        .collect::<Result<_, _>>()
-        .map_err(text("its memory cannot be looked at"))?;
-    let bytes: u64 = pages.iter().map(ProcessPages::bytes).sum();
-    {
+    let look = || -> Result<Vec<ProcessPages>, String> {
+        let mut bounds = Bounds::default();
+        let pages = processes.iter().map(|process| ProcessPages::resident(process, &mut bounds, cancelled));
+        pages.collect::<Result<_, _>>().map_err(text("its memory cannot be looked at"))
+    };
+    let bytes = |pages: &[ProcessPages]| pages.iter().map(ProcessPages::bytes).sum::<u64>();
+
+    let pages = look()?;
+    Swap::read().map_err(text("/proc/meminfo"))?.check(bytes(&pages))?;
+    let ahead = {
         let mut set = lock(set);
+        if cancelled() {
+            return Err(WANTED.into());
+        }
         set.pages.clone_from(&pages);
         set.known = std::mem::take(&mut set.written);
-    }
-    Swap::read().map_err(text("/proc/meminfo"))?.check(bytes)?;
-    for process in &pages {
+        std::mem::take(&mut set.ahead)
+    };
+    ahead.iter().for_each(|process| process.take(cancelled));
+    for process in pages.iter().chain(&ahead) {
         process.page_out(cancelled).map_err(text("the kernel does not write it"))?;
     }
+
+    let (before, left) = (bytes(&pages), bytes(&look()?));
     let mut used = MemoryUse { resident: 0, swapped: 0 };
-    for pid in pids {
-        let (resident, swapped) = pages::memory_of(*pid).map_err(text("its memory cannot be looked at"))?;
+    for process in &processes {
+        let Ok((resident, swapped)) = pages::memory_of(process.pid()) else { continue };
         used = MemoryUse { resident: used.resident + resident, swapped: used.swapped + swapped };
     }
-    // It has been woken meanwhile, and nothing waits for the answer.
-    if cancelled.load(Ordering::Relaxed) {
-        return Ok(used);
+    let mut set = lock(set);
+    if cancelled() {
+        return Err(WANTED.into());
     }
-    if bytes >= LITTLE && used.swapped < bytes / 2 {
+    if before >= LITTLE && left > before / 2 {
         return Err(format!(
-            "the kernel wrote {} of {} MiB to swap: memory that is locked, shared or of huge pages stays, and \
-             the group's swap limit may be too low",
-            mib(used.swapped),
-            mib(bytes)
+            "the kernel wrote {} of {} MiB to swap: memory that is locked or of huge pages stays, and the group's \
+             swap limit may be too low",
+            mib(before.saturating_sub(left)),
+            mib(before)
         ));
     }
-    lock(set).written = true;
+    set.written = true;
     Ok(used)
 }
+
+/// Nothing waits for this answer.
+const WANTED: &str = "it is wanted again";
 
 fn text(what: &str) -> impl Fn(std::io::Error) -> String + '_ {
     move |error| format!("{what}: {error}")
@@ -184,11 +230,5 @@ mod tests {
         assert_eq!(Swap { total, free: mib }.check(mib), Ok(()));
         assert!(Swap { total, free: mib }.check(2 * mib).unwrap_err().contains("1 of 64 MiB are free"));
         assert!(Swap { total: 0, free: 0 }.check(0).unwrap_err().contains("no swap"));
-    }
-
-    #[test]
-    fn what_has_no_known_process_stays() {
-        let (set, cancelled) = (Mutex::default(), AtomicBool::new(false));
-        assert!(page_out(&[], &set, &cancelled).unwrap_err().contains("not known"));
     }
 }

@@ -48,7 +48,7 @@ impl Node {
                     let policy = service.policy;
                     if let Some(record) = self.record(function) {
                         service.doorbell.copy(&record.service.doorbell);
-                        record.service = *service;
+                        record.alter(*service);
                     }
                     self.renew_listener(function);
                     events.push((function, Event::Changed { policy, replace }));

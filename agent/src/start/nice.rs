@@ -1,4 +1,4 @@
-//! Preparing containers is work for later, and yields to those that are released now.
+//! Preparing containers, and writing memory to swap, is work for later, and yields to what clients wait for.
 //!
 //! A container is created at a lower priority than the agent's own (setpriority(2), inherited by children) and
 //! gets the agent's back when it is released. Under a flood, starts for unannounced clients and the containers that are
@@ -15,20 +15,20 @@ const BACKGROUND: i32 = 10;
 /// The highest nice value there is.
 const NICE_MAX: i32 = 19;
 
-/// Runs `spawn`, whose child, and all that it starts, is not urgent. A nice value belongs to a thread, and is
-/// inherited: this thread has the child's for as long as the spawn takes. To set it afterwards would be a race.
-pub(super) fn spawn_in_background<T>(spawn: impl FnOnce() -> T) -> T {
+/// Runs what is not urgent, on this thread. A nice value belongs to a thread, and is inherited: a child that is spawned
+/// has it too, and keeps it. To set it afterwards would be a race.
+pub(crate) fn in_background<T>(work: impl FnOnce() -> T) -> T {
     let own = own();
     // Without the right to come back, nothing is lowered.
     let may_return = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_NICE));
     if may_return {
         log_error(setpriority_process(None, own.saturating_add(BACKGROUND).min(NICE_MAX)));
     }
-    let spawned = spawn();
+    let done = work();
     if may_return {
         log_error(setpriority_process(None, own));
     }
-    spawned
+    done
 }
 
 /// A container that is about to be released gets the agent's priority: all threads of its init, which leads a

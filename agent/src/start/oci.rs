@@ -267,7 +267,7 @@ impl OciRuntime {
         // Our copies of the function's ends live in the command: they must go, or no end-of-file ever comes.
         let child = match self.writable.clone() {
             Some(overlay) => overlay.start(command, rootfs, bundle.to_owned(), mounts).await?,
-            None => nice::spawn_in_background(move || command.spawn()),
+            None => nice::in_background(move || command.spawn()),
         };
         let mut child = child.map_err(|error| self.host.spawn_error(error))?;
         let status = within(CREATE_TIMEOUT, "runc create", child.wait())

@@ -214,7 +214,7 @@ impl ProcessRuntime {
             .as_std_mut()
             .fd_mappings(vec![mapping])
             .map_err(|error| StartError::Create { detail: error.to_string() })?;
-        let child = nice::spawn_in_background(|| command.kill_on_drop(true).spawn());
+        let child = nice::in_background(|| command.kill_on_drop(true).spawn());
         // Our copies of the function's ends live in the command: they must go, or no end-of-file ever comes.
         drop(command);
         let mut child = child.map_err(|source| match source.kind() {

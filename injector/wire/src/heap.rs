@@ -3,7 +3,8 @@
 #[cfg(target_env = "gnu")]
 use nix::libc;
 
-/// Heaps of the process (mallopt(3), `M_ARENA_MAX`): one for the thread that decides, one for the rest.
+/// Heaps of the process (mallopt(3), `M_ARENA_MAX`). Threads share them by turns; what a thread frees it takes again from a
+/// cache of its own, without a lock.
 #[cfg(target_env = "gnu")]
 const HEAPS: libc::c_int = 2;
 

@@ -1,4 +1,5 @@
-//! Advice to the kernel about the memory of another process: process_madvise(2), Linux 5.10 and later.
+//! Advice to the kernel about the memory of another process: process_madvise(2), Linux 5.10 and later, and 5.15 for
+//! `MADV_WILLNEED`.
 
 use std::io;
 use std::ops::Range;

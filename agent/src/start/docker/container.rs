@@ -21,6 +21,9 @@ use crate::start::{BoxFuture, Exit, Process, StartError, directory};
 /// From the start of a container until its init has connected. A daemon under load has been seen to take many seconds.
 const INIT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Between two attempts to pause it.
+const PAUSE_AGAIN: Duration = Duration::from_millis(10);
+
 /// One container.
 pub(super) struct DockerContainer {
     host: Arc<DockerHost>,
@@ -165,7 +168,10 @@ impl Process for DockerContainer {
                     // On cgroup v1 the daemon tries for some milliseconds, in which a process that waits for a processor
                     // does not stop.
                     Err(StartError::Freeze { .. })
-                        if self.ended.borrow().is_none() && Instant::now() < deadline => {}
+                        if self.ended.borrow().is_none() && Instant::now() < deadline =>
+                    {
+                        tokio::time::sleep(PAUSE_AGAIN).await;
+                    }
                     paused => break paused,
                 }
             };
