@@ -72,7 +72,7 @@ impl Overlay {
                 targets::give(&rootfs, &self.volumes, (self.spec.user, self.spec.group))?;
                 // The overlay looks into both of its parts at the first time: now, not at the release.
                 let _ = targets::find(&rootfs, Path::new(self.spec.program()));
-                Ok(nice::spawn_in_background(|| command.spawn()))
+                Ok(nice::in_background(|| command.spawn()))
             });
             // If it came too late, the runtime ends with the handle.
             let _late = done.send(started);

@@ -13,7 +13,6 @@ use std::time::Duration;
 use headstart_config::{Agent, DockerNetwork, NOBODY, Runtime};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, accept, connect, socket};
 use tempfile::TempDir;
-use tokio::sync::{Mutex, MutexGuard};
 
 use super::super::*;
 use super::SOON;
@@ -66,8 +65,6 @@ pub(super) struct Bed {
     pub(super) secrets: Vec<Secret>,
     /// What it may write into its root file system.
     pub(super) writable: Option<u64>,
-    /// Descriptors and mounts are counted for the whole process: tests take turns.
-    _turn: MutexGuard<'static, ()>,
 }
 
 /// What a container could leave on the node: cgroups, mounts, descriptors, files, zombies.
@@ -104,8 +101,6 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
         println!("SKIPPED: needs {what}");
         return None;
     }
-    static TURN: Mutex<()> = Mutex::const_new(());
-    let turn = TURN.lock().await;
     become_subreaper().unwrap();
     let _already = tracing_subscriber::fmt().with_test_writer().try_init();
     static BEDS: AtomicU32 = AtomicU32::new(0);
@@ -120,7 +115,6 @@ pub(super) async fn lay(kind: Kind) -> Option<Bed> {
         mounts: Vec::new(),
         secrets: Vec::new(),
         writable: None,
-        _turn: turn,
     };
     fs::set_permissions(bed.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     make_rootfs(&bed.rootfs());
