@@ -51,6 +51,7 @@ mod load;
 mod policy;
 mod recent;
 mod settle;
+mod standby;
 mod state;
 mod waiting;
 
@@ -253,7 +254,7 @@ impl FunctionState {
             }
             Event::Shutdown => self.shutdown(now_ns, &mut actions),
         }
-        self.settle(load, now_ns, &mut actions);
+        self.settle(load, now_ns, node, &mut actions);
         actions
     }
 

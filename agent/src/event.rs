@@ -37,7 +37,7 @@ pub enum Trigger {
     Accept,
     /// An operator asked through the API.
     Api,
-    /// No client: the configuration wants instances ready at all times (`min_ready`).
+    /// No client: the configuration wants instances ready at all times (`min_ready`, `standby`).
     Provision,
 }
 

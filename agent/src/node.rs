@@ -316,6 +316,7 @@ impl Node {
             Action::Suppress(..) | Action::Spent | Action::Unused | Action::Moved(..) => {}
             Action::WatchQueue(watch) => self.watch(function, watch),
             Action::Warm(warm) => self.warm(function, warm),
+            Action::Turn(other) => self.timers.push(Reverse((now_ns(), other))),
             Action::Timer(at_ns) => self.timers.push(Reverse((at_ns, function))),
         }
     }

@@ -145,6 +145,7 @@ pub(crate) fn service(
             prepared: u32::try_from(function.prepared).unwrap_or(u32::MAX),
             concurrency: function.concurrency,
             min_ready: function.min_ready,
+            standby: function.standby,
             max_instances: function.max_instances,
             queue_timeout: function.queue_timeout,
             freeze_after: function.freeze_after,

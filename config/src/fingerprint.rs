@@ -87,6 +87,7 @@ impl Fingerprint {
             backlog: _,
             retry_max: _,
             min_ready: _,
+            standby: _,
             max_instances: _,
             queue_timeout: _,
             overload: _,

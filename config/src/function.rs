@@ -102,6 +102,9 @@ pub struct Function {
     /// Instances that are started ahead, initialised and kept ready, 0 to 64 and at most `max_instances`.
     /// Default 0.
     pub min_ready: u32,
+    /// Instances that are initialised ahead and sleep until a client comes, 0 to 64 and at most `max_instances`; needs
+    /// `freeze_after`. Default 0.
+    pub standby: u32,
     /// The most instances at a time, 0 to 1000. Default 16; 0 turns the function off, its connections get the
     /// [`Overload`] answer.
     pub max_instances: u32,

@@ -41,6 +41,7 @@ backlog = 1024
 retry_max = "30s"
 concurrency = "unlimited"
 min_ready = 0
+standby = 0
 max_instances = 16
 queue_timeout = "30s"
 overload = "http-503"

@@ -124,6 +124,9 @@ pub struct FunctionStatus {
     /// Instances that are kept ready without any demand.
     #[serde(default)]
     pub min_ready: u32,
+    /// Instances that are kept initialised without any demand, and sleep; left out where none are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub standby: u32,
     /// Most instances at a time.
     #[serde(default)]
     pub max_instances: u32,
@@ -239,6 +242,11 @@ impl Operation {
 }
 
 /// A served function for tests: a cold one with one parked container, and what `with` changes.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 #[cfg(test)]
 pub(crate) fn example(with: &serde_json::Value) -> Function {
     let mut function = serde_json::json!({

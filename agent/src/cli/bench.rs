@@ -141,7 +141,8 @@ fn check(function: &FunctionStatus, force: bool) -> anyhow::Result<()> {
         ),
         _ => {}
     }
-    ensure!(function.min_ready == 0, "{name} is never cold: its min_ready is {}", function.min_ready);
+    let kept = function.min_ready.max(function.standby);
+    ensure!(kept == 0, "{name} is never cold: {kept} instances are kept by its min_ready or standby");
     let open: u32 = function.running.iter().filter_map(|instance| instance.open).sum();
     ensure!(
         force || (open == 0 && function.queued == 0),

@@ -1,14 +1,14 @@
 //! What the agent has to do, and why.
 
 use super::state::InstanceState;
-use crate::event::{Demand, InstanceEnd, InstanceId};
+use crate::event::{Demand, FunctionId, InstanceEnd, InstanceId};
 
 /// Why something was decided: the `reason` in logs, metrics and the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DecisionReason {
     /// Clients want the function, and there are too few instances.
     Demand,
-    /// `min_ready` wants more instances.
+    /// `min_ready` or `standby` wants more instances.
     Provision,
     /// Fewer containers are parked than configured.
     Refill,
@@ -160,6 +160,8 @@ pub enum Action {
     Warm(bool),
     /// Send [`crate::event::Event::Timer`] at this time, in nanoseconds of `CLOCK_MONOTONIC`.
     Timer(u64),
+    /// Settle this other function: it has its turn now to start an instance ahead.
+    Turn(FunctionId),
     /// Nothing to do: an instance has changed its state. `None`: it is gone.
     Moved(InstanceId, Option<InstanceState>, DecisionReason),
 }

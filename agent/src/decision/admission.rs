@@ -1,9 +1,10 @@
-//! What the functions of a node share when they decide about early demand.
+//! What the functions of a node share when they decide about early demand, and about starts without any.
 
 use std::time::Duration;
 
 use super::budget::Budget;
 use super::recent::RecentClients;
+use super::standby::StandbyTurns;
 use crate::event::{Rates, Standing};
 
 /// Which clients have asked already, and what SYNs without a key may still start on this node.
@@ -13,6 +14,7 @@ pub struct Admission {
     pub(super) starts: Budget,
     /// Of the sources that the operator allows. It is the node's: an address that is believed may be forged.
     allowed: Budget,
+    pub(super) standby: StandbyTurns,
 }
 
 impl Admission {
@@ -20,7 +22,7 @@ impl Admission {
     #[must_use]
     pub fn new(starts: Rates, allowed: Rates, unused_after: Duration) -> Self {
         let (starts, allowed) = (Budget::new(starts, unused_after), Budget::new(allowed, unused_after));
-        Self { recent: RecentClients::new(), starts, allowed }
+        Self { recent: RecentClients::new(), starts, allowed, standby: StandbyTurns::default() }
     }
 
     /// The node's current rate, in starts per second.

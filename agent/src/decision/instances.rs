@@ -32,7 +32,9 @@ impl FunctionState {
             }
         }
         self.discard_all(DecisionReason::Replaced, actions);
-        self.stop_all(DecisionReason::Replaced, now_ns, actions);
+        if !self.outdate() {
+            self.stop_all(DecisionReason::Replaced, now_ns, actions);
+        }
     }
 
     pub(super) fn on_parked(&mut self, id: InstanceId, now_ns: u64, actions: &mut Vec<Action>) {
@@ -260,6 +262,9 @@ impl FunctionState {
     ) {
         let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
         self.set(id, InstanceState::Thawing { deadline_ns }, reason, now_ns, actions);
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.is_standby = false;
+        }
         actions.push(Action::Thaw(id, demand));
     }
 }

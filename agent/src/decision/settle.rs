@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, DecisionReason, Demand, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance, InstanceLoad,
-    InstanceState, Policy, QueueWatchRate, Trigger, nanos,
+    Action, Admission, DecisionReason, Demand, FunctionLoad, FunctionState, HEALTHY_AFTER, Instance,
+    InstanceLoad, InstanceState, Policy, QueueWatchRate, Trigger, nanos,
 };
 use crate::event::InstanceId;
 
@@ -19,17 +19,27 @@ const HUNG_MIN: Duration = Duration::from_secs(1);
 const HUNG_CHECKS: u32 = 50;
 
 impl FunctionState {
-    pub(super) fn settle(&mut self, load: &FunctionLoad, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn settle(
+        &mut self,
+        load: &FunctionLoad,
+        now_ns: u64,
+        node: &mut Admission,
+        actions: &mut Vec<Action>,
+    ) {
         if !self.closed {
+            self.retire_outdated(now_ns, actions);
             self.stop_late(now_ns, actions);
             self.recover(now_ns);
             self.stop_hung(load, now_ns, actions);
             self.scale(load, now_ns, actions);
             self.answer(now_ns, actions);
             self.rest_idle(load, now_ns, actions);
-            self.refill(now_ns, actions);
         } else if self.removed {
             self.answer(now_ns, actions);
+        }
+        self.keep_standby(now_ns, node, actions);
+        if !self.closed {
+            self.refill(now_ns, actions);
         }
         self.set_sensors(actions);
         self.set_timer(load, now_ns, actions);
@@ -144,7 +154,7 @@ impl FunctionState {
         self.requested.take().unwrap_or_else(|| Demand::local(Trigger::Provision, now_ns))
     }
 
-    fn release(&mut self, id: InstanceId, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn release(&mut self, id: InstanceId, demand: Demand, now_ns: u64, actions: &mut Vec<Action>) {
         let reason = if demand.trigger == Trigger::Provision {
             DecisionReason::Provision
         } else {
@@ -153,17 +163,23 @@ impl FunctionState {
         let deadline_ns = now_ns.saturating_add(nanos(self.policy.init_timeout));
         self.set(id, InstanceState::Starting { deadline_ns }, reason, now_ns, actions);
         if let Some(instance) = self.instances.get_mut(&id) {
-            instance.released_ns = now_ns;
+            (instance.released_ns, instance.is_standby) = (now_ns, false);
         }
         actions.push(Action::Release(id, demand));
     }
 
-    fn prepare(&mut self, reason: DecisionReason, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn prepare(
+        &mut self,
+        reason: DecisionReason,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) -> InstanceId {
         let id = self.next_instance;
         self.next_instance += 1;
         let state = InstanceState::Preparing { stale: false };
         self.instances.insert(id, Instance::new(state, reason, now_ns));
         actions.extend([Action::Moved(id, Some(state), reason), Action::Prepare(id)]);
+        id
     }
 
     /// Answers the connections that no instance will serve in time.
@@ -193,7 +209,7 @@ impl FunctionState {
         if idle.is_empty() {
             return;
         }
-        let mut spare = self.spare(load);
+        let (mut spare, mut beyond_standby) = (self.spare(load), self.beyond_standby());
         let over = |after: Option<Duration>, since_ns: u64| {
             after.is_some_and(|after| now_ns.saturating_sub(since_ns) >= nanos(after))
         };
@@ -203,12 +219,18 @@ impl FunctionState {
             if !asleep && spare == 0 {
                 continue;
             }
-            if over(stop_after, idle_ns) {
+            // No client has ever asked for it.
+            let unused = self.is_unused_standby(id, load);
+            if over(stop_after, idle_ns) && beyond_standby > 0 {
+                beyond_standby -= 1;
                 self.stop(id, false, DecisionReason::Idle, now_ns, actions);
-            } else if !asleep && over(freeze_after, idle_ns) {
+            } else if !asleep && freeze_after.is_some() && (unused || over(freeze_after, idle_ns)) {
                 self.freeze(id, idle_ns, DecisionReason::Idle, now_ns, actions);
             } else {
-                if self.may_hibernate(id) && over(hibernate_after, idle_ns) {
+                if self.may_hibernate(id)
+                    && hibernate_after.is_some()
+                    && (unused || over(hibernate_after, idle_ns))
+                {
                     self.set(id, InstanceState::Hibernating, DecisionReason::Idle, now_ns, actions);
                     actions.push(Action::Hibernate(id));
                 }
@@ -216,6 +238,15 @@ impl FunctionState {
             }
             spare = spare.saturating_sub(u32::from(!asleep));
         }
+    }
+
+    /// Whether it was initialised ahead and was never wanted: it sleeps as soon as it can. After an attempt that failed it
+    /// waits as any other does.
+    fn is_unused_standby(&self, id: InstanceId, load: &FunctionLoad) -> bool {
+        self.instances.get(&id).is_some_and(|one| {
+            let tried = matches!(one.reason, DecisionReason::Busy | DecisionReason::FreezeFailed);
+            one.is_standby && load.of(id).accepted == 0 && !tried
+        })
     }
 
     /// Whether it is frozen, and nothing speaks against writing its memory to swap.
@@ -328,13 +359,14 @@ impl FunctionState {
     /// one.
     fn rest_ns(&self, load: &FunctionLoad, now_ns: u64) -> Option<u64> {
         let after_ns = self.policy.idle_after().map(nanos);
-        let Policy { hibernate_after, stop_after, .. } = self.policy;
+        let Policy { freeze_after, hibernate_after, stop_after, .. } = self.policy;
         let idle = self.idle(load);
-        let times = idle.iter().filter_map(|(id, idle_ns)| {
+        let times = idle.iter().flat_map(|(id, idle_ns)| {
             let asleep = self.state(*id).is_some_and(InstanceState::is_asleep);
-            let hibernate_after = hibernate_after.filter(|_| self.may_hibernate(*id));
-            let deeper_ns = [hibernate_after, stop_after].into_iter().flatten().min().map(nanos);
-            Some(idle_ns.saturating_add(if asleep { deeper_ns? } else { after_ns? }))
+            let deeper =
+                if asleep { hibernate_after.filter(|_| self.may_hibernate(*id)) } else { freeze_after };
+            // Not only the first: `standby` keeps instances beyond `stop_after`.
+            [deeper, stop_after].into_iter().flatten().map(|after| idle_ns.saturating_add(nanos(after)))
         });
         let counts = |(id, one): (&InstanceId, &Instance)| {
             one.state == InstanceState::Ready && load.of(*id).open.is_some_and(|open| open > 0)
@@ -348,7 +380,7 @@ impl FunctionState {
 impl Instance {
     pub(super) fn new(state: InstanceState, reason: DecisionReason, now_ns: u64) -> Self {
         let (seen, unmoved_ns, checks) = (InstanceLoad::default(), now_ns, 0);
-        let (since_ns, released_ns, ready_ns, idle_ns, stays_frozen) = (now_ns, 0, 0, 0, false);
+        let (since_ns, released_ns, ready_ns, idle_ns) = (now_ns, 0, 0, 0);
         Self {
             state,
             reason,
@@ -356,7 +388,9 @@ impl Instance {
             released_ns,
             ready_ns,
             idle_ns,
-            stays_frozen,
+            stays_frozen: false,
+            is_standby: false,
+            is_outdated: false,
             seen,
             unmoved_ns,
             checks,

@@ -105,6 +105,10 @@ pub struct Instance {
     pub(super) idle_ns: u64,
     /// Its memory could not be written to swap since it was frozen.
     pub(super) stays_frozen: bool,
+    /// It was started ahead, and nothing has wanted it since.
+    pub(super) is_standby: bool,
+    /// The configuration has changed since it was started.
+    pub(super) is_outdated: bool,
     /// Its load when it last changed, had no room, or no connection waited.
     pub(super) seen: InstanceLoad,
     /// Since when it has had room and has not accepted the connection that waits.

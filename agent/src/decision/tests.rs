@@ -24,6 +24,7 @@ fn policy(prepared: u32) -> Policy {
         prepared,
         concurrency: None,
         min_ready: 0,
+        standby: 0,
         max_instances: 16,
         queue_timeout: Duration::from_secs(30),
         freeze_after: None,

@@ -11,6 +11,8 @@ pub struct Policy {
     pub concurrency: Option<u32>,
     /// Instances kept ready without any demand.
     pub min_ready: u32,
+    /// Instances kept initialised without any demand; they sleep when they are idle.
+    pub standby: u32,
     /// Most instances at a time, including those that are stopping. 0: the function is off.
     pub max_instances: u32,
     /// How long a connection may wait in the accept queue before it is answered by the agent.

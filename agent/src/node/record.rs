@@ -246,6 +246,7 @@ impl FunctionRecord {
             retry_in_seconds: seconds(self.retry_in()),
             concurrency: policy.concurrency,
             min_ready: policy.min_ready,
+            standby: policy.standby,
             max_instances: policy.max_instances,
             overload: self.service.overload.as_str().into(),
             freeze_after_seconds: seconds(policy.freeze_after),
@@ -303,6 +304,7 @@ impl FunctionRecord {
             | Action::Answer(..)
             | Action::WatchQueue(_)
             | Action::Warm(_)
+            | Action::Turn(_)
             | Action::Timer(_) => {}
         }
     }
@@ -328,6 +330,17 @@ impl FunctionRecord {
             }
             Some(_) => tracing::info!(function, instance, reason, "instance: {word}"),
         }
+    }
+
+    /// Serves it differently from now on.
+    pub(super) fn alter(&mut self, service: Service) {
+        if self.service.policy.hibernate_after.is_some() && service.policy.hibernate_after.is_none() {
+            // Gauges that are no longer set would keep their last values.
+            for kind in ["resident", "swapped"] {
+                measure::scrape::hibernated(&service.name, kind, 0);
+            }
+        }
+        self.service = service;
     }
 
     /// Brings the gauges of the function up to date.

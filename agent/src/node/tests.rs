@@ -179,6 +179,7 @@ fn service(name: &str, unused_after: Duration) -> (Service, Arc<Pretended>) {
             prepared: 1,
             concurrency: None,
             min_ready: 0,
+            standby: 0,
             max_instances: 16,
             queue_timeout: LIMIT,
             freeze_after: None,

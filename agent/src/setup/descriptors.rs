@@ -49,7 +49,7 @@ impl DescriptorNeeds {
         let (mut least, mut most) = (fixed, fixed + UNDER_WAY);
         for function in &config.functions {
             let prepared = many(function.prepared);
-            least += PER_INSTANCE * (prepared + u64::from(function.min_ready) + 1);
+            least += PER_INSTANCE * (prepared + u64::from(function.min_ready.max(function.standby)) + 1);
             most += PER_INSTANCE * (prepared + u64::from(function.max_instances));
         }
         for front in &config.fronts {

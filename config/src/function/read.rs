@@ -116,7 +116,8 @@ impl Function {
             backlog: table.or("backlog", 1024, |v| v.integer(1..=65_535)),
             retry_max: table.or("retry_max", secs(30), |v| v.duration(ms(100)..=hours(1))),
             concurrency: concurrency(&mut table, contract),
-            min_ready: table.or("min_ready", 0, |v| min_ready(&v, max_instances)),
+            min_ready: table.or("min_ready", 0, |v| kept(&v, max_instances)),
+            standby: table.or("standby", 0, |v| standby(&v, max_instances, freeze_after)),
             max_instances,
             queue_timeout: table.or("queue_timeout", secs(30), |v| v.duration(ms(100)..=hours(1))),
             overload: table.or("overload", Overload::Http503, |v| {
@@ -364,18 +365,27 @@ fn backend_ports(table: &Table<'_>, backends: &[String]) -> Vec<(String, u16)> {
     ports
 }
 
-/// A wrong number is like the largest one, so that `min_ready` is not wrong because of it.
+/// A wrong number is like the largest one, so that `min_ready` and `standby` are not wrong because of it.
 fn max_instances(value: &Value<'_>) -> Option<u32> {
     const MOST: u32 = 1_000;
     value.integer(0..=MOST).or(Some(MOST))
 }
 
-fn min_ready(value: &Value<'_>, max_instances: u32) -> Option<u32> {
-    let min_ready = value.integer(0..=64)?;
-    if min_ready > max_instances {
+/// Instances that are kept without a client.
+fn kept(value: &Value<'_>, max_instances: u32) -> Option<u32> {
+    let kept = value.integer(0..=64)?;
+    if kept > max_instances {
         return value.fail(format!("must be at most max_instances, which is {max_instances}"));
     }
-    Some(min_ready)
+    Some(kept)
+}
+
+fn standby(value: &Value<'_>, max_instances: u32, freeze_after: Option<Duration>) -> Option<u32> {
+    let standby = kept(value, max_instances)?;
+    if standby > 0 && freeze_after.is_none() {
+        return value.fail("needs freeze_after: instances that never sleep are kept by min_ready");
+    }
+    Some(standby)
 }
 
 /// The range of idle times.

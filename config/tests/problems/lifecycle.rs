@@ -16,7 +16,7 @@ fn every_key_has_a_default() {
     assert_eq!((f.concurrency, f.min_ready, f.max_instances), (None, 0, 16));
     assert_eq!((f.queue_timeout, f.overload), (Duration::from_secs(30), Overload::Http503));
     assert_eq!((f.freeze_after, f.stop_after), (None, Some(Duration::from_mins(15))));
-    assert_eq!(f.hibernate_after, None);
+    assert_eq!((f.hibernate_after, f.standby), (None, 0));
     assert_eq!(f.freeze_backends, FreezeBackends::Keep);
     assert_eq!((f.start_attempts, f.cooldown), (3, Duration::from_secs(30)));
 }
@@ -34,6 +34,7 @@ fn every_key_is_read() {
     assert_eq!((f.freeze_after, f.stop_after), (Some(freeze_after), Some(stop_after)));
     assert_eq!(f.freeze_backends, FreezeBackends::Return);
     assert_eq!((f.start_attempts, f.cooldown), (10, Duration::from_millis(100)));
+    assert_eq!(function("freeze_after = \"1s\"\nstandby = 16").standby, 16);
     let sleeps = function("freeze_after = \"1s\"\nhibernate_after = \"1m\"");
     assert_eq!(sleeps.hibernate_after, Some(Duration::from_mins(1)));
     assert_eq!(function("hibernate_after = false").hibernate_after, None);
@@ -251,6 +252,15 @@ fn no_more_are_ready_than_may_be() {
     check(&format!("[[function]]\n{GOOD}min_ready = 4\nmax_instances = 3"), &[&at_most(3)]);
     check(&format!("[[function]]\n{GOOD}min_ready = 1\nmax_instances = 0"), &[&at_most(0)]);
     check(&format!("[[function]]\n{GOOD}min_ready = 3\nmax_instances = 3"), &[]);
+    let standby = format!("[[function]]\n{GOOD}standby = 2\n");
+    check(
+        &format!("{standby}freeze_after = \"1s\"\nmax_instances = 1"),
+        &["6: function.f.standby: must be at most max_instances, which is 1"],
+    );
+    check(
+        &standby,
+        &["6: function.f.standby: needs freeze_after: instances that never sleep are kept by min_ready"],
+    );
     // One mistake is one problem.
     check(
         &format!("[[function]]\n{GOOD}min_ready = 17\nmax_instances = 1001"),

@@ -513,6 +513,7 @@ fn line() -> impl Strategy<Value = String> {
         "require_auth",
         "concurrency",
         "min_ready",
+        "standby",
         "max_instances",
         "freeze_after",
         "hibernate_after",

@@ -79,7 +79,8 @@ pub(super) fn stays(function: &FunctionStatus) -> String {
             let frozen = function.state == FunctionSummary::Frozen;
             let failed = function.running.iter().any(|one| one.reason == "hibernate_failed");
             let hibernate = function.hibernate_after_seconds.filter(|_| frozen && !failed);
-            let then = match (hibernate, function.stop_after_seconds) {
+            let stop = function.stop_after_seconds.filter(|_| function.instances > function.standby as usize);
+            let then = match (hibernate, stop) {
                 (Some(after), _) => {
                     format!("; or until it was idle for {after} s, then its memory goes to swap")
                 }

@@ -206,3 +206,85 @@ fn an_instance_of_an_earlier_agent_is_as_good_as_one_of_its_own() {
     let actions = function.on(Event::Demand(demand(3)), 3);
     assert!(!actions.iter().any(|action| matches!(action, Action::Release(..))), "{actions:?}");
 }
+
+/// One instance is to be initialised ahead.
+fn standby() -> Policy {
+    Policy { standby: 1, hibernate_after: Some(Duration::from_secs(30)), ..resting() }
+}
+
+/// It is asleep at 9.
+fn slept() -> Alone {
+    let mut function = Alone::new(standby());
+    let actions = function.on(Event::Configured, 0);
+    assert_eq!(orders(&actions)[0], Action::Prepare(1));
+    let actions = function.on(Event::Parked(1), 5);
+    assert_eq!(orders(&actions), [Action::Release(1, Demand::local(Trigger::Provision, 5))]);
+    assert_eq!(orders(&function.on(Event::Ready(1), 7))[0], Action::Freeze(1));
+    assert_eq!(orders(&function.on(Event::Frozen(1), 8))[0], Action::Hibernate(1));
+    function.on(Event::Hibernated(1), 9);
+    assert_eq!(function.word(9), "hibernated");
+    function
+}
+
+#[test]
+fn one_that_is_initialised_ahead_sleeps_at_once_and_is_kept() {
+    let mut function = slept();
+    assert_eq!(orders(&function.on(Event::Timer, 3_600 * SECOND)), []);
+    let syn = demand(3_600 * SECOND + 1);
+    assert_eq!(orders(&function.on(Event::Demand(syn), 3_600 * SECOND + 1))[0], Action::Thaw(1, syn));
+    function.arrives(1, 3_600 * SECOND + 2);
+    function.on(Event::Ready(1), 3_600 * SECOND + 3);
+    function.serves(1, 1, 3_600 * SECOND + 4);
+    function.sees(1, 0, 3_600 * SECOND + 5);
+    assert_eq!(orders(&function.on(Event::Timer, 3_609 * SECOND)), [], "it rests as any other does now");
+    assert_eq!(orders(&function.on(Event::Timer, 3_611 * SECOND))[0], Action::Freeze(1));
+    function.on(Event::Frozen(1), 3_611 * SECOND);
+    let actions = function.on(Event::Gone { instance: 1, end: InstanceEnd::Crashed }, 3_700 * SECOND);
+    assert_eq!(orders(&actions)[0], Action::Prepare(2), "another takes its place");
+}
+
+#[test]
+fn one_that_cannot_be_frozen_is_not_asked_again_at_once() {
+    let mut function = Alone::new(standby());
+    function.on(Event::Configured, 0);
+    function.on(Event::Parked(1), 5);
+    function.on(Event::Ready(1), 7);
+    let actions = function.on(Event::NotFrozen { instance: 1, busy: false }, 8);
+    assert_eq!(timer(&actions), Some(8 + 10 * SECOND));
+    assert!(!orders(&actions).contains(&Action::Freeze(1)));
+    assert_eq!(orders(&function.on(Event::Timer, 8 + 10 * SECOND))[0], Action::Freeze(1));
+}
+
+#[test]
+fn a_new_version_is_initialised_before_the_old_one_stops() {
+    let mut function = slept();
+    let actions = function.on(Event::Changed { policy: standby(), replace: true }, 20);
+    assert_eq!(orders(&actions), [Action::Prepare(2)]);
+    function.on(Event::Parked(2), 21);
+    let syn = demand(22);
+    assert_eq!(
+        orders(&function.on(Event::Demand(syn), 22)),
+        [Action::Suppress(syn, DecisionReason::Starting)]
+    );
+    assert!(orders(&function.on(Event::Ready(2), 23)).contains(&Action::Stop(1)));
+    assert!(function.instances().all(|(id, one)| id == 2 || one.reason == DecisionReason::Replaced));
+    // Where there is no place for both, the old one goes first.
+    let mut function = slept();
+    let single = Policy { max_instances: 1, ..standby() };
+    let actions = function.on(Event::Changed { policy: single, replace: true }, 20);
+    assert_eq!(orders(&actions), [Action::Stop(1)]);
+    let actions = function.on(Event::Gone { instance: 1, end: InstanceEnd::Asked }, 21);
+    assert_eq!(orders(&actions), [Action::Prepare(2)]);
+}
+
+#[test]
+fn clients_go_before_what_is_started_ahead() {
+    let mut function = Alone::new(Policy { standby: 2, ..one_each(0) });
+    function.on(Event::Configured, 0);
+    function.arrives(2, 1);
+    let actions = function.on(Event::Parked(1), 2);
+    assert!(matches!(
+        orders(&actions)[..],
+        [Action::Release(1, Demand { trigger: Trigger::Accept, .. }), ..]
+    ));
+}

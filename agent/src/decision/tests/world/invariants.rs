@@ -5,8 +5,10 @@ use super::*;
 impl World {
     /// No more instances than the demand needs were started.
     pub(super) fn is_needed(&mut self, load: &FunctionLoad) -> Result<(), String> {
+        // Those that are started ahead and have had no client have a rule of their own.
+        let counts = |id, one: &Instance| coming(one.state) && (!one.is_standby || load.of(id).accepted > 0);
         let has_room: Vec<_> =
-            self.function.instances().filter(|(_, one)| coming(one.state)).map(|(id, _)| id).collect();
+            self.function.instances().filter(|(id, one)| counts(*id, one)).map(|(id, _)| id).collect();
         let open: u64 = has_room.iter().map(|id| u64::from(load.of(*id).open.unwrap_or(0))).sum();
         // Also clients that were announced long ago: the connection of one client may have counted as that of another,
         // which then is still expected.
@@ -18,6 +20,30 @@ impl World {
         self.requested = false;
         if has_room.len() > needed as usize {
             return Err(format!("{} instances for {units} units of demand", has_room.len()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_standby(&self, id: InstanceId) -> bool {
+        self.function.instances().any(|(known, one)| known == id && one.is_standby)
+    }
+
+    /// One is started ahead only while too few are initialised, and alone.
+    pub(super) fn is_ahead(&self, id: InstanceId) -> Result<(), String> {
+        let others = |wanted: fn(&Instance) -> bool| {
+            self.function.instances().filter(|(known, one)| *known != id && wanted(one)).count()
+        };
+        let current = others(|one| {
+            one.state.is_alive() && !one.is_outdated && !matches!(one.state, InstanceState::Stopping { .. })
+        });
+        if current >= self.policy.standby as usize || self.removed {
+            return Err(format!("{id} is started ahead beside {current} others"));
+        }
+        if others(|one| one.state.is_alive()) >= self.policy.max_instances as usize {
+            return Err(format!("{id} is started ahead above the ceiling"));
+        }
+        if others(|one| matches!(one.state, InstanceState::Starting { .. })) > 0 {
+            return Err(format!("{id} is started ahead beside a start"));
         }
         Ok(())
     }
@@ -76,8 +102,16 @@ impl World {
         let count = |wanted: fn(InstanceState) -> bool| {
             self.function.instances().filter(|(_, one)| wanted(one.state)).count()
         };
-        let Policy { min_ready, max_instances, prepared, freeze_after, hibernate_after, stop_after, .. } =
-            self.policy;
+        let Policy {
+            min_ready,
+            standby,
+            max_instances,
+            prepared,
+            freeze_after,
+            hibernate_after,
+            stop_after,
+            ..
+        } = self.policy;
         let ready = min_ready.min(max_instances) as usize;
         let restless = count(|state| state.is_alive() && !state.is_asleep() && state != InstanceState::Ready)
             + count(|state| state == InstanceState::Hibernating);
@@ -93,8 +127,15 @@ impl World {
         if hibernate_after.is_some() && self.function.instances().any(|(_, one)| stays(one)) {
             return Err("a frozen instance is not hibernated".into());
         }
-        if stop_after.is_some() && count(InstanceState::is_alive) > ready {
+        let kept = standby.min(max_instances) as usize;
+        if stop_after.is_some() && count(InstanceState::is_alive) > ready.max(kept) {
             return Err("an idle instance is not stopped".into());
+        }
+        if count(InstanceState::is_alive) < kept {
+            return Err("too few instances are initialised ahead".into());
+        }
+        if self.function.instances().any(|(_, one)| one.is_outdated) {
+            return Err("an instance of an earlier configuration is left".into());
         }
         let parked = if max_instances == 0 { 0 } else { prepared as usize };
         if self.function.parked() != parked || self.function.preparing() > 0 {

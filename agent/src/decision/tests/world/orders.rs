@@ -46,6 +46,9 @@ impl World {
                 }
                 // This thaw is needed even if others have room: the instance has a connection.
                 Action::Thaw(id, _) if why.last() == Some(&(id, DecisionReason::Busy)) => {}
+                Action::Release(id, Demand { trigger: Trigger::Provision, .. }) if self.is_standby(id) => {
+                    self.is_ahead(id)?;
+                }
                 Action::Release(..) | Action::Thaw(..) => started = true,
                 Action::Answer(count, _) => answered += count,
                 _ => {}
@@ -139,6 +142,8 @@ impl World {
                 let late_ns = self.rng.ms(2);
                 self.at(at_ns + late_ns, WorldEvent::Event(Event::Timer));
             }
+            // There is no other function.
+            Action::Turn(_) => return Err("it was given the turn of another function".into()),
             Action::Suppress(..) | Action::Spent | Action::Unused | Action::Warm(_) | Action::Moved(..) => {}
         }
         Ok(())

@@ -80,6 +80,8 @@ pub(super) fn random_policy(rng: &mut Rng) -> Policy {
         prepared: u32::try_from(rng.below(4)).unwrap(),
         concurrency: rng.one(&[None, Some(1), Some(1), Some(2), Some(5)]),
         min_ready: u32::try_from(rng.one(&[0, 0, 0, 1, 2])).unwrap(),
+        // Only those that are frozen are kept: the configuration is refused otherwise.
+        standby: u32::try_from(rng.one(&[0, 0, 1, 3])).unwrap() * u32::from(freeze_after.is_some()),
         max_instances: u32::try_from(rng.one(&[0, 1, 2, 3, 6, 6, 6, 20])).unwrap(),
         queue_timeout: Duration::from_millis(100 + rng.below(5_000)),
         freeze_after,
