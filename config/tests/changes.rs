@@ -41,10 +41,10 @@ backlog = 1024
 retry_max = "30s"
 concurrency = "unlimited"
 min_ready = 0
-standby = 0
 max_instances = 16
 queue_timeout = "30s"
 overload = "http-503"
+standby = 0
 freeze_after = false
 stop_after = "15m"
 freeze_backends = "keep"
@@ -67,6 +67,7 @@ min_ready = 0
 max_instances = 16
 queue_timeout = "30s"
 overload = "http-503"
+standby = 0
 freeze_after = false
 stop_after = "15m"
 freeze_backends = "keep"
@@ -131,7 +132,7 @@ const COUNTS: [(&str, &str); 50] = [
 ];
 
 /// What only the agent's decisions depend on.
-const DOES_NOT_COUNT: [(&str, &str); 19] = [
+const DOES_NOT_COUNT: [(&str, &str); 20] = [
     ("id = 1", "id = 2"),
     ("listen = \"[::]:81\"", "listen = \"[::]:82\""),
     ("require_auth = false", "require_auth = false\nhosts = [\"a.example\"]"),
@@ -147,6 +148,7 @@ const DOES_NOT_COUNT: [(&str, &str); 19] = [
     ("queue_timeout = \"30s\"", "queue_timeout = \"31s\""),
     ("overload = \"http-503\"", "overload = \"http-429\""),
     ("freeze_after = false", "freeze_after = \"1s\""),
+    ("standby = 0\nfreeze_after = false", "standby = 1\nfreeze_after = \"1s\""),
     ("stop_after = \"15m\"", "stop_after = false"),
     ("start_attempts = 3", "start_attempts = 4"),
     ("cooldown = \"30s\"", "cooldown = \"31s\""),
