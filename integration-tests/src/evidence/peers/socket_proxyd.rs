@@ -2,16 +2,17 @@
 //! is started, and once it listens the proxy. Here a shell does what units of systemd say elsewhere: there need not be one
 //! that runs.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::socket_activate::{ActivatedUnit, PROGRAM};
 use super::{Peer, PeerPlace, PeerSetup, missing, version};
 use crate::evidence::bench::querying;
-use crate::lab::{Rootfs, free_port};
+use crate::lab::site::LIMIT;
+use crate::lab::{Rootfs, free_port, settle};
 
 const PROXY: &str = "/lib/systemd/systemd-socket-proxyd";
 /// The function ends with the proxy. It is asked every millisecond whether it listens.
@@ -24,6 +25,8 @@ exec "$2" 127.0.0.1:$1"#;
 struct SocketProxyd {
     version: String,
     activated: ActivatedUnit,
+    /// Where it listens behind the proxy.
+    function: SocketAddr,
     _rootfs: Rootfs,
 }
 
@@ -36,12 +39,13 @@ pub(super) fn start(place: &PeerPlace<'_>) -> Result<PeerSetup> {
     }
     let (rootfs, address) = (place.rootfs()?, place.listen()?);
     let program = rootfs.path().join(rootfs.command().trim_start_matches('/')).display().to_string();
-    let port = free_port()?.port().to_string();
-    let words = ["bash", "-c", SCRIPT, &program, &port, PROXY].map(str::to_owned).to_vec();
+    let function = free_port()?;
+    let words =
+        ["bash", "-c", SCRIPT, &program, &function.port().to_string(), PROXY].map(str::to_owned).to_vec();
     let variables = querying::direct(place.site, &rootfs.path().display().to_string());
     let activated = ActivatedUnit::listen(address, variables, words)?;
     let version = version(Command::new(PROGRAM).arg("--version"))?;
-    Ok(PeerSetup::Here(Box::new(SocketProxyd { version, activated, _rootfs: rootfs })))
+    Ok(PeerSetup::Here(Box::new(SocketProxyd { version, activated, function, _rootfs: rootfs })))
 }
 
 impl Peer for SocketProxyd {
@@ -58,6 +62,10 @@ impl Peer for SocketProxyd {
     }
 
     fn cool(&mut self) -> Result<()> {
-        self.activated.again()
+        self.activated.again()?;
+        // It is killed when the proxy has ended, which takes a moment. The next proxy must not find it.
+        let listens = settle(LIMIT, || Ok(TcpStream::connect(self.function).is_ok()), |listens| !listens)?;
+        ensure!(!listens, "the function still listens on {}", self.function);
+        Ok(())
     }
 }
