@@ -64,7 +64,7 @@ impl LeakWatch {
         for mount in
             lab::mounts()?.iter().map(|mount| mount.display().to_string()).filter(|path| wanted(path))
         {
-            found.add("mount", &mount);
+            found.add("mount", &without_ids(&mount));
         }
         for cgroup in lab::cgroups(&wanted) {
             found.add("cgroup", &cgroup.display().to_string());
@@ -92,6 +92,12 @@ impl LeakWatch {
     pub fn leaked_since(&self, before: &Snapshot, limit: Duration) -> Result<Vec<String>> {
         lab::settle(limit, || Ok(self.snapshot()?.beyond(before)), Vec::is_empty)
     }
+}
+
+/// The path of a mount, without the numbers that Docker gives its containers: where one is parked there always is one.
+fn without_ids(path: &str) -> String {
+    let is_id = |part: &str| part.len() >= 12 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    path.split('/').map(|part| if is_id(part) { "ID" } else { part }).collect::<Vec<_>>().join("/")
 }
 
 /// How deep below the given root a state root may lie.
