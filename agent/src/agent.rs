@@ -24,7 +24,7 @@ use crate::guard::Guard;
 use crate::log::LogWriter;
 use crate::manager::ServiceManager;
 use crate::measure::{self, Export, StartHistory};
-use crate::node::{AdoptedInstance, Node, NodeHandle, STOP_MARGIN};
+use crate::node::{AdoptedInstance, MemoryWatch, Node, NodeHandle, STOP_MARGIN};
 use crate::privilege;
 use crate::serve;
 use crate::setup::reload::Reload;
@@ -151,6 +151,7 @@ impl Agent {
         node.set_fronts(setup.served.fronts.routes());
         node.adopt(adopted);
         node.set_watchdog(manager.watchdog());
+        node.watch_memory(agent.memory_reserve.map(MemoryWatch::new));
         let mut reload = Reload::new(
             options.file,
             config,

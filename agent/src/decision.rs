@@ -50,6 +50,7 @@ mod instances;
 mod load;
 mod policy;
 mod recent;
+mod relief;
 mod settle;
 mod standby;
 mod state;
@@ -59,6 +60,7 @@ pub use action::{Action, DecisionReason, QueueWatchRate};
 pub use admission::Admission;
 pub use budget::Budget;
 pub use load::{FunctionLoad, InstanceLoad};
+pub use relief::Relief;
 pub use state::{Instance, InstanceState, Summary};
 
 use std::collections::{BTreeMap, VecDeque};
@@ -247,6 +249,7 @@ impl FunctionState {
             Event::Gone { instance, end } => self.gone(instance, end, now_ns, &mut actions),
             Event::Timer => self.timer_ns = self.timer_ns.filter(|at_ns| *at_ns > now_ns),
             Event::Freeze => self.freeze_all(now_ns, &mut actions),
+            Event::Relieve(instance) => self.relieve(instance, now_ns, &mut actions),
             Event::Stop => self.stop_all(DecisionReason::Requested, now_ns, &mut actions),
             Event::Removed => {
                 self.removed = true;

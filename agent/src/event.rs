@@ -268,6 +268,8 @@ pub enum Event {
     Hibernated(InstanceId),
     /// The memory of an instance could not be written to swap: it stays frozen.
     NotHibernated(InstanceId),
+    /// The node is short of memory, and this sleeping instance gives up what it can.
+    Relieve(InstanceId),
     /// An operator asks for idle instances to be frozen.
     Freeze,
     /// An operator asks for the running instances to be stopped.

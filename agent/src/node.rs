@@ -7,6 +7,7 @@ mod containers;
 mod counting;
 mod handle;
 mod listener;
+mod memory;
 mod record;
 mod service;
 
@@ -31,6 +32,7 @@ pub use change::FunctionChange;
 pub use containers::AdoptedInstance;
 pub use handle::NodeHandle;
 use handle::NodeMessage;
+pub use memory::MemoryWatch;
 use record::FunctionRecord;
 pub use service::Service;
 
@@ -62,6 +64,8 @@ pub struct Node {
     rings: Option<Reader>,
     /// If the service manager asks for it.
     watchdog: Option<Watchdog>,
+    /// If the configuration asks for it.
+    memory: Option<MemoryWatch>,
     /// Takes the names of functions whose listener an instance has ended.
     ended: Option<mpsc::Sender<String>>,
     /// Told when a removed function is forgotten.
@@ -98,6 +102,7 @@ impl Node {
             descriptor_store,
             rings: None,
             watchdog: None,
+            memory: None,
             ended: None,
             forgotten: Arc::default(),
         };
@@ -160,6 +165,7 @@ impl Node {
                     }
                 }
                 () = ping(self.watchdog.as_mut()) => {}
+                look = look_at_memory(self.memory.as_mut()) => self.looked_at_memory(look),
                 Some(ended) = self.tasks.join_next() => {
                     if let Err(error) = ended
                         && !error.is_cancelled()
@@ -395,6 +401,13 @@ fn is_news(demand: &Demand, actions: &[Action]) -> bool {
 async fn until(at_ns: Option<u64>) {
     match at_ns {
         Some(at_ns) => tokio::time::sleep(Duration::from_nanos(at_ns.saturating_sub(now_ns()))).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn look_at_memory(watch: Option<&mut MemoryWatch>) -> memory::MemoryLook {
+    match watch {
+        Some(watch) => watch.next().await,
         None => std::future::pending().await,
     }
 }

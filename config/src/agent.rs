@@ -49,6 +49,9 @@ pub struct Agent {
     /// `backend_sockets` and `backend_ports`, and logins. Starts are decided on a thread of their own. 1 to 256. Default:
     /// one less than the processors that the agent may use, and at least 1.
     pub data_threads: usize,
+    /// As long as the node has less memory available than this (`MemAvailable`, proc(5)), idle instances give up theirs: 16 MiB
+    /// to 1024 GiB. Default `None`: `false`, never.
+    pub memory_reserve: Option<u64>,
     /// Form of the log. Default `text`.
     pub log: LogFormat,
     /// Where this section is in the file.
@@ -104,6 +107,7 @@ impl Agent {
             }),
             uids,
             data_threads: table.or("data_threads", data_threads(), |v| v.integer(1..=256)),
+            memory_reserve: table.or("memory_reserve", None, |v| v.false_or_size(16 << 20..=1 << 40)),
             log: table.or("log", LogFormat::Text, |v| {
                 v.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
             }),

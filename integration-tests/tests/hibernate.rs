@@ -5,7 +5,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use headstart_integration_tests::lab::site::{FunctionKind, LIMIT, TestFunction};
 use headstart_integration_tests::lab::{
@@ -24,6 +24,18 @@ const CYCLES: usize = 50;
 
 /// Swap is the whole machine's: the test without any runs alone.
 static SWAP: RwLock<()> = RwLock::new(());
+
+/// Swap for the tests that run side by side: when one of several devices is removed, the kernel reads back what is on it, also of
+/// the instances of others.
+fn swap() -> Arc<Swap> {
+    static SHARED: Mutex<Weak<Swap>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let swap = Arc::new(Swap::add(1 << 30).unwrap());
+        *shared = Arc::downgrade(&swap);
+        swap
+    })
+}
 
 fn ready() -> bool {
     privilege::require_root("containers")
@@ -66,7 +78,7 @@ fn any_function_sleeps_and_wakes() {
     if !ready() {
         return;
     }
-    let _swap = Swap::add(256 << 20).unwrap();
+    let _swap = swap();
     let init = build_static("headstart-init", "headstart-init").unwrap();
     let server = build_static("headstart-lab-functions", "unchanged").unwrap();
     let port = format!("contract = \"port\"\nport = 8080\nenv = {{ MODE = \"workers\" }}\n{SOON}");
@@ -161,7 +173,7 @@ fn a_python_function_sleeps_without_memory_and_keeps_its_session() {
     if !ready() {
         return;
     }
-    let _swap = Swap::add(512 << 20).unwrap();
+    let _swap = swap();
     let (postgres, program, manager) =
         (PostgresSetup::default().start().unwrap(), Program::new(), Manager::new().unwrap());
     let address = free_port().unwrap();
@@ -268,7 +280,7 @@ fn one_that_is_initialised_ahead_is_woken_by_its_first_client() {
     if !ready() {
         return;
     }
-    let _swap = Swap::add(256 << 20).unwrap();
+    let _swap = swap();
     let mut function = fixture::steady("process", &format!("{SOON}standby = 1\n")).unwrap();
     function.prepared = 0;
     let agent = AgentSetup::default().config(&function.text(NAME, &[])).start().unwrap();
@@ -293,5 +305,28 @@ fn one_that_is_initialised_ahead_is_woken_by_its_first_client() {
     agent.wait_function(NAME, "alone", LIMIT, alone).unwrap();
     assert_eq!(client::get(function.local(), "/", LIMIT).unwrap().status, 200);
     assert_eq!(starts(&agent), (2.0, 2.0));
+    assert!(agent.stop().unwrap().success());
+}
+
+#[test]
+fn on_a_node_without_memory_the_idle_give_up_theirs_and_then_stop() {
+    let _shared = SWAP.read().unwrap();
+    if !ready() {
+        return;
+    }
+    let _swap = swap();
+    let late = "freeze_after = \"10ms\"\nhibernate_after = \"1h\"\nstop_after = \"2h\"\n";
+    let mut function = fixture::steady("process", late).unwrap();
+    function.prepared = 0;
+    let setup = AgentSetup::default().setting("memory_reserve", "\"1024GiB\"");
+    let agent = setup.config(&function.text(NAME, &[])).start().unwrap();
+    assert_eq!(client::get(function.local(), "/", LIMIT).unwrap().status, 200);
+    agent.wait_state(NAME, "cold", LIMIT).unwrap();
+    let because = |state: &str| {
+        let labels = [("function", NAME), ("state", state), ("reason", "pressure")];
+        agent.metrics().unwrap().sum("headstart_instance_transitions_total", &labels)
+    };
+    assert_eq!(["hibernated", "stopping"].map(because), [1.0, 1.0], "{}", agent.log());
+    assert_eq!(client::get(function.local(), "/", LIMIT).unwrap().status, 200);
     assert!(agent.stop().unwrap().success());
 }

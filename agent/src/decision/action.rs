@@ -47,6 +47,8 @@ pub enum DecisionReason {
     FreezeFailed,
     /// Its memory could not be written to swap.
     HibernateFailed,
+    /// The node is short of memory.
+    Pressure,
     /// An operator asked for it.
     Requested,
     /// Its configuration has changed.
@@ -105,6 +107,7 @@ impl DecisionReason {
             Self::Busy => "busy",
             Self::FreezeFailed => "freeze_failed",
             Self::HibernateFailed => "hibernate_failed",
+            Self::Pressure => "pressure",
             Self::Requested => "requested",
             Self::Replaced => "replaced",
             Self::InitTimeout => "init_timeout",

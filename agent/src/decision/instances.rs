@@ -126,7 +126,7 @@ impl FunctionState {
             return;
         }
         let (state, reason) = if succeeded {
-            (InstanceState::Hibernated, DecisionReason::Idle)
+            (InstanceState::Hibernated, self.reason(id))
         } else {
             (InstanceState::Frozen, DecisionReason::HibernateFailed)
         };
@@ -206,6 +206,10 @@ impl FunctionState {
         self.instances.get(&id).map(|instance| instance.state)
     }
 
+    fn reason(&self, id: InstanceId) -> DecisionReason {
+        self.instances.get(&id).map_or(DecisionReason::Idle, |instance| instance.reason)
+    }
+
     pub(super) fn in_state(&self, wanted: impl Fn(InstanceState) -> bool) -> Vec<InstanceId> {
         self.instances.iter().filter(|(_, instance)| wanted(instance.state)).map(|(id, _)| *id).collect()
     }
@@ -250,6 +254,17 @@ impl FunctionState {
             (instance.idle_ns, instance.stays_frozen) = (idle_ns, false);
         }
         actions.push(Action::Freeze(id));
+    }
+
+    pub(super) fn hibernate(
+        &mut self,
+        id: InstanceId,
+        reason: DecisionReason,
+        now_ns: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        self.set(id, InstanceState::Hibernating, reason, now_ns, actions);
+        actions.push(Action::Hibernate(id));
     }
 
     pub(super) fn thaw(

@@ -231,8 +231,7 @@ impl FunctionState {
                     && hibernate_after.is_some()
                     && (unused || over(hibernate_after, idle_ns))
                 {
-                    self.set(id, InstanceState::Hibernating, DecisionReason::Idle, now_ns, actions);
-                    actions.push(Action::Hibernate(id));
+                    self.hibernate(id, DecisionReason::Idle, now_ns, actions);
                 }
                 continue;
             }

@@ -19,6 +19,8 @@ const TURNS_MAX: usize = 2;
 pub(super) struct StandbyTurns {
     taken: BTreeSet<FunctionId>,
     waiting: BTreeSet<FunctionId>,
+    /// The node is short of memory, and no function gets a turn.
+    is_paused: bool,
 }
 
 impl StandbyTurns {
@@ -27,7 +29,7 @@ impl StandbyTurns {
         if self.taken.contains(&function) {
             return true;
         }
-        if self.taken.len() >= TURNS_MAX {
+        if self.is_paused || self.taken.len() >= TURNS_MAX {
             self.waiting.insert(function);
             return false;
         }
@@ -41,9 +43,30 @@ impl StandbyTurns {
         if !self.taken.remove(&function) {
             return None;
         }
+        self.next()
+    }
+
+    fn next(&mut self) -> Option<FunctionId> {
+        if self.is_paused || self.taken.len() >= TURNS_MAX {
+            return None;
+        }
         let next = self.waiting.pop_first()?;
         self.taken.insert(next);
         Some(next)
+    }
+
+    /// The node is short of memory, or is no longer. Returns the functions that get a turn.
+    fn pause(&mut self, is_paused: bool) -> Vec<FunctionId> {
+        self.is_paused = is_paused;
+        std::iter::from_fn(|| self.next()).collect()
+    }
+}
+
+impl Admission {
+    /// Says whether the node is short of memory: nothing is started ahead then. The functions that are returned have their
+    /// turn now: each wants [`crate::event::Event::Timer`].
+    pub fn pause_standby(&mut self, is_short: bool) -> Vec<FunctionId> {
+        self.standby.pause(is_short)
     }
 }
 
@@ -154,6 +177,11 @@ mod tests {
         assert!(turns.take(4) && !turns.take(7));
         assert_eq!(turns.leave(3), Some(7));
         assert_eq!(turns.leave(4), None, "none waits");
+        assert!(turns.pause(true).is_empty());
+        assert!(!turns.take(8) && !turns.take(2) && !turns.take(6));
+        assert_eq!(turns.leave(7), None, "none gets a turn while memory is short");
+        assert_eq!(turns.pause(false), [2, 6]);
+        assert_eq!((turns.leave(2), turns.leave(6), turns.leave(8)), (Some(8), None, None));
         assert!(turns.take(1));
     }
 }

@@ -288,3 +288,20 @@ fn clients_go_before_what_is_started_ahead() {
         [Action::Release(1, Demand { trigger: Trigger::Accept, .. }), ..]
     ));
 }
+
+#[test]
+fn without_memory_on_the_node_the_sleeping_give_up_theirs_and_then_stop() {
+    let mut function = frozen();
+    assert_eq!(function.relief(Relief::Hibernate).count(), 0, "it never hibernates");
+    assert_eq!(function.relief(Relief::Stop).collect::<Vec<_>>(), [(12, 1)]);
+    let hibernates = Policy { hibernate_after: Some(Duration::from_secs(32)), ..resting() };
+    function.on(Event::Changed { policy: hibernates, replace: false }, 24 * SECOND);
+    assert_eq!(function.relief(Relief::Hibernate).collect::<Vec<_>>(), [(12, 1)]);
+    assert!(orders(&function.on(Event::Relieve(1), 25 * SECOND)).contains(&Action::Hibernate(1)));
+    assert_eq!(orders(&function.on(Event::Relieve(1), 25 * SECOND)), [], "it does already");
+    let actions = function.on(Event::Hibernated(1), 26 * SECOND);
+    assert_eq!(moved(&actions), [(1, "hibernated", "pressure")]);
+    assert!(orders(&function.on(Event::Relieve(1), 27 * SECOND)).contains(&Action::Stop(1)));
+    let mut awake = served();
+    assert_eq!(orders(&awake.on(Event::Relieve(1), 20)), [], "one that is awake gives up nothing");
+}

@@ -25,8 +25,8 @@ impl World {
             let policy = random_policy(&mut self.rng);
             let policy = if self.faults.outage_ns.is_some() { patient(policy) } else { policy };
             let changed = Event::Changed { policy, replace };
-            let event =
-                self.rng.one(&[wake, Event::Freeze, Event::Freeze, Event::Stop, Event::Timer, changed]);
+            let relieve = Event::Relieve(1 + self.rng.below(6));
+            let event = self.rng.one(&[wake, Event::Freeze, relieve, Event::Stop, Event::Timer, changed]);
             self.at(at_ns, WorldEvent::Event(event));
         }
         if self.rng.percent(10) {
