@@ -1,5 +1,6 @@
 """Speaks to a front with Python's ssl: client.py PORT CA HOST WHAT."""
 
+import http.client
 import socket
 import ssl
 import sys
@@ -17,21 +18,29 @@ def session(alpn, version=None):
 
 
 def ask(stream, text):
+    """The first line of an answer, of which head and body may come apart."""
     stream.sendall(text)
-    return stream.recv(65536)
+    answer = http.client.HTTPResponse(stream)
+    answer.begin()
+    answer.read()
+    return f"HTTP/1.1 {answer.status} {answer.reason}"
 
 
 if what == "versions":
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         with session(["http/1.1"], version) as stream:
             answer = ask(stream, b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode())
-            print(stream.version(), stream.selected_alpn_protocol(), answer.split(b"\r\n")[0].decode())
+            print(stream.version(), stream.selected_alpn_protocol(), answer)
 elif what == "upgrade":
     with session(["http/1.1"]) as stream:
         head = b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n" % host.encode()
-        print(ask(stream, head).split(b"\r\n")[0].decode())
+        reader = stream.makefile("rb")
+        stream.sendall(head)
+        lines = list(iter(reader.readline, b"\r\n"))
+        print(lines[0].decode().strip())
         for word in (b"one\n", b"two\n"):
-            print(ask(stream, word).decode(), end="")
+            stream.sendall(word)
+            print(reader.readline().decode(), end="")
 elif what == "raw":
     with session(["h2"]) as stream:
         address, own = stream.getsockname()
@@ -57,6 +66,6 @@ elif what == "held":
     # One connection that lives for two requests, with a pause until a line comes.
     with session(["http/1.1"]) as stream:
         request = b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode()
-        print(ask(stream, request).split(b"\r\n")[0].decode(), flush=True)
+        print(ask(stream, request), flush=True)
         sys.stdin.readline()
-        print(ask(stream, request).split(b"\r\n")[0].decode(), flush=True)
+        print(ask(stream, request), flush=True)
