@@ -47,7 +47,6 @@ impl Node {
                     let Some(function) = self.find(&service.name) else { continue };
                     let policy = service.policy;
                     if let Some(record) = self.record(function) {
-                        service.doorbell.copy(&record.service.doorbell);
                         record.alter(*service);
                     }
                     self.renew_listener(function);

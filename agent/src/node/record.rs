@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use headstart_config::RequireAuth;
 use headstart_injector::Sockets;
 use headstart_wire::{Activity, ActivityReading, accept_queue};
 use socket2::SockRef;
@@ -92,6 +93,7 @@ impl FunctionRecord {
     pub(super) fn new(number: FunctionId, service: Service) -> Self {
         measure::declare(&service.name);
         service.doorbell.serve(number);
+        service.doorbell.require_key(service.require_auth != RequireAuth::No);
         let listener = &service.resources.listener;
         let (watch, answers) = (QueueWatch::new(Arc::clone(listener)), Answers::new(Arc::clone(listener)));
         let state = decision::FunctionState::new(number, service.policy);
@@ -340,6 +342,7 @@ impl FunctionRecord {
                 measure::scrape::hibernated(&service.name, kind, 0);
             }
         }
+        service.doorbell.require_key(service.require_auth != RequireAuth::No);
         self.service = service;
     }
 

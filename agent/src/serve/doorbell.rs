@@ -10,6 +10,8 @@ pub struct Doorbell(AtomicU64);
 
 /// Demand is no news at present.
 const WARM: u64 = 1 << 32;
+/// Only clients with a key may ask for it early.
+const NEEDS_KEY: u64 = 1 << 34;
 /// The function has a number.
 const SERVED: u64 = 1 << 33;
 
@@ -30,9 +32,10 @@ impl Doorbell {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
     }
 
-    /// The same as another one of the same function.
-    pub fn copy(&self, other: &Self) {
-        self.0.store(other.0.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// Whether only clients with a key may ask for it early.
+    pub fn require_key(&self, required: bool) {
+        let set = |bell: u64| Some(if required { bell | NEEDS_KEY } else { bell & !NEEDS_KEY });
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set);
     }
 
     /// The function's number, if it is served.
@@ -42,10 +45,10 @@ impl Doorbell {
         (bell & SERVED != 0).then(|| FunctionId::try_from(bell & u64::from(u32::MAX)).ok()).flatten()
     }
 
-    /// The function's number, if it is served and demand is news.
+    /// The function's number, if it is served, demand is news, and each client may ask for it.
     #[must_use]
     pub fn cold(&self) -> Option<FunctionId> {
-        self.number().filter(|_| self.0.load(Ordering::Relaxed) & WARM == 0)
+        self.number().filter(|_| self.0.load(Ordering::Relaxed) & (WARM | NEEDS_KEY) == 0)
     }
 }
 
@@ -60,11 +63,12 @@ mod tests {
         bell.serve(FunctionId::MAX);
         assert_eq!(bell.cold(), Some(FunctionId::MAX));
         bell.set_warm(true);
-        let other = Doorbell::default();
-        other.copy(&bell);
-        assert_eq!((bell.cold(), other.cold()), (None, None));
-        other.set_warm(false);
-        assert_eq!(other.cold(), Some(FunctionId::MAX));
+        assert_eq!(bell.cold(), None);
+        bell.set_warm(false);
+        bell.require_key(true);
+        assert_eq!((bell.cold(), bell.number()), (None, Some(FunctionId::MAX)));
+        bell.require_key(false);
+        assert_eq!(bell.cold(), Some(FunctionId::MAX));
         bell.close();
         assert_eq!(bell.cold(), None);
     }

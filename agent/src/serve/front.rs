@@ -203,7 +203,8 @@ impl Accepting {
                 continue;
             };
             let (announce, requests) = (Arc::clone(&self.announce), Arc::clone(&self.requests));
-            tokio::spawn(connection::serve(socket, client, settings, announce, requests, (place, of_source)));
+            let (current, places) = (self.settings.clone(), (place, of_source));
+            tokio::spawn(connection::serve(socket, client, current, announce, requests, places));
         }
     }
 }

@@ -63,9 +63,40 @@ elif what == "garbage":
         alert = plain.recv(7)
         print(alert[0], alert[5])
 elif what == "held":
-    # One connection that lives for two requests, with a pause until a line comes.
+    # One connection that lives for several requests: one at once, and one for each line that comes.
     with session(["http/1.1"]) as stream:
         request = b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host.encode()
         print(ask(stream, request), flush=True)
-        sys.stdin.readline()
-        print(ask(stream, request), flush=True)
+        for _ in sys.stdin:
+            print(ask(stream, request), flush=True)
+elif what == "heads":
+    # Heads in which a function could read another host or client than the front does.
+    for lines in (
+        [f"Host: {host}", "Host: other.test"],
+        [f"Host: {host}:80@other.test"],
+        [f"Host: {host}", "X_Forwarded_For: 198.51.100.1", "X-Real-IP: 198.51.100.1"],
+        [f"Host: {host}", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"],
+    ):
+        with session(["http/1.1"]) as stream:
+            stream.sendall("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode())
+            answer = http.client.HTTPResponse(stream)
+            answer.begin()
+            body = answer.read().decode().lower()
+            print(answer.status, any(word in body for word in ("198.51", "h2c", "http2-settings")))
+elif what == "unasked":
+    # A client of HTTP/2 that keeps its connection alive with PINGs and asks for nothing.
+    with session(["h2"]) as stream:
+        settings, ping = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", b"\x00\x00\x08\x06" + bytes(5) + bytes(8)
+        stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + ping)
+        received = b""
+        while part := stream.recv(4096):
+            received += part
+        print("GOAWAY" if b"\x00\x00\x08\x07" in received else received)
+elif what == "half-closed":
+    # A client that has sent its request and ends its half.
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % host.encode())
+        plain.shutdown(socket.SHUT_WR)
+        answer = http.client.HTTPResponse(plain)
+        answer.begin()
+        print(answer.status)

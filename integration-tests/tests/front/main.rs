@@ -137,6 +137,7 @@ fn what_is_no_client_is_told_so_and_bounded() {
 
     assert_eq!(place.python(0, "a.test", "silent"), "b''\n");
     assert_eq!(place.python(0, "a.test", "garbage"), "21 2\n", "a fatal alert");
+    assert_eq!(place.python(0, "a.test", "unasked"), "GOAWAY\n");
     let plain = place.curl(&["-o", "-", "-w", "%{http_code}", &place.url("http", 0, "a.test", "/")]);
     assert_eq!(plain, "this address speaks HTTPS: begin with https://\n400");
     let refused = place.curl_fails(&[&place.url("https", 0, "other.test", "/")]);
@@ -199,6 +200,8 @@ fn a_reload_changes_certificates_and_fronts_and_the_next_agent_has_their_sockets
     let mut said = BufReader::new(held.stdout.take().unwrap()).lines();
     assert_eq!(said.next().unwrap().unwrap(), "HTTP/1.1 200 OK");
 
+    assert_eq!(place.python(0, "a.test", "heads"), "400 False\n400 False\n200 False\n200 False\n");
+
     let shown = || run_within(LIMIT, &mut place.headstart(&agent, "front")).unwrap();
     let before = shown();
     assert!(before.contains("a.test") && before.contains("functions: a"), "{before}");
@@ -221,9 +224,22 @@ fn a_reload_changes_certificates_and_fronts_and_the_next_agent_has_their_sockets
     assert!(place.curl(&[&place.url("https", 0, "b.test", "/")]).contains("\"a\""));
     assert!(place.curl(&[&place.url("http", 1, "b.test", "/")]).contains("\"a\""));
     assert!(shown().contains("b.test"), "{}", shown());
-    held.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let mut asks = held.stdin.take().unwrap();
+    asks.write_all(b"\n").unwrap();
     assert_eq!(said.next().unwrap().unwrap(), "HTTP/1.1 200 OK", "a connection outlives a reload");
+    // It does not keep what a reload has taken away.
+    let moved = place.function("a", 10, "hosts = [\"b.test\"]\n");
+    agent.rewrite(&format!("{front}{other}{moved}")).unwrap();
+    assert_eq!(reload().status, 200);
+    asks.write_all(b"\n").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "HTTP/1.1 404 Not Found");
+    agent.rewrite(&format!("{front}{other}{function}")).unwrap();
+    assert_eq!(reload().status, 200);
+    asks.write_all(b"\n").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "HTTP/1.1 200 OK");
+    drop(asks);
     assert!(held.wait().unwrap().success());
+    assert_eq!(place.python(1, "b.test", "half-closed"), "200\n");
     let stored = manager.stored().unwrap();
     assert_eq!(stored.iter().filter(|name| name.starts_with("listen-")).count(), 3, "{stored:?}");
 

@@ -26,7 +26,7 @@ impl LastByte {
         Self { begun: Instant::now(), at_ms: Arc::default() }
     }
 
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         let now_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.at_ms.store(now_ms, Ordering::Relaxed);
     }

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use headstart_config::Carry;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::server::TlsStream;
 
 use super::client::{ClientStream, LastByte};
@@ -26,6 +27,7 @@ pub(super) type Places = (OwnedSemaphorePermit, SourcePlace);
 pub(super) struct Connection {
     /// The front's, as they were when it came.
     pub(super) settings: Arc<FrontSettings>,
+    current: watch::Receiver<Arc<FrontSettings>>,
     /// Its address.
     pub(super) client: SocketAddr,
     /// Whether it speaks TLS.
@@ -39,6 +41,10 @@ pub(super) struct Connection {
     has_named: AtomicBool,
     /// A function that was asked for, and the socket whose connection was announced to it.
     announced: Mutex<Option<(String, TcpSocket)>>,
+    /// Requests without a whole answer.
+    open_requests: AtomicUsize,
+    /// When one last came or ended.
+    last_request: LastByte,
     last_byte: LastByte,
     _places: Places,
 }
@@ -47,15 +53,17 @@ pub(super) struct Connection {
 pub(super) async fn serve(
     socket: TcpStream,
     client: SocketAddr,
-    settings: Arc<FrontSettings>,
+    current: watch::Receiver<Arc<FrontSettings>>,
     announce: Arc<dyn Announce>,
     requests: Arc<RequestPlaces>,
     places: Places,
 ) {
+    let settings = Arc::clone(&current.borrow());
     let last_byte = LastByte::new();
     let stream = ClientStream::new(socket, last_byte.clone());
     let mut connection = Connection {
         settings,
+        current,
         client,
         is_tls: false,
         host: None,
@@ -63,6 +71,8 @@ pub(super) async fn serve(
         announce,
         has_named: AtomicBool::new(false),
         announced: Mutex::new(None),
+        open_requests: AtomicUsize::new(0),
+        last_request: LastByte::new(),
         last_byte,
         _places: places,
     };
@@ -89,7 +99,41 @@ pub(super) async fn serve(
     }
 }
 
+/// A request without a whole answer.
+pub(super) struct OpenRequest(Arc<Connection>);
+
+impl OpenRequest {
+    pub(super) fn of(connection: &Arc<Connection>) -> Self {
+        connection.open_requests.fetch_add(1, Ordering::Relaxed);
+        connection.last_request.touch();
+        Self(Arc::clone(connection))
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.0.last_request.touch();
+        self.0.open_requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Connection {
+    /// The front's settings of now: an open connection must not reach what a reload has taken away.
+    pub(super) fn current(&self) -> Arc<FrontSettings> {
+        Arc::clone(&self.current.borrow())
+    }
+
+    /// Returns when no request has been open for this long.
+    pub(super) async fn unasked(&self, limit: Duration) {
+        loop {
+            self.last_request.idle_for(limit).await;
+            if self.open_requests.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            self.last_request.touch();
+        }
+    }
+
     /// Makes the TLS session; the function starts meanwhile, if the host is its own.
     async fn handshake(&mut self, stream: ClientStream) -> Result<TlsStream<ClientStream>, HandshakeOutcome> {
         let hello = Hello::read(stream).await?;

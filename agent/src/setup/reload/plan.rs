@@ -75,7 +75,7 @@ impl Reload {
             let of_another = self.bindings.listener(key);
             let of_another = of_another.filter(|_| inherited.contains(&key) && (served.is_none() || !stays));
             let listener = listener.or(of_another.as_ref());
-            let service = match self.service(config, function, key, listener, plan) {
+            let mut service = match self.service(config, function, key, listener, plan) {
                 Ok(service) => service,
                 Err(reason) if same => {
                     plan.outcome.unavailable.push(name.clone());
@@ -84,6 +84,10 @@ impl Reload {
                 }
                 Err(source) => return Err(ReloadRefusal::Function { name: name.clone(), source }),
             };
+            if stays && let Some(served) = served {
+                // Fronts and their memory of clients keep it: there is one for a function, as long as that has its number.
+                service.doorbell = Arc::clone(&served.doorbell);
+            }
             if of_another.is_some() {
                 match (served, old_key) {
                     (Some(_), Some(old_key)) => {
