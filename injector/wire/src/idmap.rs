@@ -30,12 +30,18 @@ struct Sleeper(Pid);
 impl Sleeper {
     #[expect(unsafe_code, reason = "no crate has a safe interface to clone(2) without a stack")]
     fn start() -> io::Result<Self> {
-        let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+        // With the table of descriptors shared, the child keeps none open that this process closes.
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_FILES | libc::SIGCHLD;
+        let parent = Pid::this();
         // SAFETY: without CLONE_VM the child is a copy of this process on a copy of this stack, as fork(2) makes it. Until it is
         // killed it makes system calls only: no lock that another thread held is taken, nothing is allocated or dropped.
         let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
         if pid == 0 {
             let _ = set_pdeathsig(Signal::SIGKILL);
+            if Pid::parent() != parent {
+                // It was gone before.
+                let _ = kill(Pid::this(), Signal::SIGKILL);
+            }
             loop {
                 pause();
             }
@@ -85,6 +91,19 @@ pub fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Resul
 mod tests {
     use super::*;
     use std::os::fd::AsFd as _;
+
+    #[test]
+    fn what_is_closed_is_not_kept_open_by_the_namespace_s_process() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIPPED: needs root");
+            return;
+        }
+        let (mut end, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let _process = Sleeper::start().unwrap();
+        drop(other);
+        end.set_nonblocking(true).unwrap();
+        assert_eq!(io::Read::read(&mut end, &mut [0]).unwrap(), 0, "the other end is closed");
+    }
 
     #[test]
     fn a_namespace_is_made_and_nothing_runs_in_it() {
